@@ -1,0 +1,46 @@
+"""A PostgreSQL backend for Django that runs the ORM on the event loop.
+
+Chosen by one setting: ``DATABASES["default"]["ENGINE"] = "pgbackend"``. The public names are here,
+loaded when they are first used; importing the package imports neither Django nor psycopg.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import aio as aio
+    from .aio import detached as detached
+    from .aio import pinned as pinned
+    from .metrics import PoolStatistics as PoolStatistics
+    from .metrics import add_hook as add_hook
+    from .metrics import remove_hook as remove_hook
+    from .metrics import statistics as statistics
+
+__version__ = "0.1.0"
+
+__all__ = ["PoolStatistics", "add_hook", "aio", "detached", "pinned", "remove_hook", "statistics"]
+
+_HOMES = {
+    "PoolStatistics": "metrics",
+    "add_hook": "metrics",
+    "detached": "aio",
+    "pinned": "aio",
+    "remove_hook": "metrics",
+    "statistics": "metrics",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "aio":
+        return import_module(".aio", __name__)
+    try:
+        home = _HOMES[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    return getattr(import_module(f".{home}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

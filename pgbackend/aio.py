@@ -1,0 +1,117 @@
+"""What users call in async code: `run`, `as_async`, `pinned` and `detached`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, Self, TypeVar
+
+from django.db import DEFAULT_DB_ALIAS, connections
+
+from . import state
+from .driver import bridge
+
+__all__ = ["as_async", "detached", "pinned", "run"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def run(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a synchronous function green, on the running loop, and return its result.
+
+    Below `fn`, the ORM waits without blocking the loop and without a thread. What blocks by itself
+    (`time.sleep`, `requests`) still does: give that to `asyncio.to_thread`.
+    """
+    return await bridge.run(fn, *args, **kwargs)
+
+
+def as_async(fn: Callable[P, T], /) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Make an ``async def`` of a synchronous function (a view, a command): see `run`."""
+
+    @functools.wraps(fn)
+    async def inner(*args: P.args, **kwargs: P.kwargs) -> T:
+        return await bridge.run(fn, *args, **kwargs)
+
+    return inner
+
+
+class pinned:  # noqa: N801 - reads as a statement
+    """Hold one connection for a block, for code that needs one session.
+
+    ``with pgbackend.pinned():``, or ``async with``: temporary tables, ``SET``, session-level
+    advisory locks. The connection is leased at the first statement of the block. In a transaction,
+    and in a sync context, there is one connection anyway. Other tasks never share it.
+    """
+
+    def __init__(self, using: str = DEFAULT_DB_ALIAS) -> None:
+        self.using = using
+        self._session: state.Session | None = None
+
+    def __enter__(self) -> Self:
+        wrapper = connections[self.using]
+        if not hasattr(wrapper, "async_session"):
+            return self  # another engine: its connection is its thread's
+        self._session = wrapper.async_session()
+        if self._session is not None:
+            self._session.pins += 1
+            if self._session.pins == 1 and self._session.state.lease is not None:
+                self._session.state.lease.pin()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        session, self._session = self._session, None
+        if session is None:
+            return
+        session.pins -= 1
+        if session.pins == 0 and session.state.lease is not None:
+            session.state.lease.unpin()
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self.__exit__(*exc_info)
+
+
+class detached:  # noqa: N801 - reads as a statement
+    """Step out of the surrounding transaction, for background work.
+
+    As a context manager (``with`` or ``async with``), for a block; called with a coroutine, it
+    returns a coroutine to start a task with::
+
+        with transaction.atomic():
+            ...
+            asyncio.create_task(pgbackend.detached(send_mail(order)))
+
+    `using` names one alias; by default all are stepped out of.
+    """
+
+    def __new__(cls, coro: Coroutine[Any, Any, T] | None = None, **kwargs: Any) -> Any:
+        if coro is None:
+            return super().__new__(cls)
+        return cls._run(coro, cls(**kwargs))
+
+    def __init__(self, coro: None = None, *, using: str | None = None) -> None:
+        self._keys = None if using is None else {id(connections.settings[using])}
+        self._contexts: list[Any] = []
+
+    @staticmethod
+    async def _run(coro: Coroutine[Any, Any, T], outside: detached) -> T:
+        with outside:
+            return await coro
+
+    def __enter__(self) -> Self:
+        context = state.no_blocks(self._keys)
+        context.__enter__()
+        self._contexts.append(context)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._contexts.pop().__exit__(None, None, None)
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self.__exit__(*exc_info)

@@ -1,0 +1,464 @@
+"""`DatabaseWrapper`: Django's backend for PostgreSQL, on connections that a task leases.
+
+In a sync context everything is inherited: one connection a thread, kept as Django keeps it. In an
+async context (green) the wrapper has no connection of its own: `_cursor()` takes a lease from the
+pool of the running loop when the first statement is made, and the lease ends with the cursor, or
+with the transaction. What Django keeps on the wrapper is looked up in `state`.
+
+A wrapper that `django.db.connections` does not own (`connection.copy()`, the one that creates test
+databases) has a connection of its own in every context, as in Django; it still does not block the
+loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
+from django.db import DEFAULT_DB_ALIAS
+from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
+from django.db.backends.signals import connection_created
+from django.db.backends.utils import debug_transaction
+from django.utils.functional import cached_property
+from psycopg import IsolationLevel
+
+from . import conf, driver, hooks, state
+from .client import DatabaseClient
+from .creation import DatabaseCreation
+from .driver import bridge
+from .driver.connection import adopt
+from .driver.pool import Lease, Pool, PoolOptions, close_pools, get_pool
+from .features import DatabaseFeatures
+from .introspection import DatabaseIntrospection
+from .operations import DatabaseOperations
+from .schema import DatabaseSchemaEditor
+from .state import Scope, ScopeAttribute, State, StateAttribute
+
+CURE = (
+    "the ORM was called on the event loop, outside of pgbackend's greenlets ({name}()). Requests "
+    "that Django's ASGI handler serves have one; elsewhere, call the a-method ('await qs.aget()'), "
+    "use 'async with transaction.atomic()', or wrap the function: 'await pgbackend.aio.run(fn)'."
+)
+
+
+def _guarded(name: str) -> Callable[..., Any]:
+    """Django's method `name` with our guard in the place of `async_unsafe`'s.
+
+    Django's refuses wherever a loop runs; green code may call the method, since it does not block.
+    """
+    method = inspect.unwrap(getattr(PostgresDatabaseWrapper, name))
+
+    @functools.wraps(method)
+    def guarded(self: DatabaseWrapper, *args: Any, **kwargs: Any) -> Any:
+        self.check_context(name)
+        return method(self, *args, **kwargs)
+
+    return guarded
+
+
+class DatabaseWrapper(PostgresDatabaseWrapper):
+    Database = driver
+    SchemaEditorClass = DatabaseSchemaEditor
+    client_class = DatabaseClient
+    creation_class = DatabaseCreation
+    features_class = DatabaseFeatures
+    introspection_class = DatabaseIntrospection
+    ops_class = DatabaseOperations
+    # Not Django's dictionary: an alias may be tried with either engine in one process.
+    _connection_pools: dict[str, Any] = {}  # noqa: RUF012
+
+    for _name in State.NAMES:
+        locals()[_name] = StateAttribute()
+    for _name in Scope.NAMES:
+        locals()[_name] = ScopeAttribute()
+    del _name
+
+    _ready = False
+
+    def __init__(self, settings_dict: dict[str, Any], alias: str = DEFAULT_DB_ALIAS) -> None:
+        self._own = State()
+        self._own_scope = Scope(None, self.queries_limit)
+        super().__init__(settings_dict, alias)
+        self._ready = True
+
+    def __copy__(self) -> DatabaseWrapper:
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other._own = self._own.copy()
+        other._own_scope = copy.copy(self._own_scope)
+        return other
+
+    @property
+    def settings_dict(self) -> dict[str, Any]:
+        return self._settings_dict
+
+    @settings_dict.setter
+    def settings_dict(self, value: dict[str, Any]) -> None:
+        self._settings_dict = value
+        self._key = id(value)
+
+    @cached_property
+    def _shared(self) -> bool:
+        """Whether this wrapper stands for its alias, and so uses the pool in an async context."""
+        return conf.is_shared(self.alias, self._settings_dict)
+
+    # --- Contexts ---
+
+    def check_context(self, name: str) -> None:
+        """Raise `SynchronousOnlyOperation` where waiting for the database would block a loop."""
+        if not bridge.in_greenlet() and state.in_async_context():
+            raise SynchronousOnlyOperation(CURE.format(name=name))
+
+    def async_session(self) -> state.Session | None:
+        """The task's session, in an async context; else None."""
+        return state.session(self) if self._shared and state.in_async_context() else None
+
+    @contextmanager
+    def backend_statement(self) -> Iterator[None]:
+        """A statement of the backend's own, that leaves nothing in its session."""
+        session = self.async_session()
+        if session is None:
+            yield
+            return
+        outer, session.compiled = session.compiled, True
+        try:
+            yield
+        finally:
+            session.compiled = outer
+
+    # --- Guards: each of Django's async_unsafe methods ---
+
+    connect = _guarded("connect")
+    get_new_connection = _guarded("get_new_connection")
+    savepoint_rollback = _guarded("savepoint_rollback")
+    savepoint_commit = _guarded("savepoint_commit")
+    clean_savepoints = _guarded("clean_savepoints")
+    chunked_cursor = _guarded("chunked_cursor")
+    cursor = _guarded("cursor")
+    _ensure_connection = _guarded("ensure_connection")
+    _create_cursor = _guarded("create_cursor")
+    _close_connection = _guarded("close")
+    _commit_transaction = _guarded("commit")
+    _roll_back_transaction = _guarded("rollback")
+    savepoint = _guarded("savepoint")
+
+    # --- Connecting ---
+
+    def get_connection_params(self) -> dict[str, Any]:
+        params = super().get_connection_params()
+        params.pop("session_reset", None)
+        return params
+
+    @property
+    def pool(self) -> Any:
+        """Django's synchronous pool, with connections of ours; None in an async context."""
+        if self.alias not in self._connection_pools and self._settings_dict["OPTIONS"].get("pool"):
+            return self._make_sync_pool()
+        if self._shared and state.in_async_context():
+            return None
+        return super().pool
+
+    def _make_sync_pool(self) -> Any:
+        if self._shared and state.in_async_context():
+            return None
+        stand_in = copy.copy(self)
+        given = self._settings_dict["OPTIONS"]["pool"]
+        options = {} if given is True else given
+        options = {"connection_class": driver.Connection, **options}
+        stand_in._settings_dict = {
+            **self._settings_dict,
+            "OPTIONS": {**self._settings_dict["OPTIONS"], "pool": options},
+        }
+        return super(DatabaseWrapper, stand_in).pool
+
+    def close_pool(self) -> None:
+        """Close the synchronous pool and the pools of all loops; from any thread."""
+        if self.alias in self._connection_pools:
+            self._connection_pools.pop(self.alias).close()
+        if self._shared:
+            close_pools(self._key)
+
+    def ensure_connection(self) -> None:
+        """Guarantee that the database can be reached; green, nothing is held afterwards."""
+        current = state.current_state(self)
+        if not current.pooled:
+            self._ensure_connection()
+        elif current.connection is None:
+            self.check_context("ensure_connection")
+            lease = self._lease(current)
+            if lease is not None:
+                lease.maybe_end()
+
+    def _lease(self, current: State) -> Lease | None:
+        """Give `current` a connection, if it has none; return the lease if it is new."""
+        if current.connection is not None:
+            return None
+        transaction = current.transaction
+        if transaction is None:
+            return self._take(current, None)
+        with transaction.leasing:
+            return self._take(current, transaction) if current.connection is None else None
+
+    def _take(self, current: State, transaction: state.Transaction | None) -> Lease:
+        with self.wrap_database_errors:
+            lease = self._get_lease(transaction)
+        current.take(lease)
+        session = state.session(self) if transaction is None else None
+        if transaction is not None:
+            lease.pin()
+            lease.connection._autocommit = False  # psycopg begins with the first statement
+        elif session is not None and session.pins:
+            lease.pin()
+        return lease
+
+    def _get_lease(self, transaction: state.Transaction | None) -> Lease:
+        home = None if transaction is None else transaction.home
+        running = asyncio._get_running_loop()
+        if home is None or home is running:
+            return self._async_pool().lease()
+        # A thread, or another loop, makes the first statement of a transaction of `home`.
+        leasing = asyncio.run_coroutine_threadsafe(bridge.run(self._lease_at_home), home)
+        if running is None:
+            return leasing.result()
+        return bridge.await_(asyncio.wrap_future(leasing))
+
+    def _lease_at_home(self) -> Lease:
+        return self._async_pool().lease()
+
+    def _async_pool(self) -> Pool:
+        return get_pool(
+            (self._key, self._settings_dict["NAME"]), self.alias, self._pool_options
+        )
+
+    def _pool_options(self) -> PoolOptions:
+        self.check_settings()
+        return PoolOptions(
+            connect={
+                **self.get_connection_params(),
+                "twin_class": conf.twin_class(self.alias, self._settings_dict),
+            },
+            pool=conf.pool_options(self.alias, self._settings_dict),
+            initialise=self._initialise,
+            session_reset=conf.session_reset(self.alias, self._settings_dict["OPTIONS"]),
+        )
+
+    def _initialise(self, connection: driver.Connection) -> None:
+        """Do for a connection of the pool what `connect()` does after connecting."""
+        connection.isolation_level = self._isolation_level_option()
+        with state.prepared(self, connection):
+            self.init_connection_state()
+            connection_created.send(sender=type(self), connection=self)
+
+    def _isolation_level_option(self) -> IsolationLevel | None:
+        value = self._settings_dict["OPTIONS"].get("isolation_level")
+        if value is None:
+            return None
+        try:
+            return IsolationLevel(value)
+        except ValueError:
+            raise ImproperlyConfigured(
+                f"Invalid transaction isolation level {value} specified. "
+                "Use one of the psycopg.IsolationLevel values."
+            ) from None
+
+    # --- Cursors ---
+
+    def _cursor(self, name: str | None = None) -> Any:
+        state.take_turn(self)
+        current = state.current_state(self)
+        if not current.pooled:
+            return super()._cursor(name)
+        session = state.session(self) if state.in_async_context() else None
+        compiled, by_orm = (session is not None and session.compiled), session
+        if by_orm is not None:
+            by_orm.compiled = False
+        if current.transaction is None and not current.autocommit:
+            self.set_autocommit(False)  # AUTOCOMMIT is off: each task is in a transaction
+            current = state.current_state(self)
+        return self._lease_cursor(current, name, compiled)
+
+    def _lease_cursor(self, current: State, name: str | None, compiled: bool) -> Any:
+        new = self._lease(current)
+        try:
+            with self.wrap_database_errors:
+                cursor = self.create_cursor(name)
+        except BaseException:
+            if new is not None:
+                new.maybe_end()
+            raise
+        if not compiled and current.lease is not None:
+            current.lease.dirty = True
+            cursor.opened_at = _caller()
+        return self._prepare_cursor(cursor)
+
+    def create_cursor(self, name: str | None = None) -> Any:
+        cursor = self._create_cursor(name)
+        if name and state.current_state(self).lease is not None:
+            adopt(cursor)  # Django makes server-side cursors without the connection's factory
+        return cursor
+
+    def validate_no_broken_transaction(self) -> None:
+        # Every statement comes by here, right before it is sent.
+        state.take_turn(self)
+        super().validate_no_broken_transaction()
+
+    @cached_property
+    def pg_version(self) -> int:
+        with self.backend_statement(), self.temporary_connection():
+            return self.connection.info.server_version
+
+    # --- Transactions ---
+
+    def get_autocommit(self) -> bool:
+        current = state.current_state(self)
+        if not current.pooled:
+            return super().get_autocommit()
+        # No connection is needed to know: it is leased at the block's first statement.
+        self.check_context("get_autocommit")
+        return current.autocommit
+
+    def set_autocommit(
+        self, autocommit: bool, force_begin_transaction_with_broken_autocommit: bool = False
+    ) -> None:
+        self.check_context("set_autocommit")
+        if state.current_state(self).pooled:
+            self._set_autocommit_pooled(autocommit)
+        else:
+            super().set_autocommit(autocommit, force_begin_transaction_with_broken_autocommit)
+        if autocommit:
+            bridge.deliver_cancellation()
+
+    def _set_autocommit_pooled(self, autocommit: bool) -> None:
+        # Django's own, but for ensure_connection(): the first statement leases the connection.
+        self.validate_no_atomic_block()
+        if autocommit:
+            self._set_autocommit(autocommit)
+        else:
+            with debug_transaction(self, "BEGIN"):
+                self._set_autocommit(autocommit)
+        self.autocommit = autocommit
+        if autocommit and self.run_commit_hooks_on_set_autocommit_on:
+            self.run_commit_hooks_on_set_autocommit_on = False
+            self.run_and_clear_commit_hooks()
+
+    def _set_autocommit(self, autocommit: bool) -> None:
+        current = state.current_state(self)
+        if not current.pooled:
+            super()._set_autocommit(autocommit)
+            if autocommit:
+                state.end(self, current)
+            elif current.transaction is None:
+                state.begin(self, current)
+        elif autocommit:
+            self._end_pooled(current)
+        elif current.transaction is None:
+            state.begin(self, State(pooled=True))
+
+    def _end_pooled(self, current: State) -> None:
+        """Give the connection back, and hand the hooks to who runs them after that."""
+        if current.lease is not None:
+            with self.wrap_database_errors:
+                current.connection.autocommit = True
+            lease = current.lease
+            lease.pins = 0
+            lease.maybe_end()
+        if current.transaction is None:
+            return
+        state.end(self, current)
+        now = state.current_state(self)
+        now.run_on_commit = current.run_on_commit
+        now.run_commit_hooks_on_set_autocommit_on = current.run_commit_hooks_on_set_autocommit_on
+
+    def commit(self) -> None:
+        self._commit_transaction()
+        bridge.deliver_cancellation()
+
+    def rollback(self) -> None:
+        self._roll_back_transaction()
+        bridge.deliver_cancellation()
+
+    def _savepoint(self, sid: str) -> None:
+        with self.backend_statement():
+            super()._savepoint(sid)
+
+    def _savepoint_rollback(self, sid: str) -> None:
+        with self.backend_statement(), bridge.hold_cancellation():
+            super()._savepoint_rollback(sid)
+
+    def _savepoint_commit(self, sid: str) -> None:
+        with self.backend_statement(), bridge.hold_cancellation():
+            super()._savepoint_commit(sid)
+
+    # --- Hooks on commit ---
+
+    def on_commit(self, func: Callable[[], Any], robust: bool = False) -> None:
+        """Register `func`; a coroutine function is awaited when its turn comes."""
+        if not callable(func):
+            raise TypeError("on_commit()'s callback must be a callable.")
+        super().on_commit(_awaited(func), robust)
+
+    def execute_wrapper(self, wrapper: Callable[..., Any]) -> Any:
+        return self._observed_wrapper(wrapper)
+
+    @contextmanager
+    def _observed_wrapper(self, wrapper: Callable[..., Any]) -> Iterator[None]:
+        with super().execute_wrapper(wrapper):
+            state.observe(self)
+            yield
+
+    # --- Closing ---
+
+    def close(self) -> None:
+        """Close the connection; green and outside a transaction, give it back at once."""
+        current = state.current_state(self)
+        if current.pooled and current.lease is None and not current.in_atomic_block:
+            current.run_on_commit = []
+            return
+        self._close_connection()
+
+    def _close(self) -> None:
+        current = state.current_state(self)
+        if not current.pooled:
+            super()._close()
+        elif current.lease is not None:
+            lease = current.lease
+            if current.in_atomic_block or current.transaction is not None:
+                lease.connection.close()
+            lease.dirty = True
+            lease.end()
+
+
+def _awaited(func: Callable[[], Any]) -> Callable[[], Any]:
+    if not inspect.iscoroutinefunction(inspect.unwrap(func)) and not inspect.iscoroutinefunction(
+        getattr(func, "func", None)
+    ):
+        return func
+
+    @functools.wraps(func)
+    def call() -> Any:
+        return hooks.run_coroutine_function(func)
+
+    return call
+
+
+_CURSOR_MODULES = (__name__, "django.db.backends.base.base", "django.utils.asyncio")
+
+
+def _caller() -> str | None:
+    """Where user code opened a cursor; None when Django or pgbackend itself did."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__") in _CURSOR_MODULES:
+        frame = frame.f_back  # type: ignore[assignment]
+    if frame is None or frame.f_globals.get("__name__", "").startswith("django."):
+        return None
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+hooks.install()

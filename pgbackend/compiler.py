@@ -1,0 +1,51 @@
+"""SQL compilers that say which statements the ORM made.
+
+A statement that the ORM compiled leaves nothing in its session, so the connection can go to the
+next task as it is; after any other, the session is reset (contract C9). The cursor of a compiled
+statement is closed by the compiler as soon as the result is in memory, and the lease ends with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db.backends.postgresql import compiler
+
+
+class CompiledStatement:
+    """A compiler whose statements are marked as compiled by the ORM."""
+
+    connection: Any
+
+    def execute_sql(self, *args: Any, **kwargs: Any) -> Any:
+        session = self.connection.async_session()
+        if session is None:
+            return super().execute_sql(*args, **kwargs)  # type: ignore[misc]
+        # The next cursor takes the mark. Compiling may run statements of its own before that.
+        outer, session.compiled = session.compiled, True
+        try:
+            return super().execute_sql(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            session.compiled = outer
+
+
+class SQLCompiler(CompiledStatement, compiler.SQLCompiler):
+    pass
+
+
+class SQLInsertCompiler(CompiledStatement, compiler.SQLInsertCompiler):
+    pass
+
+
+class SQLDeleteCompiler(CompiledStatement, compiler.SQLDeleteCompiler):
+    pass
+
+
+class SQLUpdateCompiler(CompiledStatement, compiler.SQLUpdateCompiler):
+    def execute_returning_sql(self, returning_fields: Any) -> Any:  # Django 6.0 and later
+        with self.connection.backend_statement():
+            return super().execute_returning_sql(returning_fields)
+
+
+class SQLAggregateCompiler(CompiledStatement, compiler.SQLAggregateCompiler):
+    pass

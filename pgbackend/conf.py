@@ -1,0 +1,190 @@
+"""From `DATABASES[alias]` to frozen options; the only module that reads settings.
+
+Everything is checked when a pool is first made. What is ours to check raises
+`ImproperlyConfigured`, naming the setting; what is the server's to check (a password, the name of a
+database, an option of libpq) is left to it, and its own message reaches the user.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Mapping
+from inspect import iscoroutinefunction
+from typing import Any
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
+
+from .driver import Connection
+from .driver import bridge
+from .driver.connection import AsyncConnection
+
+#: Defaults that are right without any setting: nothing is held by an idle process, and a request
+#: that cannot be served for lack of connections fails before its client gives up.
+POOL_DEFAULTS: Mapping[str, Any] = {
+    "min_size": 0,
+    "max_size": 10,
+    "timeout": 10.0,
+    "max_idle": 60.0,
+    # psycopg_pool's own retries back off to five minutes; a request that asks for a connection
+    # makes the next attempt instead (see driver/pool.py).
+    "reconnect_timeout": 0.0,
+}
+
+_NUMBERS = {
+    "min_size": int,
+    "max_size": int,
+    "max_waiting": int,
+    "num_workers": int,
+    "timeout": float,
+    "max_lifetime": float,
+    "max_idle": float,
+    "reconnect_timeout": float,
+}
+_OTHERS = {"check", "close_returns", "connection_class", "name", "reconnect_failed", "reset"}
+_RESETS = ("always", "dirty", "never")
+
+
+def is_shared(alias: str, settings_dict: Mapping[str, Any]) -> bool:
+    """Whether `settings_dict` is the one of `django.db.connections`, not that of a copy."""
+    return connections.settings.get(alias) is settings_dict
+
+
+def has_foreign_alias() -> bool:
+    """Whether the project uses a database that is not pgbackend's."""
+    return any(
+        not engine_is_ours(entry["ENGINE"]) and entry["ENGINE"] != "django.db.backends.dummy"
+        for entry in connections.settings.values()
+    )
+
+
+def engine_is_ours(engine: str) -> bool:
+    """Whether `engine` names pgbackend, or a backend whose wrapper derives from it."""
+    try:
+        return _engines[engine]
+    except KeyError:
+        from django.db.utils import load_backend  # the backend may be loading this module
+
+        wrapper = load_backend(engine).DatabaseWrapper
+        ours = any(base.__module__ == "pgbackend.base" for base in wrapper.__mro__)
+        return _engines.setdefault(engine, ours)
+
+
+_engines: dict[str, bool] = {}
+
+
+def allows_async_unsafe() -> bool:
+    """Whether `DJANGO_ALLOW_ASYNC_UNSAFE` is set; its meaning is Django's."""
+    return bool(os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"))
+
+
+def session_engine() -> str:
+    """The module that keeps sessions."""
+    return settings.SESSION_ENGINE
+
+
+def session_reset(alias: str, options: Mapping[str, Any]) -> Any:
+    """Return the checked value of `OPTIONS["session_reset"]`."""
+    value = options.get("session_reset", "dirty")
+    if value not in _RESETS:
+        raise ImproperlyConfigured(
+            f"DATABASES[{alias!r}]['OPTIONS']['session_reset'] is {value!r}. "
+            f"Set it to one of {', '.join(map(repr, _RESETS))}."
+        )
+    return value
+
+
+def pool_options(alias: str, settings_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of psycopg_pool's `AsyncConnectionPool` for an alias.
+
+    The names are psycopg_pool's; `check`, `reset` and `reconnect_failed` may be the synchronous
+    functions that the synchronous pool takes, and are then called green. Raises
+    `ImproperlyConfigured` for what is not an option, and for a value that cannot be one.
+    """
+    given = settings_dict["OPTIONS"].get("pool") or {}
+    if given is True:
+        given = {}
+    if not isinstance(given, Mapping):
+        raise ImproperlyConfigured(
+            f"{_name(alias)} is {given!r}. Set it to True, or to a dictionary of options."
+        )
+    for name, value in given.items():
+        _check_option(alias, name, value)
+    options = {**POOL_DEFAULTS, **given}
+    if "min_size" in given and "max_size" not in given:
+        options["max_size"] = max(given["min_size"], POOL_DEFAULTS["max_size"])
+    _check_sizes(alias, options)
+    if settings_dict.get("CONN_HEALTH_CHECKS"):
+        options.setdefault("check", _check_connection)
+    for name in ("check", "reset"):
+        if callable(options.get(name)) and not iscoroutinefunction(options[name]):
+            options[name] = _green_callback(options[name])
+    options.pop("connection_class", None)
+    return options
+
+
+def twin_class(alias: str, settings_dict: Mapping[str, Any]) -> type[Connection]:
+    """Return the class of the connections that user code sees."""
+    given = settings_dict["OPTIONS"].get("pool")
+    cls = given.get("connection_class", Connection) if isinstance(given, Mapping) else Connection
+    if not (isinstance(cls, type) and issubclass(cls, Connection)):
+        raise ImproperlyConfigured(
+            f"{_name(alias)}['connection_class'] is {cls!r}. "
+            "Set it to a subclass of pgbackend.driver.Connection."
+        )
+    return cls
+
+
+def pool_timeout(settings_dict: Mapping[str, Any]) -> float:
+    """Return how long a task waits for a connection, or for its turn on one, in seconds."""
+    given = settings_dict["OPTIONS"].get("pool")
+    default = POOL_DEFAULTS["timeout"]
+    return float(given.get("timeout", default) if isinstance(given, Mapping) else default)
+
+
+def _name(alias: str) -> str:
+    return f"DATABASES[{alias!r}]['OPTIONS']['pool']"
+
+
+def _check_option(alias: str, name: str, value: Any) -> None:
+    if name in _OTHERS:
+        return
+    if name not in _NUMBERS:
+        known = [*_NUMBERS, *_OTHERS]
+        close = difflib.get_close_matches(name, known, 1)
+        hint = f"Did you mean {close[0]!r}?" if close else f"Use one of {', '.join(sorted(known))}."
+        raise ImproperlyConfigured(f"{_name(alias)} has no option {name!r}. {hint}")
+    number = _NUMBERS[name]
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if name == "max_size" and value is None:
+        return
+    if not (whole or (number is float and isinstance(value, float))) or not value >= 0:
+        kind = "a whole number" if number is int else "a number of seconds"
+        raise ImproperlyConfigured(
+            f"{_name(alias)}[{name!r}] is {value!r}. Set it to {kind}, not negative."
+        )
+
+
+def _check_sizes(alias: str, options: Mapping[str, Any]) -> None:
+    low, high = options["min_size"], options["max_size"]
+    high = low if high is None else high
+    if high < max(low, 1):
+        raise ImproperlyConfigured(
+            f"{_name(alias)} has min_size {low} and max_size {high}. "
+            "Set max_size to at least min_size, and at least 1."
+        )
+
+
+async def _check_connection(connection: AsyncConnection) -> None:
+    await connection.execute("")
+
+
+def _green_callback(fn: Callable[[Connection], Any]) -> Callable[[AsyncConnection], Any]:
+    """Let a callback that was written for the synchronous pool serve the asynchronous one."""
+
+    async def callback(connection: AsyncConnection) -> None:
+        await bridge.run(fn, connection.twin)
+
+    return callback

@@ -1,0 +1,418 @@
+"""The bridge between greenlets and the event loop; the only module that knows greenlet.
+
+A *portal* is a greenlet that a task of the event loop drives. Code inside it is *green*: when it
+must wait, it switches to the task, which waits for it, and is switched back to with the result. So
+a synchronous function can wait for the database while the loop serves other tasks.
+
+`run()` calls a synchronous function in a portal, `portal()` drives a coroutine in one (so that the
+synchronous code below it is green), and `await_()` waits, in a portal, for an awaitable. What
+travels through a switch is what a coroutine yields to its task: a future, or None for "later".
+Model: `awaitlet/base.py` and SQLAlchemy's `util/concurrency.py`.
+
+Note [Two kinds of end]
+A portal ends well when its function returns or raises. It is *closed* when its task's coroutine is
+closed or collected: then its code unwinds with GeneratorExit, and `suspend()` refuses to wait,
+because nobody would ever switch back. Clean-up code must then manage with synchronous means only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import Any, ParamSpec, TypeVar
+
+from greenlet import GreenletExit, getcurrent, greenlet
+
+from .errors import NotGreen, PortalClosed
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+#: What unwinds code from outside, as opposed to an error of its own.
+INTERRUPTIONS = (asyncio.CancelledError, GeneratorExit, GreenletExit, KeyboardInterrupt, SystemExit)
+
+
+class Portal(greenlet):
+    """A greenlet that a task drives. Its attributes are for the code that runs in it."""
+
+    def __init__(self, run: Callable[..., Any]) -> None:
+        super().__init__(run)
+        # Without this a new greenlet would see none of the task's context variables, and what
+        # it sets would not be seen by the task.
+        self.gr_context = getcurrent().gr_context
+        self.closing = False
+        #: A cancellation that arrived while it had to be held back; see `hold_cancellation`.
+        self.pending: asyncio.CancelledError | None = None
+        self.holding = 0
+        self.postponing = 0
+
+    def suspend(self, yielded: Any) -> Any:
+        """Give `yielded` to the task and wait until the task is stepped again."""
+        if self.closing:
+            raise PortalClosed("the task was dropped: nothing can be waited for any more")
+        parent = self.parent
+        assert parent is not None
+        return parent.switch(yielded)
+
+
+def current() -> Portal | None:
+    """The portal that the caller runs in, or None when the caller is not green."""
+    here = getcurrent()
+    return here if type(here) is Portal else None
+
+
+def in_greenlet() -> bool:
+    """Whether the caller is green: inside a portal, under a running loop."""
+    return type(getcurrent()) is Portal
+
+
+@types.coroutine
+def _drive(
+    portal: Portal, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Generator[Any, Any, Any]:
+    """Step `portal` for as long as the task steps this generator."""
+    yielded = portal.switch(*args, **kwargs)
+    while not portal.dead:
+        try:
+            value = yield yielded
+        except BaseException as exc:  # thrown into the portal, which decides
+            if isinstance(exc, GeneratorExit):
+                portal.closing = True  # Note [Two kinds of end]
+            _adopt(portal)
+            yielded = portal.throw(exc)
+        else:
+            _adopt(portal)
+            yielded = portal.switch(value)
+    return yielded
+
+
+def _adopt(portal: Portal) -> None:
+    """Make the caller the greenlet that `portal` switches back to.
+
+    It is nearly always so already: a coroutine that was started eagerly inside another portal,
+    and a generator that is finished by another task, are the exceptions.
+    """
+    here = getcurrent()
+    if portal.parent is not here:
+        portal.parent = here
+
+
+async def run(fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call the synchronous function `fn` green, and return what it returns.
+
+    Waits below `fn` suspend the awaiting task; no thread is used. Where the caller is green
+    already, `fn` is simply called.
+    """
+    if type(getcurrent()) is Portal:
+        return fn(*args, **kwargs)
+    make_child_tasks_green(asyncio.get_running_loop())
+    result: T = await _drive(Portal(fn), args, kwargs)
+    return result
+
+
+def await_(awaitable: Awaitable[T]) -> T:
+    """Wait for `awaitable` from green synchronous code, and return its result.
+
+    A coroutine is driven inside the caller's portal, so synchronous code below it is green too.
+    Raises `NotGreen` outside a portal, after closing a coroutine that would never be awaited.
+    """
+    here = getcurrent()
+    if type(here) is not Portal:
+        if isinstance(awaitable, Coroutine):
+            awaitable.close()
+        raise NotGreen(
+            "cannot wait for an awaitable here: no greenlet of pgbackend is running. Call the "
+            "synchronous function with 'await pgbackend.aio.run(fn, *args)'"
+        )
+    coro = awaitable if isinstance(awaitable, Coroutine) else _as_coroutine(awaitable)
+    try:
+        yielded = coro.send(None)
+        while True:
+            try:
+                value = here.suspend(yielded)
+            except BaseException as exc:  # the coroutine decides
+                yielded = coro.throw(exc)
+            else:
+                yielded = coro.send(value)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+
+
+async def _as_coroutine(awaitable: Awaitable[T]) -> T:
+    return await awaitable
+
+
+class GreenCoroutine(Coroutine[Any, Any, T]):
+    """A coroutine object that drives another one in a portal; what green tasks are made of.
+
+    A class rather than an ``async def``, because a task that is cancelled before its first step
+    must close the inner coroutine instead of leaving it "never awaited".
+    """
+
+    def __init__(self, coro: Coroutine[Any, Any, T]) -> None:
+        self._coro = coro
+        self._driver: Generator[Any, Any, T] | None = None
+        self.__name__ = getattr(coro, "__name__", type(coro).__name__)
+        self.__qualname__ = getattr(coro, "__qualname__", type(coro).__qualname__)
+
+    def __repr__(self) -> str:
+        return f"<green {self._coro!r}>"
+
+    def send(self, value: Any) -> Any:
+        if self._driver is None:
+            make_child_tasks_green(asyncio.get_running_loop())
+            self._driver = _drive(Portal(await_), (self._coro,), {})
+        return self._driver.send(value)
+
+    def throw(self, *args: Any) -> Any:
+        if self._driver is None:
+            return self._coro.throw(*args)
+        return self._driver.throw(*args)
+
+    def close(self) -> None:
+        (self._driver or self._coro).close()
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return self  # type: ignore[return-value]
+
+    def __iter__(self) -> GreenCoroutine[T]:
+        return self
+
+    def __next__(self) -> Any:
+        return self.send(None)
+
+    # What asyncio and debuggers look for on a coroutine.
+    @property
+    def cr_frame(self) -> Any:
+        return getattr(self._coro, "cr_frame", None)
+
+    @property
+    def cr_running(self) -> bool:
+        return bool(getattr(self._coro, "cr_running", False))
+
+    @property
+    def cr_code(self) -> Any:
+        return getattr(self._coro, "cr_code", None)
+
+    @property
+    def cr_await(self) -> Any:
+        return getattr(self._coro, "cr_await", None)
+
+
+def portal(coro: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+    """Return a coroutine that runs `coro` with the synchronous code below it green."""
+    return coro if type(getcurrent()) is Portal else GreenCoroutine(coro)
+
+
+def make_child_tasks_green(loop: asyncio.AbstractEventLoop) -> None:
+    """Let tasks that green code starts on `loop` be green too.
+
+    Wraps the loop's task factory, once; a factory that is there already still makes the tasks.
+    """
+    make_task = loop.get_task_factory()
+    if getattr(make_task, "_makes_green_tasks", False):
+        return
+
+    def factory(
+        loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **kwargs: Any
+    ) -> asyncio.Future[Any]:
+        if type(getcurrent()) is Portal:
+            coro = GreenCoroutine(coro)
+        if make_task is None:
+            return asyncio.Task(coro, loop=loop, **kwargs)
+        return make_task(loop, coro, **kwargs)  # type: ignore[arg-type]
+
+    factory._makes_green_tasks = True  # type: ignore[attr-defined]
+    loop.set_task_factory(factory)
+
+
+# --- Cancellation -------------------------------------------------------------------------------
+#
+# Note [Held cancellation]
+# COMMIT and ROLLBACK are not torn: a CancelledError that arrives while `hold_cancellation` is in
+# force is kept in `Portal.pending` and raised by `deliver_cancellation()`, at a place where the
+# state of the connection is whole again.
+
+
+class hold_cancellation:  # noqa: N801 - reads as a statement
+    """A context manager: a cancellation that arrives in the block is held back."""
+
+    __slots__ = ("_portal",)
+
+    def __enter__(self) -> None:
+        self._portal = current()
+        if self._portal is not None:
+            self._portal.holding += 1
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._portal is not None:
+            self._portal.holding -= 1
+
+
+class postpone_delivery:  # noqa: N801 - reads as a statement
+    """A context manager: what was held back is not delivered in the block, but at its end."""
+
+    __slots__ = ("_portal",)
+
+    def __enter__(self) -> None:
+        self._portal = current()
+        if self._portal is not None:
+            self._portal.postponing += 1
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._portal is not None:
+            self._portal.postponing -= 1
+            deliver_cancellation()
+
+
+def deliver_cancellation() -> None:
+    """Raise the cancellation that was held back, if there is one."""
+    here = current()
+    if here is None or here.pending is None:
+        return
+    if not here.holding and not here.postponing:
+        pending, here.pending = here.pending, None
+        raise pending
+
+
+def finish(coro: Coroutine[Any, Any, T], budget: float) -> T | None:
+    """Run `coro` to its end in a task of its own, whatever happens to the caller's.
+
+    For clean-up that must not be torn. A cancellation that arrives meanwhile is held back (Note
+    [Held cancellation]). Returns None when `budget` (seconds) was not enough; the task is then
+    cancelled, and awaited no longer.
+    """
+    here = current()
+    assert here is not None
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(coro)
+    timer = loop.call_later(budget, task.cancel)
+    try:
+        while not task.done():
+            done = loop.create_future()
+            task.add_done_callback(lambda _, done=done: done.done() or done.set_result(None))
+            try:
+                wait_future(here, done)
+            except asyncio.CancelledError as exc:
+                here.pending = here.pending or exc
+    except BaseException:
+        task.cancel()
+        raise
+    finally:
+        timer.cancel()
+    return None if task.cancelled() else task.result()
+
+
+def wait_future(here: Portal, future: asyncio.Future[T]) -> T:
+    """Wait in portal `here` for `future`, with nothing between it and the task."""
+    if not future.done():
+        # What `Future.__await__` does before it yields itself: the task checks for it.
+        future._asyncio_future_blocking = True
+        here.suspend(future)
+    return future.result()
+
+
+# --- Parking: waiting for a turn, in a greenlet or in a thread ------------------------------------
+
+
+class Waiter:
+    """One caller that waits until another calls `wake()`; a green caller parks its greenlet.
+
+    `wake()` may be called from any thread, and more than once.
+    """
+
+    __slots__ = ("_event", "_future", "_loop", "_portal")
+
+    def __init__(self) -> None:
+        self._portal = current()
+        if self._portal is None:
+            self._event = threading.Event()
+        else:
+            self._loop = asyncio.get_running_loop()
+            self._future: asyncio.Future[None] = self._loop.create_future()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for `wake()`; return False when `timeout` seconds passed first."""
+        if self._portal is None:
+            return self._event.wait(timeout)
+        timer = None if timeout is None else self._loop.call_later(timeout, self._set, False)
+        try:
+            return bool(wait_future(self._portal, self._future))
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def wake(self) -> None:
+        if self._portal is None:
+            self._event.set()
+        elif asyncio._get_running_loop() is self._loop:
+            self._set(True)
+        else:
+            try:
+                self._loop.call_soon_threadsafe(self._set, True)
+            except RuntimeError:  # the loop was closed, and the waiter with it
+                pass
+
+    def _set(self, value: Any) -> None:
+        if not self._future.done():
+            self._future.set_result(value)
+
+
+class ParkingLock:
+    """A fair lock whose waiters park their greenlet, or block their thread when not green.
+
+    It is handed over in the order of arrival, so a waiter that was served and then interrupted
+    hands it on. Free, it costs what a `threading.Lock` costs.
+    """
+
+    __slots__ = ("_held", "_mutex", "_waiters")
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._held = False
+        self._waiters: list[Waiter] = []
+
+    def acquire(self) -> None:
+        with self._mutex:
+            if not self._held:
+                self._held = True
+                return
+            waiter = Waiter()
+            self._waiters.append(waiter)
+        try:
+            waiter.wait()
+        except BaseException:
+            self._withdraw(waiter)
+            raise
+
+    def _withdraw(self, waiter: Waiter) -> None:
+        with self._mutex:
+            try:
+                self._waiters.remove(waiter)
+                return
+            except ValueError:
+                pass  # served already: the lock is this waiter's to hand on
+        self.release()
+
+    def release(self) -> None:
+        with self._mutex:
+            if self._waiters:
+                waiter = self._waiters.pop(0)
+            else:
+                self._held = False
+                return
+        waiter.wake()
+
+    def locked(self) -> bool:
+        return self._held
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.release()
+
+

@@ -1,0 +1,488 @@
+"""Connections whose waits yield to the event loop when there is one to yield to.
+
+psycopg is sans-IO inside: `psycopg.Connection` and `psycopg.AsyncConnection` run the same generators
+and differ in who waits for the socket. `Connection.wait()` is the one place where this driver
+decides it: green, the greenlet is parked and the loop serves others; otherwise the thread blocks.
+Everything above it, psycopg's cursors, server-side cursors, COPY, executemany and pipelines, works
+unchanged in every context.
+
+`AsyncConnection` is what the pool opens, checks and closes. A *twin* is a `Connection` on the same
+`pgconn`; the pool lends a fresh one with each lease, so that what a former holder kept of its own
+(connection, cursors, COPY) is refused instead of running in somebody else's transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import warnings
+from time import monotonic
+from typing import Any, Self, TypeVar
+
+import psycopg
+from psycopg import errors as e
+from psycopg import waiting
+from psycopg.abc import PQGen
+from psycopg.pq import ConnStatus, TransactionStatus
+from psycopg.waiting import Ready, Wait
+
+from . import bridge
+from .bridge import Portal, current
+from .errors import LeaseEnded, OutcomeUnknown
+
+RV = TypeVar("RV")
+
+logger = logging.getLogger("pgbackend.driver")
+
+#: Seconds for all of the clean-up after a cancellation: cancel on the server, read the rest of
+#: the reply, roll back. What is not done by then is cut off by closing the socket. One budget
+#: instead of psycopg's 5 s + 5 s, so that a timeout of the user's holds on a silent link too.
+CLEANUP_BUDGET = 0.8
+
+#: Seconds that waits which never block may keep the loop busy (COPY, executemany).
+MAX_BUSY_TIME = 0.005
+
+_WAIT_INTERVAL = 0.1
+_ACTIVE = TransactionStatus.ACTIVE
+_BAD = ConnStatus.BAD
+
+
+class Watch:
+    """The readiness of one socket, as seen by one event loop.
+
+    The reader stays registered between waits, since adding and removing it costs two system
+    calls; data that arrives when nobody waits (the server's farewell, mostly) only unregisters it.
+    """
+
+    __slots__ = ("fd", "future", "loop", "reading", "ready", "writing")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
+        self.loop = loop
+        self.fd = fd
+        self.future: asyncio.Future[None] | None = None
+        self.reading = False
+        self.writing = False
+        self.ready = 0
+
+    def wait(self, portal: Portal, state: int, timeout: float | None) -> int:
+        """Park `portal` until the socket is ready for `state`; return how it is ready.
+
+        Returns 0 when `timeout` (seconds) passed first.
+        """
+        self.ready = 0
+        if state & Wait.R and not self.reading:
+            self.loop.add_reader(self.fd, self._on_readable)
+            self.reading = True
+        if state & Wait.W:
+            self.loop.add_writer(self.fd, self._on_writable)
+            self.writing = True
+        self.future = self.loop.create_future()
+        timer = None if timeout is None else self.loop.call_later(timeout, self._wake, 0)
+        try:
+            bridge.wait_future(portal, self.future)
+        finally:
+            self.future = None
+            if timer is not None:
+                timer.cancel()
+            if self.writing:
+                self.loop.remove_writer(self.fd)
+                self.writing = False
+        return self.ready
+
+    def _wake(self, ready: int) -> None:
+        self.ready |= ready
+        if self.future is not None and not self.future.done():
+            self.future.set_result(None)
+
+    def _on_readable(self) -> None:
+        if self.future is None:
+            # Nobody waits here: a thread reads this connection, or the server has closed it. The
+            # next lease finds out which (`AsyncConnection.is_alive`).
+            self.stop()
+        else:
+            self._wake(Ready.R)
+
+    def _on_writable(self) -> None:
+        self._wake(Ready.W)
+
+    def stop(self) -> None:
+        """Unregister from the loop; must come before the socket is closed.
+
+        Otherwise the number of the socket, used again, would meet a stale registration.
+        """
+        if self.reading:
+            self.reading = False
+            if not self.loop.is_closed():
+                self.loop.remove_reader(self.fd)
+
+
+class Connection(psycopg.Connection[Any]):
+    """A psycopg connection that is green in a green context, and blocking elsewhere.
+
+    Opened by `connect()` it is a connection of its own, like psycopg's; lent by a pool it is a
+    twin, valid until `end_lease()`.
+    """
+
+    __module__ = "pgbackend.driver"
+
+    #: The pooled connection that this one is a twin of, or None.
+    physical: AsyncConnection | None = None
+    #: Called when a cursor of a twin is opened and closed; see `pool.Lease`.
+    lease: Any = None
+    _lease_ended = False
+    _last_yield = 0.0
+
+    def __init__(self, pgconn: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(pgconn, *args, **kwargs)
+        # Tasks that take part in one transaction share its connection, one at a time, in turn.
+        self.lock = bridge.ParkingLock()  # type: ignore[assignment]
+
+    @classmethod
+    def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
+        """Open a connection of its own; arguments and errors are psycopg's.
+
+        Green, the loop is not blocked while the server answers.
+        """
+        portal = current()
+        if portal is None:
+            return super().connect(conninfo, **kwargs)
+        return cls._connect_green(conninfo, **kwargs)
+
+    @classmethod
+    def _connect_green(cls, conninfo: str, **kwargs: Any) -> Self:
+        """Let the async connection do what may block (host names too), then take its socket."""
+        options = {name: kwargs.pop(name, None) for name in ("cursor_factory", "row_factory")}
+        opened = bridge.await_(psycopg.AsyncConnection.connect(conninfo, **kwargs))
+        self = cls(opened.pgconn)
+        self._autocommit = opened._autocommit
+        self._adapters = opened._adapters
+        self.prepare_threshold = opened.prepare_threshold
+        for name, value in options.items():
+            if value:
+                setattr(self, name, value)
+        opened._pool = None  # not to be reported as left open: its socket lives on in `self`
+        return self
+
+    # --- Leases ---
+
+    def lend(self, lease: Any) -> Connection:
+        """Return a twin of this twin for `lease`: same session, an identity of its own."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin.lease = lease
+        return twin
+
+    def end_lease(self) -> None:
+        """Refuse whatever the holder still tries to do with this connection."""
+        self._lease_ended = True
+
+    def _check_lease(self) -> None:
+        if self._lease_ended:
+            raise LeaseEnded(
+                "this connection went back to the pool and may serve another task by now: take a "
+                "new cursor, or keep one connection for a block with 'with pgbackend.pinned():'"
+            )
+
+    def _check_connection_ok(self) -> None:
+        self._check_lease()
+        super()._check_connection_ok()
+
+    @property
+    def closed(self) -> bool:
+        """True if the connection is closed, or its lease is over."""
+        return self._lease_ended or self.pgconn.status == _BAD
+
+    def close(self) -> None:
+        """Close the connection to the server; a twin whose lease is over is left alone."""
+        if self._lease_ended:
+            return
+        self._stop_watch()
+        super().close()
+
+    def _stop_watch(self) -> None:
+        if self.physical is not None:
+            self.physical.watch.stop()
+
+    # --- Waiting: the one switch point ---
+
+    def wait(
+        self,
+        gen: PQGen[RV],
+        interval: float = _WAIT_INTERVAL,
+        timeout: float | None = None,
+    ) -> RV:
+        """Run `gen` to its end: green, by parking the greenlet; otherwise by blocking.
+
+        Raises `LeaseEnded` on a twin whose lease is over, before a byte is sent.
+        """
+        if self._lease_ended:
+            self._check_lease()
+        portal = current()
+        if portal is None:
+            return super().wait(gen, interval, timeout)
+        return self._wait_green(portal, gen, timeout)
+
+    def _wait_green(self, portal: Portal, gen: PQGen[RV], timeout: float | None) -> RV:
+        try:
+            state = next(gen)
+        except StopIteration as stop:
+            self._maybe_yield(portal)
+            result: RV = stop.value
+            return result
+        watch = self._find_watch()
+        try:
+            deadline = None if timeout is None else monotonic() + timeout
+            while True:
+                ready = self._wait_ready(portal, watch, state, deadline)
+                state = gen.send(ready)  # type: ignore[arg-type]
+                if deadline is not None and monotonic() >= deadline:
+                    raise e._WaitTimeout("wait timeout expired")  # noqa: SLF001 - psycopg's own
+        except StopIteration as stop:
+            result = stop.value
+            return result
+        except bridge.INTERRUPTIONS as exc:
+            self._clean_up(portal, gen, watch, exc)
+            raise
+        except BaseException:
+            if self.pgconn.status == _BAD:
+                watch.stop()
+            raise
+        finally:
+            Connection._last_yield = monotonic()
+            if self.physical is None or watch is not self.physical.watch:
+                watch.stop()
+
+    def _find_watch(self) -> Watch:
+        """The watch of this socket on the running loop: the pool's, or one for this wait only.
+
+        A transaction that was begun in a thread, or on another loop, may be waited for here.
+        """
+        loop = asyncio.get_running_loop()
+        if self.physical is not None and self.physical.watch.loop is loop:
+            return self.physical.watch
+        return Watch(loop, self.pgconn.socket)
+
+    def _wait_ready(
+        self, portal: Portal, watch: Watch, state: int, deadline: float | None
+    ) -> int:
+        timeout = None if deadline is None else max(0.0, deadline - monotonic())
+        try:
+            return watch.wait(portal, state, timeout)
+        except asyncio.CancelledError as exc:
+            if not portal.holding:
+                raise
+            portal.pending = portal.pending or exc  # Note [Held cancellation]
+        return self._wait_held(portal, watch, state)
+
+    def _wait_held(self, portal: Portal, watch: Watch, state: int) -> int:
+        """Go on waiting for the end of a transaction whose task was cancelled, within a budget."""
+        cut_off = monotonic() + CLEANUP_BUDGET
+        while (left := cut_off - monotonic()) > 0:
+            try:
+                if ready := watch.wait(portal, state, left):
+                    return ready
+            except asyncio.CancelledError as exc:
+                portal.pending = exc
+        watch.stop()
+        self.pgconn.finish()
+        raise OutcomeUnknown(
+            f"the server did not answer within {CLEANUP_BUDGET} s after the task was cancelled "
+            "while its transaction ended: it may or may not have been committed; look before "
+            "repeating it"
+        )
+
+    def _maybe_yield(self, portal: Portal) -> None:
+        """Let the loop serve others, if waits that did not block have kept it busy for long."""
+        if monotonic() - Connection._last_yield >= MAX_BUSY_TIME:
+            with bridge.hold_cancellation():
+                try:
+                    portal.suspend(None)
+                except asyncio.CancelledError as exc:
+                    portal.pending = exc
+            Connection._last_yield = monotonic()
+            bridge.deliver_cancellation()
+
+    # --- Cancellation ---
+
+    def _clean_up(
+        self, portal: Portal, gen: PQGen[Any], watch: Watch, exc: BaseException
+    ) -> None:
+        """Bring the connection to rest after a wait was interrupted, or close it."""
+        if self.pgconn.transaction_status != _ACTIVE:
+            return
+        watch.stop()
+        if portal.closing or not isinstance(exc, asyncio.CancelledError):
+            self.pgconn.finish()
+            return
+        held = portal.pending
+        bridge.finish(self._cancel_and_drain(gen), CLEANUP_BUDGET)
+        # A second cancellation says what the first, which is being raised, says already.
+        portal.pending = held
+        if self.pgconn.transaction_status == _ACTIVE:
+            logger.warning("statement not ended %s s after its cancellation", CLEANUP_BUDGET)
+            self.pgconn.finish()
+
+    async def _cancel_and_drain(self, gen: PQGen[Any]) -> None:
+        try:
+            if psycopg.capabilities.has_cancel_safe():
+                await waiting.wait_conn_async(
+                    self._cancel_gen(), interval=_WAIT_INTERVAL, timeout=CLEANUP_BUDGET
+                )
+            else:
+                await asyncio.to_thread(self.cancel)
+            await waiting.wait_async(gen, self.pgconn.socket, interval=_WAIT_INTERVAL)
+        except e.QueryCanceled:
+            pass
+        except psycopg.Error as exc:
+            logger.debug("error ignored in the clean-up of a cancelled statement: %s", exc)
+
+    # --- Ends of a transaction are never torn: Note [Held cancellation] in bridge.py ---
+
+    def commit(self) -> None:
+        """Commit; a cancellation that arrives meanwhile is held back."""
+        with bridge.hold_cancellation():
+            super().commit()
+
+    def rollback(self) -> None:
+        """Roll back; a cancellation that arrives meanwhile is held back."""
+        with bridge.hold_cancellation():
+            super().rollback()
+
+
+class AsyncConnection(psycopg.AsyncConnection[Any]):
+    """The connection that the pool keeps, and that lends its twins."""
+
+    __module__ = "pgbackend.driver"
+
+    watch: Watch
+    twin: Connection
+
+    @classmethod
+    async def connect(
+        cls,
+        conninfo: str = "",
+        *,
+        cursor_factory: Any = None,
+        twin_class: type[Connection] = Connection,
+        **kwargs: Any,
+    ) -> Self:
+        """Open a connection; `cursor_factory` and `twin_class` are for its twins."""
+        self = await super().connect(conninfo, **kwargs)
+        self.watch = Watch(asyncio.get_running_loop(), self.pgconn.socket)
+        self._grow_twin(twin_class, cursor_factory)
+        return self
+
+    def _grow_twin(self, twin_class: type[Connection], cursor_factory: Any) -> None:
+        twin = twin_class(self.pgconn)
+        twin.physical = self
+        twin._autocommit = self._autocommit
+        twin._adapters = self._adapters
+        twin._prepared = self._prepared  # one session has one set of prepared statements
+        twin._pool = None  # the pool closes it
+        twin.cursor_factory = leased_class(cursor_factory or psycopg.Cursor)
+        twin.server_cursor_factory = leased_class(psycopg.ServerCursor)
+        self.twin = twin
+
+    def is_alive(self) -> bool:
+        """Whether the server has not closed the session, as far as the socket knows.
+
+        Costs one poll of the socket, and no round trip: an idle session is silent unless it ends.
+        """
+        if self.pgconn.status == _BAD:
+            return False
+        if not waiting._ready(self.pgconn.socket, Wait.R):  # noqa: SLF001 - a poll(), in C
+            return True
+        try:
+            self.pgconn.consume_input()
+        except psycopg.Error:
+            return False
+        return self.pgconn.status != _BAD
+
+    async def wait(self, *args: Any, **kwargs: Any) -> Any:
+        # psycopg registers a reader of its own for this socket, and removes it.
+        self.watch.stop()
+        return await super().wait(*args, **kwargs)
+
+    async def close(self) -> None:
+        """Close the connection to the server."""
+        self.close_now()
+
+    def close_now(self) -> None:
+        """Close the connection without waiting for anything."""
+        self.watch.stop()
+        self._closed = True
+        self.pgconn.finish()
+
+
+# --- Cursors of a lease -------------------------------------------------------------------------
+
+
+class _LeasedCursor:
+    """What a cursor of a twin does beside what its class does: it tells the lease of its end."""
+
+    _conn: Any
+    closed: bool
+    #: Where the cursor was opened, if its being forgotten is worth a warning.
+    opened_at: str | None = None
+
+    def __init__(self, connection: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(connection, *args, **kwargs)
+        if connection.lease is not None:  # a twin that is being prepared is nobody's yet
+            connection.lease.cursor_opened(self)
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        try:
+            if self._can_close_on_server():
+                super().close()  # type: ignore[misc]
+            else:
+                self._close()  # type: ignore[attr-defined]
+        finally:
+            self._tell_lease()
+
+    def _tell_lease(self) -> None:
+        if self._conn.lease is not None:
+            self._conn.lease.cursor_closed(self)
+
+    def _can_close_on_server(self) -> bool:
+        """Whether CLOSE can be sent: not by the garbage collector, in somebody else's task."""
+        lease = self._conn.lease
+        if not self._is_on_server() or lease is None or lease.can_wait():
+            return True
+        lease.dirty = True
+        return False
+
+    def _is_on_server(self) -> bool:
+        return getattr(self, "_name", None) is not None
+
+    def __del__(self) -> None:
+        if getattr(self, "closed", True):
+            return
+        if self.opened_at is not None:
+            warnings.warn(
+                f"a cursor opened at {self.opened_at} was never closed, and held its connection "
+                "until now: use 'with connection.cursor() as cursor:'",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
+        if self._is_on_server() and self._conn.lease is not None:
+            self._conn.lease.dirty = True
+        self._close()  # type: ignore[attr-defined]
+        self._tell_lease()
+
+
+@functools.lru_cache(maxsize=64)
+def leased_class(cursor_class: type[Any]) -> type[Any]:
+    """Return `cursor_class`, with ends that are told to the lease."""
+    return type(cursor_class.__name__, (_LeasedCursor, cursor_class), {"__module__": __name__})
+
+
+def adopt(cursor: Any) -> Any:
+    """Make `cursor`, made on a twin without its factories, count as a holder of its lease."""
+    if not isinstance(cursor, _LeasedCursor):
+        cursor.__class__ = leased_class(type(cursor))
+        cursor.connection.lease.cursor_opened(cursor)
+    return cursor

@@ -1,0 +1,41 @@
+"""Every exception that pgbackend raises itself.
+
+Each message says the cause and the cure. What can happen at run time is a `psycopg.Error`, so that
+Django wraps it like any other error of the driver; what only a mistake in a program can cause is a
+`RuntimeError`, and is not meant to be caught.
+"""
+
+from __future__ import annotations
+
+import psycopg
+
+
+class NotGreen(RuntimeError):
+    """Synchronous code waited for an awaitable where no greenlet of the bridge was running.
+
+    Start it with ``await pgbackend.aio.run(fn)``, which gives it one.
+    """
+
+
+class PortalClosed(RuntimeError):
+    """Code waited while its greenlet was being closed, when nothing can be waited for any more."""
+
+
+class LeaseEnded(psycopg.InterfaceError):
+    """A cursor or connection was used after its lease went back to the pool."""
+
+
+class PoolTimeout(psycopg.OperationalError):
+    """No connection became free within the pool's ``timeout``."""
+
+
+class PoolClosed(psycopg.OperationalError):
+    """The pool was closed, or its event loop was."""
+
+
+class PoolQueueFull(psycopg.OperationalError):
+    """More than ``max_waiting`` tasks already wait for a connection."""
+
+
+class OutcomeUnknown(psycopg.OperationalError):
+    """The link went silent during COMMIT: the server may or may not have committed."""

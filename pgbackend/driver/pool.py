@@ -1,0 +1,572 @@
+"""Pools of connections, one for each (process, event loop, name), and the leases they give.
+
+The connections are kept by `psycopg_pool.AsyncConnectionPool`: it opens and replaces them, expires
+them, and queues who waits. The layer here adds what it cannot promise by itself:
+
+- a lease ends without an await, so that no cancellation can come between a task and the return of
+  its connection (`Pool.release`);
+- a connection that the server has closed is noticed before a statement is sent, without a ping;
+- why a connection could not be made reaches those who wait for it, at once;
+- what one lease left in its session does not reach the next one (`Pool._restore`);
+- the pool ends with its event loop, and does not cross a fork.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import copy
+import logging
+import os
+import threading
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, Literal, TypeAlias
+
+import psycopg
+import psycopg_pool
+from psycopg.pq import PipelineStatus, TransactionStatus
+from psycopg_pool.base import AttemptWithBackoff
+
+from . import bridge, errors, events
+from .connection import CLEANUP_BUDGET, AsyncConnection, Connection
+
+logger = logging.getLogger("pgbackend.driver")
+
+#: Seconds for which a failed attempt to connect answers for the next ones, when the pool has no
+#: connection at all: at most two attempts a second reach a server that is down.
+FAILURE_WINDOW = 0.5
+
+_IDLE = TransactionStatus.IDLE
+_UNKNOWN = TransactionStatus.UNKNOWN
+
+SessionReset: TypeAlias = Literal["always", "dirty", "never"]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolOptions:
+    """What a pool is made of."""
+
+    connect: Mapping[str, Any]
+    """Arguments of `AsyncConnection.connect()`."""
+    pool: Mapping[str, Any]
+    """Arguments of `psycopg_pool.AsyncConnectionPool`, by its own names."""
+    initialise: Callable[[Connection], None]
+    """Prepares the session of a new connection, green; called again after a reset."""
+    session_reset: SessionReset = "dirty"
+    """When a session is reset after a lease: see `Pool._restore`."""
+
+    def __repr__(self) -> str:
+        return f"<PoolOptions {dict(self.pool)!r}>"  # what is left out holds the password
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatistics:
+    """A pool at one moment, and its counters since it was opened."""
+
+    alias: str
+    """The name of the pool: the alias of the database."""
+    min_size: int
+    max_size: int
+    size: int
+    """Connections that are open, or being opened."""
+    leased: int
+    """Connections that a task holds."""
+    idle: int
+    """Connections that are free."""
+    waiting: int
+    """Tasks that wait for a connection."""
+    requests: int
+    """Leases asked for."""
+    requests_queued: int
+    """Leases that had to wait."""
+    requests_wait_ms: int
+    """Time spent waiting for leases, in milliseconds."""
+    requests_errors: int
+    """Leases that could not be given."""
+    connections_made: int
+    """Connections opened, or tried to."""
+    connections_errors: int
+    """Connections that could not be opened."""
+    connections_lost: int
+    """Connections found dead in the pool."""
+
+
+class Lease:
+    """One task's hold on a connection, from its first statement to the end of the last.
+
+    It ends when its cursors are closed and nobody has pinned it.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "connection",
+        "cursors",
+        "dirty",
+        "ended",
+        "holder",
+        "on_end",
+        "physical",
+        "pins",
+        "pool",
+        "since",
+        "task",
+    )
+
+    def __init__(self, pool: Pool, physical: AsyncConnection) -> None:
+        self.pool = pool
+        self.physical = physical
+        self.since = monotonic()
+        self.task = asyncio.current_task()
+        self.holder = self.task.get_name() if self.task is not None else "no task"
+        self.pins = 0
+        self.cursors = 0
+        #: Whether something may have changed the state of the session.
+        self.dirty = False
+        self.ended = False
+        self.on_end: Callable[[], None] | None = None
+        self.connection = physical.twin.lend(self)
+
+    def __repr__(self) -> str:
+        state = "ended" if self.ended else f"held for {monotonic() - self.since:.2f} s"
+        return f"<Lease of {self.pool.name!r} by {self.holder!r}, {state}>"
+
+    def __del__(self) -> None:
+        if not self.ended:
+            self.end()
+
+    def can_wait(self) -> bool:
+        """Whether the caller may send a statement: the holder, where something can wait for it."""
+        if not bridge.in_greenlet():
+            return asyncio._get_running_loop() is None
+        return asyncio.current_task() is self.task or self.pins > 0
+
+    def cursor_opened(self, cursor: Any) -> None:
+        self.cursors += 1
+
+    def cursor_closed(self, cursor: Any) -> None:
+        self.cursors -= 1
+        self.maybe_end()
+
+    def pin(self) -> None:
+        """Keep the connection until `unpin()`, also while no cursor is open."""
+        self.pins += 1
+
+    def unpin(self) -> None:
+        self.pins -= 1
+        self.maybe_end()
+
+    def maybe_end(self) -> None:
+        if not self.cursors and not self.pins and not self.ended:
+            self.end()
+
+    def end(self) -> None:
+        """Give the connection back, from any thread, without waiting."""
+        if self.ended:
+            return
+        self.ended = True
+        self.connection.end_lease()
+        if self.on_end is not None:
+            self.on_end()
+        self.pool.release(self)
+
+
+class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
+    """psycopg's pool, which tells our layer why it could not connect."""
+
+    layer: Pool
+
+    async def _connect(self, timeout: float | None = None) -> AsyncConnection:
+        try:
+            return await super()._connect(timeout)
+        except (Exception, asyncio.CancelledError) as exc:
+            await self.layer.connect_failed(exc)
+            raise
+
+    async def _add_connection(
+        self, attempt: AttemptWithBackoff | None, growing: bool = False
+    ) -> None:
+        if attempt is None and not self.reconnect_timeout:
+            # One attempt, made because somebody asks; psycopg_pool would make a second at once.
+            attempt = AttemptWithBackoff(timeout=0.0)
+            attempt.give_up_at = 1e-9
+        await super()._add_connection(attempt, growing=growing)
+
+    def live(self) -> int:
+        return len(self._pool)
+
+    async def fail_waiting(self, error: Callable[[], Exception]) -> None:
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        for client in waiting:
+            await client.fail(error())
+
+    def abandon(self) -> None:
+        """Close without waiting: what `close()` does, when no task can be waited for any more."""
+        self._closed = True
+        connections = list(self._pool)
+        self._pool.clear()
+        for connection in connections:
+            connection.close_now()
+        for task in [*self._workers, self._sched_runner]:
+            if task is not None and not task.get_loop().is_closed():
+                task.cancel()
+
+
+class Pool:
+    """The connections of one name on one event loop. Not thread-safe, except `release()`."""
+
+    def __init__(
+        self, name: str, options: PoolOptions, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.name = name
+        self.options = options
+        self.loop = loop
+        self.thread = threading.get_ident()
+        self.closed = False
+        self._leases: set[int] = set()
+        self._holders: dict[int, tuple[str, float]] = {}
+        self._failure: tuple[float, BaseException] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._psycopg = self._make()
+        self._opened: asyncio.Future[None] | None = None
+
+    def _make(self) -> _Psycopg:
+        pool = _Psycopg(
+            kwargs={**self.options.connect, "autocommit": True},
+            connection_class=AsyncConnection,
+            configure=self._configure,
+            open=False,
+            **{"name": self.name, **self.options.pool},
+        )
+        pool.layer = self
+        return pool
+
+    def __repr__(self) -> str:
+        s = self.statistics()
+        return (
+            f"<Pool {self.name!r}: {s.leased} leased, {s.idle} idle, {s.waiting} waiting, "
+            f"max_size {s.max_size}>"
+        )
+
+    # --- Lease ---
+
+    def lease(self) -> Lease:
+        """Take a connection, green. Raises what `errors` says of pools, or the server's error."""
+        started = monotonic()
+        physical: AsyncConnection = bridge.await_(self._get(started))
+        lease = Lease(self, physical)
+        # By number, not by reference: a lease that nobody holds any more must be collected.
+        self._holders[id(lease)] = (lease.holder, lease.since)
+        if events.hooks:
+            events.emit(
+                events.Leased(self.name, physical.pgconn.backend_pid, lease.since - started)
+            )
+        return lease
+
+    async def _get(self, started: float) -> AsyncConnection:
+        if not self._psycopg._opened:
+            await self._open()
+        while True:
+            self._check_failure()
+            timeout = self._psycopg.timeout - (monotonic() - started)
+            try:
+                physical = await self._psycopg.getconn(timeout=timeout)
+            except psycopg_pool.PoolTimeout:
+                raise self._timed_out(monotonic() - started) from self._cause()
+            except psycopg_pool.TooManyRequests as exc:
+                raise errors.PoolQueueFull(
+                    f"{exc}: raise 'max_waiting' or 'max_size' in {self._setting()}"
+                ) from None
+            except psycopg_pool.PoolClosed as exc:
+                raise errors.PoolClosed(str(exc)) from None
+            if physical.is_alive():
+                return physical
+            physical.close_now()
+            self._put(physical)
+
+    async def _open(self) -> None:
+        """Open psycopg's pool, with tasks that inherit nothing from the one that came first."""
+        if self._opened is None:
+            self._opened = self.loop.create_future()
+            context = contextvars.Context()
+            try:
+                await self.loop.create_task(self._psycopg.open(), context=context)
+            except BaseException:
+                self._opened.set_result(None)
+                self._opened = None
+                raise
+            self._opened.set_result(None)
+        else:
+            await asyncio.shield(self._opened)
+
+    # --- Failure ---
+
+    async def connect_failed(self, exc: BaseException) -> None:
+        """Remember why; if there is no connection to wait for, fail those who wait."""
+        self._failure = (monotonic(), exc)
+        if not self._holders and not self._psycopg.live():
+            await self._psycopg.fail_waiting(lambda: self._repeat(exc))
+
+    def _check_failure(self) -> None:
+        if self._failure is None or self._holders or self._psycopg.live():
+            return
+        when, exc = self._failure
+        if monotonic() - when < FAILURE_WINDOW:
+            raise self._repeat(exc)
+
+    @staticmethod
+    def _repeat(exc: BaseException) -> Exception:
+        """The same error as `exc`, for one who asks: each gets a traceback of its own."""
+        if not isinstance(exc, psycopg.Error):
+            error: Exception = psycopg.OperationalError(f"could not connect: {exc}")
+        else:
+            error = copy.copy(exc)
+        error.__cause__ = exc
+        return error
+
+    def _cause(self) -> BaseException | None:
+        return self._failure[1] if self._failure else None
+
+    def _setting(self) -> str:
+        return f"DATABASES[{self.name!r}]['OPTIONS']['pool']"
+
+    def _timed_out(self, waited: float) -> errors.PoolTimeout:
+        s = self.statistics()
+        now = monotonic()
+        holders = ", ".join(
+            f"{holder!r} for {now - since:.2f} s" for holder, since in self._holders.values()
+        )
+        return errors.PoolTimeout(
+            f"couldn't get a connection of {self.name!r} after {waited:.2f} s: {s.leased} of "
+            f"{s.max_size} in use, {s.waiting} waiting; held by {holders or 'nobody'}. Raise "
+            f"'max_size' or 'timeout' in {self._setting()}, or hold connections for less time"
+        )
+
+    # --- Release: decide, then act; nothing is awaited by the task that held the lease ---
+
+    def release(self, lease: Lease) -> None:
+        """Take back the connection of `lease`, whose end has been marked; from any thread."""
+        if self.loop.is_closed():
+            lease.physical.pgconn.finish()
+        elif threading.get_ident() == self.thread:
+            self._release(lease)
+        else:
+            self.loop.call_soon_threadsafe(self._release, lease)
+
+    def _release(self, lease: Lease) -> None:
+        self._holders.pop(id(lease), None)
+        physical = lease.physical
+        pgconn = physical.pgconn
+        status = pgconn.transaction_status
+        if events.hooks:
+            held = monotonic() - lease.since
+            pid = 0 if status == _UNKNOWN else pgconn.backend_pid
+            events.emit(events.Released(self.name, pid, held, status == _UNKNOWN))
+        if status == _UNKNOWN or (status == _IDLE and not self._must_reset(lease)):
+            self._put(physical)
+        else:
+            self._own(self._restore(physical, self._must_reset(lease)))
+
+    def _must_reset(self, lease: Lease) -> bool:
+        reset = self.options.session_reset
+        return reset == "always" or (reset == "dirty" and lease.dirty)
+
+    def _put(self, physical: AsyncConnection) -> None:
+        """Hand the connection to psycopg's pool in this very step, if it need not wait.
+
+        If it must (its lock is held for a moment), a task of the pool goes on with it.
+        """
+        put = self._psycopg.putconn(physical)
+        try:
+            waits_for = put.send(None)
+        except StopIteration:
+            return
+        self._own(_resume(put, waits_for))
+
+    def _own(self, coro: Coroutine[Any, Any, Any]) -> None:
+        """Run `coro` in a task that belongs to the pool and knows nothing of the caller's."""
+        task = self.loop.create_task(coro, context=contextvars.Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _restore(self, physical: AsyncConnection, reset: bool) -> None:
+        """Bring a session back to the state of a new one, or close it, and put it back.
+
+        ``DISCARD ALL`` undoes SET, SET ROLE, LISTEN, temporary tables, advisory locks, cursors and
+        prepared statements; then the session is prepared like a new one.
+        """
+        try:
+            async with asyncio.timeout(CLEANUP_BUDGET):
+                if physical.pgconn.pipeline_status != PipelineStatus.OFF:
+                    raise psycopg.InterfaceError("the connection was left in pipeline mode")
+                if physical.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                    raise psycopg.InterfaceError("the connection was left in the midst of a reply")
+                await physical.rollback()
+                if reset:
+                    await physical.execute("DISCARD ALL")
+                    await self._configure(physical)
+        except Exception as exc:
+            logger.info("closing a connection of %r that could not be reset: %s", self.name, exc)
+            physical.close_now()
+        except BaseException:
+            physical.close_now()
+            raise
+        finally:
+            self._put(physical)
+
+    async def _configure(self, physical: AsyncConnection) -> None:
+        try:
+            await bridge.run(self.options.initialise, physical.twin)
+        except BaseException:
+            physical.close_now()
+            raise
+
+    # --- End ---
+
+    def close(self) -> None:
+        """Close the free connections now, and those in use when they are given back."""
+        if self.closed:
+            return
+        self.closed = True
+        self._psycopg.abandon()
+        for task in self._tasks:
+            task.cancel()
+        if not self.loop.is_closed():
+            error = errors.PoolClosed(f"the pool {self.name!r} is closed")
+            if self._psycopg._waiting:
+                self.loop.create_task(self._psycopg.fail_waiting(lambda: error))
+
+    def statistics(self) -> PoolStatistics:
+        """Return what the pool does now, and has done since it was opened."""
+        stats = self._psycopg.get_stats()
+        return PoolStatistics(
+            alias=self.name,
+            min_size=self._psycopg.min_size,
+            max_size=self._psycopg.max_size,
+            size=stats["pool_size"],
+            leased=len(self._holders),
+            idle=stats["pool_available"],
+            waiting=stats["requests_waiting"],
+            requests=stats.get("requests_num", 0),
+            requests_queued=stats.get("requests_queued", 0),
+            requests_wait_ms=stats.get("requests_wait_ms", 0),
+            requests_errors=stats.get("requests_errors", 0),
+            connections_made=stats.get("connections_num", 0),
+            connections_errors=stats.get("connections_errors", 0),
+            connections_lost=stats.get("connections_lost", 0),
+        )
+
+
+async def _resume(coro: Coroutine[Any, Any, Any], waits_for: Any) -> None:
+    """Go on with a coroutine whose first step was taken elsewhere."""
+    await _Resumed(coro, waits_for)
+
+
+class _Resumed:
+    def __init__(self, coro: Coroutine[Any, Any, Any], waits_for: Any) -> None:
+        self.coro = coro
+        self.waits_for = waits_for
+
+    def __await__(self) -> Any:
+        if self.waits_for is not None:
+            self.waits_for._asyncio_future_blocking = True
+        waits_for = self.waits_for
+        try:
+            while True:
+                try:
+                    value = yield waits_for
+                except BaseException as exc:
+                    waits_for = self.coro.throw(exc)
+                else:
+                    waits_for = self.coro.send(value)
+        except StopIteration as stop:
+            return stop.value
+
+
+# --- Pools by loop --------------------------------------------------------------------------------
+
+
+class _LoopPools:
+    """The pools of one event loop, which end with it."""
+
+    def __init__(self) -> None:
+        self.pools: dict[Any, Pool] = {}
+        # An event loop that ends well closes its async generators: that is how we learn of it.
+        self._sentinel = self._close_with_loop()
+        try:
+            self._sentinel.__anext__().send(None)
+        except StopIteration:
+            pass
+
+    async def _close_with_loop(self) -> AsyncGenerator[None]:
+        try:
+            yield
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        for pool in self.pools.values():
+            pool.close()
+        self.pools.clear()
+
+
+_by_loop: dict[asyncio.AbstractEventLoop, _LoopPools] = {}
+#: What a forked child inherited: kept, because to collect it could write to the parent's sockets.
+_inherited: list[Any] = []
+
+
+def _forget_after_fork() -> None:
+    _inherited.append(dict(_by_loop))
+    _by_loop.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+def get_pool(key: Any, name: str, options: Callable[[], PoolOptions]) -> Pool:
+    """Return the pool for `key` on the running loop; make it from `options()` at first use."""
+    loop = asyncio.get_running_loop()
+    try:
+        return _by_loop[loop].pools[key]
+    except KeyError:
+        pass
+    _sweep()
+    if loop not in _by_loop:
+        _by_loop[loop] = _LoopPools()
+    pool = Pool(name, options(), loop)
+    return _by_loop[loop].pools.setdefault(key, pool)
+
+
+def _sweep() -> None:
+    """Close what loops that were closed without a farewell have left."""
+    for loop in [loop for loop in _by_loop if loop.is_closed()]:
+        _by_loop.pop(loop).close()
+
+
+def close_pools(key: Any) -> None:
+    """Close the pools for `key` on all loops, from any thread, and wait until it is done."""
+    _sweep()
+    running = asyncio._get_running_loop()
+    for loop, loop_pools in list(_by_loop.items()):
+        pool = loop_pools.pools.pop(key, None)
+        if pool is None:
+            continue
+        if loop is running or not loop.is_running():
+            pool.close()
+        else:
+            closed = threading.Event()
+            loop.call_soon_threadsafe(lambda p=pool, c=closed: (p.close(), c.set()))
+            closed.wait(5.0)
+
+
+def statistics() -> list[PoolStatistics]:
+    """Return the statistics of every pool of this process, on all its loops."""
+    return [
+        pool.statistics()
+        for loop_pools in list(_by_loop.values())
+        for pool in list(loop_pools.pools.values())
+        if not pool.closed
+    ]

@@ -1,0 +1,382 @@
+"""What makes the one setting enough: the only place where an object of Django's is rebound.
+
+Each hook has its reason above it, is installed once, and does nothing where pgbackend is not
+concerned. The rule for Django's hops to a thread (`sync_to_async` inside Django):
+
+- the ORM's a-methods run their synchronous twin green, if its alias is pgbackend's;
+- what Django itself defines and does not block (its middleware, its views, rendering, the receivers
+  of signals) runs green, in place, if every alias of the project is pgbackend's;
+- what users define (sync views, sync middleware) keeps its thread: it may block.
+
+Password hashing keeps its thread too: it is work, not waiting, and would stop the loop.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from itertools import islice
+from typing import Any, TypeAlias
+
+from asgiref.sync import AsyncToSync, SyncToAsync, async_to_sync, sync_to_async
+from django.apps import apps
+from django.core.handlers.base import BaseHandler
+from django.db import connections, router, transaction
+
+from . import conf, state
+from .driver import bridge
+
+Policy: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...]], bool]
+
+_installed = False
+
+
+def install() -> None:
+    """Install the hooks, once; those that need models when the app registry is ready."""
+    global _installed  # noqa: PLW0603 - a process has one Django
+    if _installed:
+        return
+    _installed = True
+    _hook_atomic()
+    _hook_async_to_sync()
+    _when_ready(_hook_django)
+
+
+def _when_ready(callback: Callable[[], None]) -> None:
+    # The backend is imported while models load, and Django has no signal for the end of it.
+    if apps.ready:
+        callback()
+        return
+    set_ready = apps.ready_event.set
+
+    def ready() -> None:
+        set_ready()
+        callback()
+
+    apps.ready_event.set = ready  # type: ignore[method-assign]
+
+
+def is_ours(connection: Any) -> bool:
+    """Whether `connection` is a `DatabaseWrapper` of pgbackend's."""
+    return hasattr(connection, "async_session")
+
+
+def run_coroutine_function(func: Callable[[], Awaitable[Any]]) -> Any:
+    """Call the coroutine function `func` from synchronous code, green or not."""
+    if bridge.in_greenlet():
+        return bridge.await_(func())
+    return _green_async_to_sync(func)()
+
+
+# --- transaction.atomic -------------------------------------------------------------------------
+
+
+def _hook_atomic() -> None:
+    """`Atomic` takes its turn among the tasks of its transaction, and knows coroutines.
+
+    Its own code runs unedited; before it, the block is opened (or its turn awaited), and after it,
+    the block is ended. See Note [Turns] in state.py.
+    """
+    atomic = transaction.Atomic
+    enter, leave, call = atomic.__enter__, atomic.__exit__, atomic.__call__
+
+    @functools.wraps(enter)
+    def __enter__(self: Any) -> None:
+        connection = transaction.get_connection(self.using)
+        if is_ours(connection):
+            _enter_block(connection, self, enter)
+        else:
+            enter(self)
+
+    @functools.wraps(leave)
+    def __exit__(self: Any, *exc_info: Any) -> None:
+        connection = transaction.get_connection(self.using)
+        if not is_ours(connection):
+            leave(self, *exc_info)
+            return
+        with bridge.postpone_delivery():
+            _leave_block(connection, self, functools.partial(leave, self, *exc_info))
+
+    async def __aenter__(self: Any) -> None:
+        await bridge.run(self.__enter__)
+
+    async def __aexit__(self: Any, *exc_info: Any) -> None:
+        await bridge.run(self.__exit__, *exc_info)
+
+    @functools.wraps(call)
+    def __call__(self: Any, func: Callable[..., Any]) -> Callable[..., Any]:
+        if not inspect.iscoroutinefunction(func):
+            return call(self, func)
+
+        @functools.wraps(func)
+        async def inner(*args: Any, **kwargs: Any) -> Any:
+            async with self._recreate_cm():
+                return await func(*args, **kwargs)
+
+        return inner
+
+    for method in (__enter__, __exit__, __aenter__, __aexit__, __call__):
+        setattr(atomic, method.__name__, method)
+
+
+def _enter_block(connection: Any, atomic: Any, enter: Callable[[Any], None]) -> None:
+    connection.check_context("transaction.atomic")
+    state.take_turn(connection)
+    parent = state.current_block(connection)
+    nested = parent is not None and parent.transaction.state.transaction is not None
+    if nested:
+        assert parent is not None
+        block = parent.transaction.push(parent)
+        state.enter_block(connection, block)
+    try:
+        enter(atomic)
+    except BaseException:
+        if nested:
+            block.transaction.pop(block)
+            state.leave_block(connection, parent)
+        raise
+    if atomic._from_testcase:
+        state.join_in_tests(connection, state.current_block(connection))
+
+
+def _leave_block(connection: Any, atomic: Any, leave: Callable[[], None]) -> None:
+    block = state.current_block(connection)
+    try:
+        if block is not None and not block.ended:
+            block.transaction.take_turn(block)
+        leave()
+    finally:
+        if block is not None:
+            _end_block(connection, block)
+        if atomic._from_testcase:
+            state.join_in_tests(connection, block.parent if block is not None else None)
+
+
+def _end_block(connection: Any, block: state.Block) -> None:
+    if block.parent is not None:
+        if not block.ended:
+            block.transaction.pop(block)
+        state.leave_block(connection, block.parent)
+    elif not block.transaction.state.in_atomic_block and not block.ended:
+        # The connection was closed inside the block, so that autocommit was not set again.
+        ended = block.transaction.state
+        if ended.commit_on_exit or ended.connection is None:
+            state.end(connection, ended)
+
+
+# --- asgiref ------------------------------------------------------------------------------------
+
+
+def _hook_async_to_sync() -> None:
+    """Under a running loop `async_to_sync(f)()` fails; green, it can wait for `f` in place."""
+    call = AsyncToSync.__call__
+
+    @functools.wraps(call)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if bridge.in_greenlet():
+            return bridge.await_(self.awaitable(*args, **kwargs))
+        return call(self, *args, **kwargs)
+
+    AsyncToSync.__call__ = __call__  # type: ignore[method-assign]
+
+
+def _green_async_to_sync(func: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+    """asgiref's `async_to_sync`, with the coroutine green on whatever loop it runs."""
+
+    @functools.wraps(func)
+    async def green(*args: Any, **kwargs: Any) -> Any:
+        return await bridge.portal(func(*args, **kwargs))  # type: ignore[arg-type]
+
+    return async_to_sync(green)
+
+
+def _hop(policy: Policy) -> Callable[..., Any]:
+    """Make a `sync_to_async` that runs the function green where `policy` says so."""
+
+    def hop(func: Callable[..., Any] | None = None, **options: Any) -> Any:
+        if func is None:
+            return functools.partial(hop, **options)
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            if policy(func, args):
+                return await bridge.run(func, *args, **kwargs)
+            return await sync_to_async(func, **options)(*args, **kwargs)
+
+        return call
+
+    return hop
+
+
+# --- Policies -----------------------------------------------------------------------------------
+
+
+def _orm(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+    """A method of the ORM: green if the database that it uses is pgbackend's."""
+    if not conf.has_foreign_alias():
+        return True
+    alias = next(filter(None, map(_alias_of, (getattr(func, "__self__", None), *args))), None)
+    return alias is not None and conf.engine_is_ours(connections.settings[alias]["ENGINE"])
+
+
+def _alias_of(subject: Any) -> str | None:
+    """The database that a QuerySet, manager, instance, session, or list of these, uses."""
+    if isinstance(subject, list | tuple):
+        return _alias_of(subject[0]) if subject else None
+    if hasattr(subject, "_state"):
+        return subject._state.db or router.db_for_write(type(subject), instance=subject)
+    alias = getattr(subject, "db", None)
+    if isinstance(alias, str):
+        return alias
+    model = getattr(subject, "model", None)
+    return router.db_for_write(model) if inspect.isclass(model) else None
+
+
+def _own_function(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+    """A function that Django defines and that does not block: green, in place."""
+    module = getattr(func, "__module__", None) or ""
+    if not module.startswith("django.") or conf.has_foreign_alias():
+        return False
+    if module == "django.contrib.sessions.middleware":
+        return conf.session_engine() in _SESSIONS_THAT_DO_NOT_BLOCK
+    if getattr(func, "__name__", "") == "process_exception_by_middleware":
+        return not func.__self__._exception_middleware  # type: ignore[attr-defined]
+    return module not in _MODULES_THAT_BLOCK
+
+
+_SESSIONS_THAT_DO_NOT_BLOCK = (
+    "django.contrib.sessions.backends.db",
+    "django.contrib.sessions.backends.signed_cookies",
+)
+#: Logging may send mail; error handlers, and views of files, are read from disk.
+_MODULES_THAT_BLOCK = (
+    "django.core.handlers.exception",
+    "django.utils.log",
+    "django.views.static",
+    "django.contrib.staticfiles.views",
+)
+
+
+def _end_of_request(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+    """Receivers of a request's signals: in place, unless the request has a thread.
+
+    They tidy up what a request has used (`close_old_connections`), so a thread that the request
+    has started is told too; but none is started to be told.
+    """
+    return not _thread_in_use()
+
+
+def _thread_in_use() -> bool:
+    context = SyncToAsync.thread_sensitive_context.get(None)
+    return context is not None and context in SyncToAsync.context_to_thread_executor
+
+
+
+
+# --- Django -------------------------------------------------------------------------------------
+
+#: Each module that imported `sync_to_async` by name, and when its calls need no thread.
+_HOPS: dict[str, Policy] = {
+    "django.db.models.query": _orm,
+    "django.db.models.base": _orm,
+    "django.db.models.fields.related_descriptors": _orm,
+    "django.core.paginator": _orm,
+    "django.core.handlers.base": _own_function,
+    "django.core.handlers.asgi": _end_of_request,
+    "django.dispatch.dispatcher": _end_of_request,
+    "django.test.client": _end_of_request,
+    "django.utils.deprecation": _own_function,
+}
+#: The same, for modules of apps.
+_APP_HOPS: dict[str, dict[str, Policy]] = {
+    "django.contrib.auth": {
+        "django.contrib.auth.backends": _own_function,
+        "django.contrib.auth.decorators": _own_function,
+    },
+    "django.contrib.contenttypes": {"django.contrib.contenttypes.fields": _orm},
+    "django.contrib.sessions": {"django.contrib.sessions.backends.db": _orm},
+}
+
+
+def _hook_django() -> None:
+    hops = dict(_HOPS)
+    for app, app_hops in _APP_HOPS.items():
+        if apps.is_installed(app):
+            hops.update(app_hops)
+    for name, policy in hops.items():
+        module = importlib.import_module(name)
+        if hasattr(module, "sync_to_async"):
+            module.sync_to_async = _hop(policy)  # type: ignore[attr-defined]
+    # Async views under a sync middleware or WSGI, and async receivers under a sync send().
+    for name in ("django.core.handlers.base", "django.dispatch.dispatcher"):
+        importlib.import_module(name).async_to_sync = _green_async_to_sync  # type: ignore[attr-defined]
+    _hook_handlers()
+    _hook_view_atomic()
+    _hook_async_iteration()
+
+
+def _hook_handlers() -> None:
+    """A request runs in a portal, so that everything below its view is green."""
+    from django.core.handlers.asgi import ASGIHandler
+    from django.test.client import AsyncClientHandler
+
+    for handler in (ASGIHandler, AsyncClientHandler):
+        _make_call_green(handler)
+
+
+def _make_call_green(cls: type[Any]) -> None:
+    call = cls.__call__
+
+    @functools.wraps(call)
+    async def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return await bridge.portal(call(self, *args, **kwargs))
+
+    cls.__call__ = __call__
+
+
+def _hook_view_atomic() -> None:
+    """`ATOMIC_REQUESTS` refuses async views, because atomic() did."""
+    make_view_atomic = BaseHandler.make_view_atomic
+
+    @functools.wraps(make_view_atomic)
+    def hooked(self: Any, view: Callable[..., Any]) -> Callable[..., Any]:
+        if not inspect.iscoroutinefunction(view):
+            return make_view_atomic(self, view)
+        exempt = getattr(view, "_non_atomic_requests", set())
+        for alias, settings_dict in connections.settings.items():
+            if not settings_dict["ATOMIC_REQUESTS"] or alias in exempt:
+                continue
+            if not conf.engine_is_ours(settings_dict["ENGINE"]):
+                return make_view_atomic(self, view)  # raises, as it does in Django
+            view = transaction.atomic(using=alias)(view)
+        return view
+
+    BaseHandler.make_view_atomic = hooked  # type: ignore[method-assign]
+
+
+def _hook_async_iteration() -> None:
+    """`aiterator()` fetches its chunks green, and closes its cursor when it is closed."""
+    from django.db.models.query import BaseIterable
+
+    in_threads = BaseIterable._async_generator
+
+    async def _async_generator(self: Any) -> AsyncIterator[Any]:
+        if not conf.engine_is_ours(connections.settings[self.queryset.db]["ENGINE"]):
+            async for item in in_threads(self):
+                yield item
+            return
+        rows = iter(self)
+        try:
+            while chunk := await bridge.run(_take, rows, self.chunk_size):
+                for item in chunk:
+                    yield item
+        finally:
+            if hasattr(rows, "close"):
+                await bridge.run(rows.close)
+
+    BaseIterable._async_generator = _async_generator
+
+
+def _take(rows: Any, size: int) -> list[Any]:
+    return list(islice(rows, size))

@@ -1,0 +1,431 @@
+"""Lease and transaction, as the running task sees them; the only module with context variables.
+
+Django keeps the state of a connection on its `DatabaseWrapper`. Under an event loop, tasks may
+share one wrapper object, or not, depending on who touched it first; so the wrapper holds nothing
+of a running query. The names that Django uses (`connection`, `in_atomic_block`, …) are descriptors
+(`StateAttribute`) that look up, in this order:
+
+1. the transaction in whose block the running code is (`Block`, inherited by tasks that are started
+   inside the block, and by threads that asgiref starts from it);
+2. in an async context: a transaction that a test has opened (Note [Transactions of tests]), else
+   the `Session` of the running task;
+3. in a sync context: the wrapper's own `State`, as in Django.
+
+Note [Leases and tasks]
+A task holds at most one lease of an alias: its session's, or its transaction's. Ownership moves in
+one synchronous step: code here decides and acts without an await in between.
+
+Note [Turns]
+A transaction is a chain of blocks; exactly one, the innermost, is open for statements. Code runs
+inside the block that its context names. While a sibling has opened a block below it, code waits
+(`take_turn`); when its block has ended, its statements are refused. So savepoints of tasks that
+share a transaction never overlap, and no statement slips out of the block it was written in.
+
+Note [Transactions of tests]
+A context variable alone does not reach an async test whose runner copied its context before the
+fixture opened the transaction. So a transaction that Django marks as a test's is joined by every
+async context of the process that is in none of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any, TypeAlias
+
+from django.db.transaction import TransactionManagementError
+
+from . import conf
+from .driver import bridge
+from .driver.pool import Lease
+
+#: What tells one database from another: the identity of its settings.
+Key: TypeAlias = int
+
+
+class State:
+    """What Django keeps about one connection, plus the lease that it is on."""
+
+    # fmt: off
+    NAMES = (
+        "atomic_blocks", "autocommit", "close_at", "closed_in_transaction", "commit_on_exit",
+        "connection", "errors_occurred", "health_check_done", "health_check_enabled",
+        "in_atomic_block", "isolation_level", "needs_rollback", "rollback_exc",
+        "run_commit_hooks_on_set_autocommit_on", "run_on_commit", "savepoint_ids",
+        "savepoint_state",
+    )
+    # fmt: on
+    __slots__ = (*NAMES, "__weakref__", "lease", "pooled", "transaction")
+
+    def __init__(self, *, pooled: bool = False, autocommit: bool = False) -> None:
+        self.pooled = pooled
+        self.lease: Lease | None = None
+        self.transaction: Transaction | None = None
+        self.connection: Any = None
+        self.autocommit = autocommit
+        self.in_atomic_block = False
+        self.savepoint_state = 0
+        self.savepoint_ids: list[str | None] = []
+        self.atomic_blocks: list[Any] = []
+        self.commit_on_exit = True
+        self.needs_rollback = False
+        self.rollback_exc: BaseException | None = None
+        self.close_at: float | None = None
+        self.closed_in_transaction = False
+        self.errors_occurred = False
+        self.health_check_enabled = False
+        self.health_check_done = False
+        self.run_on_commit: list[Any] = []
+        self.run_commit_hooks_on_set_autocommit_on = False
+        self.isolation_level: Any = None
+
+    def copy(self) -> State:
+        """Return a state of its own with the same values, as `copy.copy(connection)` has it."""
+        other = State(pooled=self.pooled)
+        for name in self.NAMES:
+            setattr(other, name, getattr(self, name))
+        return other
+
+    def take(self, lease: Lease) -> None:
+        """Put `lease` to use."""
+        self.lease = lease
+        self.connection = lease.connection
+        lease.on_end = self._lease_ended
+
+    def _lease_ended(self) -> None:
+        self.lease = None
+        if not self.in_atomic_block:
+            # Inside a block the dead connection stays, so that it refuses further statements.
+            self.connection = None
+
+
+class Scope:
+    """What observes the statements of some code: Django's query log and its wrappers."""
+
+    NAMES = ("execute_wrappers", "force_debug_cursor", "queries_log")
+    __slots__ = NAMES
+
+    def __init__(self, observer: Scope | None, limit: int) -> None:
+        self.force_debug_cursor = observer is not None and observer.force_debug_cursor
+        self.execute_wrappers: list[Any] = list(observer.execute_wrappers) if observer else []
+        self.queries_log: deque[Any] = (
+            observer.queries_log
+            if observer is not None and observer.force_debug_cursor
+            else deque(maxlen=limit)
+        )
+
+
+class Session:
+    """One task's use of one database, outside of transactions."""
+
+    __slots__ = ("compiled", "pins", "scope", "state")
+
+    def __init__(self, scope: Scope, autocommit: bool) -> None:
+        self.scope = scope
+        self.state = State(pooled=True, autocommit=autocommit)
+        #: How many `pinned()` blocks the task is in.
+        self.pins = 0
+        #: Whether the next cursor is for a statement that the ORM or the backend made.
+        self.compiled = False
+
+
+class _Sessions:
+    """The sessions of one task. Found through a context variable, which tasks inherit: so it
+    knows its owner, and an heir makes its own."""
+
+    __slots__ = ("by_key", "owner")
+
+    def __init__(self, owner: asyncio.Task[Any] | None) -> None:
+        self.owner = None if owner is None else weakref.ref(owner)
+        self.by_key: dict[Key, Session] = {}
+
+    def belong_to(self, task: asyncio.Task[Any] | None) -> bool:
+        return (None if self.owner is None else self.owner()) is task
+
+
+_sessions: contextvars.ContextVar[_Sessions | None] = contextvars.ContextVar(
+    "pgbackend.sessions", default=None
+)
+_blocks: contextvars.ContextVar[Mapping[Key, Block]] = contextvars.ContextVar(
+    "pgbackend.blocks", default={}  # noqa: B039 - a Mapping: it is replaced, never changed
+)
+_observers: contextvars.ContextVar[Mapping[Key, Scope]] = contextvars.ContextVar(
+    "pgbackend.observers", default={}  # noqa: B039
+)
+_test_blocks: dict[Key, Block] = {}
+
+
+# --- Looking up ---------------------------------------------------------------------------------
+
+
+def in_async_context() -> bool:
+    """Whether waits for the database must not block: a loop runs in this thread."""
+    if bridge.in_greenlet():
+        return True
+    return asyncio._get_running_loop() is not None and not conf.allows_async_unsafe()
+
+
+def current_block(wrapper: Any) -> Block | None:
+    """The block that the running code is in, whether or not it is still open."""
+    block = _blocks.get().get(wrapper._key)
+    if block is not None:
+        return block if not block.is_stale_in_thread(wrapper) else None
+    if _test_blocks and wrapper._key in _test_blocks and in_async_context():
+        return _test_blocks[wrapper._key]
+    own: State = wrapper._own
+    return own.transaction.innermost if own.transaction is not None else None
+
+
+def current_state(wrapper: Any) -> State:
+    """The state that the names of `wrapper` stand for, here and now."""
+    block = _blocks.get().get(wrapper._key)
+    if block is not None and not block.is_stale_in_thread(wrapper):
+        return block.transaction.state
+    own: State = wrapper._own
+    if not wrapper._shared or own.transaction is not None or not in_async_context():
+        return own
+    if _test_blocks and wrapper._key in _test_blocks:
+        return _test_blocks[wrapper._key].transaction.state
+    return session(wrapper).state
+
+
+def current_scope(wrapper: Any) -> Scope:
+    """What observes the statements of the running code."""
+    own: Scope = wrapper._own_scope
+    return session(wrapper).scope if wrapper._shared and in_async_context() else own
+
+
+def session(wrapper: Any) -> Session:
+    """The running task's session; made at first use. Only in an async context."""
+    sessions = _sessions.get()
+    task = asyncio.current_task()
+    if sessions is None or not sessions.belong_to(task):
+        sessions = _Sessions(task)
+        _sessions.set(sessions)
+    try:
+        return sessions.by_key[wrapper._key]
+    except KeyError:
+        scope = Scope(_observers.get().get(wrapper._key), wrapper.queries_limit)
+        new = Session(scope, wrapper.settings_dict["AUTOCOMMIT"])
+        return sessions.by_key.setdefault(wrapper._key, new)
+
+
+def observe(wrapper: Any) -> None:
+    """Let tasks that are started from here on be seen by who observes this code."""
+    _observers.set({**_observers.get(), wrapper._key: current_scope(wrapper)})
+
+
+class StateAttribute:
+    """A name of Django's on the wrapper that stands for the current state's."""
+
+    __slots__ = ("name",)
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, wrapper: Any, owner: type | None = None) -> Any:
+        return self if wrapper is None else getattr(current_state(wrapper), self.name)
+
+    def __set__(self, wrapper: Any, value: Any) -> None:
+        # While it is being made, a wrapper must not reset a transaction that others are in.
+        state = current_state(wrapper) if wrapper._ready else wrapper._own
+        setattr(state, self.name, value)
+
+
+class ScopeAttribute:
+    """A name of Django's on the wrapper that stands for the current scope's."""
+
+    __slots__ = ("name",)
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, wrapper: Any, owner: type | None = None) -> Any:
+        return self if wrapper is None else getattr(current_scope(wrapper), self.name)
+
+    def __set__(self, wrapper: Any, value: Any) -> None:
+        scope = current_scope(wrapper) if wrapper._ready else wrapper._own_scope
+        setattr(scope, self.name, value)
+        if value and self.name == "force_debug_cursor":
+            observe(wrapper)
+
+
+# --- Transactions -------------------------------------------------------------------------------
+
+
+class Block:
+    """One `atomic` block, or one stretch of manual transaction management."""
+
+    __slots__ = ("ended", "owner", "parent", "thread", "transaction")
+
+    def __init__(self, transaction: Transaction, parent: Block | None) -> None:
+        self.transaction = transaction
+        self.parent = parent
+        self.ended = False
+        self.owner = _name_of_task()
+        self.thread = threading.get_ident()
+
+    def is_stale_in_thread(self, wrapper: Any) -> bool:
+        """Whether this block ended long ago, in a sync context, where only the thread counts.
+
+        A context that was copied inside a block may be used again after it, as test runners do;
+        what Django promises to sync code does not depend on contexts.
+        """
+        return self.ended and not in_async_context()
+
+
+class Transaction:
+    """A transaction, and the tasks that take part in it."""
+
+    __slots__ = ("home", "innermost", "leasing", "state", "timeout", "waiters")
+
+    def __init__(self, state: State, timeout: float) -> None:
+        self.state = state
+        self.timeout = timeout
+        self.innermost: Block | None = Block(self, None)
+        #: The loop whose pool gives the connection; None for one that has its own.
+        self.home = asyncio._get_running_loop() if state.pooled else None
+        self.leasing = bridge.ParkingLock()
+        self.waiters: list[bridge.Waiter] = []
+
+    def take_turn(self, block: Block) -> None:
+        """Wait until statements of `block` may run. See Note [Turns].
+
+        Raises `TransactionManagementError` when the block has ended, or after `timeout` seconds.
+        """
+        if self.innermost is block:
+            return
+        deadline = monotonic() + self.timeout
+        while self.innermost is not block:
+            _check_not_ended(block)
+            waiter = bridge.Waiter()
+            self.waiters.append(waiter)
+            try:
+                in_time = waiter.wait(max(0.0, deadline - monotonic()))
+            finally:
+                if waiter in self.waiters:
+                    self.waiters.remove(waiter)
+            if not in_time and self.innermost is not block:
+                self._give_up(block)
+
+    def _give_up(self, block: Block) -> None:
+        _check_not_ended(block)
+        assert self.innermost is not None
+        raise TransactionManagementError(
+            f"{_name_of_task()} waited {self.timeout:g} s for its turn in a transaction that it "
+            f"shares with {self.innermost.owner}, which has an atomic block open inside it. Let "
+            "that block end first, or run the task outside with 'pgbackend.detached()'. (How long "
+            "to wait is the pool's 'timeout'.)"
+        )
+
+    def push(self, parent: Block) -> Block:
+        """Open a block inside `parent`, whose turn it is; decided and done in one step."""
+        self.innermost = Block(self, parent)
+        self._wake()
+        return self.innermost
+
+    def pop(self, block: Block) -> None:
+        """End `block`, which is the innermost."""
+        block.ended = True
+        self.innermost = block.parent
+        self._wake()
+
+    def end(self) -> None:
+        """End all blocks that are still open."""
+        while self.innermost is not None:
+            self.pop(self.innermost)
+
+    def _wake(self) -> None:
+        waiters, self.waiters = self.waiters, []
+        for waiter in waiters:
+            waiter.wake()
+
+
+def _name_of_task() -> str:
+    if asyncio._get_running_loop() is not None and (task := asyncio.current_task()) is not None:
+        return f"task {task.get_name()!r}"
+    return f"thread {threading.current_thread().name!r}"
+
+
+def _check_not_ended(block: Block) -> None:
+    if block.ended:
+        raise TransactionManagementError(
+            f"{_name_of_task()} was started inside an atomic block of {block.owner} that has "
+            "ended: its statements would not be part of that transaction any more. Await the task "
+            "inside the block, or start it with 'pgbackend.detached()'."
+        )
+
+
+def take_turn(wrapper: Any) -> None:
+    """Wait until a statement of the running code may be sent."""
+    block = current_block(wrapper)
+    if block is not None and block.transaction.innermost is not block:
+        block.transaction.take_turn(block)
+
+
+def enter_block(wrapper: Any, block: Block) -> None:
+    """Make `block` the one that the running code, and tasks that it starts, are in."""
+    _blocks.set({**_blocks.get(), wrapper._key: block})
+
+
+def leave_block(wrapper: Any, parent: Block | None) -> None:
+    """Go back to `parent`, or to no block."""
+    blocks = {key: block for key, block in _blocks.get().items() if key != wrapper._key}
+    if parent is not None:
+        blocks[wrapper._key] = parent
+    _blocks.set(blocks)
+
+
+def begin(wrapper: Any, state: State) -> Transaction:
+    """Begin a transaction on `state`, with the running code in its outermost block."""
+    state.transaction = transaction = Transaction(state, conf.pool_timeout(wrapper.settings_dict))
+    assert transaction.innermost is not None
+    enter_block(wrapper, transaction.innermost)
+    return transaction
+
+
+def end(wrapper: Any, state: State) -> None:
+    """End the transaction on `state`, if there is one: its participants are refused from now on."""
+    transaction, state.transaction = state.transaction, None
+    if transaction is not None:
+        transaction.end()
+        leave_block(wrapper, None)
+
+
+def join_in_tests(wrapper: Any, block: Block | None) -> None:
+    """Let async contexts that are in no transaction take part in `block` (None: no longer)."""
+    if block is None:
+        _test_blocks.pop(wrapper._key, None)
+    else:
+        _test_blocks[wrapper._key] = block
+
+
+@contextmanager
+def no_blocks(keys: set[Key] | None) -> Iterator[None]:
+    """Step out of the transactions of `keys` (None: of all) for the block of a `with`."""
+    token = _blocks.set(
+        {key: block for key, block in _blocks.get().items() if keys is not None and key not in keys}
+    )
+    try:
+        yield
+    finally:
+        _blocks.reset(token)
+
+
+@contextmanager
+def prepared(wrapper: Any, connection: Any) -> Iterator[None]:
+    """Let `connection`, which is nobody's yet, be the connection of the running code."""
+    state = State(autocommit=True)
+    state.connection = connection
+    begin(wrapper, state)
+    state.transaction = None  # in autocommit: a block is only how the code finds the state
+    try:
+        yield
+    finally:
+        leave_block(wrapper, None)
