@@ -22,13 +22,17 @@ from typing import Any, TypeAlias
 
 from asgiref.sync import AsyncToSync, SyncToAsync, async_to_sync, sync_to_async
 from django.apps import apps
+from django.core.exceptions import PermissionDenied
+from django.core.handlers import exception
 from django.core.handlers.base import BaseHandler
 from django.db import connections, router, transaction
+from django.http import Http404
+from django.urls import get_resolver, get_urlconf
 
 from . import conf, state
 from .driver import bridge
 
-Policy: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...]], bool]
+Policy: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], bool]
 
 _installed = False
 
@@ -200,7 +204,7 @@ def _hop(policy: Policy) -> Callable[..., Any]:
             return functools.partial(hop, **options)
 
         async def call(*args: Any, **kwargs: Any) -> Any:
-            if policy(func, args):
+            if policy(func, args, kwargs):
                 return await bridge.run(func, *args, **kwargs)
             return await sync_to_async(func, **options)(*args, **kwargs)
 
@@ -212,7 +216,7 @@ def _hop(policy: Policy) -> Callable[..., Any]:
 # --- Policies -----------------------------------------------------------------------------------
 
 
-def _orm(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+def _orm(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """A method of the ORM: green if the database that it uses is pgbackend's."""
     if not conf.has_foreign_alias():
         return True
@@ -233,32 +237,45 @@ def _alias_of(subject: Any) -> str | None:
     return router.db_for_write(model) if inspect.isclass(model) else None
 
 
-def _own_function(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+def _own_function(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """A function that Django defines and that does not block: green, in place."""
     module = getattr(func, "__module__", None) or ""
     if not module.startswith("django.") or conf.has_foreign_alias():
         return False
+    name = getattr(func, "__name__", "")
     if module == "django.contrib.sessions.middleware":
         return conf.session_engine() in _SESSIONS_THAT_DO_NOT_BLOCK
-    if getattr(func, "__name__", "") == "process_exception_by_middleware":
+    if name == "process_exception_by_middleware":
         return not func.__self__._exception_middleware  # type: ignore[attr-defined]
+    if name == "log_response":
+        return kwargs["response"].status_code < 500  # from there on logging may send mail
     return module not in _MODULES_THAT_BLOCK
+
+
+def _plain_error(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """The answer to Http404 and PermissionDenied, where Django's own view gives it."""
+    if conf.has_foreign_alias() or func is not exception.response_for_exception:
+        return False
+    statuses = ((Http404, 404), (PermissionDenied, 403))
+    status = next((code for kind, code in statuses if isinstance(args[1], kind)), None)
+    if status is None:
+        return False
+    handler = get_resolver(get_urlconf()).resolve_error_handler(status)
+    return handler.__module__.startswith("django.")
 
 
 _SESSIONS_THAT_DO_NOT_BLOCK = (
     "django.contrib.sessions.backends.db",
     "django.contrib.sessions.backends.signed_cookies",
 )
-#: Logging may send mail; error handlers, and views of files, are read from disk.
+#: Files are read from disk.
 _MODULES_THAT_BLOCK = (
-    "django.core.handlers.exception",
-    "django.utils.log",
     "django.views.static",
     "django.contrib.staticfiles.views",
 )
 
 
-def _end_of_request(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+def _end_of_request(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Receivers of a request's signals: in place, unless the request has a thread.
 
     They tidy up what a request has used (`close_old_connections`), so a thread that the request
@@ -284,6 +301,7 @@ _HOPS: dict[str, Policy] = {
     "django.core.paginator": _orm,
     "django.core.handlers.base": _own_function,
     "django.core.handlers.asgi": _end_of_request,
+    "django.core.handlers.exception": _plain_error,
     "django.dispatch.dispatcher": _end_of_request,
     "django.test.client": _end_of_request,
     "django.utils.deprecation": _own_function,

@@ -1,0 +1,1 @@
+"""The tests, by floor: see tests/README.md."""

@@ -1,0 +1,13 @@
+"""Settings of the tests: the order desk's, with a small library of models beside it."""
+
+from tests import server  # noqa: F401 - sets DATABASE_URL, which the next line reads
+
+from proj.settings import *  # noqa: F403, I001
+from proj.settings import DATABASES, INSTALLED_APPS, MIDDLEWARE
+
+INSTALLED_APPS = [*INSTALLED_APPS, "tests.library"]
+MIDDLEWARE = [*MIDDLEWARE, "tests.library.middleware.async_middleware"]
+ROOT_URLCONF = "tests.urls"
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+SECRET_KEY = "tests"
+DATABASES["default"]["OPTIONS"]["pool"] = {"min_size": 0, "max_size": 4, "timeout": 5}
