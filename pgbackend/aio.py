@@ -11,7 +11,7 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from . import state
 from .driver import bridge
 
-__all__ = ["as_async", "detached", "pinned", "run"]
+__all__ = ["as_async", "detached", "pinned", "portal", "run"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -34,6 +34,15 @@ def as_async(fn: Callable[P, T], /) -> Callable[P, Coroutine[Any, Any, T]]:
         return await bridge.run(fn, *args, **kwargs)
 
     return inner
+
+
+def portal(coro: Coroutine[Any, Any, T], /) -> Coroutine[Any, Any, T]:
+    """Return a coroutine that runs `coro` with the synchronous code below it green.
+
+    Requests that Django's ASGI handler serves run in one already. It is for what does not come
+    through it, a consumer or a worker: ``asyncio.run(pgbackend.aio.portal(main()))``.
+    """
+    return bridge.portal(coro)
 
 
 class pinned:  # noqa: N801 - reads as a statement

@@ -24,6 +24,12 @@ else:
     LOOPS["uvloop"] = uvloop.new_event_loop
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    # Each test collects garbage, to see what it left: not the modules of the whole project too.
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     server.release()
 

@@ -85,6 +85,8 @@ def _drive(
         else:
             _adopt(portal)
             yielded = portal.switch(value)
+    if portal.pending is not None:
+        raise portal.pending  # held back, and delivered nowhere: but never swallowed
     return yielded
 
 

@@ -389,15 +389,15 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
 
         Costs one poll of the socket, and no round trip: an idle session is silent unless it ends.
         """
-        if self.pgconn.status == _BAD:
-            return False
-        if not waiting._ready(self.pgconn.socket, Wait.R):  # noqa: SLF001 - a poll(), in C
-            return True
         try:
-            self.pgconn.consume_input()
+            # Until nothing is left to read: the server's farewell comes before the end of the file.
+            while self.pgconn.status != _BAD:
+                if not waiting._ready(self.pgconn.socket, Wait.R):  # noqa: SLF001 - a poll(), in C
+                    return True
+                self.pgconn.consume_input()
         except psycopg.Error:
-            return False
-        return self.pgconn.status != _BAD
+            pass
+        return False
 
     async def wait(self, *args: Any, **kwargs: Any) -> Any:
         # psycopg registers a reader of its own for this socket, and removes it.

@@ -19,6 +19,7 @@ import copy
 import logging
 import os
 import threading
+import traceback
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from time import monotonic
@@ -28,6 +29,7 @@ import psycopg
 import psycopg_pool
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg_pool.base import AttemptWithBackoff
+from psycopg_pool.pool_async import MaintenanceTask, StopWorker
 
 from . import bridge, errors, events
 from .connection import CLEANUP_BUDGET, AsyncConnection, Connection
@@ -172,15 +174,33 @@ class Lease:
         self.pool.release(self)
 
 
+class _WorkerCancelled(BaseException):
+    """The loop ends while a worker connects: not an error to log, and not one to go on after."""
+
+
 class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
     """psycopg's pool, which tells our layer why it could not connect."""
 
     layer: Pool
 
+    @classmethod
+    async def worker(cls, q: asyncio.Queue[MaintenanceTask]) -> None:
+        # psycopg_pool's own goes on after a cancellation that finds it connecting; asyncio.run(),
+        # which cancels once and waits, would then never return.
+        while not isinstance(task := await q.get(), StopWorker):
+            try:
+                await task.run()
+            except _WorkerCancelled:
+                return
+            except Exception as exc:
+                logger.warning("pool task %s failed: %s: %s", task, type(exc).__name__, exc)
+
     async def _connect(self, timeout: float | None = None) -> AsyncConnection:
         try:
             return await super()._connect(timeout)
-        except (Exception, asyncio.CancelledError) as exc:
+        except asyncio.CancelledError:
+            raise _WorkerCancelled from None
+        except Exception as exc:
             await self.layer.connect_failed(exc)
             raise
 
@@ -290,9 +310,8 @@ class Pool:
         """Open psycopg's pool, with tasks that inherit nothing from the one that came first."""
         if self._opened is None:
             self._opened = self.loop.create_future()
-            context = contextvars.Context()
             try:
-                await self.loop.create_task(self._psycopg.open(), context=context)
+                await _plain_task(self._psycopg.open(), self.loop)
             except BaseException:
                 self._opened.set_result(None)
                 self._opened = None
@@ -387,7 +406,7 @@ class Pool:
 
     def _own(self, coro: Coroutine[Any, Any, Any]) -> None:
         """Run `coro` in a task that belongs to the pool and knows nothing of the caller's."""
-        task = self.loop.create_task(coro, context=contextvars.Context())
+        task = _plain_task(coro, self.loop)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -457,6 +476,14 @@ class Pool:
             connections_errors=stats.get("connections_errors", 0),
             connections_lost=stats.get("connections_lost", 0),
         )
+
+
+def _plain_task(
+    coro: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop
+) -> asyncio.Task[Any]:
+    """Start a task that inherits nothing: no context variables, and no greenlet (nor do the tasks
+    that it starts)."""
+    return asyncio.Task(coro, loop=loop, context=contextvars.Context())
 
 
 async def _resume(coro: Coroutine[Any, Any, Any], waits_for: Any) -> None:
