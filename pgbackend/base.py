@@ -186,12 +186,17 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             close_pools(self._key)
 
     def ensure_connection(self) -> None:
-        """Guarantee that the database can be reached; green, nothing is held afterwards."""
+        """Guarantee that the database can be reached.
+
+        Green, a connection is leased and given back. On the bare loop there is nothing to do:
+        each statement will lease its own.
+        """
         current = state.current_state(self)
+        if current.connection is not None:
+            return
         if not current.pooled:
             self._ensure_connection()
-        elif current.connection is None:
-            self.check_context("ensure_connection")
+        elif bridge.in_greenlet() and not current.closed_in_transaction:
             lease = self._lease(current)
             if lease is not None:
                 lease.maybe_end()
@@ -239,6 +244,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
     def _pool_options(self) -> PoolOptions:
         self.check_settings()
+        self._isolation_level_option()
         return PoolOptions(
             connect={
                 **self.get_connection_params(),

@@ -1,0 +1,276 @@
+"""A connection is leased for one statement; streaming, pinning and what a session keeps."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from typing import Any
+
+import pytest
+from django.db import connection, transaction
+from django.db.models.signals import post_save
+
+import pgbackend
+from pgbackend import aio
+from tests.conftest import Runner
+from tests.library.models import Author, Book, Tag
+
+
+@pytest.fixture
+def leases() -> Any:
+    """The leases and releases of all pools, in order."""
+    events: list[Any] = []
+    pgbackend.add_hook(events.append)
+    yield events
+    pgbackend.remove_hook(events.append)
+
+
+def count(events: list[Any]) -> int:
+    leased = [event for event in events if type(event).__name__ == "Leased"]
+    assert len(leased) * 2 == len(events), "each lease has ended"
+    events.clear()
+    return len(leased)
+
+
+def test_each_statement_has_a_lease_of_its_own(run: Runner, leases: list[Any]) -> None:
+    author = Author.objects.create(name="a")
+    book = Book.objects.create(title="b", author=author)
+
+    def work() -> None:
+        list(Book.objects.all())
+        assert count(leases) == 1
+        list(Book.objects.prefetch_related("tags", "author"))
+        assert count(leases) == 3
+        Book.objects.get(pk=book.pk).author.name
+        assert count(leases) == 2
+        Book.objects.filter(pk=book.pk).update(title="c")
+        assert count(leases) == 1
+        book.save()
+        assert count(leases) == 1
+        Tag.objects.bulk_create([Tag(name="x"), Tag(name="y")])
+        assert count(leases) == 1, "bulk_create is atomic: one lease for all of it"
+        with transaction.atomic():
+            assert Tag.objects.count() == 2
+            assert Tag.objects.exists()
+        assert count(leases) == 1
+        with transaction.atomic():
+            pass
+        assert count(leases) == 0, "a block without a statement needs no connection"
+        book.delete()
+        assert count(leases) <= 4
+
+    run.green(work)
+
+
+def test_a_statement_shares_the_lease_that_its_task_holds(run: Runner, leases: list[Any]) -> None:
+    Tag.objects.bulk_create(Tag(name=str(n)) for n in range(10))
+
+    def green() -> None:
+        for tag in Tag.objects.iterator(chunk_size=2):
+            assert Tag.objects.get(pk=tag.pk) == tag
+        assert count(leases) == 1
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+            assert Tag.objects.count() == 10
+        assert count(leases) == 1
+
+    async def on_the_loop() -> None:
+        async for tag in Tag.objects.aiterator(chunk_size=2):
+            assert await Tag.objects.aget(pk=tag.pk) == tag
+        assert count(leases) == 1
+
+    run.green(green)
+    run(on_the_loop())
+
+
+@pytest.mark.parametrize("rows_read", range(5))
+def test_an_abandoned_iterator_gives_its_connection_back(
+    run: Runner, leases: list[Any], rows_read: int
+) -> None:
+    Tag.objects.bulk_create(Tag(name=str(n)) for n in range(5))
+
+    def abandon() -> None:
+        rows = Tag.objects.iterator(chunk_size=1)
+        for _ in range(rows_read):
+            next(rows)
+        del rows
+        gc.collect()
+
+    async def abandon_on_the_loop() -> None:
+        rows = aiter(Tag.objects.aiterator(chunk_size=1))
+        for _ in range(rows_read):
+            await anext(rows)
+        await rows.aclose()
+        async for _ in Tag.objects.aiterator(chunk_size=1):
+            break
+        gc.collect()
+        await asyncio.sleep(0)
+
+    async def main() -> None:
+        await aio.run(abandon)
+        await abandon_on_the_loop()
+        async with asyncio.timeout(5):
+            while pgbackend.statistics()[0].leased:
+                await asyncio.sleep(0)
+        with connection_cursor_count() as open_cursors:
+            assert await aio.run(open_cursors) == 0
+
+    class connection_cursor_count:  # noqa: N801
+        def __enter__(self) -> Any:
+            def look() -> int:
+                with connection.cursor() as cursor:
+                    cursor.execute("SELECT count(*) FROM pg_cursors WHERE name LIKE '_django%'")
+                    return cursor.fetchone()[0]
+
+            return look
+
+        def __exit__(self, *exc_info: object) -> None:
+            pass
+
+    run(main())
+
+
+def test_a_cursor_left_open_warns_with_its_place(run_once: Runner) -> None:
+    def forget() -> None:
+        cursor = connection.cursor()
+        cursor.execute("SELECT 1")
+        with pytest.warns(ResourceWarning, match=r"test_leases\.py"):
+            del cursor
+            gc.collect()
+
+    run_once.green(forget)
+
+
+def test_pinned_keeps_one_session(run: Runner) -> None:
+    def work() -> None:
+        with pgbackend.pinned():
+            with connection.cursor() as cursor:
+                cursor.execute("CREATE TEMPORARY TABLE scratch (n int)")
+            with connection.cursor() as cursor:
+                cursor.execute("INSERT INTO scratch VALUES (1)")
+            with pgbackend.pinned():
+                Tag.objects.count()
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT n FROM scratch")
+                assert cursor.fetchone() == (1,)
+        assert connection.connection is None
+
+    run.green(work)
+
+
+def test_raw_sql_leaves_nothing_in_the_session(run: Runner) -> None:
+    async def main() -> None:
+        async with pgbackend.pinned():
+            await aio.run(spoil)
+        for _ in range(8):
+            await aio.run(look)
+
+    def spoil() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SET search_path TO pg_catalog")
+            cursor.execute("SELECT set_config('app.tenant', 'one', false)")
+            cursor.execute("CREATE TEMPORARY TABLE mine (n int)")
+            cursor.execute("SELECT pg_advisory_lock(42)")
+            cursor.execute("LISTEN news")
+
+    def look() -> None:
+        assert Tag.objects.count() == 0
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT current_setting('app.tenant', true), to_regclass('mine'), "
+                "(SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'), "
+                "(SELECT count(*) FROM pg_listening_channels())"
+            )
+            assert cursor.fetchone() in ((None, None, 0, 0), ("", None, 0, 0))
+
+    run(main())
+
+
+def test_statements_of_the_orm_pay_no_reset(run: Runner, admin: Any) -> None:
+    """Seen from the server: after an ORM statement, the session's last statement is that one."""
+
+    def work() -> int:
+        with transaction.atomic():
+            Tag.objects.create(name="t")
+            with transaction.atomic():
+                Tag.objects.count()
+        Tag.objects.filter(name="t").exists()
+        return pgbackend.statistics()[0].requests
+
+    async def main() -> None:
+        await aio.run(work)
+        last = admin.execute(
+            "SELECT query FROM pg_stat_activity WHERE query LIKE '%library_tag%' AND pid <> "
+            "pg_backend_pid() AND state = 'idle' AND datname LIKE 'test%'"
+        ).fetchall()
+        assert last and all(not query.startswith("DISCARD") for (query,) in last)
+
+    run(main())
+
+
+def test_connection_created_is_sent_once_for_each_connection(run: Runner) -> None:
+    from django.db.backends.signals import connection_created
+
+    made: list[Any] = []
+
+    def receiver(sender: Any, connection: Any, **kwargs: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+        made.append(connection.connection)
+
+    async def main() -> None:
+        for _ in range(5):
+            await Tag.objects.acount()
+
+    connection_created.connect(receiver)
+    try:
+        run(main())
+    finally:
+        connection_created.disconnect(receiver)
+    assert len(made) == 1 and made[0] is not None
+
+
+def test_async_receivers_are_awaited_and_sync_ones_run_in_place(run: Runner) -> None:
+    seen: list[Any] = []
+
+    async def later(sender: Any, instance: Any, **kwargs: Any) -> None:
+        await asyncio.sleep(0)
+        seen.append(("async", Tag.objects.count()))
+
+    def at_once(sender: Any, instance: Any, **kwargs: Any) -> None:
+        seen.append(("sync", Tag.objects.count()))
+
+    async def main() -> None:
+        async with transaction.atomic():
+            await Tag.objects.acreate(name="t")
+
+    post_save.connect(later, sender=Tag)
+    post_save.connect(at_once, sender=Tag)
+    try:
+        run(main())
+    finally:
+        post_save.disconnect(later, sender=Tag)
+        post_save.disconnect(at_once, sender=Tag)
+    assert seen == [("sync", 1), ("async", 1)]
+
+
+def test_orm_on_the_bare_loop_names_the_cure(run_once: Runner) -> None:
+    from django.core.exceptions import SynchronousOnlyOperation
+
+    async def main() -> None:
+        with pytest.raises(SynchronousOnlyOperation, match="pgbackend.aio.run"):
+            list(Tag.objects.all())
+
+    run_once(main())
+
+
+def test_idle_connections_that_the_server_closed_are_noticed(run: Runner, admin: Any) -> None:
+    async def main() -> None:
+        for _ in range(10):
+            await asyncio.gather(*(Tag.objects.acount() for _ in range(4)))
+            admin.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+                "WHERE datname LIKE 'test%' AND state = 'idle' AND query LIKE '%library_tag%'"
+            )
+
+    run(main())

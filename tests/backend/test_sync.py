@@ -1,0 +1,145 @@
+"""Sync code is untouched: one connection a thread, kept as Django keeps it."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.db import close_old_connections, connection, connections, transaction
+from django.db.backends.postgresql.base import DatabaseWrapper as StockWrapper
+
+import pgbackend
+from tests.library.models import Tag
+
+
+def test_a_thread_keeps_its_connection() -> None:
+    Tag.objects.create(name="a")
+    first = connection.connection
+    assert first is not None and not first.closed
+    assert Tag.objects.count() == 1
+    assert connection.connection is first
+    assert pgbackend.statistics() == []
+
+
+def without_pool(**changes: Any) -> Any:
+    """A wrapper for the same database, of the kind that `connections` makes."""
+    settings_dict = copy.deepcopy(connections.settings["default"])
+    settings_dict["OPTIONS"].pop("pool")
+    return type(connections["default"])({**settings_dict, **changes}, alias="other")
+
+
+def test_each_thread_has_a_connection_of_its_own() -> None:
+    Tag.objects.count()
+    theirs: list[Any] = []
+
+    def other() -> None:
+        Tag.objects.count()
+        theirs.append(connection.connection)
+        connection.close()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    assert theirs[0] is not connection.connection
+
+
+def test_conn_max_age_is_honoured() -> None:
+    wrapper = without_pool(CONN_MAX_AGE=3600)
+    with wrapper.cursor() as cursor:
+        cursor.execute("SELECT 1")
+    raw = wrapper.connection
+    wrapper.close_if_unusable_or_obsolete()
+    assert wrapper.connection is raw, "not old enough"
+    wrapper.close_at = 0.0
+    wrapper.close_if_unusable_or_obsolete()
+    assert raw.closed and wrapper.connection is None
+
+
+def test_health_checks_replace_a_dead_connection(admin: Any) -> None:
+    wrapper = without_pool(CONN_MAX_AGE=None, CONN_HEALTH_CHECKS=True)
+    with wrapper.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        (pid,) = cursor.fetchone()
+    admin.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+    wrapper.close_if_unusable_or_obsolete()  # as at the end of a request
+    with wrapper.cursor() as cursor:
+        cursor.execute("SELECT 1")
+    wrapper.close()
+
+
+def test_atomic_and_its_state_are_djangos() -> None:
+    with transaction.atomic():
+        assert connection.in_atomic_block and not connection.autocommit
+        with transaction.atomic():
+            assert len(connection.savepoint_ids) == 1
+            Tag.objects.create(name="a")
+        assert connection.savepoint_ids == []
+        transaction.set_rollback(True)
+    assert not connection.in_atomic_block and connection.autocommit
+    assert not Tag.objects.exists()
+
+
+def test_server_side_cursors_stream() -> None:
+    Tag.objects.bulk_create(Tag(name=str(n)) for n in range(10))
+    rows = Tag.objects.iterator(chunk_size=3)
+    next(rows)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_cursors WHERE name LIKE '_django_curs%'")
+        assert cursor.fetchone() == (1,)
+    assert len(list(rows)) == 9
+
+
+def test_the_synchronous_pool_is_djangos() -> None:
+    settings_dict = copy.deepcopy(connections.settings["default"])
+    settings_dict["OPTIONS"]["pool"] = {"min_size": 0, "max_size": 1, "timeout": 0.2}
+    settings_dict["CONN_MAX_AGE"] = 0
+    first, second = (
+        type(connections["default"])(settings_dict, alias="sync pool") for _ in range(2)
+    )
+    try:
+        with first.cursor() as cursor:
+            cursor.execute("SELECT 1")
+        with pytest.raises(Exception, match="couldn't get a connection"):
+            second.cursor()
+        first.close()
+        with second.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    finally:
+        first.close()
+        second.close()
+        first.close_pool()
+
+
+def test_a_copy_has_a_connection_of_its_own() -> None:
+    Tag.objects.count()
+    other = connection.copy()
+    try:
+        with other.cursor() as cursor:
+            cursor.execute("SELECT 1")
+        assert other.connection is not connection.connection
+    finally:
+        other.close()
+    assert not connection.connection.closed
+
+
+def test_every_name_of_djangos_wrapper_is_there() -> None:
+    """Packages reach for them; nothing of Django's may be missing or be of another kind."""
+    stock = {name for name in dir(StockWrapper) if not name.startswith("__")}
+    assert stock <= set(dir(type(connections["default"])))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("isolation_level", 999, "Invalid transaction isolation level 999"),
+    ],
+)
+def test_bad_options_of_the_connection(option: str, value: Any, message: str) -> None:
+    settings_dict = copy.deepcopy(connections.settings["default"])
+    settings_dict["OPTIONS"] = {option: value}
+    wrapper = type(connections["default"])(settings_dict, alias="bad")
+    with pytest.raises(ImproperlyConfigured, match=message):
+        wrapper.ensure_connection()
