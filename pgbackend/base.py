@@ -103,6 +103,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     def settings_dict(self, value: dict[str, Any]) -> None:
         self._settings_dict = value
         self._key = id(value)
+        self.__dict__.pop("_shared", None)
 
     @cached_property
     def _shared(self) -> bool:
@@ -397,10 +398,12 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     def _savepoint_rollback(self, sid: str) -> None:
         with self.backend_statement(), bridge.hold_cancellation():
             super()._savepoint_rollback(sid)
+        bridge.deliver_cancellation()
 
     def _savepoint_commit(self, sid: str) -> None:
         with self.backend_statement(), bridge.hold_cancellation():
             super()._savepoint_commit(sid)
+        bridge.deliver_cancellation()
 
     # --- Hooks on commit ---
 

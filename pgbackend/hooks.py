@@ -220,7 +220,9 @@ def _orm(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     """A method of the ORM: green if the database that it uses is pgbackend's."""
     if not conf.has_foreign_alias():
         return True
-    alias = next(filter(None, map(_alias_of, (getattr(func, "__self__", None), *args))), None)
+    alias = kwargs.get("using") or next(
+        filter(None, map(_alias_of, (getattr(func, "__self__", None), *args))), None
+    )
     return alias is not None and conf.engine_is_ours(connections.settings[alias]["ENGINE"])
 
 
