@@ -429,8 +429,11 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         current = state.current_state(self)
         if current.pooled and current.lease is None and not current.in_atomic_block:
             current.run_on_commit = []
-            return
-        self._close_connection()
+        else:
+            self._close_connection()
+        if current.transaction is not None and not current.in_atomic_block:
+            # What was begun by set_autocommit(False) ends with its connection.
+            state.end(self, current)
 
     def _close(self) -> None:
         current = state.current_state(self)

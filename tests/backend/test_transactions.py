@@ -472,3 +472,18 @@ def test_a_cancelled_block_rolls_back_wherever_it_was(run: Runner, admin: Any) -
     for name in names():
         by_run[name[:-2]] = by_run.get(name[:-2], 0) + 1
     assert set(by_run.values()) == {2}, "both rows of a block, or none"
+
+
+def test_closing_the_connection_ends_manual_transaction_management(run: Runner) -> None:
+    def write() -> None:
+        transaction.set_autocommit(False)
+        Tag.objects.create(name="lost")
+        connection.close()
+        assert connection.get_autocommit()
+        Tag.objects.create(name="kept")
+
+    run.green(write)
+    assert names() == ["kept"]
+    Tag.objects.all().delete()
+    write()
+    assert names() == ["kept"]
