@@ -16,7 +16,8 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -28,6 +29,7 @@ from django.core.handlers.base import BaseHandler
 from django.db import connections, router, transaction
 from django.http import Http404
 from django.urls import get_resolver, get_urlconf
+from django.utils import asyncio as django_asyncio
 
 from . import conf, state
 from .driver import bridge
@@ -44,6 +46,7 @@ def install() -> None:
         return
     _installed = True
     _hook_atomic()
+    _hook_async_unsafe()
     _hook_async_to_sync()
     _when_ready(_hook_django)
 
@@ -168,6 +171,40 @@ def _end_block(connection: Any, block: state.Block) -> None:
         ended = block.transaction.state
         if ended.commit_on_exit or ended.connection is None:
             state.end(connection, ended)
+
+
+# --- async_unsafe -------------------------------------------------------------------------------
+
+
+def _hook_async_unsafe() -> None:
+    """`async_unsafe` asks for a running loop; none is blocked by what `checked()` surrounds.
+
+    It is still what guards the other engines, and whatever else it is put on.
+    """
+    get_running_loop = django_asyncio.get_running_loop
+
+    @functools.wraps(get_running_loop)
+    def hooked() -> Any:
+        here = bridge.current()
+        if here is not None and here.checked:
+            raise RuntimeError("no event loop that this call would block")
+        return get_running_loop()
+
+    django_asyncio.get_running_loop = hooked
+
+
+@contextmanager
+def checked() -> Iterator[None]:
+    """A call of ours into methods that `async_unsafe` guards, which our own guard has passed."""
+    here = bridge.current()
+    if here is None:
+        yield
+        return
+    here.checked += 1
+    try:
+        yield
+    finally:
+        here.checked -= 1
 
 
 # --- asgiref ------------------------------------------------------------------------------------

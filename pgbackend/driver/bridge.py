@@ -47,6 +47,8 @@ class Portal(greenlet):
         self.pending: asyncio.CancelledError | None = None
         self.holding = 0
         self.postponing = 0
+        #: How many calls it is in that are known not to block the loop.
+        self.checked = 0
 
     def suspend(self, yielded: Any) -> Any:
         """Give `yielded` to the task and wait until the task is stepped again."""

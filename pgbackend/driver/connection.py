@@ -17,6 +17,8 @@ import asyncio
 import functools
 import logging
 import warnings
+import weakref
+from collections import deque
 from time import monotonic
 from typing import Any, Self, TypeVar
 
@@ -171,7 +173,18 @@ class Connection(psycopg.Connection[Any]):
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         twin.lease = lease
+        twin.lock = bridge.ParkingLock()  # type: ignore[assignment]
+        twin._listen_alone()
         return twin
+
+    def _listen_alone(self) -> None:
+        """Let notices and notifications reach this twin's handlers, and no former holder's."""
+        self._notice_handlers = [*self._notice_handlers]
+        self._notify_handlers = [*self._notify_handlers]
+        self._notifies_backlog = deque()
+        me = weakref.ref(self)
+        self.pgconn.notice_handler = functools.partial(self._notice_handler, me)
+        self.pgconn.notify_handler = functools.partial(self._notify_handler, me)
 
     def end_lease(self) -> None:
         """Refuse whatever the holder still tries to do with this connection."""
