@@ -287,14 +287,15 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         current = state.current_state(self)
         if not current.pooled:
             return super()._cursor(name)
-        session = state.session(self) if state.in_async_context() else None
-        compiled, by_orm = (session is not None and session.compiled), session
-        if by_orm is not None:
-            by_orm.compiled = False
+        session = self.async_session()
+        compiled = session is not None and session.compiled
         if current.transaction is None and not current.autocommit:
             self.set_autocommit(False)  # AUTOCOMMIT is off: each task is in a transaction
             current = state.current_state(self)
-        return self._lease_cursor(current, name, compiled)
+        cursor = self._lease_cursor(current, name, compiled)
+        if session is not None and compiled:
+            session.compiled, session.cursor = False, cursor.cursor
+        return cursor
 
     def _lease_cursor(self, current: State, name: str | None, compiled: bool) -> Any:
         new = self._lease(current)
@@ -378,9 +379,8 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         if current.lease is not None:
             with self.wrap_database_errors:
                 current.connection.autocommit = True
-            lease = current.lease
-            lease.pins = 0
-            lease.maybe_end()
+            # Also if a cursor was left open: it was one of the transaction's.
+            current.lease.end()
         if current.transaction is None:
             return
         state.end(self, current)

@@ -22,11 +22,17 @@ class CompiledStatement:
         if session is None:
             return super().execute_sql(*args, **kwargs)  # type: ignore[misc]
         # The next cursor takes the mark. Compiling may run statements of its own before that.
-        outer, session.compiled = session.compiled, True
+        outer, session.compiled, session.cursor = (session.compiled, session.cursor), True, None
         try:
             return super().execute_sql(*args, **kwargs)  # type: ignore[misc]
+        except BaseException:
+            # Django closes the cursor for an Exception, which a cancellation is not; the
+            # traceback would keep it, and its lease, for as long as somebody keeps that.
+            if session.cursor is not None:
+                session.cursor.close()
+            raise
         finally:
-            session.compiled = outer
+            session.compiled, session.cursor = outer
 
 
 class SQLCompiler(CompiledStatement, compiler.SQLCompiler):

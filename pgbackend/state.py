@@ -124,7 +124,7 @@ class Scope:
 class Session:
     """One task's use of one database, outside of transactions."""
 
-    __slots__ = ("compiled", "pins", "scope", "state")
+    __slots__ = ("compiled", "cursor", "pins", "scope", "state")
 
     def __init__(self, scope: Scope, autocommit: bool) -> None:
         self.scope = scope
@@ -133,6 +133,8 @@ class Session:
         self.pins = 0
         #: Whether the next cursor is for a statement that the ORM or the backend made.
         self.compiled = False
+        #: The cursor of the compiled statement that is being executed.
+        self.cursor: Any = None
 
 
 class _Sessions:

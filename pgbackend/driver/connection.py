@@ -335,6 +335,8 @@ class Connection(psycopg.Connection[Any]):
         if self.pgconn.transaction_status == _ACTIVE:
             logger.warning("statement not ended %s s after its cancellation", CLEANUP_BUDGET)
             self.pgconn.finish()
+        if self.lease is not None:
+            self.lease.interrupted()
 
     async def _cancel_and_drain(self, gen: PQGen[Any]) -> None:
         try:
@@ -473,7 +475,11 @@ class _LeasedCursor:
     def __del__(self) -> None:
         if getattr(self, "closed", True):
             return
-        if self.opened_at is not None:
+        if self._is_on_server() and self._conn.lease is not None:
+            self._conn.lease.dirty = True
+        self._close()  # type: ignore[attr-defined]
+        self._tell_lease()
+        if self.opened_at is not None:  # last, since a warning may be made an error
             warnings.warn(
                 f"a cursor opened at {self.opened_at} was never closed, and held its connection "
                 "until now: use 'with connection.cursor() as cursor:'",
@@ -481,10 +487,6 @@ class _LeasedCursor:
                 source=self,
                 stacklevel=2,
             )
-        if self._is_on_server() and self._conn.lease is not None:
-            self._conn.lease.dirty = True
-        self._close()  # type: ignore[attr-defined]
-        self._tell_lease()
 
 
 @functools.lru_cache(maxsize=64)

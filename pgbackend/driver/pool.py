@@ -19,7 +19,7 @@ import copy
 import logging
 import os
 import threading
-import traceback
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from time import monotonic
@@ -144,12 +144,24 @@ class Lease:
             return asyncio._get_running_loop() is None
         return asyncio.current_task() is self.task or self.pins > 0
 
+    def is_held_by_cursors(self) -> bool:
+        """Whether nothing but an open cursor keeps the lease."""
+        return not self.ended and not self.pins
+
     def cursor_opened(self, cursor: Any) -> None:
         self.cursors += 1
 
     def cursor_closed(self, cursor: Any) -> None:
         self.cursors -= 1
         self.maybe_end()
+
+    def interrupted(self) -> None:
+        """The statement of a cursor was cancelled; if there is no other, nothing is left to do.
+
+        The cursor itself may live on in the traceback of the cancellation.
+        """
+        if self.cursors <= 1 and not self.pins and not self.ended:
+            self.end()
 
     def pin(self) -> None:
         """Keep the connection until `unpin()`, also while no cursor is open."""
@@ -215,6 +227,14 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
 
     def live(self) -> int:
         return len(self._pool)
+
+    def waiting(self) -> int:
+        return sum(client.error is None for client in self._waiting)
+
+    def make_room(self) -> None:
+        """Take those who gave up waiting out of a queue that is full of them."""
+        if self.max_waiting and len(self._waiting) >= self.max_waiting:
+            self._waiting = deque(client for client in self._waiting if client.error is None)
 
     async def fail_waiting(self, error: Callable[[], Exception]) -> None:
         waiting = list(self._waiting)
@@ -290,6 +310,7 @@ class Pool:
             await self._open()
         while True:
             self._check_failure()
+            self._psycopg.make_room()
             timeout = self._psycopg.timeout - (monotonic() - started)
             try:
                 physical = await self._psycopg.getconn(timeout=timeout)
@@ -467,7 +488,7 @@ class Pool:
             size=stats["pool_size"],
             leased=len(self._holders),
             idle=stats["pool_available"],
-            waiting=stats["requests_waiting"],
+            waiting=self._psycopg.waiting(),
             requests=stats.get("requests_num", 0),
             requests_queued=stats.get("requests_queued", 0),
             requests_wait_ms=stats.get("requests_wait_ms", 0),

@@ -274,3 +274,42 @@ def test_idle_connections_that_the_server_closed_are_noticed(run: Runner, admin:
             )
 
     run(main())
+
+
+@pytest.mark.parametrize("in_block", [False, True], ids=["autocommit", "in a block"])
+def test_a_cancelled_statement_gives_its_connection_back_at_once(
+    run: Runner, in_block: bool
+) -> None:
+    """Not when the traceback is collected: Django closes its cursor for an Exception only."""
+
+    async def sleeping(kind: str) -> None:
+        def work() -> None:
+            if kind == "raw cursor":
+                connection.cursor().execute("SELECT pg_sleep(10)")
+            elif kind == "raw query":
+                list(Tag.objects.raw("SELECT 1 AS id, pg_sleep(10)"))
+            else:
+                list(Tag.objects.extra(select={"nap": "pg_sleep(10)"}))
+
+        if in_block:
+            async with transaction.atomic():
+                await aio.run(work)
+        else:
+            await aio.run(work)
+
+    async def main() -> None:
+        await Tag.objects.acreate(name="t")
+        for kind in ("compiled", "raw cursor", "raw query"):
+            task = asyncio.create_task(sleeping(kind))
+            while not pgbackend.statistics()[0].leased:
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.05)
+            task.cancel()
+            try:
+                await task
+            except asyncio.CancelledError as exc:
+                kept = exc  # and with it the traceback, its frames and their cursors
+            assert pgbackend.statistics()[0].leased == 0, kind
+            assert task.cancelled() and kept
+
+    run(main())
