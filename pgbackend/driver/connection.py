@@ -475,11 +475,13 @@ class _LeasedCursor:
     def __del__(self) -> None:
         if getattr(self, "closed", True):
             return
-        if self._is_on_server() and self._conn.lease is not None:
-            self._conn.lease.dirty = True
+        lease = self._conn.lease
+        held = lease is not None and lease.is_held_by_cursors()
+        if self._is_on_server() and lease is not None:
+            lease.dirty = True
         self._close()  # type: ignore[attr-defined]
         self._tell_lease()
-        if self.opened_at is not None:  # last, since a warning may be made an error
+        if held and self.opened_at is not None:  # last, since a warning may be made an error
             warnings.warn(
                 f"a cursor opened at {self.opened_at} was never closed, and held its connection "
                 "until now: use 'with connection.cursor() as cursor:'",
