@@ -19,6 +19,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
@@ -141,7 +142,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
     # --- Guards: each of Django's async_unsafe methods ---
 
-    connect = _guarded("connect")
+    _connect = _guarded("connect")
     get_new_connection = _guarded("get_new_connection")
     savepoint_rollback = _guarded("savepoint_rollback")
     savepoint_commit = _guarded("savepoint_commit")
@@ -191,6 +192,22 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         if self._shared:
             close_pools(self._key)
 
+    def connect(self) -> None:
+        """Connect; green, see that the database can be reached, and hold nothing afterwards."""
+        current = state.current_state(self)
+        if not current.pooled:
+            self._connect()
+            return
+        self.check_context("connect")
+        if current.transaction is not None:
+            # As in Django, a new connection knows nothing of what the old one was in.
+            if current.lease is not None:
+                current.lease.connection.close()
+                current.lease.end()
+            state.end(self, current)
+        self.run_on_commit = []
+        self.ensure_connection()
+
     def ensure_connection(self) -> None:
         """Guarantee that the database can be reached.
 
@@ -224,7 +241,8 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         session = state.session(self) if transaction is None else None
         if transaction is not None:
             lease.pin()
-            lease.connection._autocommit = False  # psycopg begins with the first statement
+            # psycopg begins with the first statement.
+            lease.connection._autocommit = False  # noqa: SLF001
         elif session is not None and session.pins:
             lease.pin()
         return lease
@@ -244,9 +262,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         return self._async_pool().lease()
 
     def _async_pool(self) -> Pool:
-        return get_pool(
-            (self._key, self.settings_dict["NAME"]), self.alias, self._pool_options
-        )
+        return get_pool((self._key, self.settings_dict["NAME"]), self.alias, self._pool_options)
 
     def _pool_options(self) -> PoolOptions:
         self.check_settings()
@@ -309,7 +325,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         if not compiled and current.lease is not None:
             current.lease.dirty = True
             cursor.opened_at = _caller()
-        return self._prepare_cursor(cursor)
+        return self._prepare_cursor(cursor)  # type: ignore[attr-defined]
 
     def create_cursor(self, name: str | None = None) -> Any:
         cursor = self._create_cursor(name)
@@ -432,6 +448,8 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     def close(self) -> None:
         """Close the connection; green and outside a transaction, give it back at once."""
         current = state.current_state(self)
+        if current.pooled:
+            self._close_own()
         if current.pooled and current.lease is None and not current.in_atomic_block:
             current.run_on_commit = []
         else:
@@ -439,6 +457,18 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         if current.transaction is not None and not current.in_atomic_block:
             # What was begun by set_autocommit(False) ends with its connection.
             state.end(self, current)
+
+    def _close_own(self) -> None:
+        """Close what sync code has left open on this wrapper: in this thread, or handed to one."""
+        own = self._own
+        if own.connection is None or own.in_atomic_block or own.transaction is not None:
+            return
+        connection, own.connection = own.connection, None
+        sync_pool = self._connection_pools.get(self.alias)
+        if sync_pool is None:
+            connection.close()
+        else:
+            sync_pool.putconn(connection)
 
     def _close(self) -> None:
         current = state.current_state(self)
@@ -470,9 +500,9 @@ _CURSOR_MODULES = (__name__, "django.db.backends.base.base", "django.utils.async
 
 def _caller() -> str | None:
     """Where user code opened a cursor; None when Django or pgbackend itself did."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_globals.get("__name__") in _CURSOR_MODULES:
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     if frame is None or frame.f_globals.get("__name__", "").startswith("django."):
         return None
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"

@@ -17,8 +17,7 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
-from .driver import Connection
-from .driver import bridge
+from .driver import Connection, bridge
 from .driver.connection import AsyncConnection
 
 #: Defaults that are right without any setting: nothing is held by an idle process, and a request

@@ -987,7 +987,7 @@ def _setting(text: str) -> tuple[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m pgbackend.embedded run [--base DIR] [--set NAME=VALUE] -- COMMAND...``"""
+    """``python -m pgbackend.embedded run [--base DIR] [--set NAME=VALUE] -- COMMAND...``."""
     parser = argparse.ArgumentParser(prog="python -m pgbackend.embedded", description=main.__doc__)
     commands = parser.add_subparsers(dest="action", required=True)
     run = commands.add_parser("run", help="run a command with DATABASE_URL set to a server")

@@ -80,7 +80,7 @@ def run_coroutine_function(func: Callable[[], Awaitable[Any]]) -> Any:
 # --- transaction.atomic -------------------------------------------------------------------------
 
 
-def _hook_atomic() -> None:
+def _hook_atomic() -> None:  # noqa: C901 - five short methods
     """`Atomic` takes its turn among the tasks of its transaction, and knows coroutines.
 
     Its own code runs unedited; before it, the block is opened (or its turn awaited), and after it,
@@ -144,7 +144,7 @@ def _enter_block(connection: Any, atomic: Any, enter: Callable[[Any], None]) -> 
             block.transaction.pop(block)
             state.leave_block(connection, parent)
         raise
-    if atomic._from_testcase:
+    if atomic._from_testcase:  # noqa: SLF001
         state.join_in_tests(connection, state.current_block(connection))
 
 
@@ -157,7 +157,7 @@ def _leave_block(connection: Any, atomic: Any, leave: Callable[[], None]) -> Non
     finally:
         if block is not None:
             _end_block(connection, block)
-        if atomic._from_testcase:
+        if atomic._from_testcase:  # noqa: SLF001
             state.join_in_tests(connection, block.parent if block is not None else None)
 
 
@@ -181,7 +181,7 @@ def _hook_async_unsafe() -> None:
 
     It is still what guards the other engines, and whatever else it is put on.
     """
-    get_running_loop = django_asyncio.get_running_loop
+    get_running_loop = django_asyncio.get_running_loop  # type: ignore[attr-defined]
 
     @functools.wraps(get_running_loop)
     def hooked() -> Any:
@@ -190,7 +190,7 @@ def _hook_async_unsafe() -> None:
             raise RuntimeError("no event loop that this call would block")
         return get_running_loop()
 
-    django_asyncio.get_running_loop = hooked
+    django_asyncio.get_running_loop = hooked  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -212,7 +212,7 @@ def checked() -> Iterator[None]:
 
 def _hook_async_to_sync() -> None:
     """Under a running loop `async_to_sync(f)()` fails; green, it can wait for `f` in place."""
-    call = AsyncToSync.__call__
+    call: Any = AsyncToSync.__call__
 
     @functools.wraps(call)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -268,12 +268,13 @@ def _alias_of(subject: Any) -> str | None:
     if isinstance(subject, list | tuple):
         return _alias_of(subject[0]) if subject else None
     if hasattr(subject, "_state"):
-        return subject._state.db or router.db_for_write(type(subject), instance=subject)
+        used: str | None = subject._state.db  # noqa: SLF001 - documented by Django
+        return used or router.db_for_write(type(subject), instance=subject)
     alias = getattr(subject, "db", None)
     if isinstance(alias, str):
         return alias
     model = getattr(subject, "model", None)
-    return router.db_for_write(model) if inspect.isclass(model) else None
+    return router.db_for_write(model) if inspect.isclass(model) else None  # type: ignore[arg-type]
 
 
 def _own_function(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -285,7 +286,8 @@ def _own_function(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
     if module == "django.contrib.sessions.middleware":
         return conf.session_engine() in _SESSIONS_THAT_DO_NOT_BLOCK
     if name == "process_exception_by_middleware":
-        return not func.__self__._exception_middleware  # type: ignore[attr-defined]
+        handler: Any = func.__self__  # type: ignore[attr-defined]
+        return not handler._exception_middleware  # noqa: SLF001
     if name == "log_response":
         return kwargs["response"].status_code < 500  # from there on logging may send mail
     return module not in _MODULES_THAT_BLOCK
@@ -314,7 +316,9 @@ _MODULES_THAT_BLOCK = (
 )
 
 
-def _end_of_request(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _end_of_request(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> bool:
     """Receivers of a request's signals: in place, unless the request has a thread.
 
     They tidy up what a request has used (`close_old_connections`), so a thread that the request
@@ -326,8 +330,6 @@ def _end_of_request(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
 def _thread_in_use() -> bool:
     context = SyncToAsync.thread_sensitive_context.get(None)
     return context is not None and context in SyncToAsync.context_to_thread_executor
-
-
 
 
 # --- Django -------------------------------------------------------------------------------------
@@ -400,7 +402,7 @@ def _hook_view_atomic() -> None:
     def hooked(self: Any, view: Callable[..., Any]) -> Callable[..., Any]:
         if not inspect.iscoroutinefunction(view):
             return make_view_atomic(self, view)
-        exempt = getattr(view, "_non_atomic_requests", set())
+        exempt: set[str] = getattr(view, "_non_atomic_requests", set())
         for alias, settings_dict in connections.settings.items():
             if not settings_dict["ATOMIC_REQUESTS"] or alias in exempt:
                 continue
@@ -416,7 +418,8 @@ def _hook_async_iteration() -> None:
     """`aiterator()` fetches its chunks green, and closes its cursor when it is closed."""
     from django.db.models.query import BaseIterable
 
-    in_threads = BaseIterable._async_generator
+    iterable: Any = BaseIterable
+    in_threads = iterable._async_generator  # noqa: SLF001
 
     async def _async_generator(self: Any) -> AsyncIterator[Any]:
         if not conf.engine_is_ours(connections.settings[self.queryset.db]["ENGINE"]):
@@ -432,7 +435,7 @@ def _hook_async_iteration() -> None:
             if hasattr(rows, "close"):
                 await bridge.run(rows.close)
 
-    BaseIterable._async_generator = _async_generator
+    iterable._async_generator = _async_generator  # noqa: SLF001
 
 
 def _take(rows: Any, size: int) -> list[Any]:

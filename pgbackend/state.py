@@ -112,7 +112,7 @@ class Scope:
     __slots__ = NAMES
 
     def __init__(self, observer: Scope | None, limit: int) -> None:
-        self.force_debug_cursor = observer is not None and observer.force_debug_cursor
+        self.force_debug_cursor: bool = observer is not None and observer.force_debug_cursor
         self.execute_wrappers: list[Any] = list(observer.execute_wrappers) if observer else []
         self.queries_log: deque[Any] = (
             observer.queries_log
@@ -138,8 +138,11 @@ class Session:
 
 
 class _Sessions:
-    """The sessions of one task. Found through a context variable, which tasks inherit: so it
-    knows its owner, and an heir makes its own."""
+    """The sessions of one task.
+
+    Found through a context variable, which tasks inherit: so it knows its owner, and an heir makes
+    its own.
+    """
 
     __slots__ = ("by_key", "owner")
 
@@ -155,10 +158,12 @@ _sessions: contextvars.ContextVar[_Sessions | None] = contextvars.ContextVar(
     "pgbackend.sessions", default=None
 )
 _blocks: contextvars.ContextVar[Mapping[Key, Block]] = contextvars.ContextVar(
-    "pgbackend.blocks", default={}  # noqa: B039 - a Mapping: it is replaced, never changed
+    "pgbackend.blocks",
+    default={},  # noqa: B039 - a Mapping: it is replaced, never changed
 )
 _observers: contextvars.ContextVar[Mapping[Key, Scope]] = contextvars.ContextVar(
-    "pgbackend.observers", default={}  # noqa: B039
+    "pgbackend.observers",
+    default={},  # noqa: B039
 )
 _test_blocks: dict[Key, Block] = {}
 
@@ -192,6 +197,8 @@ def current_state(wrapper: Any) -> State:
     own: State = wrapper._own
     if not wrapper._shared or own.transaction is not None or not in_async_context():
         return own
+    if own.connection is not None and wrapper._thread_ident != threading.get_ident():
+        return own  # the wrapper of a thread, which shares its connection with us
     if _test_blocks and wrapper._key in _test_blocks:
         return _test_blocks[wrapper._key].transaction.state
     return session(wrapper).state

@@ -1,5 +1,4 @@
-"""What every test shares: a real server, loops that hide nothing, and a look at what is left.
-"""
+"""What every test shares: a real server, loops that hide nothing, and a look at what is left."""
 
 from __future__ import annotations
 
@@ -22,6 +21,14 @@ except ImportError:
     pass
 else:
     LOOPS["uvloop"] = uvloop.new_event_loop
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-browser",
+        action="store_true",
+        help="where Chromium is missing, fail the tests that drive a page instead of skipping them",
+    )
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -1,8 +1,10 @@
 """Settings of the tests: the order desk's, with a small library of models beside it."""
 
-from tests import server  # noqa: F401 - sets DATABASE_URL, which the next line reads
+from tests import server  # noqa: F401 - sets DATABASE_URL, which the next import reads
 
-from proj.settings import *  # noqa: F403, I001
+# isort: split
+
+from proj.settings import *  # noqa: F403
 from proj.settings import DATABASES, INSTALLED_APPS, MIDDLEWARE
 
 INSTALLED_APPS = [*INSTALLED_APPS, "tests.library"]

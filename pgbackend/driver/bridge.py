@@ -18,6 +18,7 @@ because nobody would ever switch back. Clean-up code must then manage with synch
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -180,7 +181,7 @@ class GreenCoroutine(Coroutine[Any, Any, T]):
         (self._driver or self._coro).close()
 
     def __await__(self) -> Generator[Any, Any, T]:
-        return self  # type: ignore[return-value]
+        return self
 
     def __iter__(self) -> GreenCoroutine[T]:
         return self
@@ -227,10 +228,10 @@ def make_child_tasks_green(loop: asyncio.AbstractEventLoop) -> None:
             coro = GreenCoroutine(coro)
         if make_task is None:
             return asyncio.Task(coro, loop=loop, **kwargs)
-        return make_task(loop, coro, **kwargs)  # type: ignore[arg-type]
+        return make_task(loop, coro, **kwargs)
 
     factory._makes_green_tasks = True  # type: ignore[attr-defined]
-    loop.set_task_factory(factory)
+    loop.set_task_factory(factory)  # type: ignore[arg-type]  # it takes more than asked
 
 
 # --- Cancellation -------------------------------------------------------------------------------
@@ -297,7 +298,7 @@ def finish(coro: Coroutine[Any, Any, T], budget: float) -> T | None:
     try:
         while not task.done():
             done = loop.create_future()
-            task.add_done_callback(lambda _, done=done: done.done() or done.set_result(None))
+            task.add_done_callback(functools.partial(_settle, done))
             try:
                 wait_future(here, done)
             except asyncio.CancelledError as exc:
@@ -310,11 +311,16 @@ def finish(coro: Coroutine[Any, Any, T], budget: float) -> T | None:
     return None if task.cancelled() else task.result()
 
 
+def _settle(future: asyncio.Future[None], _: object) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
 def wait_future(here: Portal, future: asyncio.Future[T]) -> T:
     """Wait in portal `here` for `future`, with nothing between it and the task."""
     if not future.done():
         # What `Future.__await__` does before it yields itself: the task checks for it.
-        future._asyncio_future_blocking = True
+        future._asyncio_future_blocking = True  # noqa: SLF001 - asyncio's protocol for futures
         here.suspend(future)
     return future.result()
 
@@ -418,5 +424,3 @@ class ParkingLock:
 
     def __exit__(self, *exc_info: object) -> None:
         self.release()
-
-

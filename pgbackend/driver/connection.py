@@ -1,10 +1,10 @@
 """Connections whose waits yield to the event loop when there is one to yield to.
 
-psycopg is sans-IO inside: `psycopg.Connection` and `psycopg.AsyncConnection` run the same generators
-and differ in who waits for the socket. `Connection.wait()` is the one place where this driver
-decides it: green, the greenlet is parked and the loop serves others; otherwise the thread blocks.
-Everything above it, psycopg's cursors, server-side cursors, COPY, executemany and pipelines, works
-unchanged in every context.
+psycopg is sans-IO inside: `psycopg.Connection` and `psycopg.AsyncConnection` run the same
+generators and differ in who waits for the socket. `Connection.wait()` is the one place where this
+driver decides it: green, the greenlet is parked and the loop serves others; otherwise the thread
+blocks. Everything above it, psycopg's cursors, server-side cursors, COPY, executemany and
+pipelines, works unchanged in every context.
 
 `AsyncConnection` is what the pool opens, checks and closes. A *twin* is a `Connection` on the same
 `pgconn`; the pool lends a fresh one with each lease, so that what a former holder kept of its own
@@ -14,6 +14,7 @@ unchanged in every context.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import warnings
@@ -26,7 +27,7 @@ import psycopg
 from psycopg import errors as e
 from psycopg import waiting
 from psycopg.abc import PQGen
-from psycopg.pq import ConnStatus, TransactionStatus
+from psycopg.pq import ConnStatus, PipelineStatus, TransactionStatus
 from psycopg.waiting import Ready, Wait
 
 from . import bridge
@@ -157,13 +158,14 @@ class Connection(psycopg.Connection[Any]):
         options = {name: kwargs.pop(name, None) for name in ("cursor_factory", "row_factory")}
         opened = bridge.await_(psycopg.AsyncConnection.connect(conninfo, **kwargs))
         self = cls(opened.pgconn)
-        self._autocommit = opened._autocommit
-        self._adapters = opened._adapters
+        self._autocommit = opened._autocommit  # noqa: SLF001
+        self._adapters = opened._adapters  # noqa: SLF001
         self.prepare_threshold = opened.prepare_threshold
         for name, value in options.items():
             if value:
                 setattr(self, name, value)
-        opened._pool = None  # not to be reported as left open: its socket lives on in `self`
+        # Not to be reported as left open: its socket lives on in `self`.
+        opened._pool = None  # noqa: SLF001
         return self
 
     # --- Leases ---
@@ -182,7 +184,7 @@ class Connection(psycopg.Connection[Any]):
         self._notice_handlers = [*self._notice_handlers]
         self._notify_handlers = [*self._notify_handlers]
         self._notifies_backlog = deque()
-        me = weakref.ref(self)
+        me: weakref.ref[psycopg.BaseConnection[Any]] = weakref.ref(self)
         self.pgconn.notice_handler = functools.partial(self._notice_handler, me)
         self.pgconn.notify_handler = functools.partial(self._notify_handler, me)
 
@@ -243,12 +245,15 @@ class Connection(psycopg.Connection[Any]):
             self._maybe_yield(portal)
             result: RV = stop.value
             return result
+        if self.pgconn.status == _BAD:  # the number of its socket may be another one's by now
+            self._cut_off(gen)
+            raise e.OperationalError("the connection is closed")
         watch = self._find_watch()
         try:
             deadline = None if timeout is None else monotonic() + timeout
             while True:
                 ready = self._wait_ready(portal, watch, state, deadline)
-                state = gen.send(ready)  # type: ignore[arg-type]
+                state = gen.send(ready)
                 if deadline is not None and monotonic() >= deadline:
                     raise e._WaitTimeout("wait timeout expired")  # noqa: SLF001 - psycopg's own
         except StopIteration as stop:
@@ -260,6 +265,7 @@ class Connection(psycopg.Connection[Any]):
         except BaseException:
             if self.pgconn.status == _BAD:
                 watch.stop()
+                self._cut_off(gen)
             raise
         finally:
             Connection._last_yield = monotonic()
@@ -276,9 +282,7 @@ class Connection(psycopg.Connection[Any]):
             return self.physical.watch
         return Watch(loop, self.pgconn.socket)
 
-    def _wait_ready(
-        self, portal: Portal, watch: Watch, state: int, deadline: float | None
-    ) -> int:
+    def _wait_ready(self, portal: Portal, watch: Watch, state: int, deadline: float | None) -> int:
         timeout = None if deadline is None else max(0.0, deadline - monotonic())
         try:
             return watch.wait(portal, state, timeout)
@@ -297,6 +301,8 @@ class Connection(psycopg.Connection[Any]):
                     return ready
             except asyncio.CancelledError as exc:
                 portal.pending = exc
+                if watch.ready:  # both came in one turn of the loop
+                    return watch.ready
         watch.stop()
         self.pgconn.finish()
         raise OutcomeUnknown(
@@ -318,25 +324,29 @@ class Connection(psycopg.Connection[Any]):
 
     # --- Cancellation ---
 
-    def _clean_up(
-        self, portal: Portal, gen: PQGen[Any], watch: Watch, exc: BaseException
-    ) -> None:
+    def _clean_up(self, portal: Portal, gen: PQGen[Any], watch: Watch, exc: BaseException) -> None:
         """Bring the connection to rest after a wait was interrupted, or close it."""
         if self.pgconn.transaction_status != _ACTIVE:
             return
         watch.stop()
         if portal.closing or not isinstance(exc, asyncio.CancelledError):
-            self.pgconn.finish()
+            self._cut_off(gen)
             return
         held = portal.pending
         bridge.finish(self._cancel_and_drain(gen), CLEANUP_BUDGET)
         # A second cancellation says what the first, which is being raised, says already.
         portal.pending = held
         if self.pgconn.transaction_status == _ACTIVE:
-            logger.warning("statement not ended %s s after its cancellation", CLEANUP_BUDGET)
-            self.pgconn.finish()
+            logger.info("closing a connection whose statement did not end with its cancellation")
+            self._cut_off(gen)
         if self.lease is not None:
             self.lease.interrupted()
+
+    def _cut_off(self, gen: PQGen[Any]) -> None:
+        """Close the socket, and `gen`, whose own clean-up (a pipeline's) has nothing to go by."""
+        self.pgconn.finish()
+        with contextlib.suppress(psycopg.Error):
+            gen.close()
 
     async def _cancel_and_drain(self, gen: PQGen[Any]) -> None:
         try:
@@ -346,7 +356,9 @@ class Connection(psycopg.Connection[Any]):
                 )
             else:
                 await asyncio.to_thread(self.cancel)
-            await waiting.wait_async(gen, self.pgconn.socket, interval=_WAIT_INTERVAL)
+            if self.pgconn.pipeline_status == PipelineStatus.OFF:
+                # The rest of a pipeline would be answered only after a Sync that is not sent.
+                await waiting.wait_async(gen, self.pgconn.socket, interval=_WAIT_INTERVAL)
         except e.QueryCanceled:
             pass
         except psycopg.Error as exc:
@@ -374,7 +386,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     twin: Connection
 
     @classmethod
-    async def connect(
+    async def connect(  # type: ignore[override]  # cursors are its twins'
         cls,
         conninfo: str = "",
         *,
@@ -391,10 +403,11 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     def _grow_twin(self, twin_class: type[Connection], cursor_factory: Any) -> None:
         twin = twin_class(self.pgconn)
         twin.physical = self
-        twin._autocommit = self._autocommit
-        twin._adapters = self._adapters
-        twin._prepared = self._prepared  # one session has one set of prepared statements
-        twin._pool = None  # the pool closes it
+        twin._autocommit = self._autocommit  # noqa: SLF001
+        twin._adapters = self._adapters  # noqa: SLF001
+        # One session has one set of prepared statements.
+        twin._prepared = self._prepared  # noqa: SLF001
+        twin._pool = None  # noqa: SLF001 - the pool closes it
         twin.cursor_factory = leased_class(cursor_factory or psycopg.Cursor)
         twin.server_cursor_factory = leased_class(psycopg.ServerCursor)
         self.twin = twin
@@ -407,7 +420,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         try:
             # Until nothing is left to read: the server's farewell comes before the end of the file.
             while self.pgconn.status != _BAD:
-                if not waiting._ready(self.pgconn.socket, Wait.R):  # noqa: SLF001 - a poll(), in C
+                if not waiting._ready(self.pgconn.socket, Wait.R):  # a poll(), in C
                     return True
                 self.pgconn.consume_input()
         except psycopg.Error:
@@ -442,7 +455,7 @@ class _LeasedCursor:
     opened_at: str | None = None
 
     def __init__(self, connection: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(connection, *args, **kwargs)
+        super().__init__(connection, *args, **kwargs)  # type: ignore[call-arg]  # a mixin
         if connection.lease is not None:  # a twin that is being prepared is nobody's yet
             connection.lease.cursor_opened(self)
 
@@ -500,6 +513,6 @@ def leased_class(cursor_class: type[Any]) -> type[Any]:
 def adopt(cursor: Any) -> Any:
     """Make `cursor`, made on a twin without its factories, count as a holder of its lease."""
     if not isinstance(cursor, _LeasedCursor):
-        cursor.__class__ = leased_class(type(cursor))
+        cursor.__class__ = leased_class(type(cursor))  # type: ignore[arg-type]
         cursor.connection.lease.cursor_opened(cursor)
     return cursor

@@ -16,9 +16,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import copy
+import inspect
 import logging
 import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
@@ -39,6 +41,9 @@ logger = logging.getLogger("pgbackend.driver")
 #: Seconds for which a failed attempt to connect answers for the next ones, when the pool has no
 #: connection at all: at most two attempts a second reach a server that is down.
 FAILURE_WINDOW = 0.5
+
+#: Seconds to wait until the thread of another loop has closed its pool.
+CLOSE_TIMEOUT = 5.0
 
 _IDLE = TransactionStatus.IDLE
 _UNKNOWN = TransactionStatus.UNKNOWN
@@ -199,7 +204,9 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
     async def worker(cls, q: asyncio.Queue[MaintenanceTask]) -> None:
         # psycopg_pool's own goes on after a cancellation that finds it connecting; asyncio.run(),
         # which cancels once and waits, would then never return.
-        while not isinstance(task := await q.get(), StopWorker):
+        worker = asyncio.current_task()
+        assert worker is not None
+        while not worker.cancelling() and not isinstance(task := await q.get(), StopWorker):
             try:
                 await task.run()
             except _WorkerCancelled:
@@ -209,12 +216,14 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
 
     async def _connect(self, timeout: float | None = None) -> AsyncConnection:
         try:
-            return await super()._connect(timeout)
+            connection = await super()._connect(timeout)
         except asyncio.CancelledError:
             raise _WorkerCancelled from None
         except Exception as exc:
             await self.layer.connect_failed(exc)
             raise
+        self.layer.made.add(connection)
+        return connection
 
     async def _add_connection(
         self, attempt: AttemptWithBackoff | None, growing: bool = False
@@ -224,9 +233,6 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
             attempt = AttemptWithBackoff(timeout=0.0)
             attempt.give_up_at = 1e-9
         await super()._add_connection(attempt, growing=growing)
-
-    def live(self) -> int:
-        return len(self._pool)
 
     def waiting(self) -> int:
         return sum(client.error is None for client in self._waiting)
@@ -257,9 +263,7 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
 class Pool:
     """The connections of one name on one event loop. Not thread-safe, except `release()`."""
 
-    def __init__(
-        self, name: str, options: PoolOptions, loop: asyncio.AbstractEventLoop
-    ) -> None:
+    def __init__(self, name: str, options: PoolOptions, loop: asyncio.AbstractEventLoop) -> None:
         self.name = name
         self.options = options
         self.loop = loop
@@ -268,7 +272,10 @@ class Pool:
         self._leases: set[int] = set()
         self._holders: dict[int, tuple[str, float]] = {}
         self._failure: tuple[float, BaseException] | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
+        #: Every connection: free, leased, or on its way between the two.
+        self.made: weakref.WeakSet[AsyncConnection] = weakref.WeakSet()
+        #: What the pool still does with connections that were given back.
+        self._tasks: dict[asyncio.Task[Any], AsyncConnection] = {}
         self._psycopg = self._make()
         self._opened: asyncio.Future[None] | None = None
 
@@ -306,7 +313,9 @@ class Pool:
         return lease
 
     async def _get(self, started: float) -> AsyncConnection:
-        if not self._psycopg._opened:
+        if self.closed:
+            raise errors.PoolClosed(f"the pool {self.name!r} is closed")
+        while not self._psycopg._opened:  # noqa: SLF001 - who opens it may be cancelled
             await self._open()
         while True:
             self._check_failure()
@@ -325,7 +334,8 @@ class Pool:
             if physical.is_alive():
                 return physical
             physical.close_now()
-            self._put(physical)
+            # As psycopg_pool does with one that fails its own check: counted, and replaced.
+            await self._psycopg._putconn(physical, from_getconn=True)  # noqa: SLF001
 
     async def _open(self) -> None:
         """Open psycopg's pool, with tasks that inherit nothing from the one that came first."""
@@ -346,14 +356,17 @@ class Pool:
     async def connect_failed(self, exc: BaseException) -> None:
         """Remember why; if there is no connection to wait for, fail those who wait."""
         self._failure = (monotonic(), exc)
-        if not self._holders and not self._psycopg.live():
+        if not self._has_connection():
             await self._psycopg.fail_waiting(lambda: self._repeat(exc))
 
+    def _has_connection(self) -> bool:
+        return any(not connection.closed for connection in self.made)
+
     def _check_failure(self) -> None:
-        if self._failure is None or self._holders or self._psycopg.live():
+        if self._failure is None:
             return
         when, exc = self._failure
-        if monotonic() - when < FAILURE_WINDOW:
+        if monotonic() - when < FAILURE_WINDOW and not self._has_connection():
             raise self._repeat(exc)
 
     @staticmethod
@@ -407,7 +420,7 @@ class Pool:
         if status == _UNKNOWN or (status == _IDLE and not self._must_reset(lease)):
             self._put(physical)
         else:
-            self._own(self._restore(physical, self._must_reset(lease)))
+            self._own(self._restore(physical, self._must_reset(lease)), physical)
 
     def _must_reset(self, lease: Lease) -> bool:
         reset = self.options.session_reset
@@ -423,13 +436,13 @@ class Pool:
             waits_for = put.send(None)
         except StopIteration:
             return
-        self._own(_resume(put, waits_for))
+        self._own(_resume(put, waits_for), physical)
 
-    def _own(self, coro: Coroutine[Any, Any, Any]) -> None:
+    def _own(self, coro: Coroutine[Any, Any, Any], physical: AsyncConnection) -> None:
         """Run `coro` in a task that belongs to the pool and knows nothing of the caller's."""
         task = _plain_task(coro, self.loop)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = physical
+        task.add_done_callback(self._tasks.pop)
 
     async def _restore(self, physical: AsyncConnection, reset: bool) -> None:
         """Bring a session back to the state of a new one, or close it, and put it back.
@@ -471,11 +484,13 @@ class Pool:
             return
         self.closed = True
         self._psycopg.abandon()
-        for task in self._tasks:
+        for task, physical in list(self._tasks.items()):
+            if inspect.getcoroutinestate(task.get_coro()) == inspect.CORO_CREATED:
+                physical.close_now()  # a task that is cancelled before its first step does nothing
             task.cancel()
         if not self.loop.is_closed():
             error = errors.PoolClosed(f"the pool {self.name!r} is closed")
-            if self._psycopg._waiting:
+            if self._psycopg._waiting:  # noqa: SLF001
                 self.loop.create_task(self._psycopg.fail_waiting(lambda: error))
 
     def statistics(self) -> PoolStatistics:
@@ -502,8 +517,10 @@ class Pool:
 def _plain_task(
     coro: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop
 ) -> asyncio.Task[Any]:
-    """Start a task that inherits nothing: no context variables, and no greenlet (nor do the tasks
-    that it starts)."""
+    """Start a task that inherits nothing: no context variables, and no greenlet.
+
+    Nor do the tasks that it starts.
+    """
     return asyncio.Task(coro, loop=loop, context=contextvars.Context())
 
 
@@ -519,7 +536,7 @@ class _Resumed:
 
     def __await__(self) -> Any:
         if self.waits_for is not None:
-            self.waits_for._asyncio_future_blocking = True
+            self.waits_for._asyncio_future_blocking = True  # noqa: SLF001
         waits_for = self.waits_for
         try:
             while True:
@@ -574,8 +591,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_after_fork)
 
 
-def get_pool(key: Any, name: str, options: Callable[[], PoolOptions]) -> Pool:
-    """Return the pool for `key` on the running loop; make it from `options()` at first use."""
+def get_pool(key: tuple[Any, ...], name: str, options: Callable[[], PoolOptions]) -> Pool:
+    """Return the pool for `key` on the running loop; make it from `options()` at first use.
+
+    The key begins with what `close_pools()` knows the pool by.
+    """
     loop = asyncio.get_running_loop()
     try:
         return _by_loop[loop].pools[key]
@@ -594,20 +614,24 @@ def _sweep() -> None:
         _by_loop.pop(loop).close()
 
 
-def close_pools(key: Any) -> None:
-    """Close the pools for `key` on all loops, from any thread, and wait until it is done."""
+def close_pools(owner: Any) -> None:
+    """Close the pools whose key begins with `owner`, on all loops; from any thread.
+
+    When it returns, their free connections are closed.
+    """
     _sweep()
-    running = asyncio._get_running_loop()
     for loop, loop_pools in list(_by_loop.items()):
-        pool = loop_pools.pools.pop(key, None)
-        if pool is None:
-            continue
-        if loop is running or not loop.is_running():
-            pool.close()
-        else:
-            closed = threading.Event()
-            loop.call_soon_threadsafe(lambda p=pool, c=closed: (p.close(), c.set()))
-            closed.wait(5.0)
+        for key in [key for key in loop_pools.pools if key[0] == owner]:
+            _close_on(loop, loop_pools.pools.pop(key))
+
+
+def _close_on(loop: asyncio.AbstractEventLoop, pool: Pool) -> None:
+    if loop is asyncio._get_running_loop() or not loop.is_running():
+        pool.close()
+        return
+    closed = threading.Event()
+    loop.call_soon_threadsafe(lambda: (pool.close(), closed.set()))
+    closed.wait(CLOSE_TIMEOUT)
 
 
 def statistics() -> list[PoolStatistics]:

@@ -313,3 +313,25 @@ def test_a_cancelled_statement_gives_its_connection_back_at_once(
             assert task.cancelled() and kept
 
     run(main())
+
+
+def test_close_pool_closes_the_pools_of_all_loops(run: Runner, admin: Any) -> None:
+    def sessions() -> int:
+        row = admin.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%library_tag%' "
+            "AND pid <> pg_backend_pid() AND backend_type = 'client backend' AND state = 'idle'"
+        ).fetchone()
+        return row[0]
+
+    async def main() -> None:
+        before = sessions()
+        await Tag.objects.acount()
+        assert sessions() == before + 1
+        await asyncio.to_thread(connection.close_pool)
+        assert pgbackend.statistics() == []
+        async with asyncio.timeout(5):  # the server ends the session in its own time
+            while sessions() > before:
+                await asyncio.sleep(0.01)
+        assert await Tag.objects.acount() == 0, "the next statement opens a new pool"
+
+    run(main())

@@ -103,9 +103,7 @@ def database(admin: Any) -> Iterator[None]:
     admin.execute("DROP DATABASE other_engine WITH (FORCE)")
 
 
-def test_both_engines_work_in_one_request(
-    tmp_path: Path, conninfo: str, database: None
-) -> None:
+def test_both_engines_work_in_one_request(tmp_path: Path, conninfo: str, database: None) -> None:
     script = tmp_path / "project.py"
     script.write_text(PROJECT)
     done = subprocess.run(

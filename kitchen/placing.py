@@ -1,0 +1,50 @@
+"""Place an order, and move it on: what the pages and the API have in common."""
+
+from django.db import transaction
+from django.utils import timezone
+
+from kitchen import board, service
+from kitchen.models import Order, OrderLine
+
+
+async def place(request, form):
+    """Write the order of a valid ``form``, ask the kitchen for a promise, and write that too.
+
+    Two short transactions with a slow HTTP call between them. The order stands whatever becomes of
+    the call; each ``save`` tells the board (see ``kitchen.board``) when its block commits.
+    """
+    with transaction.atomic():
+        order = form.save()
+        lines = form.cleaned_data["lines"]
+        OrderLine.objects.bulk_create(
+            OrderLine(order=order, dish=dish, quantity=quantity, price=dish.price)
+            for dish, quantity in lines
+        )
+    order.promised_minutes = await service.promised_minutes(request, lines)
+    if order.promised_minutes is not None:
+        with transaction.atomic():
+            # Only the promise: the kitchen may have moved the order on meanwhile.
+            order.save(update_fields=["promised_minutes"])
+    return order
+
+
+def move_on(order_id, *, seen):
+    """Move an order to its next status, if it still has the one that the staff ``seen``.
+
+    Returns the order, moved, or ``None`` if a colleague was quicker.
+    """
+    with transaction.atomic():
+        order = Order.objects.select_for_update().get(pk=order_id)
+        if order.status != seen or order.next_status is None:
+            return None
+        order.status = order.next_status
+        order.save(update_fields=["status", "changed_at"])
+    return order
+
+
+def clear():
+    """Mark every open order as served; how many there were."""
+    with transaction.atomic():
+        served = Order.objects.open().update(status=Order.Status.SERVED, changed_at=timezone.now())
+        board.announce({"cleared": served})  # ``update`` sends no signal, and one is enough
+    return served

@@ -1,0 +1,71 @@
+"""Ask the kitchen how long an order will take: an HTTP call, as slow as another team's service.
+
+The service is a view of this very project (``kitchen.views.service``) unless
+``KITCHEN_SERVICE_URL`` says otherwise. No database connection is held while it thinks: that is
+the point of the demonstration.
+"""
+
+import asyncio
+import logging
+
+import httpx
+from django.conf import settings
+from django.urls import reverse
+
+from kitchen.perloop import PerLoop
+
+logger = logging.getLogger(__name__)
+
+
+def _client():
+    """One client for all requests of a loop.
+
+    No cap on connections: the server calls itself, and an order that waits for a connection whose
+    holder waits for this order would be a deadlock. Idle ones go before the server (5 s) drops
+    them, so that no request is sent on a connection that is being closed. Proxies from the
+    environment are for the world outside, not for a call to oneself. Who calls sets the deadline.
+    """
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=2)
+    return httpx.AsyncClient(limits=limits, trust_env=False, timeout=None)  # noqa: S113
+
+
+client = PerLoop(_client)
+
+
+def own_address(request):
+    """This server's base URL as its socket knows it: a ``Host`` header is the client's to choose.
+
+    Django fills ``SERVER_NAME`` and ``SERVER_PORT`` from ``scope["server"]``.
+    """
+    host, port = request.META["SERVER_NAME"], request.META["SERVER_PORT"]
+    if not port.isdigit():
+        raise ValueError("a server on a unix socket has no URL of its own: set KITCHEN_SERVICE_URL")
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def address(request):
+    """Where to ask: the (URL, headers) of the kitchen service for an order made in ``request``."""
+    if settings.KITCHEN_SERVICE_URL:
+        return settings.KITCHEN_SERVICE_URL, {}
+    # The name is one that ALLOWED_HOSTS has just let through, unlike the bare address perhaps.
+    return own_address(request) + reverse("kitchen:estimate"), {"Host": request.get_host()}
+
+
+async def promised_minutes(request, lines):
+    """How many minutes the kitchen promises, or ``None`` when it cannot say (down, slow, odd)."""
+    question = {"lines": [{"dish": dish.name, "quantity": quantity} for dish, quantity in lines]}
+    try:
+        url, headers = address(request)
+        async with asyncio.timeout(settings.KITCHEN_SERVICE_TIMEOUT):
+            answer = await client.get().post(url, json=question, headers=headers)
+        return _minutes(answer.raise_for_status().json())
+    except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError) as error:
+        logger.warning("no promise from the kitchen service: %s", error or type(error).__name__)
+        return None
+
+
+def _minutes(answer):
+    minutes = answer.get("minutes") if isinstance(answer, dict) else None
+    if type(minutes) is not int or not 0 < minutes < 1000:
+        raise ValueError(f"expected whole minutes, got {answer!r}")
+    return minutes

@@ -1,0 +1,43 @@
+"""The numbers of the status page: requests in flight beside connections in use, live."""
+
+import asyncio
+
+from django.db import DEFAULT_DB_ALIAS
+
+import pgbackend
+from kitchen import board, inflight, rush
+from kitchen.perloop import PerLoop
+from kitchen.sse import Hub
+
+INTERVAL = 0.25  # seconds
+
+POOL_NUMBERS = ("max_size", "size", "leased", "idle", "waiting", "requests", "connections_made")
+
+
+def pool_numbers():
+    """The statistics of this process's pools for the default database, as one."""
+    pools = [pool for pool in pgbackend.statistics() if pool.alias == DEFAULT_DB_ALIAS]
+    return {name: sum(getattr(pool, name) for pool in pools) for name in POOL_NUMBERS}
+
+
+def numbers():
+    """What the page shows. It asks no database: looking must not change what is seen."""
+    return {
+        "in_flight": inflight.requests.now,
+        "peak": inflight.requests.peak,
+        "answered": inflight.requests.answered,
+        "service_calls": inflight.service_calls.now,
+        "watching": board.listener.get().watchers,
+        "pool": pool_numbers(),
+        "rush": rush.current.get().progress(),
+    }
+
+
+class Feed(Hub):
+    async def _feed(self):
+        while True:
+            self.tell("numbers", numbers())
+            await asyncio.sleep(INTERVAL)
+
+
+feed = PerLoop(Feed)

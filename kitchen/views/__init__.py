@@ -1,0 +1,1 @@
+"""The pages and endpoints: ``async def`` views over ordinary QuerySets."""

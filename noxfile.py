@@ -1,0 +1,70 @@
+"""What is checked, with which versions: ``nox -l`` is the menu."""
+
+from __future__ import annotations
+
+import nox
+
+nox.needs_version = ">=2025.2"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.sessions = ["lint", "types", "imports", "tests"]
+nox.options.error_on_missing_interpreters = False
+
+#: Each Django with the Pythons that it supports.
+VERSIONS = {
+    "5.2": ("3.11", "3.12", "3.13", "3.14"),
+    "6.0": ("3.12", "3.13", "3.14"),
+    "6.1": ("3.12", "3.13", "3.14"),
+}
+MATRIX = [(python, django) for django, pythons in VERSIONS.items() for python in pythons]
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, format and spelling."""
+    _install(session, "lint")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("codespell")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Types: strict in the driver."""
+    _install(session, "lint")
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def imports(session: nox.Session) -> None:
+    """The floors of ARCHITECTURE.md."""
+    _install(session, "lint")
+    session.run("lint-imports")
+
+
+@nox.session
+@nox.parametrize("python,django", MATRIX)
+def tests(session: nox.Session, django: str) -> None:
+    """The tests; arguments after ``--`` are pytest's."""
+    _install(session, "test", f"Django=={django}.*")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("python,django", MATRIX)
+def suite(session: nox.Session, django: str) -> None:
+    """Django's own tests; arguments after ``--`` are those of ``python -m tests.suite``."""
+    _install(session, "test", f"Django=={django}.*")
+    session.run("python", "-m", "tests.suite", *session.posargs)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """The order desk."""
+    _install(session, "demo")
+    session.run("python", "-m", "proj")
+
+
+def _install(session: nox.Session, group: str, *packages: str) -> None:
+    if session.venv_backend != "uv":
+        session.install("pip>=25.1")  # the first that knows dependency groups
+    session.install("--editable", ".", "--group", group, *packages)

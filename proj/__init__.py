@@ -1,0 +1,1 @@
+"""The Django project that shows ``pgbackend`` at work: a restaurant's order desk."""

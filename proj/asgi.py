@@ -1,0 +1,43 @@
+"""The site for an ASGI server.
+
+Static files are served by Django's own handler, with ``DEBUG`` off too: a demonstration needs no
+second server, and this needs no further package. A site with traffic runs ``collectstatic`` and
+lets the web server in front do it; requests that arrive here are then simply none.
+"""
+
+from os import environ
+
+from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
+from django.core.asgi import get_asgi_application
+
+environ.setdefault("DJANGO_SETTINGS_MODULE", "proj.settings")
+
+
+class WithLifespan:
+    """Answer the server's ``lifespan`` events, which Django does not, and pass on all else."""
+
+    def __init__(self, application, *, on_shutdown):
+        self.application = application
+        self.on_shutdown = on_shutdown
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        else:
+            await self.application(scope, receive, send)
+
+    async def _live(self, receive, send):
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        try:
+            await self.on_shutdown()
+        finally:
+            await send({"type": "lifespan.shutdown.complete"})
+
+
+_django = get_asgi_application()
+
+from kitchen import perloop  # noqa: E402 - apps are loaded by the line above
+
+application = WithLifespan(ASGIStaticFilesHandler(_django), on_shutdown=perloop.close)

@@ -1,0 +1,9 @@
+"""The site for a WSGI server. The live pages need ASGI; ordering and the admin work here too."""
+
+from os import environ
+
+from django.core.wsgi import get_wsgi_application
+
+environ.setdefault("DJANGO_SETTINGS_MODULE", "proj.settings")
+
+application = get_wsgi_application()

@@ -1,0 +1,264 @@
+"""What the tests of the driver share: pools with names of their own, and a link that can fail."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import select
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from pgbackend.driver import bridge, events
+from pgbackend.driver.pool import Lease, Pool, PoolOptions, get_pool
+from tests.conftest import wait_for
+
+_numbers = itertools.count(1)
+
+
+class Pools:
+    """Gives the pool of a test on the running loop, and looks at its sessions from outside."""
+
+    def __init__(self, conninfo: str, admin: psycopg.Connection[Any]) -> None:
+        self.name = f"pool {next(_numbers)}"
+        self.conninfo = conninfo
+        self.admin = admin
+        self.connect: dict[str, Any] = {}
+
+    def __call__(
+        self,
+        *,
+        connect: dict[str, Any] | None = None,
+        initialise: Callable[[Any], None] = lambda connection: None,
+        session_reset: Any = "dirty",
+        **pool: Any,
+    ) -> Pool:
+        """Return the running loop's pool, made with these options at first use."""
+        server = {**conninfo_to_dict(self.conninfo), "application_name": self.name}
+        options = PoolOptions(
+            connect={**server, "prepare_threshold": None, **self.connect, **(connect or {})},
+            pool={
+                "min_size": 0,
+                "max_size": 3,
+                "timeout": 5.0,
+                "max_idle": 60.0,
+                "reconnect_timeout": 0.0,
+                **pool,
+            },
+            initialise=initialise,
+            session_reset=session_reset,
+        )
+        return get_pool((self.name,), self.name, lambda: options)
+
+    def sessions(self, condition: str = "true") -> list[int]:
+        """The server's process ids of this test's sessions."""
+        rows = self.admin.execute(
+            "SELECT pid FROM pg_stat_activity WHERE application_name = %s "
+            "AND backend_type = 'client backend' AND " + condition.replace("%", "%%"),
+            [self.name],
+        )
+        return [pid for (pid,) in rows]
+
+    def terminate_sessions(self) -> int:
+        """End all sessions of this test, and wait until they are gone."""
+        pids = self.sessions()
+        for pid in pids:
+            self.admin.execute("SELECT pg_terminate_backend(%s)", [pid])
+        wait_for(lambda: not set(pids) & set(self.sessions()), "sessions terminated")
+        return len(pids)
+
+
+@pytest.fixture
+def pools(conninfo: str, admin: psycopg.Connection[Any]) -> Iterator[Pools]:
+    """Pools of this test; its sessions must be gone when it ends."""
+    given = Pools(conninfo, admin)
+    yield given
+    wait_for(lambda: not given.sessions(), "the pool's sessions are gone")
+
+
+def hung_up(fileno: int) -> bool:
+    """Whether the other end of a socket is closed, read or not what it has sent before."""
+    poll = select.poll()
+    poll.register(fileno, getattr(select, "POLLRDHUP", select.POLLHUP))
+    return bool(poll.poll(0))
+
+
+def fetch(pool: Pool, sql: str, params: Any = None) -> list[Any]:
+    """Send one statement on a lease of its own, green."""
+    with pool.lease().connection.cursor() as cursor:
+        cursor.execute(sql, params)
+        return cursor.fetchall() if cursor.description else []
+
+
+@contextmanager
+def pinned(pool: Pool) -> Iterator[Lease]:
+    """Hold one lease for a block."""
+    lease = pool.lease()
+    lease.pin()
+    try:
+        yield lease
+    finally:
+        lease.unpin()
+
+
+@contextmanager
+def atomic(pool: Pool) -> Iterator[Any]:
+    """A transaction on a lease, with its end as the backend makes it."""
+    with pinned(pool) as lease:
+        connection = lease.connection
+        connection._autocommit = False
+        try:
+            yield connection
+        except BaseException:
+            if not connection.closed:
+                connection.rollback()
+            raise
+        connection.commit()
+    bridge.deliver_cancellation()
+
+
+def take_all(pool: Pool) -> int:
+    """Take every connection that the pool may open at once, and say how many there were."""
+    leases = [pool.lease() for _ in range(pool.statistics().max_size)]
+    try:
+        for number, lease in enumerate(leases):
+            with lease.connection.cursor() as cursor:
+                lease.pin()
+                assert cursor.execute("SELECT %s::int", [number]).fetchone() == (number,)
+        return len(leases)
+    finally:
+        for lease in leases:
+            lease.end()
+
+
+@pytest.fixture
+def table(admin: psycopg.Connection[Any]) -> Iterator[str]:
+    """The name of a new table with a column ``n``."""
+    name = f"things_{next(_numbers)}"
+    admin.execute(f"CREATE TABLE {name} (n int PRIMARY KEY)")
+    yield name
+    admin.execute("SET lock_timeout = '5s'")
+    admin.execute(f"DROP TABLE {name}")
+
+
+@pytest.fixture
+def heard() -> Iterator[list[events.Event]]:
+    """What the pools tell their hooks."""
+    seen: list[events.Event] = []
+    events.hooks.append(seen.append)
+    yield seen
+    events.hooks.remove(seen.append)
+
+
+# --- A link that can fail -----------------------------------------------------------------------
+
+
+class Link:
+    """A TCP way to the server, in a thread of its own, that can be cut, frozen and restored."""
+
+    port: int
+    _loop: asyncio.AbstractEventLoop
+    _flowing: asyncio.Event
+    _stopped: asyncio.Event
+
+    def __init__(self, conninfo: str) -> None:
+        given = conninfo_to_dict(conninfo)
+        self._target = (str(given.get("host", "")), int(given.get("port", 5432)))
+        self._writers: set[asyncio.StreamWriter] = set()
+        self.attempts = 0
+        """How many connections were asked for."""
+        self.down = False
+        started = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(started)))
+        self._thread.start()
+        started.wait()
+
+    async def _serve(self, started: threading.Event) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._stopped = asyncio.Event()
+        listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port = listener.sockets[0].getsockname()[1]
+        started.set()
+        await self._stopped.wait()
+        self._abort()
+        listener.close()
+        await asyncio.sleep(0)  # the aborted transports close in the loop's next turn
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.attempts += 1
+        self._writers.add(writer)
+        if self.down:
+            writer.close()
+            return
+        host, port = self._target
+        if host.startswith("/"):
+            reply, send = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
+        else:
+            reply, send = await asyncio.open_connection(host, port)
+        self._writers.add(send)
+        await asyncio.gather(self._pump(reader, send), self._pump(reply, writer))
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(65536):
+                await self._flowing.wait()
+                writer.write(data)
+                await writer.drain()
+        except OSError:
+            pass
+        finally:
+            writer.close()
+
+    def _abort(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
+    def _do(self, action: Callable[[], object]) -> None:
+        done = threading.Event()
+        self._loop.call_soon_threadsafe(lambda: (action(), done.set()))
+        assert done.wait(5)
+
+    def cut(self) -> None:
+        """Break what is connected, and answer nobody any more."""
+        self.down = True
+        self._do(self._abort)
+
+    def restore(self) -> None:
+        self.down = False
+
+    def freeze(self) -> None:
+        """Let nothing through, and say nothing."""
+        self._do(self._flowing.clear)
+
+    def thaw(self) -> None:
+        self._do(self._flowing.set)
+
+    def close(self) -> None:
+        self.thaw()
+        self.down = True
+        self._do(self._stopped.set)
+        self._thread.join(5)
+
+
+@pytest.fixture
+def link(conninfo: str) -> Iterator[Link]:
+    """A way to the server that the test can cut and freeze."""
+    opened = Link(conninfo)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def pools_by_link(pools: Pools, link: Link) -> Pools:
+    """Pools whose connections go by `link`."""
+    pools.connect = {"host": "localhost", "port": link.port, "gssencmode": "disable"}
+    pools.connect["sslmode"] = "disable"
+    return pools

@@ -1,0 +1,757 @@
+"""The bridge: synchronous code that waits, in a greenlet, while the event loop goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from pgbackend.driver import bridge
+from pgbackend.driver.bridge import ParkingLock, Waiter, await_, in_greenlet, portal
+from pgbackend.driver.bridge import run as green
+from pgbackend.driver.errors import NotGreen, PortalClosed
+from tests.conftest import Runner
+
+variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
+
+
+def pause() -> None:
+    """Let the loop take one turn."""
+    await_(asyncio.sleep(0))
+
+
+async def turns(count: int = 5) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+# --- run, await_, portal --------------------------------------------------------------------------
+
+
+def test_run_returns_what_the_function_returns(run: Runner) -> None:
+    def fn(one: int, *, two: int) -> tuple[int, int, bool]:
+        pause()
+        return one, two, in_greenlet()
+
+    assert run(green(fn, 1, two=2)) == (1, 2, True)
+
+
+def test_run_raises_what_the_function_raises(run: Runner) -> None:
+    def fn() -> None:
+        pause()
+        raise KeyError("key")
+
+    with pytest.raises(KeyError, match="key"):
+        run(green(fn))
+
+
+def test_a_nested_run_calls_the_function_directly(run_once: Runner) -> None:
+    """No second greenlet: the function runs in the caller's portal."""
+
+    async def main() -> None:
+        def inner() -> Any:
+            return bridge.current()
+
+        async def middle() -> Any:
+            return await green(inner)
+
+        def outer() -> None:
+            assert await_(middle()) is bridge.current()
+
+        await green(outer)
+
+    run_once(main())
+
+
+def test_other_tasks_run_while_green_code_waits(run: Runner) -> None:
+    async def main() -> list[str]:
+        order: list[str] = []
+        ready = asyncio.Event()
+
+        def fn() -> None:
+            order.append("waits")
+            await_(ready.wait())
+            order.append("goes on")
+
+        waiting = asyncio.create_task(green(fn))
+        await turns()
+        order.append("other")
+        ready.set()
+        await waiting
+        return order
+
+    assert run(main()) == ["waits", "other", "goes on"]
+
+
+def test_any_awaitable_can_be_awaited(run: Runner) -> None:
+    async def main() -> None:
+        async def value(of: Any) -> Any:
+            await asyncio.sleep(0)
+            return of
+
+        class Awaitable:
+            def __await__(self) -> Any:
+                return value("object").__await__()
+
+        def fn() -> None:
+            future = asyncio.get_running_loop().create_future()
+            asyncio.get_running_loop().call_soon(future.set_result, "future")
+            assert await_(value("coroutine")) == "coroutine"
+            assert await_(future) == "future"
+            assert await_(Awaitable()) == "object"
+            assert await_(asyncio.gather(value(1), value(2))) == [1, 2]
+
+        await green(fn)
+
+    run(main())
+
+
+def test_an_error_of_the_awaitable_is_raised_where_it_is_awaited(run: Runner) -> None:
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        raise ZeroDivisionError
+
+    def fn() -> str:
+        try:
+            await_(fail())
+        except ZeroDivisionError:
+            return "caught"
+        return "missed"
+
+    assert run(green(fn)) == "caught"
+
+
+def test_await_outside_of_a_portal_is_refused_and_closes_the_coroutine() -> None:
+    """Refused with the cure in the text, and without "never awaited" on top."""
+
+    async def never() -> None: ...
+
+    coro = never()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(NotGreen, match=r"await pgbackend\.aio\.run"):
+            await_(coro)
+        assert coro.cr_frame is None
+        del coro
+        gc.collect()
+
+
+def test_await_on_the_loop_but_outside_of_a_portal_is_refused(run_once: Runner) -> None:
+    async def main() -> None:
+        with pytest.raises(NotGreen):
+            await_(asyncio.sleep(0))
+
+    run_once(main())
+
+
+def test_portal_makes_synchronous_code_below_a_coroutine_green(run: Runner) -> None:
+    def sync() -> bool:
+        pause()
+        return in_greenlet()
+
+    async def deep() -> bool:
+        await asyncio.sleep(0)
+        return sync()
+
+    async def main() -> None:
+        assert not in_greenlet()
+        assert await portal(deep())
+        assert not in_greenlet()
+
+    run(main())
+
+
+def test_a_portal_in_a_portal_is_the_same_portal(run_once: Runner) -> None:
+    async def inner() -> Any:
+        return bridge.current()
+
+    async def outer() -> None:
+        assert await portal(inner()) is bridge.current()
+
+    run_once(portal(outer()))
+
+
+def test_deep_recursion_through_portals_works(run_once: Runner) -> None:
+    """Sync code that awaits a coroutine that calls sync code, a hundred times."""
+
+    def sync(depth: int) -> int:
+        return 0 if not depth else 1 + await_(coro(depth))
+
+    async def coro(depth: int) -> int:
+        await asyncio.sleep(0)
+        return sync(depth - 1)
+
+    assert run_once.green(sync, 100) == 100
+
+
+# --- Child tasks ----------------------------------------------------------------------------------
+
+
+async def by_create_task(child: Callable[[], Any]) -> Any:
+    return await asyncio.create_task(child())
+
+
+async def by_gather(child: Callable[[], Any]) -> Any:
+    return (await asyncio.gather(child(), child()))[1]
+
+
+async def by_task_group(child: Callable[[], Any]) -> Any:
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(child())
+    return task.result()
+
+
+async def by_wait_for(child: Callable[[], Any]) -> Any:
+    return await asyncio.wait_for(child(), 5)
+
+
+async def by_ensure_future(child: Callable[[], Any]) -> Any:
+    return await asyncio.ensure_future(child())
+
+
+WAYS = [by_create_task, by_gather, by_task_group, by_wait_for, by_ensure_future]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_child_tasks_of_green_code_are_green(run: Runner, way: Any) -> None:
+    async def child() -> bool:
+        await asyncio.sleep(0)
+        pause()
+        return in_greenlet()
+
+    assert run(portal(way(child)))
+
+
+def test_tasks_of_other_code_are_left_alone(run_once: Runner) -> None:
+    async def child() -> bool:
+        return in_greenlet()
+
+    async def main() -> None:
+        await green(pause)
+        assert await asyncio.create_task(child()) is False
+
+    run_once(main())
+
+
+def test_a_custom_task_factory_still_makes_the_tasks(run: Runner) -> None:
+    made: list[str] = []
+
+    class Task(asyncio.Task[Any]):
+        pass
+
+    def factory(loop: Any, coro: Any, **kwargs: Any) -> Any:
+        made.append("task")
+        return Task(coro, loop=loop, **kwargs)
+
+    async def child() -> bool:
+        pause()
+        return in_greenlet() and type(asyncio.current_task()) is Task
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_task_factory(factory)
+        for _ in range(3):
+            assert await portal(by_create_task(child))
+        assert made == ["task"] * 3
+
+    run(main())
+
+
+def test_a_task_factory_that_is_set_later_is_kept_too(run_once: Runner) -> None:
+    made: list[str] = []
+
+    def factory(loop: Any, coro: Any, **kwargs: Any) -> Any:
+        made.append("task")
+        return asyncio.Task(coro, loop=loop, **kwargs)
+
+    async def child() -> bool:
+        return in_greenlet()
+
+    async def main() -> None:
+        await green(pause)
+        asyncio.get_running_loop().set_task_factory(factory)
+        assert await portal(by_create_task(child))
+        assert made == ["task"]
+
+    run_once(main())
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_eager_tasks_of_green_code_are_green(run_once: Runner, way: Any) -> None:
+    """Their first step runs inside the parent's portal, the next ones in the loop's turn."""
+
+    async def at_once() -> bool:
+        return in_greenlet()
+
+    async def child() -> bool:
+        first = in_greenlet(), variable.get()
+        variable.set("child's")
+        pause()
+        await asyncio.sleep(0)
+        return first == (True, "parent's") and in_greenlet() and variable.get() == "child's"
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        variable.set("parent's")
+        assert await portal(way(child))
+        assert await portal(way(at_once))
+        if way is not by_wait_for:  # which makes no task any more
+            assert variable.get() == "parent's"
+
+    run_once(main())
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+def test_an_eager_task_may_outlive_the_portal_that_started_it(run_once: Runner) -> None:
+    async def child(ready: asyncio.Event) -> bool:
+        await_(ready.wait())
+        return in_greenlet()
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        ready = asyncio.Event()
+        task = await green(lambda: asyncio.get_running_loop().create_task(child(ready)))
+        ready.set()
+        assert await task
+
+    run_once(main())
+
+
+def test_a_task_that_is_cancelled_before_its_first_step_leaves_no_warning(run: Runner) -> None:
+    """No coroutine "was never awaited"; pytest makes such a warning an error."""
+    stepped: list[str] = []
+
+    async def child() -> None:
+        stepped.append("child")
+
+    def fn() -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(child())
+        task.cancel()
+        return task
+
+    async def main() -> None:
+        task = await green(fn)
+        await asyncio.wait([task])
+        assert task.cancelled() and not stepped
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run(main())
+        gc.collect()
+    assert not caught
+
+
+def test_green_tasks_can_be_looked_at(run_once: Runner) -> None:
+    """What debuggers, loggers and asyncio's debug mode ask of a task's coroutine."""
+
+    async def a_child_of_this_name() -> None:
+        await asyncio.sleep(0)
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_debug(True)
+        task = await green(lambda: asyncio.get_running_loop().create_task(a_child_of_this_name()))
+        assert "a_child_of_this_name" in repr(task)
+        assert "a_child_of_this_name" in task.get_coro().__qualname__  # type: ignore[union-attr]
+        await asyncio.sleep(0)
+        task.get_stack()
+        assert asyncio.iscoroutine(task.get_coro())
+        await task
+
+    run_once(main())
+
+
+# --- Context variables ----------------------------------------------------------------------------
+
+
+def test_context_variables_are_shared_both_ways(run: Runner) -> None:
+    async def main() -> None:
+        variable.set("task's")
+        token = None
+
+        def fn() -> contextvars.Token[str]:
+            assert variable.get() == "task's"
+            token = variable.set("greenlet's")
+            pause()
+            assert variable.get() == "greenlet's"
+            return token
+
+        token = await green(fn)
+        assert variable.get() == "greenlet's"
+        variable.reset(token)  # raises ValueError in any context but the one that set it
+        assert variable.get() == "task's"
+
+    run(main())
+
+
+def test_a_token_of_the_task_can_be_reset_in_the_greenlet(run: Runner) -> None:
+    async def main() -> None:
+        token = variable.set("task's")
+
+        def fn() -> None:
+            pause()
+            variable.reset(token)
+
+        await green(fn)
+        assert variable.get() == "unset"
+
+    run(main())
+
+
+def test_context_variables_of_a_thousand_tasks_do_not_mix(run: Runner) -> None:
+    async def main() -> None:
+        def fn(number: int) -> bool:
+            variable.set(str(number))
+            for _ in range(3):
+                pause()
+                if variable.get() != str(number):
+                    return False
+            return True
+
+        assert all(await asyncio.gather(*(green(fn, number) for number in range(1000))))
+        assert variable.get() == "unset"
+
+    run(main())
+
+
+# --- Cancellation ---------------------------------------------------------------------------------
+
+
+def test_cancellation_is_raised_where_the_code_waits(run: Runner) -> None:
+    async def main() -> None:
+        seen: list[str] = []
+
+        def fn() -> None:
+            try:
+                await_(asyncio.Event().wait())
+            except asyncio.CancelledError:
+                seen.append("cancelled at the wait")
+                raise
+            finally:
+                pause()
+                seen.append("finally could wait")
+
+        task = asyncio.create_task(green(fn))
+        await turns()
+        task.cancel("enough")
+        with pytest.raises(asyncio.CancelledError, match="enough"):
+            await task
+        assert task.cancelled()
+        assert seen == ["cancelled at the wait", "finally could wait"]
+
+    run(main())
+
+
+def test_asyncio_timeout_works_in_green_code(run: Runner) -> None:
+    async def body() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                (lambda: await_(asyncio.Event().wait()))()
+        task = asyncio.current_task()
+        assert task is not None and not task.cancelling()
+
+    run(portal(body()))
+
+
+def test_a_cancellation_that_was_held_back_is_never_swallowed(run: Runner) -> None:
+    """Not even when the function ends right after the block that held it back."""
+
+    async def main() -> None:
+        ready = asyncio.Event()
+
+        def fn() -> str:
+            here = bridge.current()
+            assert here is not None
+            with bridge.hold_cancellation():
+                try:
+                    await_(ready.wait())
+                except asyncio.CancelledError as exc:
+                    here.pending = exc
+            return "result"
+
+        for start in (lambda: green(fn), lambda: portal(_call(fn))):
+            task = asyncio.create_task(start())
+            await turns()
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+
+    run(main())
+
+
+async def _call(fn: Callable[[], Any]) -> Any:
+    return fn()
+
+
+def test_held_cancellation_is_delivered_at_the_end_of_a_postponing_block(run: Runner) -> None:
+    async def main() -> None:
+        seen: list[str] = []
+
+        def fn() -> None:
+            with bridge.postpone_delivery():
+                bridge.finish(asyncio.sleep(0.01), 1.0)
+                bridge.deliver_cancellation()
+                seen.append("not delivered inside")
+            seen.append("not reached")
+
+        task = asyncio.create_task(green(fn))
+        await turns()
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert seen == ["not delivered inside"]
+
+    run(main())
+
+
+def test_finish_absorbs_repeated_cancellations_and_delivers_one(run: Runner) -> None:
+    async def main() -> None:
+        seen: list[str] = []
+        release = asyncio.Event()
+
+        async def clean_up() -> str:
+            await release.wait()
+            seen.append("cleaned up")
+            return "result"
+
+        def fn() -> None:
+            assert bridge.finish(clean_up(), 5.0) == "result"
+            seen.append("goes on")
+            bridge.deliver_cancellation()
+            seen.append("not reached")
+
+        task = asyncio.create_task(green(fn))
+        await turns()
+        for _ in range(3):
+            task.cancel()
+            await turns()
+        release.set()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert seen == ["cleaned up", "goes on"]
+
+    run(main())
+
+
+def test_finish_gives_up_when_its_budget_is_spent(run: Runner) -> None:
+    async def forever() -> None:
+        await asyncio.Event().wait()
+
+    def fn() -> Any:
+        return bridge.finish(forever(), 0.02)
+
+    assert run(green(fn)) is None
+
+
+def test_finish_raises_what_its_coroutine_raises(run: Runner) -> None:
+    async def fail() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(green(bridge.finish, fail(), 1.0))
+
+
+# --- Closed and collected coroutines --------------------------------------------------------------
+
+
+class Dropped:
+    """A green function that is suspended with a lock held, and what it sees of its end."""
+
+    def __init__(self) -> None:
+        self.lock = ParkingLock()
+        self.seen: list[str] = []
+
+    def __call__(self) -> None:
+        try:
+            with self.lock:
+                await_(asyncio.Event().wait())
+        except GeneratorExit:
+            self.seen.append("unwinds")
+            raise
+        finally:
+            try:
+                pause()
+            except PortalClosed:
+                self.seen.append("cannot wait")
+
+
+@pytest.fixture(params=["run", "portal"])
+def dropped(request: pytest.FixtureRequest) -> tuple[Dropped, Callable[[], Any]]:
+    code = Dropped()
+    return code, (lambda: green(code)) if request.param == "run" else lambda: portal(_call(code))
+
+
+@pytest.mark.parametrize("end", ["close", "collect"])
+def test_a_dropped_coroutine_unwinds_by_synchronous_means(
+    run: Runner, dropped: tuple[Dropped, Callable[[], Any]], end: str
+) -> None:
+    code, start = dropped
+
+    async def main() -> None:
+        coro = start()
+        coro.send(None)
+        assert code.lock.locked()
+        if end == "close":
+            coro.close()
+        else:
+            del coro
+            gc.collect()
+        assert code.seen == ["unwinds", "cannot wait"]
+        assert not code.lock.locked()
+
+    run(main())
+
+
+def test_a_coroutine_that_is_closed_before_its_first_step_does_nothing(run_once: Runner) -> None:
+    async def child() -> None:
+        raise AssertionError
+
+    async def main() -> None:
+        portal(child()).close()
+        green(pause).close()
+
+    run_once(main())
+
+
+# --- ParkingLock and Waiter -----------------------------------------------------------------------
+
+
+def test_a_parking_lock_is_fair(run: Runner) -> None:
+    async def main() -> None:
+        lock, order = ParkingLock(), []
+
+        def fn(number: int) -> None:
+            with lock:
+                order.append(number)
+                pause()
+                pause()
+
+        await asyncio.gather(*(green(fn, number) for number in range(20)))
+        assert order == list(range(20))
+        assert not lock.locked()
+
+    run(main())
+
+
+def test_a_cancelled_waiter_leaves_the_queue(run: Runner) -> None:
+    async def main() -> None:
+        lock, order = ParkingLock(), []
+
+        def fn(number: int) -> None:
+            with lock:
+                order.append(number)
+
+        lock.acquire()
+        tasks = [asyncio.create_task(green(fn, number)) for number in range(3)]
+        await turns()
+        tasks[1].cancel()
+        await turns()
+        lock.release()
+        await asyncio.wait(tasks)
+        assert order == [0, 2]
+        assert tasks[1].cancelled()
+        assert not lock.locked()
+
+    run(main())
+
+
+def test_a_waiter_that_is_cancelled_after_it_was_served_hands_the_lock_on(run: Runner) -> None:
+    """Release and cancellation in one turn of the loop, in both orders."""
+
+    async def main(cancel_first: bool) -> None:
+        lock, order = ParkingLock(), []
+
+        def fn(number: int) -> None:
+            with lock:
+                order.append(number)
+
+        lock.acquire()
+        tasks = [asyncio.create_task(green(fn, number)) for number in range(2)]
+        await turns()
+        if cancel_first:
+            tasks[0].cancel()
+            lock.release()
+        else:
+            lock.release()
+            tasks[0].cancel()
+        await asyncio.wait(tasks, timeout=5)
+        assert order == [1]
+        assert tasks[0].cancelled()
+        assert not lock.locked()
+
+    run(main(True))
+    run(main(False))
+
+
+@pytest.mark.parametrize("greenlets, threads", [(4, 4), (0, 4), (8, 1)])
+def test_a_parking_lock_excludes_threads_and_greenlets_alike(
+    run: Runner, greenlets: int, threads: int
+) -> None:
+    lock = ParkingLock()
+    inside = 0
+    most = 0
+    count = 0
+
+    def critical(wait: Callable[[], None]) -> None:
+        nonlocal inside, most, count
+        for _ in range(50):
+            with lock:
+                inside += 1
+                most = max(most, inside)
+                wait()
+                count += 1
+                inside -= 1
+
+    async def main() -> None:
+        others = [asyncio.to_thread(critical, lambda: None) for _ in range(threads)]
+        await asyncio.gather(*others, *(green(critical, pause) for _ in range(greenlets)))
+
+    run(main())
+    assert (most, count) == (1, 50 * (greenlets + threads))
+    assert not lock.locked()
+
+
+def test_a_waiter_times_out(run: Runner) -> None:
+    def fn() -> None:
+        assert Waiter().wait(0.01) is False
+
+    fn()
+    run.green(fn)
+
+
+def test_a_waiter_that_was_woken_does_not_time_out(run: Runner) -> None:
+    """Woken before it waits, more than once, from the same thread or another."""
+
+    def fn() -> None:
+        waiter = Waiter()
+        waiter.wake()
+        waiter.wake()
+        assert waiter.wait(5) is True
+
+    def woken_by_a_thread() -> None:
+        waiter = Waiter()
+        thread = threading.Thread(target=waiter.wake)
+        thread.start()
+        assert waiter.wait(5) is True
+        thread.join()
+
+    for test in (fn, woken_by_a_thread):
+        test()
+        run.green(test)
+
+
+def test_waking_a_waiter_whose_loop_is_closed_does_nothing(run: Runner) -> None:
+    waiter = run.green(Waiter)
+    waiter.wake()
+
+
+@pytest.fixture(autouse=True)
+def _no_context_leaks() -> Iterator[None]:
+    yield
+    assert variable.get() == "unset"

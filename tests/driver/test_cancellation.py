@@ -1,0 +1,561 @@
+"""Cancellation at every point where an operation waits.
+
+`sweep()` runs an operation again and again, and cancels its task at the first wait, at the second,
+and so on, until it ends uninterrupted. After each run the same facts must hold; they are checked in
+one place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from collections.abc import Callable, Coroutine, Generator
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+import psycopg
+import pytest
+
+from pgbackend.driver import bridge
+from pgbackend.driver.bridge import await_
+from pgbackend.driver.bridge import run as green
+from pgbackend.driver.connection import CLEANUP_BUDGET
+from pgbackend.driver.errors import OutcomeUnknown
+from pgbackend.driver.pool import Pool
+from tests.conftest import Runner, wait_for
+
+from .conftest import Link, Pools, atomic, fetch, pinned, take_all
+
+#: Seconds in which a cancelled operation must end.
+AT_MOST = 1.5
+
+Interrupt = Callable[[int, Any, "asyncio.Task[Any]"], None]
+
+
+def _early(at: int) -> Interrupt:
+    """Cancel as the task begins its wait number `at`."""
+
+    def interrupt(number: int, waits_for: Any, task: asyncio.Task[Any]) -> None:
+        if number == at:
+            task.cancel()
+
+    return interrupt
+
+
+def _late(at: int) -> Interrupt:
+    """Cancel in the turn of the loop in which what it waits for has come."""
+
+    def interrupt(number: int, waits_for: Any, task: asyncio.Task[Any]) -> None:
+        if number != at:
+            return
+        if waits_for is None:
+            asyncio.get_running_loop().call_soon(task.cancel)
+        else:  # comes before the task's own callback, which wakes it
+            waits_for.add_done_callback(lambda _: task.cancel())
+
+    return interrupt
+
+
+def _twice(at: int) -> Interrupt:
+    """Cancel as the wait begins, and again at the next one, which is in the clean-up."""
+
+    def interrupt(number: int, waits_for: Any, task: asyncio.Task[Any]) -> None:
+        if number in (at, at + 1):
+            task.cancel()
+
+    return interrupt
+
+
+def _stubbornly(at: int) -> Interrupt:
+    """Cancel as the wait begins, and at every wait after it."""
+
+    def interrupt(number: int, waits_for: Any, task: asyncio.Task[Any]) -> None:
+        if number >= at:
+            task.cancel()
+
+    return interrupt
+
+
+MODES = [_early, _late, _twice, _stubbornly]
+
+
+@types.coroutine
+def _observed(
+    coro: Coroutine[Any, Any, Any], interrupt: Interrupt, waits: list[Any]
+) -> Generator[Any, Any, Any]:
+    """Await `coro`, and tell `interrupt` of each wait."""
+    task = asyncio.current_task()
+    assert task is not None
+    step: Callable[[], Any] = lambda: coro.send(None)  # noqa: E731
+    while True:
+        try:
+            waits_for = step()
+        except StopIteration as stop:
+            return stop.value
+        interrupt(len(waits), waits_for, task)
+        waits.append(waits_for)
+        try:
+            value = yield waits_for
+        except BaseException as exc:
+            step = lambda exc=exc: coro.throw(exc)  # type: ignore[misc] # noqa: E731
+        else:
+            step = lambda value=value: coro.send(value)  # type: ignore[misc] # noqa: E731
+
+
+async def _as_coroutine(awaitable: Any) -> Any:
+    return await awaitable
+
+
+@dataclass
+class Outcome:
+    """How one run of an operation ended."""
+
+    at: int
+    task: asyncio.Task[Any]
+
+    @property
+    def cancelled(self) -> bool:
+        return self.task.cancelled()
+
+
+async def sweep(
+    operation: Callable[[], Coroutine[Any, Any, Any]],
+    mode: Callable[[int], Interrupt],
+    check: Callable[[Outcome], Coroutine[Any, Any, None]],
+) -> int:
+    """Cancel `operation` at each of its waits in turn; return how many there were."""
+    for at in range(200):
+        waits: list[Any] = []
+        observed = _observed(operation(), mode(at), waits)
+        task = asyncio.create_task(_as_coroutine(observed))
+        _, pending = await asyncio.wait([task], timeout=AT_MOST)
+        assert not pending, f"not ended {AT_MOST} s after its cancellation at wait {at}"
+        await check(Outcome(at, task))
+        if len(waits) <= at:
+            await task
+            return at
+    raise AssertionError("the operation never ends uninterrupted")
+
+
+# --- Operations -----------------------------------------------------------------------------------
+
+
+def insert(pool: Pool, table: str) -> None:
+    with atomic(pool) as connection, connection.cursor() as cursor:
+        cursor.execute(f"INSERT INTO {table} SELECT coalesce(max(n), 0) + 1 FROM {table}")
+
+
+def select(pool: Pool, table: str) -> None:
+    assert fetch(pool, "SELECT 1, pg_sleep(0.002)") == [(1, "")]
+
+
+def roll_back(pool: Pool, table: str) -> None:
+    class Undo(Exception):
+        pass
+
+    try:
+        with atomic(pool) as connection, connection.cursor() as cursor:
+            cursor.execute(f"INSERT INTO {table} SELECT -1")
+            raise Undo
+    except Undo:
+        pass
+
+
+def iterate(pool: Pool, table: str) -> None:
+    with atomic(pool) as connection, connection.cursor("c") as cursor:
+        cursor.itersize = 20
+        cursor.execute("SELECT generate_series(1, 100)")
+        assert sum(1 for _ in cursor) == 100
+
+
+def insert_many(pool: Pool, table: str) -> None:
+    with atomic(pool) as connection, connection.cursor() as cursor:
+        cursor.executemany(f"INSERT INTO {table} VALUES (%s)", [(-n,) for n in range(1, 50)])
+        cursor.execute(f"DELETE FROM {table} WHERE n < 0")
+
+
+def copy_in(pool: Pool, table: str) -> None:
+    with atomic(pool) as connection, connection.cursor() as cursor:
+        with cursor.copy(f"COPY {table} FROM STDIN") as copy:
+            for n in range(1, 100):
+                copy.write_row((-n,))
+        cursor.execute(f"DELETE FROM {table} WHERE n < 0")
+
+
+def copy_out(pool: Pool, table: str) -> None:
+    with pinned(pool) as lease, lease.connection.cursor() as cursor:
+        query = "COPY (SELECT repeat('x', 1000) FROM generate_series(1, 500)) TO STDOUT"
+        with cursor.copy(query) as copy:
+            assert sum(1 for _ in copy) == 500
+
+
+def pipeline(pool: Pool, table: str) -> None:
+    with pinned(pool) as lease, lease.connection.pipeline():
+        cursors = [lease.connection.execute("SELECT %s::int", [n]) for n in range(5)]
+        assert [cursor.fetchone() for cursor in cursors] == [(n,) for n in range(5)]
+        for cursor in cursors:
+            cursor.close()
+
+
+def nested(pool: Pool, table: str) -> None:
+    with pinned(pool) as lease, lease.connection.transaction():
+        with lease.connection.transaction(), lease.connection.cursor() as cursor:
+            cursor.execute(f"INSERT INTO {table} SELECT coalesce(max(n), 0) + 1 FROM {table}")
+
+
+def leave_dirty(pool: Pool, table: str) -> None:
+    with pinned(pool) as lease:
+        lease.dirty = True
+        lease.connection.execute("SET search_path = pg_catalog").close()
+    assert fetch(pool, "SHOW search_path") == [('"$user", public',)]
+
+
+def notifications(pool: Pool, table: str) -> None:
+    with pinned(pool) as lease:
+        lease.dirty = True
+        lease.connection.execute("LISTEN channel").close()
+        assert list(lease.connection.notifies(timeout=0.01)) == []
+
+
+OPERATIONS = [
+    select,
+    insert,
+    roll_back,
+    iterate,
+    insert_many,
+    copy_in,
+    copy_out,
+    pipeline,
+    nested,
+    leave_dirty,
+    notifications,
+]
+
+
+def name_of(thing: Any) -> str:
+    return str(thing.__name__).strip("_")
+
+
+@pytest.mark.parametrize("mode", MODES, ids=name_of)
+@pytest.mark.parametrize("operation", OPERATIONS, ids=name_of)
+def test_an_operation_that_is_cancelled_anywhere_leaves_everything_whole(
+    run: Runner,
+    pools: Pools,
+    table: str,
+    admin: psycopg.Connection[Any],
+    operation: Callable[[Pool, str], None],
+    mode: Callable[[int], Interrupt],
+) -> None:
+    async def main() -> None:
+        pool = pools(max_size=2)
+
+        async def check(outcome: Outcome) -> None:
+            if not outcome.cancelled:  # only the last run, which nobody interrupted, succeeds
+                outcome.task.result()
+            assert await green(take_all, pool) == 2
+            wait_for(lambda: not pools.sessions("state LIKE 'idle in%'"), "none in a transaction")
+            s = pool.statistics()
+            assert (s.leased, s.waiting) == (0, 0) and s.size <= 2
+            rows = [n for (n,) in admin.execute(f"SELECT n FROM {table} ORDER BY n")]
+            assert rows == list(range(1, len(rows) + 1))
+            after.append((outcome.cancelled, len(rows)))
+
+        after: list[tuple[bool, int]] = []
+        waits = await sweep(lambda: green(operation, pool, table), mode, check)
+        assert [cancelled for cancelled, _ in after] == [True] * waits + [False]
+        assert waits >= 1
+        if operation is insert:
+            # What was committed before the cancellation was delivered is there; the rest is not.
+            assert after[0][1] == 0 and after[-1][1] == (after[-2][1] if waits else 0) + 1
+
+    run(main())
+
+
+@pytest.mark.parametrize("mode", MODES, ids=name_of)
+def test_waiting_for_a_connection_can_be_cancelled_anywhere(
+    run: Runner, pools: Pools, mode: Callable[[int], Interrupt]
+) -> None:
+    """The pool is exhausted until the waiter waits; then its turn and its cancellation race."""
+
+    async def main() -> None:
+        pool = pools(max_size=1)
+
+        def hold(released: asyncio.Event) -> None:
+            with pinned(pool) as lease:
+                lease.connection.execute("SELECT 1").close()
+                await_(released.wait())
+
+        async def contend() -> None:
+            released = asyncio.Event()
+            holding = asyncio.create_task(green(hold, released))
+            try:
+                while not pool.statistics().leased:
+                    await asyncio.sleep(0)
+                asyncio.get_running_loop().call_later(0.002, released.set)
+                assert await green(fetch, pool, "SELECT 1") == [(1,)]
+            finally:
+                released.set()
+                others.append(holding)
+
+        others: list[asyncio.Task[None]] = []
+
+        async def check(outcome: Outcome) -> None:
+            await asyncio.wait(others)
+            others.clear()
+            assert await green(take_all, pool) == 1
+            assert (pool.statistics().waiting, pool.statistics().leased) == (0, 0)
+
+        # The first waits differ in number from run to run: it suffices that all were tried.
+        await sweep(contend, mode, check)
+
+    run(main())
+
+
+@pytest.mark.parametrize("mode", MODES, ids=name_of)
+def test_opening_the_pool_can_be_cancelled_anywhere(
+    run_once: Runner, pools: Pools, mode: Callable[[int], Interrupt]
+) -> None:
+    """Each run has a pool of its own, which another task asks for at the same time."""
+
+    async def main() -> None:
+        async def check(outcome: Outcome) -> None:
+            for other in others:
+                assert await other == [(1,)]
+            others.clear()
+            pool = pools()
+            assert await green(take_all, pool) == 3
+            pool.close()
+            _forget(pools)
+
+        async def first() -> Any:
+            others.append(asyncio.create_task(green(fetch, pools(), "SELECT 1")))
+            return await green(fetch, pools(), "SELECT 1")
+
+        others: list[asyncio.Task[Any]] = []
+        await sweep(first, mode, check)
+
+    run_once(main())
+
+
+def _forget(pools: Pools) -> None:
+    from pgbackend.driver.pool import close_pools
+
+    close_pools(pools.name)
+
+
+# --- The statement on the server ------------------------------------------------------------------
+
+
+def test_the_statement_is_cancelled_on_the_server_and_the_session_lives(
+    run: Runner, pools: Pools
+) -> None:
+    async def main() -> None:
+        pool = pools(max_size=1)
+        (before,) = await green(fetch, pool, "SELECT pg_backend_pid()")
+        for _ in range(10):
+            task = asyncio.create_task(green(fetch, pool, "SELECT pg_sleep(20)"))
+            while not pools.sessions("state = 'active'"):
+                await asyncio.sleep(0.001)
+            started = monotonic()
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled() and monotonic() - started < AT_MOST
+            assert not pools.sessions("state = 'active'")
+            assert await green(fetch, pool, "SELECT pg_backend_pid()") == [before]
+
+    run(main())
+
+
+def test_a_cancel_request_never_hits_the_next_statement(run: Runner, pools: Pools) -> None:
+    """The race of every pool that cancels: 100 innocents follow 100 cancelled statements."""
+
+    async def main() -> None:
+        pool = pools(max_size=1)
+        for n in range(100):
+            task = asyncio.create_task(green(fetch, pool, "SELECT pg_sleep(0.002)"))
+            await asyncio.sleep(0.0005 * (n % 8))
+            task.cancel()
+            innocent = asyncio.create_task(green(fetch, pool, "SELECT %s::int", [n]))
+            await asyncio.wait([task])
+            assert await innocent == [(n,)]
+
+    run(main())
+
+
+def test_a_timeout_of_asyncio_cancels_the_statement(run: Runner, pools: Pools) -> None:
+    async def main() -> None:
+        pool = pools(max_size=1)
+        for _ in range(5):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await green(fetch, pool, "SELECT pg_sleep(20)")
+            assert await green(fetch, pool, "SELECT 1") == [(1,)]
+
+    run(main())
+
+
+def test_finally_blocks_may_use_the_database(run: Runner, pools: Pools, table: str) -> None:
+    async def main() -> None:
+        pool = pools()
+
+        def work() -> None:
+            try:
+                fetch(pool, "SELECT pg_sleep(20)")
+            finally:
+                fetch(pool, f"INSERT INTO {table} VALUES (1)")
+
+        task = asyncio.create_task(green(work))
+        while not pools.sessions("state = 'active'"):
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert await green(fetch, pool, f"SELECT n FROM {table}") == [(1,)]
+
+    run(main())
+
+
+def test_a_storm_of_cancellations_leaves_the_pool_whole(run: Runner, pools: Pools) -> None:
+    """Clients that hang up: while they wait, while they query, and while they give back."""
+
+    async def main() -> None:
+        pool = pools(max_size=3)
+
+        async def client(n: int) -> Any:
+            task = asyncio.create_task(green(fetch, pool, "SELECT %s::int, pg_sleep(0.001)", [n]))
+            for _ in range(n % 23):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            return None if task.cancelled() else task.result()
+
+        async def probe(n: int) -> None:
+            async with asyncio.timeout(5):
+                assert await green(fetch, pool, "SELECT %s::int", [n]) == [(n,)]
+
+        jobs = [client(n) if n % 10 else probe(n) for n in range(400)]
+        await asyncio.gather(*jobs)
+        assert await green(take_all, pool) == 3
+        assert pool.statistics().waiting == 0
+
+    run(main())
+
+
+# --- The end of a transaction ---------------------------------------------------------------------
+
+
+def test_a_commit_is_not_torn(run: Runner, pools: Pools, admin: Any) -> None:
+    """A slow COMMIT (a deferred trigger) is cancelled: it is done, then the cancellation comes."""
+    admin.execute(
+        """
+        CREATE TABLE slow (n int);
+        CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS
+          'BEGIN PERFORM pg_sleep(0.1); RETURN NULL; END';
+        CREATE CONSTRAINT TRIGGER slowly AFTER INSERT ON slow DEFERRABLE INITIALLY DEFERRED
+          FOR EACH ROW EXECUTE FUNCTION slowly();
+        """
+    )
+
+    async def main() -> None:
+        pool = pools(max_size=1)
+        after: list[str] = []
+
+        def work(n: int) -> None:
+            with atomic(pool) as connection, connection.cursor() as cursor:
+                cursor.execute("INSERT INTO slow VALUES (%s)", [n])
+            after.append("delivered before this")
+
+        for n, cancels in enumerate([1, 3]):
+            task = asyncio.create_task(green(work, n))
+            while not pools.sessions("state = 'active' AND query = 'COMMIT'"):
+                await asyncio.sleep(0.001)
+            for _ in range(cancels):
+                task.cancel()
+                await asyncio.sleep(0)
+            await asyncio.wait([task])
+            assert task.cancelled() and not after
+            rows = admin.execute("SELECT n FROM slow ORDER BY n").fetchall()
+            assert rows == [(m,) for m in range(n + 1)]
+
+    try:
+        run(main())
+    finally:
+        admin.execute("DROP TABLE slow; DROP FUNCTION slowly")
+
+
+def test_a_commit_whose_answer_never_comes_says_that_it_does_not_know(
+    run: Runner, pools_by_link: Pools, link: Link, table: str
+) -> None:
+    async def main() -> None:
+        pool = pools_by_link(max_size=1)
+
+        def work() -> None:
+            with pinned(pool) as lease:
+                connection = lease.connection
+                connection._autocommit = False
+                connection.execute(f"INSERT INTO {table} VALUES (1)").close()
+                link.freeze()
+                ready.set()
+                connection.commit()
+
+        ready = asyncio.Event()
+        task = asyncio.create_task(green(work))
+        await ready.wait()
+        await asyncio.sleep(0.01)
+        started = monotonic()
+        task.cancel()
+        with pytest.raises(OutcomeUnknown, match="may or may not have been committed"):
+            await task
+        assert CLEANUP_BUDGET / 2 < monotonic() - started < AT_MOST
+        link.thaw()
+        assert await green(take_all, pool) == 1
+
+    run(main())
+    wait_for(lambda: not pools_by_link.sessions(), "sessions closed")
+
+
+def test_a_commit_of_a_connection_of_its_own_is_not_torn_either(
+    run: Runner, conninfo: str, table: str, admin: psycopg.Connection[Any]
+) -> None:
+    from pgbackend.driver import connect
+
+    async def main() -> None:
+        def work() -> None:
+            with connect(conninfo) as connection:
+                connection.execute(f"INSERT INTO {table} VALUES (1)")
+                task.cancel()
+                connection.commit()
+
+        task = asyncio.create_task(green(work))
+        await asyncio.wait([task])
+        assert task.cancelled()
+
+    run(main())
+    assert admin.execute(f"SELECT n FROM {table}").fetchall() == [(1,)]
+
+
+def test_children_that_are_cancelled_with_their_group_leave_everything_whole(
+    run: Runner, pools: Pools
+) -> None:
+    """One of a TaskGroup's green tasks fails; its siblings are cancelled in their statements."""
+
+    async def main() -> None:
+        pool = pools(max_size=4)
+
+        async def sibling(n: int) -> None:
+            fetch(pool, "SELECT pg_sleep(%s)", [0.01 if n else 20])
+            if n:
+                raise ZeroDivisionError
+
+        async def group() -> None:
+            async with asyncio.TaskGroup() as tasks:
+                for n in (0, 0, 1, 0):
+                    tasks.create_task(sibling(n))
+
+        with pytest.raises(ExceptionGroup) as caught:
+            await bridge.portal(group())
+        assert len(caught.value.exceptions) == 1
+        assert await green(take_all, pool) == 4
+
+    run(main())

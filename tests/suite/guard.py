@@ -1,0 +1,86 @@
+"""Sees to it that a green run is green: counts connections by kind, and notes what blocks.
+
+In a green run the main thread must never block for the database, and an alias must be served by
+its pool. A wrapper that is not `django.db.connections`' own (`connection.copy()`, the one that
+creates databases) has a connection of its own by design; so has each thread that a test starts.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import traceback
+from collections import Counter
+from typing import Any
+
+from .recorder import Journal
+
+
+class Guard:
+    """Wraps the places where connections are made and waited for. One a process."""
+
+    def __init__(self, journal: Journal, *, green: bool) -> None:
+        self.journal = journal
+        self.green = green
+        self.connections: Counter[str] = Counter()
+        self._of_alias: set[int] = set()
+
+    def install(self) -> None:
+        """Wrap; before Django's settings are used, so before `pgbackend.base` is imported."""
+        from pgbackend.driver.connection import AsyncConnection, Connection
+
+        self._count_pooled(AsyncConnection)
+        self._check_waits(Connection)
+
+    def install_wrapper(self) -> None:
+        """Wrap what needs Django to be set up."""
+        from pgbackend.base import DatabaseWrapper
+
+        get_new_connection = DatabaseWrapper.get_new_connection
+
+        @functools.wraps(get_new_connection)
+        def counted(wrapper: Any, conn_params: Any) -> Any:
+            connection = get_new_connection(wrapper, conn_params)
+            self._note_own(wrapper, connection)
+            return connection
+
+        DatabaseWrapper.get_new_connection = counted
+
+    def _count_pooled(self, cls: Any) -> None:
+        connect = cls.connect.__func__
+
+        async def counted(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            self.connections["pooled"] += 1
+            return await connect(cls, *args, **kwargs)
+
+        cls.connect = classmethod(counted)
+
+    def _note_own(self, wrapper: Any, connection: Any) -> None:
+        kind = "of its own" if not wrapper._shared else "of an alias"
+        where = "" if _in_main_thread() else ", in a thread"
+        self.connections[kind + where] += 1
+        if self.green and wrapper._shared and _in_main_thread():
+            connection.suite_of_alias = True
+
+    def _check_waits(self, cls: Any) -> None:
+        from pgbackend.driver import bridge
+
+        wait = cls.wait
+
+        @functools.wraps(wait)
+        def checked(connection: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.green and _in_main_thread():
+                if not bridge.in_greenlet():
+                    self._fault("the event loop was blocked by a wait for the database")
+                elif getattr(connection, "suite_of_alias", False):
+                    self._fault("a statement went over a connection beside the pool")
+            return wait(connection, *args, **kwargs)
+
+        cls.wait = checked
+
+    def _fault(self, what: str) -> None:
+        self.journal.write("fault", text=what, stack="".join(traceback.format_stack()[-25:-2]))
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

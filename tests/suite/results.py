@@ -1,0 +1,87 @@
+"""The outcome of each test of one context, and what else its workers wrote down."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+#: From the best to the worst: a test that passes and then fails to clean up has an error.
+OUTCOMES = ("passed", "skipped", "expected failure", "unexpected success", "failed", "error")
+
+
+@dataclass
+class Test:
+    """What became of one test."""
+
+    outcome: str
+    text: str = ""
+    """The reason of a skip, or the traceback."""
+    seconds: float = 0.0
+
+
+@dataclass
+class Results:
+    """What became of one context."""
+
+    context: str
+    django: str
+    labels: list[str]
+    tests: dict[str, Test] = field(default_factory=dict)
+    connections: dict[str, int] = field(default_factory=dict)
+    faults: list[dict[str, str]] = field(default_factory=list)
+    """Where a green run was not green (see `guard`)."""
+    unraisable: list[dict[str, str]] = field(default_factory=list)
+    """What could only be printed: errors in `__del__`, and in tasks that nobody awaited."""
+    crashes: list[str] = field(default_factory=list)
+    """Workers that did not finish, with the end of what they printed."""
+    seconds: float = 0.0
+
+    def count(self, *outcomes: str) -> int:
+        return sum(test.outcome in outcomes for test in self.tests.values())
+
+    def summary(self) -> str:
+        return (
+            f"{self.context:<6}{self.count('passed', 'expected failure')} passed, "
+            f"{self.count('failed', 'error', 'unexpected success')} failed, "
+            f"{self.count('skipped')} skipped in {self.seconds:.0f} s"
+        )
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields["tests"] = {name: Test(**test) for name, test in fields["tests"].items()}
+        return cls(**fields)
+
+
+def fold(results: Results, journal: Path, log: Path) -> None:
+    """Add what one worker wrote down to `results`."""
+    running, finished = "(before the first test)", False
+    for line in journal.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        running = record["test"]
+        finished = _add(results, **record) or finished
+    if not finished:
+        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-120:])
+        results.crashes.append(f"in or after {running}:\n{tail}")
+
+
+def _add(results: Results, event: str, test: str, **details: Any) -> bool:
+    if event == "outcome":
+        new = Test(details["outcome"], details.get("text", ""))
+        old = results.tests.setdefault(test, new)
+        if OUTCOMES.index(new.outcome) > OUTCOMES.index(old.outcome):
+            results.tests[test] = new
+    elif event == "stopped" and test in results.tests:
+        results.tests[test].seconds = details["seconds"]
+    elif event in ("fault", "unraisable"):
+        entry = {"test": test, **details}
+        getattr(results, "faults" if event == "fault" else "unraisable").append(entry)
+    elif event == "connections":
+        for kind, count in details["counts"].items():
+            results.connections[kind] = results.connections.get(kind, 0) + count
+    return event == "finished"

@@ -1,0 +1,103 @@
+"""One process of a run: some modules of Django's suite, in one context.
+
+Run in Django's directory ``tests``, where its ``runtests.py`` is. That does everything as usual;
+only the class of results is ours, and in the green context the place where it all happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+def main() -> int:
+    job = json.loads(os.environ["SUITE_JOB"])
+    _make_temporary_directory()
+    os.environ["DJANGO_SETTINGS_MODULE"] = "tests.suite.settings"
+
+    from .recorder import Journal, Watchdog
+
+    journal = Journal(Path(job["journal"]))
+    watchdog = Watchdog(journal, job["timeout"])
+    sys.unraisablehook = journal.note_unraisable
+    guard = _install_guard(job, journal)
+    try:
+        if job["context"] == "green":
+            asyncio.run(_run_green(job, journal, watchdog, guard))
+        else:
+            _run(job, journal, watchdog, guard)
+    finally:
+        watchdog.stop()
+    if guard is not None:
+        journal.write("connections", counts=dict(guard.connections))
+    journal.write("finished")
+    return 0
+
+
+def _make_temporary_directory() -> None:
+    # As runtests.py does when it is the program.
+    directory = tempfile.mkdtemp(prefix="django_")
+    tempfile.tempdir = os.environ["TMPDIR"] = directory
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+
+
+def _install_guard(job: dict[str, Any], journal: Any) -> Any:
+    if job["context"] == "stock":
+        return None
+    from .guard import Guard
+
+    guard = Guard(journal, green=job["context"] == "green")
+    guard.install()
+    return guard
+
+
+async def _run_green(job: dict[str, Any], journal: Any, watchdog: Any, guard: Any) -> None:
+    from pgbackend import aio
+
+    asyncio.get_running_loop().set_exception_handler(journal.note_complaint)
+    await aio.run(_run, job, journal, watchdog, guard)
+
+
+def _run(job: dict[str, Any], journal: Any, watchdog: Any, guard: Any) -> None:
+    import runtests  # Django's; importing it makes warnings errors
+
+    from .recorder import make_runner
+
+    def get_runner(settings: Any) -> Any:
+        # Called when Django has been set up: only then may the backend be imported.
+        if guard is not None:
+            guard.install_wrapper()
+        return make_runner(journal, watchdog)
+
+    watchdog.watch()
+    runtests.get_runner = get_runner
+    runtests.django_tests(
+        verbosity=1,
+        interactive=False,
+        failfast=False,
+        keepdb=False,
+        reverse=False,
+        test_labels=job["labels"],
+        debug_sql=False,
+        parallel=1,
+        tags=None,
+        exclude_tags=None,
+        test_name_patterns=None,
+        start_at=None,
+        start_after=None,
+        pdb=False,
+        buffer=False,
+        timing=True,
+        shuffle=False,
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
