@@ -16,7 +16,9 @@ LIMIT_SERVED = 8
 def columns():
     """The board's columns: open orders first come, first served; the latest of those served."""
     orders = Order.objects.with_lines()
-    served = list(orders.filter(status=Order.Status.SERVED).order_by("-changed_at")[:LIMIT_SERVED])
+    served = list(
+        orders.filter(status=Order.Status.SERVED).order_by("-changed_at", "-pk")[:LIMIT_SERVED]
+    )
     shown = [*orders.open().first_of_each_status(LIMIT), *served]
     counts = Order.objects.count_by_status()
     return [_column(status, counts[status], shown) for status in Order.Status]

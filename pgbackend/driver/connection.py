@@ -326,7 +326,8 @@ class Connection(psycopg.Connection[Any]):
 
     def _clean_up(self, portal: Portal, gen: PQGen[Any], watch: Watch, exc: BaseException) -> None:
         """Bring the connection to rest after a wait was interrupted, or close it."""
-        if self.pgconn.transaction_status != _ACTIVE:
+        pipelined = self.pgconn.pipeline_status != PipelineStatus.OFF
+        if self.pgconn.transaction_status != _ACTIVE and not pipelined:
             return
         watch.stop()
         if portal.closing or not isinstance(exc, asyncio.CancelledError):
@@ -336,7 +337,7 @@ class Connection(psycopg.Connection[Any]):
         bridge.finish(self._cancel_and_drain(gen), CLEANUP_BUDGET)
         # A second cancellation says what the first, which is being raised, says already.
         portal.pending = held
-        if self.pgconn.transaction_status == _ACTIVE:
+        if self.pgconn.transaction_status == _ACTIVE or pipelined:
             logger.info("closing a connection whose statement did not end with its cancellation")
             self._cut_off(gen)
         if self.lease is not None:

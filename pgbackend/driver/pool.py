@@ -485,7 +485,8 @@ class Pool:
         self.closed = True
         self._psycopg.abandon()
         for task, physical in list(self._tasks.items()):
-            if inspect.getcoroutinestate(task.get_coro()) == inspect.CORO_CREATED:
+            coro: Any = task.get_coro()
+            if inspect.getcoroutinestate(coro) == inspect.CORO_CREATED:
                 physical.close_now()  # a task that is cancelled before its first step does nothing
             task.cancel()
         if not self.loop.is_closed():
@@ -630,8 +631,13 @@ def _close_on(loop: asyncio.AbstractEventLoop, pool: Pool) -> None:
         pool.close()
         return
     closed = threading.Event()
-    loop.call_soon_threadsafe(lambda: (pool.close(), closed.set()))
+    loop.call_soon_threadsafe(_close_and_tell, pool, closed)
     closed.wait(CLOSE_TIMEOUT)
+
+
+def _close_and_tell(pool: Pool, closed: threading.Event) -> None:
+    pool.close()
+    closed.set()
 
 
 def statistics() -> list[PoolStatistics]:

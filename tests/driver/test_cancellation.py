@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import types
 from collections.abc import Callable, Coroutine, Generator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -191,11 +192,11 @@ def copy_out(pool: Pool, table: str) -> None:
 
 
 def pipeline(pool: Pool, table: str) -> None:
-    with pinned(pool) as lease, lease.connection.pipeline():
-        cursors = [lease.connection.execute("SELECT %s::int", [n]) for n in range(5)]
+    with pinned(pool) as lease, lease.connection.pipeline(), ExitStack() as stack:
+        cursors = [stack.enter_context(lease.connection.cursor()) for _ in range(5)]
+        for n, cursor in enumerate(cursors):
+            cursor.execute("SELECT %s::int", [n])
         assert [cursor.fetchone() for cursor in cursors] == [(n,) for n in range(5)]
-        for cursor in cursors:
-            cursor.close()
 
 
 def nested(pool: Pool, table: str) -> None:

@@ -16,7 +16,9 @@ from kitchen import board, sse
 from kitchen.models import Order
 from kitchen.views.board import LIMIT, LIMIT_SERVED, columns
 from pgbackend import aio
+from tests.kitchen.conftest import url_of
 
+JSON = "application/json"
 LISTENING = "SELECT pid FROM pg_stat_activity WHERE datname = %s AND query = 'LISTEN kitchen_board'"
 
 
@@ -110,14 +112,22 @@ def test_staff_move_an_order_all_the_way(desk, order, chef) -> None:
     assert Order.objects.get(pk=pk).status == "served"
 
 
-def test_of_two_who_move_one_order_one_does(desk, order, chef) -> None:
+def test_of_two_who_move_one_order_one_does(desk, order, chef, admin) -> None:
     path = f"/board/orders/{order().pk}/move/"
+    name = connection.settings_dict["NAME"]
+    waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = %s"
 
-    async def both() -> list[int]:
-        moves = (post(path, chef, accept="application/json", seen="accepted") for _ in range(2))
-        return sorted([answer.status_code for answer in await asyncio.gather(*moves)])
+    async def main(quicker: psycopg.Connection[Any]) -> Any:
+        quicker.execute("UPDATE kitchen_order SET status = 'cooking'")
+        slower = asyncio.create_task(post(path, chef, accept=JSON, seen="accepted"))
+        async with asyncio.timeout(5):
+            while not admin.execute(waits, [name]).fetchone():
+                await asyncio.sleep(0.01)
+        quicker.commit()
+        return await slower
 
-    assert desk(both()) == [200, 409]
+    with psycopg.connect(url_of(name)) as quicker:
+        assert desk(main(quicker)).status_code == 409
     assert Order.objects.get().status == "cooking"
 
 
@@ -125,19 +135,19 @@ def test_of_two_who_move_one_order_one_does(desk, order, chef) -> None:
 def test_guests_change_nothing(action, desk, order) -> None:
     path = f"/board/{action.format(order().pk)}/"
     page = desk(post(path, seen="accepted"))
-    script = desk(post(path, accept="application/json", seen="accepted"))
+    script = desk(post(path, accept=JSON, seen="accepted"))
     assert (page.status_code, page.url) == (302, "/sign-in/")
     assert script.status_code == 403
     assert Order.objects.get().status == "accepted"
 
 
 def test_an_order_that_is_gone_is_said_to_be(desk, chef) -> None:
-    assert desk(post("/board/orders/1/move/", chef, accept="application/json")).status_code == 404
+    assert desk(post("/board/orders/1/move/", chef, accept=JSON)).status_code == 404
 
 
 def test_the_board_can_be_cleared(desk, order, chef) -> None:
     order(), order(status="ready"), order(status="served")
-    answer = desk(post("/board/clear/", chef, accept="application/json"))
+    answer = desk(post("/board/clear/", chef, accept=JSON))
     assert answer.json() == {"message": "2 orders marked as served."}
     assert not Order.objects.open().exists()
 

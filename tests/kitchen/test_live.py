@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
+
 from kitchen.models import Order
 from tests.conftest import wait_for
 from tests.kitchen.conftest import SERVED, parsed
@@ -61,7 +62,7 @@ def test_two_hundred_orders_at_once_need_four_connections(client, numbers, menu)
     assert seen[-1]["peak"] >= 100, "they did wait at the same time"
     assert max(data["pool"]["leased"] for data in seen) <= 4
     assert {data["pool"]["max_size"] for data in seen} == {4}
-    wait_for(lambda: numbers()["in_flight"] == 0, "each request to end")
+    wait_for(lambda: numbers()["in_flight"] == 0, "each request to end", seconds=20)
     assert numbers()["pool"]["leased"] == 0
 
 
@@ -84,8 +85,8 @@ def test_boards_that_close_are_forgotten(client, numbers, admin) -> None:
             assert next(board) == ("refresh", {})
         assert numbers()["watching"] == 20
         assert len(listening(admin)) == 1
-    wait_for(lambda: numbers()["watching"] == 0, "the boards to be forgotten")
-    wait_for(lambda: not listening(admin), "the listening connection to close")
+    wait_for(lambda: numbers()["watching"] == 0, "the boards to be forgotten", seconds=20)
+    wait_for(lambda: not listening(admin), "the listening connection to close", seconds=20)
 
 
 def listening(admin: psycopg.Connection[Any]) -> list[int]:
@@ -133,6 +134,6 @@ def test_a_guest_who_hangs_up_leaves_the_order_and_no_lease(client, menu, number
             timeout=httpx.Timeout(5, read=0.1),  # the kitchen takes 0.2 s
             trust_env=False,
         )
-    wait_for(lambda: numbers()["in_flight"] == 0, "the request to end")
+    wait_for(lambda: numbers()["in_flight"] == 0, "the request to end", seconds=20)
     assert numbers()["pool"]["leased"] == 0
     assert Order.objects.get().status == "accepted"

@@ -202,6 +202,7 @@ def test_clearing_the_board_asks_first(browse, served, menu, chef) -> None:
     one(page, ".clear button").click()
     until(page, "#column-accepted", "No new orders.")
     until(page, "#column-served", "Table 7")
+    until(page, ".clear button", "Serve everything")
 
 
 def test_a_late_order_is_marked_in_words_too(browse, order) -> None:

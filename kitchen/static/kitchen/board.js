@@ -67,15 +67,18 @@ function sentence({ id, guest, label, promised, created }) {
 
 // A button that asks first: the first press changes its words, the second means it.
 function asked(button) {
-  if (!button?.dataset.ask || button.dataset.sure) return true;
-  const words = button.textContent;
-  button.dataset.sure = "yes";
-  button.textContent = button.dataset.ask;
-  setTimeout(() => {
-    button.textContent = words;
-    delete button.dataset.sure;
-  }, 4000);
-  return false;
+  if (!button.dataset.ask) return true;
+  const sure = button.dataset.words !== undefined;
+  clearTimeout(button.patience);
+  if (sure) {
+    button.textContent = button.dataset.words;
+    delete button.dataset.words;
+  } else {
+    button.dataset.words = button.textContent;
+    button.textContent = button.dataset.ask;
+    button.patience = setTimeout(() => asked(button), 4000);
+  }
+  return sure;
 }
 
 document.addEventListener("submit", async (event) => {
