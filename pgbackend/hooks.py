@@ -290,6 +290,8 @@ def _own_function(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
         return not handler._exception_middleware  # noqa: SLF001
     if name == "log_response":
         return kwargs["response"].status_code < 500  # from there on logging may send mail
+    if name == "login":
+        return False  # the admin's: it checks a password
     return module not in _MODULES_THAT_BLOCK
 
 
@@ -309,10 +311,12 @@ _SESSIONS_THAT_DO_NOT_BLOCK = (
     "django.contrib.sessions.backends.db",
     "django.contrib.sessions.backends.signed_cookies",
 )
-#: Files are read from disk.
+#: Files are read from disk; views that check or set a password hash it.
 _MODULES_THAT_BLOCK = (
-    "django.views.static",
+    "django.contrib.auth.admin",
+    "django.contrib.auth.views",
     "django.contrib.staticfiles.views",
+    "django.views.static",
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from django.urls import reverse
 
 import pgbackend
 from tests.conftest import Runner
+from tests.library import hashers
 from tests.library.models import Author, Book, Entry, Note, Tag
 
 from .conftest import Site
@@ -286,3 +288,27 @@ def test_errors_are_answered_without_a_thread(
 
     run_once(main())
     assert threads == []
+
+
+@pytest.mark.parametrize("page", ["login", "admin:login"])
+def test_passwords_are_hashed_in_a_thread(
+    run_once: Runner, site: Site, page: str, settings: Any
+) -> None:
+    """It is work, not waiting: on the loop it would stop every other request."""
+    settings.PASSWORD_HASHERS = ["tests.library.hashers.TellingHasher"]
+    User.objects.create_superuser("ada", password="tested")
+    hashers.threads.clear()
+
+    async def main() -> None:
+        async with site() as client:
+            url = reverse(page)
+            await client.get(url)
+            client.headers["X-CSRFToken"] = client.cookies["csrftoken"]
+            data = {"username": "ada", "password": "tested"}
+            assert (await client.post(url, data=data)).status_code == 302
+            user = await User.objects.aget(username="ada")
+            assert await user.acheck_password("tested")
+
+    run_once(main())
+    assert len(hashers.threads) >= 2
+    assert threading.main_thread().name not in hashers.threads
