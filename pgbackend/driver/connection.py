@@ -47,6 +47,7 @@ CLEANUP_BUDGET = 0.8
 MAX_BUSY_TIME = 0.005
 
 _WAIT_INTERVAL = 0.1
+_CANCEL_INTERVAL = 0.2
 _ACTIVE = TransactionStatus.ACTIVE
 _BAD = ConnStatus.BAD
 
@@ -350,20 +351,30 @@ class Connection(psycopg.Connection[Any]):
             gen.close()
 
     async def _cancel_and_drain(self, gen: PQGen[Any]) -> None:
+        """Cancel the statement and read the rest of its reply; the caller sets the budget."""
         try:
-            if psycopg.capabilities.has_cancel_safe():
-                await waiting.wait_conn_async(
-                    self._cancel_gen(), interval=_WAIT_INTERVAL, timeout=CLEANUP_BUDGET
-                )
-            else:
-                await asyncio.to_thread(self.cancel)
-            if self.pgconn.pipeline_status == PipelineStatus.OFF:
-                # The rest of a pipeline would be answered only after a Sync that is not sent.
-                await waiting.wait_async(gen, self.pgconn.socket, interval=_WAIT_INTERVAL)
+            while not await self._is_cancelled(gen):
+                pass
         except e.QueryCanceled:
             pass
         except psycopg.Error as exc:
             logger.debug("error ignored in the clean-up of a cancelled statement: %s", exc)
+
+    async def _is_cancelled(self, gen: PQGen[Any]) -> bool:
+        """Ask the server once; False if the request may have come before the statement did."""
+        if psycopg.capabilities.has_cancel_safe():
+            await waiting.wait_conn_async(
+                self._cancel_gen(), interval=_WAIT_INTERVAL, timeout=CLEANUP_BUDGET
+            )
+        else:
+            await asyncio.to_thread(self.cancel)
+        if self.pgconn.pipeline_status != PipelineStatus.OFF:
+            return True  # the rest is answered only after a Sync, which is not sent
+        try:
+            await waiting.wait_async(gen, self.pgconn.socket, _WAIT_INTERVAL, _CANCEL_INTERVAL)
+        except e._WaitTimeout:  # noqa: SLF001 - psycopg's own
+            return False
+        return True
 
     # --- Ends of a transaction are never torn: Note [Held cancellation] in bridge.py ---
 

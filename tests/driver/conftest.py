@@ -163,7 +163,7 @@ class Link:
 
     port: int
     _loop: asyncio.AbstractEventLoop
-    _flowing: asyncio.Event
+    _gates: list[asyncio.Event]
     _stopped: asyncio.Event
 
     def __init__(self, conninfo: str) -> None:
@@ -180,8 +180,8 @@ class Link:
 
     async def _serve(self, started: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()
-        self._flowing = asyncio.Event()
-        self._flowing.set()
+        self._gates = []
+        self._frozen = False
         self._stopped = asyncio.Event()
         listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.port = listener.sockets[0].getsockname()[1]
@@ -203,12 +203,18 @@ class Link:
         else:
             reply, send = await asyncio.open_connection(host, port)
         self._writers.add(send)
-        await asyncio.gather(self._pump(reader, send), self._pump(reply, writer))
+        gate = asyncio.Event()
+        self._gates.append(gate)
+        if not self._frozen:
+            gate.set()
+        await asyncio.gather(self._pump(reader, send, gate), self._pump(reply, writer, gate))
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gate: asyncio.Event
+    ) -> None:
         try:
             while data := await reader.read(65536):
-                await self._flowing.wait()
+                await gate.wait()
                 writer.write(data)
                 await writer.drain()
         except OSError:
@@ -234,12 +240,25 @@ class Link:
     def restore(self) -> None:
         self.down = False
 
-    def freeze(self) -> None:
-        """Let nothing through, and say nothing."""
-        self._do(self._flowing.clear)
+    def freeze(self, *, new: bool = True) -> None:
+        """Let nothing through, and say nothing; with ``new=False``, but on new connections."""
+
+        def freeze() -> None:
+            self._frozen = new
+            for gate in self._gates:
+                gate.clear()
+
+        self._do(freeze)
 
     def thaw(self) -> None:
-        self._do(self._flowing.set)
+        """Let through what was held up, and what comes."""
+
+        def thaw() -> None:
+            self._frozen = False
+            for gate in self._gates:
+                gate.set()
+
+        self._do(thaw)
 
     def close(self) -> None:
         self.thaw()

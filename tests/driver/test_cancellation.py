@@ -384,6 +384,31 @@ def test_a_cancel_request_never_hits_the_next_statement(run: Runner, pools: Pool
     run(main())
 
 
+def test_a_cancel_request_that_overtakes_its_statement_is_repeated(
+    run: Runner, pools_by_link: Pools, link: Link
+) -> None:
+    """The server ignores a request that finds its session idle: the statement would run on."""
+
+    async def main() -> None:
+        pool = pools_by_link(max_size=1)
+        (before,) = await green(fetch, pool, "SELECT pg_backend_pid()")
+        link.freeze(new=False)
+        task = asyncio.create_task(green(fetch, pool, "SELECT pg_sleep(20)"))
+        await asyncio.sleep(0.01)
+        attempts = link.attempts
+        task.cancel()
+        while link.attempts == attempts:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)  # the request goes on its own connection, to an idle session
+        link.thaw()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert not pools_by_link.sessions("state = 'active'")
+        assert await green(fetch, pool, "SELECT pg_backend_pid()") == [before]
+
+    run(main())
+
+
 def test_a_timeout_of_asyncio_cancels_the_statement(run: Runner, pools: Pools) -> None:
     async def main() -> None:
         pool = pools(max_size=1)

@@ -617,6 +617,7 @@ def test_dead_idle_connections_are_noticed_before_a_statement_is_sent(
         for _ in range(25):
             sleeps = "SELECT pg_sleep(0.002)"
             await asyncio.gather(*(green(fetch, pool, sleeps) for _ in range(4)))
+            await green(take_all_idle, pool)
             idle = [connection.pgconn.socket for connection in pool._psycopg._pool]
             assert idle and len(idle) == pools.terminate_sessions()
             wait_for(lambda idle=idle: all(map(hung_up, idle)), "the server has hung up")
