@@ -290,8 +290,8 @@ def _own_function(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
         return not handler._exception_middleware  # noqa: SLF001
     if name == "log_response":
         return kwargs["response"].status_code < 500  # from there on logging may send mail
-    if name == "login":
-        return False  # the admin's: it checks a password
+    if module in _MODULES_THAT_HASH or (module, name) == ("django.contrib.admin.sites", "login"):
+        return bool(args) and getattr(args[0], "method", None) in ("GET", "HEAD")
     return module not in _MODULES_THAT_BLOCK
 
 
@@ -311,13 +311,10 @@ _SESSIONS_THAT_DO_NOT_BLOCK = (
     "django.contrib.sessions.backends.db",
     "django.contrib.sessions.backends.signed_cookies",
 )
-#: Files are read from disk; views that check or set a password hash it.
-_MODULES_THAT_BLOCK = (
-    "django.contrib.auth.admin",
-    "django.contrib.auth.views",
-    "django.contrib.staticfiles.views",
-    "django.views.static",
-)
+#: Files are read from disk.
+_MODULES_THAT_BLOCK = ("django.contrib.staticfiles.views", "django.views.static")
+#: Views that check or set the password that is posted to them.
+_MODULES_THAT_HASH = ("django.contrib.auth.admin", "django.contrib.auth.views")
 
 
 def _end_of_request(
