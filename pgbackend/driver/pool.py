@@ -313,6 +313,9 @@ class Pool:
         return lease
 
     async def _get(self, started: float) -> AsyncConnection:
+        task = asyncio.current_task()
+        assert task is not None
+        cancellations = task.cancelling()
         if self.closed:
             raise errors.PoolClosed(f"the pool {self.name!r} is closed")
         while not self._psycopg._opened:  # noqa: SLF001 - who opens it may be cancelled
@@ -331,6 +334,10 @@ class Pool:
                 ) from None
             except psycopg_pool.PoolClosed as exc:
                 raise errors.PoolClosed(str(exc)) from None
+            if task.cancelling() > cancellations:
+                # Python 3.11's wait_for() swallows one that comes together with what it waits for.
+                self._put(physical)
+                raise asyncio.CancelledError
             if physical.is_alive():
                 return physical
             physical.close_now()

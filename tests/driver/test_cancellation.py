@@ -132,6 +132,7 @@ async def sweep(
         task = asyncio.create_task(_as_coroutine(observed))
         _, pending = await asyncio.wait([task], timeout=AT_MOST)
         assert not pending, f"not ended {AT_MOST} s after its cancellation at wait {at}"
+        assert task.cancelled() or len(waits) <= at, f"swallowed at wait {at}"
         await check(Outcome(at, task))
         if len(waits) <= at:
             await task

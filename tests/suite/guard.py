@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import threading
 import traceback
+import weakref
 from collections import Counter
 from typing import Any
 
@@ -23,7 +24,7 @@ class Guard:
         self.journal = journal
         self.green = green
         self.connections: Counter[str] = Counter()
-        self._of_alias: set[int] = set()
+        self._open: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
     def install(self) -> None:
         """Wrap; before Django's settings are used, so before `pgbackend.base` is imported."""
@@ -46,6 +47,10 @@ class Guard:
 
         DatabaseWrapper.get_new_connection = counted
 
+    def left_open(self) -> list[str]:
+        """Which tests left a connection open, beside the pools'."""
+        return [test for connection, test in self._open.items() if not connection.closed]
+
     def _count_pooled(self, cls: Any) -> None:
         connect = cls.connect.__func__
 
@@ -59,6 +64,7 @@ class Guard:
         kind = "of its own" if not wrapper._shared else "of an alias"
         where = "" if _in_main_thread() else ", in a thread"
         self.connections[kind + where] += 1
+        self._open[connection] = f"{self.journal.test} ({kind}{where})"
         if self.green and wrapper._shared and _in_main_thread():
             connection.suite_of_alias = True
 

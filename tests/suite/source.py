@@ -51,7 +51,9 @@ def _unpack(archive: Path, home: Path) -> None:
     with tempfile.TemporaryDirectory(dir=CACHE) as temporary:
         with tarfile.open(archive) as tar:
             wanted = [member for member in tar if "/tests/" in f"{member.name}/"]
-            tar.extractall(temporary, wanted, filter="data")
+            if hasattr(tarfile, "data_filter"):  # Python 3.11.4 and later; required from 3.14 on
+                tar.extraction_filter = tarfile.data_filter
+            tar.extractall(temporary, wanted)
         (unpacked,) = Path(temporary).iterdir()
         try:
             unpacked.rename(home)

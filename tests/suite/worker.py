@@ -35,8 +35,10 @@ def main() -> int:
             _run(job, journal, watchdog, guard)
     finally:
         watchdog.stop()
-    if guard is not None:
-        journal.write("connections", counts=dict(guard.connections))
+        if guard is not None:
+            counts, left_open = dict(guard.connections), guard.left_open()
+            print(f"connections: {counts}; left open: {left_open}")
+            journal.write("connections", counts=counts)
     journal.write("finished")
     return 0
 
