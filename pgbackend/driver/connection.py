@@ -134,6 +134,8 @@ class Connection(psycopg.Connection[Any]):
     physical: AsyncConnection | None = None
     #: Called when a cursor of a twin is opened and closed; see `pool.Lease`.
     lease: Any = None
+    #: The `prepare_threshold` that each lease begins with.
+    given_threshold: int | None = None
     _lease_ended = False
     _last_yield = 0.0
 
@@ -178,6 +180,8 @@ class Connection(psycopg.Connection[Any]):
         twin.lease = lease
         twin.lock = bridge.ParkingLock()  # type: ignore[assignment]
         twin._listen_alone()
+        # A former holder may have changed it; the manager of prepared statements is the session's.
+        twin._prepared.prepare_threshold = self.given_threshold
         return twin
 
     def _listen_alone(self) -> None:
@@ -419,6 +423,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         twin._adapters = self._adapters  # noqa: SLF001
         # One session has one set of prepared statements.
         twin._prepared = self._prepared  # noqa: SLF001
+        twin.given_threshold = self.prepare_threshold
         twin._pool = None  # noqa: SLF001 - the pool closes it
         twin.cursor_factory = leased_class(cursor_factory or psycopg.Cursor)
         twin.server_cursor_factory = leased_class(psycopg.ServerCursor)

@@ -7,7 +7,10 @@ Django wraps it like any other error of the driver; what only a mistake in a pro
 
 from __future__ import annotations
 
+from typing import Any
+
 import psycopg
+import psycopg.errors
 
 
 class NotGreen(RuntimeError):
@@ -39,3 +42,8 @@ class PoolQueueFull(psycopg.OperationalError):
 
 class OutcomeUnknown(psycopg.OperationalError):
     """The link went silent during COMMIT: the server may or may not have committed."""
+
+
+def __getattr__(name: str) -> Any:
+    # `Database.errors.UniqueViolation`: to code that stands on psycopg, this is `psycopg.errors`.
+    return getattr(psycopg.errors, name)

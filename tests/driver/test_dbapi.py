@@ -103,3 +103,9 @@ def test_a_connection_has_pep_249s_exceptions_and_methods() -> None:
 def test_every_other_name_is_psycopgs(name: str) -> None:
     """`DatabaseWrapper.Database` stands in for psycopg in other people's code."""
     assert getattr(driver, name) is getattr(psycopg, name)
+
+
+def test_errors_by_sqlstate_are_found_where_psycopg_has_them() -> None:
+    assert driver.errors.UniqueViolation is psycopg.errors.UniqueViolation
+    assert driver.errors.lookup("23505") is psycopg.errors.UniqueViolation
+    assert not hasattr(driver.errors, "NoSuchError")

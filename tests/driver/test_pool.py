@@ -1281,3 +1281,18 @@ def test_the_pools_tasks_inherit_nothing_of_who_opened_it(run: Runner, pools: Po
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
     run(main())
     assert bridge.current() is None
+
+
+def test_prepare_threshold_is_the_lease_holders_own(run: Runner, pools: Pools) -> None:
+    async def main() -> None:
+        pool = pools(max_size=1)
+
+        def change() -> int | None:
+            with pinned(pool) as lease:
+                before = lease.connection.prepare_threshold
+                lease.connection.prepare_threshold = 0
+                return before
+
+        assert await green(change) == await green(change)
+
+    run(main())

@@ -41,6 +41,15 @@ _SIGNAL = (
     "expects close() to make the next statement connect anew; green it gives the connection back "
     "to the pool, and connection_created is sent once for each physical connection"
 )
+_RECEIVERS = (
+    "expects a request's sync signal receivers in a thread other than the loop's; they run in "
+    "place (contract C11), or in the request's thread once it has one"
+)
+_ATOMIC_VIEWS = "expects ATOMIC_REQUESTS to refuse async views, which it now serves (contract C5)"
+_BETWEEN = (
+    "passes `connection.connection` to a server's thread and looks at its identity; green nothing "
+    "is held between statements, so there is nothing to pass or to see closed"
+)
 
 DIFFERENCES: tuple[Difference, ...] = (
     Difference(
@@ -66,6 +75,31 @@ DIFFERENCES: tuple[Difference, ...] = (
         _HEALTH,
     ),
     Difference("backends.tests.ConnectionCreatedSignalTest.test_signal", "error", _SIGNAL),
+    *(
+        Difference(f"asgi.tests.ASGITest.{name}", "failed", _RECEIVERS, ("sync", "green"))
+        for name in (
+            "test_asyncio_cancel_error",
+            "test_asyncio_streaming_cancel_error",
+            "test_request_lifecycle_signals_dispatched_with_thread_sensitive",
+            "test_request_too_big_request_error",
+        )
+    ),
+    Difference(
+        "handlers.tests.TransactionsPerRequestTests.test_auto_transaction_async_view",
+        "failed",
+        _ATOMIC_VIEWS,
+        ("sync", "green"),
+    ),
+    Difference(
+        "servers.test_liveserverthread.LiveServerThreadTest.test_closes_connections",
+        "failed",
+        _BETWEEN,
+    ),
+    Difference(
+        "servers.tests.LiveServerTestCloseConnectionTest.test_closes_connections",
+        "failed",
+        _BETWEEN,
+    ),
 )
 
 
