@@ -19,6 +19,7 @@ import copy
 import inspect
 import logging
 import os
+import sys
 import threading
 import weakref
 from collections import deque
@@ -31,7 +32,7 @@ import psycopg
 import psycopg_pool
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg_pool.base import AttemptWithBackoff
-from psycopg_pool.pool_async import MaintenanceTask, StopWorker
+from psycopg_pool.pool_async import MaintenanceTask, ReturnConnection, StopWorker
 
 from . import bridge, errors, events
 from .connection import CLEANUP_BUDGET, AsyncConnection, Connection
@@ -195,10 +196,51 @@ class _WorkerCancelled(BaseException):
     """The loop ends while a worker connects: not an error to log, and not one to go on after."""
 
 
+class _Queue(deque[Any]):
+    """psycopg_pool's queue of those who wait, which knows what task each belongs to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_task: dict[asyncio.Task[Any] | None, Any] = {}
+
+    def append(self, client: Any) -> None:
+        self.by_task[asyncio.current_task()] = client
+        super().append(client)
+
+
 class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
     """psycopg's pool, which tells our layer why it could not connect."""
 
     layer: Pool
+    _waiting: _Queue
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._waiting = _Queue()
+
+    async def _getconn_unchecked(self, timeout: float) -> AsyncConnection:
+        task = asyncio.current_task()
+        try:
+            return await super()._getconn_unchecked(timeout)
+        except GeneratorExit:
+            # psycopg_pool tidies up after a cancellation, not after a coroutine that is closed.
+            self._leave_queue(self._waiting.by_task.get(task))
+            raise
+        finally:
+            self._waiting.by_task.pop(task, None)
+
+    def _leave_queue(self, client: Any) -> None:
+        if client is None:
+            return
+        if client.conn is not None:
+            self.run_task(ReturnConnection(self, client.conn, from_getconn=True))
+        client.error = client.error or errors.PoolClosed("the task that waited was closed")
+        if sys.version_info < (3, 12):
+            # wait_for() waits in a task of its own there, which nobody would await any more.
+            for task in asyncio.all_tasks(self.layer.loop):
+                frame = getattr(task.get_coro(), "cr_frame", None)
+                if frame is not None and frame.f_locals.get("self") is client._cond:  # noqa: SLF001
+                    task.cancel()
 
     @classmethod
     async def worker(cls, q: asyncio.Queue[MaintenanceTask]) -> None:
@@ -240,7 +282,8 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
     def make_room(self) -> None:
         """Take those who gave up waiting out of a queue that is full of them."""
         if self.max_waiting and len(self._waiting) >= self.max_waiting:
-            self._waiting = deque(client for client in self._waiting if client.error is None)
+            for client in [client for client in self._waiting if client.error is not None]:
+                self._waiting.remove(client)
 
     async def fail_waiting(self, error: Callable[[], Exception]) -> None:
         waiting = list(self._waiting)

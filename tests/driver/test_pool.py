@@ -1296,3 +1296,25 @@ def test_prepare_threshold_is_the_lease_holders_own(run: Runner, pools: Pools) -
         assert await green(change) == await green(change)
 
     run(main())
+
+
+@pytest.mark.parametrize("served", [False, True], ids=["still queueing", "served meanwhile"])
+def test_a_coroutine_that_is_closed_in_the_queue_loses_no_place(
+    run: Runner, pools: Pools, served: bool
+) -> None:
+    """Closed, not cancelled: psycopg_pool does not tidy up after a GeneratorExit."""
+
+    async def main() -> None:
+        pool = pools(max_size=1, timeout=5)
+        await green(fetch, pool, "SELECT 1")
+        lease = await green(pool.lease)
+        coro = green(fetch, pool, "SELECT 1")
+        coro.send(None)
+        if served:
+            lease.end()
+        coro.close()
+        lease.end()
+        assert await green(fetch, pool, "SELECT 2") == [(2,)]
+        assert pool.statistics().waiting == 0
+
+    run(main())
