@@ -328,6 +328,22 @@ def _end_of_request(
     return not _thread_in_use()
 
 
+def _end_of_response(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> bool:
+    """`response.close()`, which sends such a signal; not the writing of a large body to disk."""
+    return getattr(func, "__name__", "") == "close" and not _thread_in_use()
+
+
+def _cache(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """A method of a cache that is a table of pgbackend's; others may block for files or network."""
+    model = getattr(getattr(func, "__self__", None), "cache_model_class", None)
+    if model is None:
+        return False
+    alias = router.db_for_write(model)
+    return conf.engine_is_ours(connections.settings[alias]["ENGINE"])
+
+
 def _thread_in_use() -> bool:
     context = SyncToAsync.thread_sensitive_context.get(None)
     return context is not None and context in SyncToAsync.context_to_thread_executor
@@ -342,7 +358,8 @@ _HOPS: dict[str, Policy] = {
     "django.db.models.fields.related_descriptors": _orm,
     "django.core.paginator": _orm,
     "django.core.handlers.base": _own_function,
-    "django.core.handlers.asgi": _end_of_request,
+    "django.core.cache.backends.base": _cache,
+    "django.core.handlers.asgi": _end_of_response,
     "django.core.handlers.exception": _plain_error,
     "django.dispatch.dispatcher": _end_of_request,
     "django.test.client": _end_of_request,
