@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
@@ -13,14 +14,7 @@ import pytest
 
 from pgbackend.driver import bridge, pool
 from tests.server import server
-
-LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop] | None] = {"asyncio": None}
-try:
-    import uvloop
-except ImportError:
-    pass
-else:
-    LOOPS["uvloop"] = uvloop.new_event_loop
+from tests.support.loops import LOOPS, LoopFactory
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,6 +23,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="where Chromium is missing, fail the tests that drive a page instead of skipping them",
     )
+    parser.addoption(
+        "--require-servers",
+        action="store_true",
+        help="where PgBouncer is missing, fail the tests that use it instead of skipping them",
+    )
+    parser.addoption(
+        "--loop",
+        choices=sorted(LOOPS),
+        default="asyncio",
+        help="the event loop of the contract's tests",
+    )
+    parser.addoption(
+        "--seed",
+        default="1",
+        help="shuffles the tasks of the contract's tests; 'random' draws one",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.seed == "random":
+        config.option.seed = str(random.randrange(1_000_000))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"contract: --loop {config.option.loop} --seed {config.option.seed}"
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -57,7 +76,7 @@ def admin(conninfo: str) -> Iterator[psycopg.Connection[Any]]:
 class Runner:
     """Runs coroutines on a new loop each, and fails for what the loop would only have logged."""
 
-    def __init__(self, factory: Callable[[], asyncio.AbstractEventLoop] | None) -> None:
+    def __init__(self, factory: LoopFactory) -> None:
         self.factory = factory
 
     def __call__(self, main: Coroutine[Any, Any, Any], *, timeout: float = 30) -> Any:
@@ -90,7 +109,7 @@ def run(request: pytest.FixtureRequest) -> Runner:
 @pytest.fixture
 def run_once() -> Runner:
     """Run a coroutine on asyncio's loop only."""
-    return Runner(None)
+    return Runner(LOOPS["asyncio"])
 
 
 @pytest.fixture(autouse=True)

@@ -1,93 +1,15 @@
-"""Fixtures of the backend's tests: a site under uvicorn, and a record of threads."""
+"""Fixtures of the backend's tests."""
 
 from __future__ import annotations
 
-import asyncio
-import socket
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from collections.abc import Iterator
 
-import httpx
 import pytest
-import uvicorn
 
-Site = Callable[[], AbstractAsyncContextManager[httpx.AsyncClient]]
-
-
-@pytest.fixture
-def site() -> Site:
-    """Serve the project with uvicorn on the running loop, and give a client of it."""
-
-    @asynccontextmanager
-    async def serve() -> AsyncIterator[httpx.AsyncClient]:
-        from proj.asgi import application
-
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            config = uvicorn.Config(application, lifespan="off", log_level="warning")
-            server = uvicorn.Server(config)
-            server.capture_signals = _no_signals  # type: ignore[method-assign]
-            serving = asyncio.create_task(server.serve(sockets=[sock]))
-            try:
-                async with httpx.AsyncClient(
-                    base_url=f"http://127.0.0.1:{sock.getsockname()[1]}",
-                    timeout=30,
-                    limits=httpx.Limits(max_connections=None),
-                    trust_env=False,
-                ) as client:
-                    yield client
-            finally:
-                server.should_exit = True
-                await serving
-
-    return serve
-
-
-class _no_signals:  # noqa: N801
-    """The signals of the test runner are not the server's to take."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *exc_info: object) -> None:
-        pass
-
-
-@pytest.fixture
-def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The names of the threads that were started."""
-    started: list[str] = []
-    start = threading.Thread.start
-
-    def recorded(self: threading.Thread) -> None:
-        started.append(self.name)
-        start(self)
-
-    monkeypatch.setattr(threading.Thread, "start", recorded)
-    yield started
+from tests.support.fixtures import leases, make_books, site, threads  # noqa: F401 - pytest's
 
 
 @pytest.fixture(autouse=True)
 def _fresh_sessions(transactional_db: None) -> Iterator[None]:
     """Each test writes for real; pytest-django empties the tables after it."""
     yield
-
-
-@pytest.fixture
-def make_books(transactional_db: None) -> Callable[..., list[Any]]:
-    """Write some books, each with an author and two tags."""
-    from tests.library.models import Author, Book, Tag
-
-    def make(count: int = 3) -> list[Any]:
-        tags = [Tag.objects.create(name=name) for name in ("long", "new")]
-        books = []
-        for number in range(count):
-            author = Author.objects.create(name=f"author {number}")
-            book = Book.objects.create(title=f"book {number}", author=author, text="x" * 1000)
-            book.tags.set(tags)
-            books.append(book)
-        return books
-
-    return make

@@ -15,8 +15,7 @@ import pgbackend
 from tests.conftest import Runner
 from tests.library import hashers
 from tests.library.models import Author, Book, Entry, Note, Tag
-
-from .conftest import Site
+from tests.support.fixtures import Site
 
 
 def test_lazy_relations_deferred_fields_forms_templates_and_sessions_work(

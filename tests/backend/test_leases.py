@@ -16,15 +16,6 @@ from tests.conftest import Runner
 from tests.library.models import Author, Book, Tag
 
 
-@pytest.fixture
-def leases() -> Any:
-    """The leases and releases of all pools, in order."""
-    events: list[Any] = []
-    pgbackend.add_hook(events.append)
-    yield events
-    pgbackend.remove_hook(events.append)
-
-
 def count(events: list[Any]) -> int:
     leased = [event for event in events if type(event).__name__ == "Leased"]
     assert len(leased) * 2 == len(events), "each lease has ended"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -19,19 +18,7 @@ import pgbackend
 from pgbackend import aio, embedded
 from tests.conftest import Runner, wait_for
 from tests.library.models import Tag
-
-
-@contextmanager
-def settings_of_default(**changes: Any) -> Iterator[None]:
-    """Change DATABASES['default'] in place, as a wrong settings file would have it."""
-    settings_dict = connections.settings["default"]
-    before = dict(settings_dict)
-    settings_dict.update(changes)
-    try:
-        yield
-    finally:
-        settings_dict.clear()
-        settings_dict.update(before)
+from tests.support.fixtures import settings_of_default
 
 
 def failure(run: Runner, **changes: Any) -> tuple[BaseException, float]:

@@ -1,17 +1,10 @@
-"""Cancellation at every point where an operation waits.
-
-`sweep()` runs an operation again and again, and cancels its task at the first wait, at the second,
-and so on, until it ends uninterrupted. After each run the same facts must hold; they are checked in
-one place.
-"""
+"""Cancellation at every point where an operation of the driver waits: see `support/sweep.py`."""
 
 from __future__ import annotations
 
 import asyncio
-import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
@@ -25,120 +18,10 @@ from pgbackend.driver.connection import CLEANUP_BUDGET
 from pgbackend.driver.errors import OutcomeUnknown
 from pgbackend.driver.pool import Pool
 from tests.conftest import Runner, wait_for
+from tests.support.link import Link
+from tests.support.sweep import AT_MOST, CANCELLING, Mode, Outcome, sweep
 
-from .conftest import Link, Pools, atomic, fetch, pinned, take_all
-
-#: Seconds in which a cancelled operation must end.
-AT_MOST = 1.5
-
-Interrupt = Callable[[int, Any, "asyncio.Task[Any]"], None]
-
-
-def _early(at: int) -> Interrupt:
-    """Cancel as the task begins its wait number `at`."""
-
-    def interrupt(number: int, waits_for: Any, task: asyncio.Task[Any]) -> None:
-        if number == at:
-            task.cancel()
-
-    return interrupt
-
-
-def _late(at: int) -> Interrupt:
-    """Cancel in the turn of the loop in which what it waits for has come."""
-
-    def interrupt(number: int, waits_for: Any, task: asyncio.Task[Any]) -> None:
-        if number != at:
-            return
-        if waits_for is None:
-            asyncio.get_running_loop().call_soon(task.cancel)
-        else:  # comes before the task's own callback, which wakes it
-            waits_for.add_done_callback(lambda _: task.cancel())
-
-    return interrupt
-
-
-def _twice(at: int) -> Interrupt:
-    """Cancel as the wait begins, and again at the next one, which is in the clean-up."""
-
-    def interrupt(number: int, waits_for: Any, task: asyncio.Task[Any]) -> None:
-        if number in (at, at + 1):
-            task.cancel()
-
-    return interrupt
-
-
-def _stubbornly(at: int) -> Interrupt:
-    """Cancel as the wait begins, and at every wait after it."""
-
-    def interrupt(number: int, waits_for: Any, task: asyncio.Task[Any]) -> None:
-        if number >= at:
-            task.cancel()
-
-    return interrupt
-
-
-MODES = [_early, _late, _twice, _stubbornly]
-
-
-@types.coroutine
-def _observed(
-    coro: Coroutine[Any, Any, Any], interrupt: Interrupt, waits: list[Any]
-) -> Generator[Any, Any, Any]:
-    """Await `coro`, and tell `interrupt` of each wait."""
-    task = asyncio.current_task()
-    assert task is not None
-    step: Callable[[], Any] = lambda: coro.send(None)  # noqa: E731
-    while True:
-        try:
-            waits_for = step()
-        except StopIteration as stop:
-            return stop.value
-        interrupt(len(waits), waits_for, task)
-        waits.append(waits_for)
-        try:
-            value = yield waits_for
-        except BaseException as exc:
-            step = lambda exc=exc: coro.throw(exc)  # type: ignore[misc] # noqa: E731
-        else:
-            step = lambda value=value: coro.send(value)  # type: ignore[misc] # noqa: E731
-
-
-async def _as_coroutine(awaitable: Any) -> Any:
-    return await awaitable
-
-
-@dataclass
-class Outcome:
-    """How one run of an operation ended."""
-
-    at: int
-    task: asyncio.Task[Any]
-
-    @property
-    def cancelled(self) -> bool:
-        return self.task.cancelled()
-
-
-async def sweep(
-    operation: Callable[[], Coroutine[Any, Any, Any]],
-    mode: Callable[[int], Interrupt],
-    check: Callable[[Outcome], Coroutine[Any, Any, None]],
-) -> int:
-    """Cancel `operation` at each of its waits in turn; return how many there were."""
-    for at in range(200):
-        waits: list[Any] = []
-        observed = _observed(operation(), mode(at), waits)
-        task = asyncio.create_task(_as_coroutine(observed))
-        _, pending = await asyncio.wait([task], timeout=AT_MOST)
-        assert not pending, f"not ended {AT_MOST} s after its cancellation at wait {at}"
-        assert task.cancelled() or len(waits) <= at, f"swallowed at wait {at}"
-        await check(Outcome(at, task))
-        if len(waits) <= at:
-            await task
-            return at
-    raise AssertionError("the operation never ends uninterrupted")
-
+from .conftest import Pools, atomic, fetch, pinned, take_all
 
 # --- Operations -----------------------------------------------------------------------------------
 
@@ -239,7 +122,7 @@ def name_of(thing: Any) -> str:
     return str(thing.__name__).strip("_")
 
 
-@pytest.mark.parametrize("mode", MODES, ids=name_of)
+@pytest.mark.parametrize("mode", CANCELLING, ids=name_of)
 @pytest.mark.parametrize("operation", OPERATIONS, ids=name_of)
 def test_an_operation_that_is_cancelled_anywhere_leaves_everything_whole(
     run: Runner,
@@ -247,7 +130,7 @@ def test_an_operation_that_is_cancelled_anywhere_leaves_everything_whole(
     table: str,
     admin: psycopg.Connection[Any],
     operation: Callable[[Pool, str], None],
-    mode: Callable[[int], Interrupt],
+    mode: Mode,
 ) -> None:
     async def main() -> None:
         pool = pools(max_size=2)
@@ -274,9 +157,9 @@ def test_an_operation_that_is_cancelled_anywhere_leaves_everything_whole(
     run(main())
 
 
-@pytest.mark.parametrize("mode", MODES, ids=name_of)
+@pytest.mark.parametrize("mode", CANCELLING, ids=name_of)
 def test_waiting_for_a_connection_can_be_cancelled_anywhere(
-    run: Runner, pools: Pools, mode: Callable[[int], Interrupt]
+    run: Runner, pools: Pools, mode: Mode
 ) -> None:
     """The pool is exhausted until the waiter waits; then its turn and its cancellation race."""
 
@@ -314,9 +197,9 @@ def test_waiting_for_a_connection_can_be_cancelled_anywhere(
     run(main())
 
 
-@pytest.mark.parametrize("mode", MODES, ids=name_of)
+@pytest.mark.parametrize("mode", CANCELLING, ids=name_of)
 def test_opening_the_pool_can_be_cancelled_anywhere(
-    run_once: Runner, pools: Pools, mode: Callable[[int], Interrupt]
+    run_once: Runner, pools: Pools, mode: Mode
 ) -> None:
     """Each run has a pool of its own, which another task asks for at the same time."""
 

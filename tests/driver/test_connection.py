@@ -20,8 +20,9 @@ from pgbackend.driver import AsyncConnection, Connection, connect
 from pgbackend.driver.bridge import await_
 from pgbackend.driver.bridge import run as green
 from tests.conftest import LOOPS, Runner, wait_for
+from tests.support.link import Link
 
-from .conftest import Link, Pools, hung_up, pinned
+from .conftest import Pools, hung_up, pinned
 
 Within = Callable[[Callable[[Any], Any]], Any]
 

@@ -25,8 +25,9 @@ from pgbackend.driver.bridge import run as green
 from pgbackend.driver.errors import LeaseEnded, PoolClosed, PoolQueueFull, PoolTimeout
 from pgbackend.driver.pool import Pool, close_pools
 from tests.conftest import LOOPS, Runner, wait_for
+from tests.support.link import Link
 
-from .conftest import Link, Pools, atomic, fetch, hung_up, pinned, take_all
+from .conftest import Pools, atomic, fetch, hung_up, pinned, take_all
 
 
 async def until(condition: Any) -> None:

@@ -1,0 +1,1 @@
+"""What tests of several floors are made with: loops, sweeps, links, pools, a site."""
