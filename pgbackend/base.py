@@ -53,7 +53,8 @@ def _guarded(name: str) -> Callable[..., Any]:
     """Django's method `name` with our guard in the place of `async_unsafe`'s.
 
     Django's refuses wherever a loop runs; green code may call the method, since it does not block.
-    A method that somebody has patched since (Django's test cases do) is called as it is.
+    A method that somebody has patched since (Django's test cases do) is called as it is; the patch
+    may call what it stands for, which it has found here.
     """
     unsafe = getattr(PostgresDatabaseWrapper, name)
     method = inspect.unwrap(unsafe)
@@ -62,10 +63,14 @@ def _guarded(name: str) -> Callable[..., Any]:
     def guarded(self: DatabaseWrapper, *args: Any, **kwargs: Any) -> Any:
         self.check_context(name)
         found = getattr(super(DatabaseWrapper, self), name)
-        if getattr(found, "__func__", None) is unsafe:
+        if getattr(found, "__func__", None) is unsafe or name in self._in_patches:
             return method(self, *args, **kwargs)
-        with hooks.checked():
-            return found(*args, **kwargs)
+        self._in_patches.add(name)
+        try:
+            with hooks.checked():
+                return found(*args, **kwargs)
+        finally:
+            self._in_patches.discard(name)
 
     return guarded
 
@@ -93,6 +98,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     def __init__(self, settings_dict: dict[str, Any], alias: str = DEFAULT_DB_ALIAS) -> None:
         self._own = State()
         self._own_scope = Scope(None, self.queries_limit)
+        self._in_patches: set[str] = set()
         super().__init__(settings_dict, alias)
         self._ready = True
 
@@ -100,6 +106,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other._own = self._own.copy()
+        other._in_patches = set()
         other._own_scope = copy.copy(self._own_scope)
         return other
 

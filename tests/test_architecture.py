@@ -126,7 +126,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
 
 #: What is made here, and not the project's.
 _MADE = re.compile(
-    r"/(\.git|\.venv[^/]*|\.nox|\.pgbackend|[^/]*_cache|__pycache__|var|build|dist)/"
+    r"/(\.git|\.venv[^/]*|\.nox|\.pgbackend|[^/]*_cache|__pycache__|var|build|dist)(/|$)"
 )
 _BINARY = (".png", ".jpg", ".ico", ".woff2", ".pyc")
 _HOMES = "root|home|work|Users"

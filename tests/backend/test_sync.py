@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connection, connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql.base import DatabaseWrapper as StockWrapper
 
 import pgbackend
@@ -143,3 +144,17 @@ def test_bad_options_of_the_connection(option: str, value: Any, message: str) ->
     wrapper = type(connections["default"])(settings_dict, alias="bad")
     with pytest.raises(ImproperlyConfigured, match=message):
         wrapper.ensure_connection()
+
+
+def test_a_patch_of_a_method_may_call_the_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    ensure_connection = connection.ensure_connection
+    calls: list[Any] = []
+
+    def patch(wrapper: Any) -> None:
+        calls.append(wrapper)
+        ensure_connection()
+
+    monkeypatch.setattr(BaseDatabaseWrapper, "ensure_connection", patch)
+    connection.close()
+    assert Tag.objects.count() == 0
+    assert calls and set(calls) == {connections["default"]}
