@@ -49,6 +49,7 @@ MAX_BUSY_TIME = 0.005
 _WAIT_INTERVAL = 0.1
 _CANCEL_INTERVAL = 0.2
 _ACTIVE = TransactionStatus.ACTIVE
+_IDLE = TransactionStatus.IDLE
 _BAD = ConnStatus.BAD
 
 
@@ -152,8 +153,13 @@ class Connection(psycopg.Connection[Any]):
         """
         portal = current()
         if portal is None:
-            return super().connect(conninfo, **kwargs)
-        return cls._connect_green(conninfo, **kwargs)
+            self = super().connect(conninfo, **kwargs)
+        else:
+            self = cls._connect_green(conninfo, **kwargs)
+        if self.prepare_threshold is not None:
+            factory: Any = self.cursor_factory
+            self.cursor_factory = preparing_class(factory)
+        return self
 
     @classmethod
     def _connect_green(cls, conninfo: str, **kwargs: Any) -> Self:
@@ -425,7 +431,10 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         twin._prepared = self._prepared  # noqa: SLF001
         twin.given_threshold = self.prepare_threshold
         twin._pool = None  # noqa: SLF001 - the pool closes it
-        twin.cursor_factory = leased_class(cursor_factory or psycopg.Cursor)
+        factory = cursor_factory or psycopg.Cursor
+        if _Probe.is_needed():
+            factory = _Probe.wrapped_factory(self.pgconn, factory)
+        twin.cursor_factory = leased_class(factory)
         twin.server_cursor_factory = leased_class(psycopg.ServerCursor)
         self.twin = twin
 
@@ -460,10 +469,89 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         self.pgconn.finish()
 
 
-# --- Cursors of a lease -------------------------------------------------------------------------
+class _Probe(psycopg.Connection[Any]):
+    """What a tool that wraps `psycopg.Connection.connect` is shown of a pooled connection.
+
+    OpenTelemetry, for one, puts a cursor factory of its own in the place of that which is given.
+    The pool connects by another way; so a wrapped method is called as well, for a connection that
+    is open already, and asked what has become of the factory.
+    """
+
+    _opened: Any = None
+
+    @classmethod
+    def is_needed(cls) -> bool:
+        connect = vars(psycopg.Connection)["connect"]
+        if type(connect) is not classmethod:
+            return True
+        return bool(connect.__func__.__globals__["__name__"] != "psycopg.connection")
+
+    @classmethod
+    def wrapped_factory(cls, pgconn: Any, factory: type[Any]) -> type[Any]:
+        probing: type[_Probe] = type("Connection", (cls,), {"_opened": pgconn})
+        wrapped: type[Any] = probing.connect(cursor_factory=factory).cursor_factory
+        return wrapped
+
+    @classmethod
+    def _get_connection_params(cls, conninfo: str, **kwargs: Any) -> dict[str, Any]:
+        return {"host": "/"}  # no name to resolve
+
+    @classmethod
+    def _connect_gen(cls, conninfo: str = "") -> Any:
+        self = cls(cls._opened)
+        self._pool = None  # not to be reported as left open
+        yield from ()
+        return self
 
 
-class _LeasedCursor:
+# --- Cursors ------------------------------------------------------------------------------------
+
+
+class _PreparingCursor:
+    """A cursor that prepares a statement anew when the server no longer takes what it prepared.
+
+    After an ``ALTER TABLE`` ("cached plan must not change result type"), or where somebody has
+    deallocated the statement, it was not executed. In autocommit it is sent again, unprepared; a
+    transaction is doomed by the error, but the next one has forgotten what was prepared.
+    """
+
+    _conn: Any
+
+    def _execute_gen(
+        self, query: Any, params: Any = None, *, prepare: bool | None = None, **kwargs: Any
+    ) -> PQGen[None]:
+        execute_gen = super()._execute_gen  # type: ignore[misc]
+        try:
+            yield from execute_gen(query, params, prepare=prepare, **kwargs)
+            return
+        except (e.FeatureNotSupported, e.InvalidSqlStatementName) as exc:
+            if not self._forget_prepared(exc) or self._conn.pgconn.transaction_status != _IDLE:
+                raise
+        yield from execute_gen(query, params, prepare=False, **kwargs)
+
+    def executemany(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().executemany(*args, **kwargs)  # type: ignore[misc]
+        except (e.FeatureNotSupported, e.InvalidSqlStatementName) as exc:
+            self._forget_prepared(exc)  # not sent again: what gives the parameters may be spent
+            raise
+
+    def _forget_prepared(self, exc: psycopg.Error) -> bool:
+        """Forget what the session has prepared, if `exc` says that it is stale; whether it does."""
+        # Told by where the server raises it, since its words are in the server's language.
+        stale_plan = exc.diag.source_function == "RevalidateCachedQuery"
+        if isinstance(exc, e.FeatureNotSupported) and not stale_plan:
+            return False
+        return bool(self._conn._prepared.clear())  # noqa: SLF001
+
+
+@functools.lru_cache(maxsize=64)
+def preparing_class(cursor_class: type[Any]) -> type[Any]:
+    """Return `cursor_class`, able to prepare its statements anew."""
+    return type(cursor_class.__name__, (_PreparingCursor, cursor_class), {"__module__": __name__})
+
+
+class _LeasedCursor(_PreparingCursor):
     """What a cursor of a twin does beside what its class does: it tells the lease of its end."""
 
     _conn: Any

@@ -32,7 +32,12 @@ import psycopg
 import psycopg_pool
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg_pool.base import AttemptWithBackoff
-from psycopg_pool.pool_async import MaintenanceTask, ReturnConnection, StopWorker
+from psycopg_pool.pool_async import (
+    AddConnection,
+    MaintenanceTask,
+    ReturnConnection,
+    StopWorker,
+)
 
 from . import bridge, errors, events
 from .connection import CLEANUP_BUDGET, AsyncConnection, Connection
@@ -275,6 +280,14 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
             attempt = AttemptWithBackoff(timeout=0.0)
             attempt.give_up_at = 1e-9
         await super()._add_connection(attempt, growing=growing)
+
+    async def _return_connection(self, conn: AsyncConnection, from_getconn: bool) -> None:
+        if conn.closed and not from_getconn:
+            # psycopg_pool warns; who closed it, and why, was told where it happened.
+            self._stats[self._RETURNS_BAD] += 1
+            self.run_task(AddConnection(self))
+        else:
+            await super()._return_connection(conn, from_getconn)
 
     def waiting(self) -> int:
         return sum(client.error is None for client in self._waiting)

@@ -1,14 +1,15 @@
 """Event loops whose tasks take their steps in an order drawn by a seed.
 
 asyncio steps tasks in the order in which they became ready, so tests see one schedule of the many
-that a loaded server sees. A `Shuffled` loop steps, whenever a task's turn comes, any of those that
-are ready. Other callbacks (transports, timers) keep their order, which asyncio promises.
+that a loaded server sees. A `Shuffled` loop, when the turn of a task comes, puts it behind the
+others now and then. Other callbacks (transports, timers) keep their order, as asyncio promises.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -25,11 +26,14 @@ else:
     LOOPS["uvloop"] = uvloop.Loop
 
 
+#: How often a task that is ready may be put off.
+_MOST_DELAYS = 3
+
+
 class Shuffled:
-    """Mixed into a loop: of the tasks that are ready, any may be stepped next."""
+    """Mixed into a loop: a task that is ready may have to let others go first."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._ready_steps: list[tuple[Any, tuple[Any, ...], contextvars.Context]] = []
         self._random = random.Random()
         super().__init__(*args, **kwargs)
 
@@ -39,15 +43,22 @@ class Shuffled:
     def call_soon(
         self, callback: Any, *args: Any, context: contextvars.Context | None = None
     ) -> Any:
-        if not isinstance(getattr(callback, "__self__", None), asyncio.Task):
-            return super().call_soon(callback, *args, context=context)  # type: ignore[misc]
-        self._ready_steps.append((callback, args, context or contextvars.copy_context()))
-        return super().call_soon(self._step_any)  # type: ignore[misc]
+        if isinstance(getattr(callback, "__self__", None), asyncio.Task):
+            return self._step_soon(callback, args, context or contextvars.copy_context(), 0)
+        return super().call_soon(callback, *args, context=context)  # type: ignore[misc]
 
-    def _step_any(self) -> None:
-        at = self._random.randrange(len(self._ready_steps))
-        callback, args, context = self._ready_steps.pop(at)
-        context.run(callback, *args)
+    def _step_soon(
+        self, callback: Any, args: Any, context: contextvars.Context, put_off: int
+    ) -> Any:
+        step = functools.partial(self._step, callback, args, context, put_off)
+        return super().call_soon(step, context=context)  # type: ignore[misc]
+
+    def _step(self, callback: Any, args: Any, context: contextvars.Context, put_off: int) -> None:
+        # Later, never earlier: what was to come before this step does.
+        if put_off < _MOST_DELAYS and self._random.random() < 0.5:
+            self._step_soon(callback, args, context, put_off + 1)
+        else:
+            callback(*args)
 
 
 def shuffled(name: str, seed: object) -> LoopFactory:

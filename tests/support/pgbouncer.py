@@ -1,0 +1,100 @@
+"""A real PgBouncer in front of the tests' server, on loopback, for as long as a `with` block.
+
+`PGBOUNCER` names the program, if it is not the one on the path.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from tests.conftest import wait_for
+
+_SBIN = ("/usr/sbin", "/usr/local/sbin", "/sbin")
+
+
+def program() -> str | None:
+    """The PgBouncer of this machine, or None."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), *_SBIN])
+    return os.environ.get("PGBOUNCER") or shutil.which("pgbouncer", path=path)
+
+
+@contextmanager
+def pgbouncer(conninfo: str, **settings: Any) -> Iterator[dict[str, Any]]:
+    """Start PgBouncer in transaction mode; give the parameters of a connection through it."""
+    given = conninfo_to_dict(conninfo)
+    target = {name: given[name] for name in ("host", "port", "user", "password") if name in given}
+    account = _account(str(target.get("host", "")))
+    home = Path(tempfile.mkdtemp(prefix="pgbouncer"))
+    try:
+        port = _free_port()
+        config = {
+            "listen_addr": "127.0.0.1",
+            "listen_port": port,
+            "unix_socket_dir": "",
+            "auth_type": "any",
+            "pool_mode": "transaction",
+            "default_pool_size": 3,
+            "max_client_conn": 200,
+            "server_round_robin": 1,  # so that a client meets another session each time
+            **settings,
+        }
+        # "auth_type = any" takes every client for the user that is forced here.
+        databases = " ".join(f"{name}={value}" for name, value in target.items())
+        lines = [f"{name} = {value}" for name, value in config.items()]
+        ini = home / "pgbouncer.ini"
+        ini.write_text("\n".join(["[databases]", f"* = {databases}", "[pgbouncer]", *lines, ""]))
+        options: dict[str, Any] = {}
+        if account is not None:
+            shutil.chown(home, account.pw_uid, account.pw_gid)
+            shutil.chown(ini, account.pw_uid, account.pw_gid)
+            options = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+        log = home / "log"
+        with log.open("wb") as out:
+            bouncer = subprocess.Popen(
+                [str(program()), str(ini)], stdout=out, stderr=out, cwd="/", **options
+            )
+        try:
+            parameters = {"host": "127.0.0.1", "port": str(port), "user": "anybody"}
+            wait_for(lambda: _answers(bouncer, parameters, log), "PgBouncer answers", 10)
+            yield parameters
+        finally:
+            bouncer.terminate()
+            bouncer.wait(10)
+    finally:
+        shutil.rmtree(home)
+
+
+def _account(host: str) -> pwd.struct_passwd | None:
+    """Who runs it: PgBouncer refuses root, and the server's directory may be its owner's only."""
+    if os.geteuid() != 0:
+        return None
+    if host.startswith("/"):
+        return pwd.getpwuid(os.stat(host).st_uid)
+    return pwd.getpwnam("nobody")
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def _answers(bouncer: subprocess.Popen[bytes], parameters: dict[str, Any], log: Path) -> bool:
+    assert bouncer.poll() is None, log.read_text()
+    try:
+        psycopg.connect(**parameters, dbname="postgres", sslmode="disable").close()
+    except psycopg.OperationalError:
+        return False
+    return True
