@@ -156,8 +156,8 @@ class Connection(psycopg.Connection[Any]):
             self = super().connect(conninfo, **kwargs)
         else:
             self = cls._connect_green(conninfo, **kwargs)
-        if self.prepare_threshold is not None:
-            factory: Any = self.cursor_factory
+        factory: Any = self.cursor_factory
+        if self.prepare_threshold is not None and not issubclass(factory, psycopg.ClientCursor):
             self.cursor_factory = preparing_class(factory)
         return self
 
