@@ -26,7 +26,9 @@ from django.apps import apps
 from django.core.exceptions import PermissionDenied
 from django.core.handlers import exception
 from django.core.handlers.base import BaseHandler
+from django.core.signals import request_finished, request_started
 from django.db import connections, router, transaction
+from django.dispatch import Signal
 from django.http import Http404
 from django.urls import get_resolver, get_urlconf
 from django.utils import asyncio as django_asyncio
@@ -279,9 +281,9 @@ def _alias_of(subject: Any) -> str | None:
 
 def _own_function(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """A function that Django defines and that does not block: green, in place."""
-    module = getattr(func, "__module__", None) or ""
-    if not module.startswith("django.") or conf.has_foreign_alias():
+    if not _is_djangos(func) or conf.has_foreign_alias():
         return False
+    module = func.__module__
     name = getattr(func, "__name__", "")
     if module == "django.contrib.sessions.middleware":
         return conf.session_engine() in _SESSIONS_THAT_DO_NOT_BLOCK
@@ -293,6 +295,10 @@ def _own_function(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
     if module in _MODULES_THAT_HASH or (module, name) == ("django.contrib.admin.sites", "login"):
         return bool(args) and getattr(args[0], "method", None) in ("GET", "HEAD")
     return module not in _MODULES_THAT_BLOCK
+
+
+def _is_djangos(func: Callable[..., Any]) -> bool:
+    return (getattr(func, "__module__", None) or "").startswith("django.")
 
 
 def _plain_error(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -317,36 +323,24 @@ _MODULES_THAT_BLOCK = ("django.contrib.staticfiles.views", "django.views.static"
 _MODULES_THAT_HASH = ("django.contrib.auth.admin", "django.contrib.auth.views")
 
 
-def _end_of_request(
-    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> bool:
-    """Receivers of a request's signals: in place, unless the request has a thread.
-
-    They tidy up what a request has used (`close_old_connections`), so a thread that the request
-    has started is told too; but none is started to be told.
-    """
-    return not _thread_in_use()
-
-
-def _end_of_response(
-    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> bool:
-    """`response.close()`, which sends such a signal; not the writing of a large body to disk."""
-    return getattr(func, "__name__", "") == "close" and not _thread_in_use()
+def _receivers(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """The receivers of a signal: in place, as those of `send()`."""
+    return not conf.has_foreign_alias()
 
 
 def _cache(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """A method of a cache that is a table of pgbackend's; others may block for files or network."""
-    model = getattr(getattr(func, "__self__", None), "cache_model_class", None)
+    """A method of a cache in memory or in a table of pgbackend's; others may block."""
+    cache = getattr(func, "__self__", None)
+    if type(cache).__module__ in _CACHES_IN_MEMORY:
+        return True
+    model = getattr(cache, "cache_model_class", None)
     if model is None:
         return False
     alias = router.db_for_write(model)
     return conf.engine_is_ours(connections.settings[alias]["ENGINE"])
 
 
-def _thread_in_use() -> bool:
-    context = SyncToAsync.thread_sensitive_context.get(None)
-    return context is not None and context in SyncToAsync.context_to_thread_executor
+_CACHES_IN_MEMORY = ("django.core.cache.backends.dummy", "django.core.cache.backends.locmem")
 
 
 # --- Django -------------------------------------------------------------------------------------
@@ -359,10 +353,8 @@ _HOPS: dict[str, Policy] = {
     "django.core.paginator": _orm,
     "django.core.handlers.base": _own_function,
     "django.core.cache.backends.base": _cache,
-    "django.core.handlers.asgi": _end_of_response,
     "django.core.handlers.exception": _plain_error,
-    "django.dispatch.dispatcher": _end_of_request,
-    "django.test.client": _end_of_request,
+    "django.dispatch.dispatcher": _receivers,
     "django.utils.deprecation": _own_function,
 }
 #: The same, for modules of apps.
@@ -385,12 +377,14 @@ def _hook_django() -> None:
         module = importlib.import_module(name)
         if hasattr(module, "sync_to_async"):
             module.sync_to_async = _hop(policy)  # type: ignore[attr-defined]
-    # Async views under a sync middleware or WSGI, and async receivers under a sync send().
-    for name in ("django.core.handlers.base", "django.dispatch.dispatcher"):
+    # Async views under a sync middleware or WSGI, streams of theirs, receivers under send().
+    for name in ("django.core.handlers.base", "django.dispatch.dispatcher", "django.http.response"):
         importlib.import_module(name).async_to_sync = _green_async_to_sync  # type: ignore[attr-defined]
     _hook_handlers()
+    _hook_signals_of_requests()
     _hook_view_atomic()
     _hook_async_iteration()
+    _hook_channels()
 
 
 def _hook_handlers() -> None:
@@ -410,6 +404,88 @@ def _make_call_green(cls: type[Any]) -> None:
         return await bridge.portal(call(self, *args, **kwargs))
 
     cls.__call__ = __call__
+
+
+# Note [Tidying up after a request]
+# The receivers of `request_started` and `request_finished` tidy up what a request has used, in the
+# thread that calls them: `close_old_connections`, `reset_queries`. A request may have used its
+# database green, and in a thread (a sync view or middleware). So each receiver is called once: in
+# the request's thread if it has one, as in Django, else in place, because no thread is worth
+# starting for it. In the first case Django's own are called in place too.
+
+
+def _hook_signals_of_requests() -> None:
+    """See Note [Tidying up after a request]."""
+    for signal in (request_started, request_finished):
+        signal.asend = functools.partial(_asend, signal)  # type: ignore[method-assign]
+    for name in ("django.core.handlers.asgi", "django.test.client"):
+        importlib.import_module(name).sync_to_async = _hop_of_response  # type: ignore[attr-defined]
+
+
+async def _asend(signal: Signal, sender: Any, **named: Any) -> Any:
+    return await _tell(functools.partial(signal.send, sender, **named), signal, sender, named)
+
+
+def _hop_of_response(func: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """`response.close()` sends `request_finished`; a large body is written to disk in a thread."""
+    if getattr(func, "__name__", "") != "close":
+        return sync_to_async(func, **options)
+
+    async def close() -> None:
+        response: Any = func.__self__  # type: ignore[attr-defined]
+        await _tell(func, request_finished, response._handler_class, {})  # noqa: SLF001
+
+    return close
+
+
+async def _tell(tell: Callable[[], Any], signal: Signal, sender: Any, named: dict[str, Any]) -> Any:
+    """Call `tell`, which calls the receivers of a request's signal."""
+    receivers = signal._live_receivers(sender)[0]  # noqa: SLF001
+    own = [receiver for receiver in receivers if _is_djangos(receiver)]
+    others_may_block = len(own) < len(receivers) and conf.has_foreign_alias()
+    if not _thread_in_use() and not others_may_block:
+        return await bridge.run(tell)
+    told = await sync_to_async(tell)()
+    for receiver in own:
+        await bridge.run(receiver, signal=signal, sender=sender, **named)
+    return told
+
+
+def _thread_in_use() -> bool:
+    context = SyncToAsync.thread_sensitive_context.get(None)
+    return context is not None and context in SyncToAsync.context_to_thread_executor
+
+
+def _hook_channels() -> None:
+    """A consumer of channels is green, as a view is; a `SyncConsumer` keeps its thread."""
+    try:
+        consumer: Any = importlib.import_module("channels.consumer")
+        database: Any = importlib.import_module("channels.db")
+    except ImportError:  # not installed, or another package of this name
+        return
+    call = consumer.AsyncConsumer.__call__
+
+    @functools.wraps(call)
+    async def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        running = call(self, *args, **kwargs)
+        return await (running if self._sync else bridge.portal(running))
+
+    consumer.AsyncConsumer.__call__ = __call__
+    database.sync_to_async = _hop_of_consumer
+
+
+def _hop_of_consumer(func: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Before each message channels calls `close_old_connections`: in place and in the thread.
+
+    That is asgiref's one thread, for consumers have none of their own; it is not started for this.
+    """
+
+    async def call(*args: Any, **kwargs: Any) -> None:
+        await bridge.run(func, *args, **kwargs)
+        if SyncToAsync.single_thread_executor._threads:  # noqa: SLF001
+            await sync_to_async(func, **options)(*args, **kwargs)
+
+    return call
 
 
 def _hook_view_atomic() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any
 
@@ -60,16 +61,21 @@ class _no_signals:  # noqa: N801
 
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The names of the threads that were started."""
-    started: list[str] = []
-    start = threading.Thread.start
+    """The names of the threads that were started, and of the functions given to those of a pool."""
+    seen: list[str] = []
+    start, submit = threading.Thread.start, ThreadPoolExecutor.submit
 
-    def recorded(self: threading.Thread) -> None:
-        started.append(self.name)
+    def recorded_start(self: threading.Thread) -> None:
+        seen.append(self.name)
         start(self)
 
-    monkeypatch.setattr(threading.Thread, "start", recorded)
-    yield started
+    def recorded_submit(self: ThreadPoolExecutor, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        seen.append(f"{self._thread_name_prefix}: {args[0] if args else fn}")
+        return submit(self, fn, *args, **kwargs)
+
+    monkeypatch.setattr(threading.Thread, "start", recorded_start)
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", recorded_submit)
+    yield seen
 
 
 @pytest.fixture

@@ -1,0 +1,30 @@
+"""The tests' project with consumers of channels beside its views, as its documentation shows."""
+
+import os
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.contract.servers.settings")
+
+from proj.asgi import application as site
+
+# isort: split
+
+from channels.routing import ProtocolTypeRouter, URLRouter
+from django.urls import path
+
+from . import consumers
+
+application = ProtocolTypeRouter(
+    {
+        "http": URLRouter(
+            [path("consumer/", consumers.Http.as_asgi()), path("<path:_>", site), path("", site)]
+        ),
+        "lifespan": site,
+        "websocket": URLRouter(
+            [
+                path("text/", consumers.Text.as_asgi()),
+                path("json/", consumers.Json.as_asgi()),
+                path("sync/", consumers.Sync.as_asgi()),
+            ]
+        ),
+    }
+)
