@@ -49,6 +49,9 @@ CURE = (
 )
 
 
+_ENSURE_CONNECTION = PostgresDatabaseWrapper.ensure_connection
+
+
 def _guarded(name: str) -> Callable[..., Any]:
     """Django's method `name` with our guard in the place of `async_unsafe`'s.
 
@@ -93,6 +96,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     del _name
 
     _ready = False
+    _asking_patches = False
     _sharing: tuple[Any, bool] = (None, False)
 
     def __init__(self, settings_dict: dict[str, Any], alias: str = DEFAULT_DB_ALIAS) -> None:
@@ -201,6 +205,8 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
     def connect(self) -> None:
         """Connect; green, see that the database can be reached, and hold nothing afterwards."""
+        if self._asking_patches:
+            return
         current = state.current_state(self)
         if not current.pooled:
             self._connect()
@@ -242,6 +248,8 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             return self._take(current, transaction) if current.connection is None else None
 
     def _take(self, current: State, transaction: state.Transaction | None) -> Lease:
+        if PostgresDatabaseWrapper.ensure_connection is not _ENSURE_CONNECTION:
+            self._ask_patches()
         with self.wrap_database_errors:
             lease = self._get_lease(transaction)
         current.take(lease)
@@ -253,6 +261,17 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         elif session is not None and session.pins:
             lease.pin()
         return lease
+
+    def _ask_patches(self) -> None:
+        """Let who has patched `ensure_connection()` refuse, as test cases without a database do.
+
+        Nothing connects here, and so nothing waits: the flag is seen by this call only.
+        """
+        self._asking_patches = True
+        try:
+            self._ensure_connection()
+        finally:
+            self._asking_patches = False
 
     def _get_lease(self, transaction: state.Transaction | None) -> Lease:
         home = None if transaction is None else transaction.home

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeAlias
 
+from asgiref.local import Local
 from asgiref.sync import AsyncToSync, SyncToAsync, async_to_sync, sync_to_async
 from django.apps import apps
 from django.core.exceptions import PermissionDenied
@@ -380,6 +381,9 @@ def _hook_django() -> None:
     # Async views under a sync middleware or WSGI, streams of theirs, receivers under send().
     for name in ("django.core.handlers.base", "django.dispatch.dispatcher", "django.http.response"):
         importlib.import_module(name).async_to_sync = _green_async_to_sync  # type: ignore[attr-defined]
+    for app, hook in _TOOLS.items():
+        if apps.is_installed(app):
+            hook()
     _hook_handlers()
     _hook_signals_of_requests()
     _hook_view_atomic()
@@ -530,6 +534,41 @@ def _hook_async_iteration() -> None:
                 await bridge.run(rows.close)
 
     iterable._async_generator = _async_generator  # noqa: SLF001
+
+
+def _hook_silk() -> None:
+    """django-silk keeps what it collects by thread: that of its middleware, a synchronous one.
+
+    The statements of an async view would be run in that thread too; here they run on the loop,
+    beside those of other requests. So what belongs to a request is kept by context.
+    """
+    collector: Any = importlib.import_module("silk.collector").DataCollector()
+    collector.local = Local()
+    collector.clear()
+
+
+def _hook_debug_toolbar() -> None:
+    """The SQL panel watches the connections of the thread in which Django would run async code.
+
+    That thread still runs a request's synchronous code; the statements of an async view are made
+    on the loop.
+    """
+    panel: Any = importlib.import_module("debug_toolbar.panels.sql").SQLPanel
+    enable = panel.aenable_instrumentation
+
+    @functools.wraps(enable)
+    async def aenable_instrumentation(self: Any) -> None:
+        self.enable_instrumentation()
+        await enable(self)
+
+    panel.aenable_instrumentation = aenable_instrumentation
+
+
+#: Tools that look for statements where Django would make them.
+_TOOLS: dict[str, Callable[[], None]] = {
+    "debug_toolbar": _hook_debug_toolbar,
+    "silk": _hook_silk,
+}
 
 
 def _take(rows: Any, size: int) -> list[Any]:

@@ -14,6 +14,8 @@ from tests.driver.conftest import link, pools, pools_by_link, table  # noqa: F40
 from tests.support.fixtures import leases, make_books, site, threads  # noqa: F401
 from tests.support.loops import LoopFactory, shuffled
 
+collect_ignore = ["project"]  # a project with tests of its own: see test_c12_tests.py
+
 
 @pytest.fixture
 def loop_factory(request: pytest.FixtureRequest) -> LoopFactory:

@@ -1,0 +1,56 @@
+"""C12: a small project's own tests, written as the documentation of their runners shows them.
+
+The project is in `project/`. Nothing in its tests speaks of pgbackend: data that a test made is
+seen by its async code, and rolls back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.support.processes import Finished, Program, run_all
+
+PROJECT = Path(__file__).parent / "project"
+PYTEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
+MANAGE_TEST = ["-X", "dev", "-W", "error", "manage.py", "test", "django_tests"]
+
+#: The name of each way to run tests, with its command, where, and how many tests it must run.
+WAYS: dict[str, tuple[list[str], str, int]] = {
+    "manage_test": (MANAGE_TEST, "", 23),
+    "manage_test_parallel": ([*MANAGE_TEST, "--parallel", "2"], "", 23),
+    "pytest_django": (PYTEST, "pytest_django_tests", 14),
+    "pytest_asyncio_auto": (PYTEST, "asyncio_auto", 13),
+    "pytest_asyncio_strict": (PYTEST, "asyncio_strict", 5),
+    "anyio": (PYTEST, "anyio_tests", 10),
+}
+
+
+@pytest.fixture(scope="module")
+def finished(conninfo: str) -> Iterator[dict[str, Finished]]:
+    """Each way of running the project's tests, all at once, each in a database of its own."""
+    programs = [
+        Program(command, PROJECT / folder, {"SHOP_DATABASE": f"shop_{name}"})
+        for name, (command, folder, _) in WAYS.items()
+    ]
+    yield dict(zip(WAYS, run_all(programs), strict=True))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_projects_own_tests_pass_unedited(finished: dict[str, Finished], way: str) -> None:
+    ended, tests = finished[way], WAYS[way][2]
+    said = ended.output + ended.errors
+    assert ended.returncode == 0, said
+    assert f"{tests} passed" in said or f"Ran {tests} tests" in said, said
+    assert "Warning" not in said, said
+
+
+def test_no_database_of_the_tests_is_left(
+    finished: dict[str, Finished], admin: psycopg.Connection[Any]
+) -> None:
+    left = admin.execute("SELECT datname FROM pg_database WHERE datname LIKE 'shop%'").fetchall()
+    assert left == []

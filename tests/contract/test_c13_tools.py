@@ -1,0 +1,205 @@
+"""C13: tools see the statements of async code as they see those of sync code.
+
+Each tool is its real package, in a process of its own (`project/watch.py`), since they rebind what
+they watch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db import connection, reset_queries, transaction
+from django.db.backends.utils import CursorDebugWrapper, CursorWrapper
+from django.test.utils import CaptureQueriesContext, override_settings
+
+import pgbackend.metrics
+from pgbackend import aio
+from tests.conftest import Runner
+from tests.library.models import Author, Tag
+from tests.support.fixtures import pool_of_default
+from tests.support.processes import Finished, Program, run_all
+
+PROJECT = Path(__file__).parent / "project"
+TOOLS = ["sentry", "opentelemetry", "toolbar", "silk"]
+
+
+@pytest.fixture(scope="module")
+def watched(conninfo: str) -> Iterator[dict[str, Finished]]:
+    """What each tool saw, all at once."""
+    programs = [
+        Program(["watch.py", tool], PROJECT, {"SHOP_DATABASE": f"watched_by_{tool}"})
+        for tool in TOOLS
+    ]
+    yield dict(zip(TOOLS, run_all(programs), strict=True))
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_tool_sees_the_statements_of_async_views(watched: dict[str, Finished], tool: str) -> None:
+    seen = json.loads(watched[tool].check())
+    join, count = seen["async"]
+    assert 'FROM "shop_sale" INNER JOIN "shop_product"' in join
+    assert count.startswith("SELECT COUNT(*)")
+    assert sorted(seen["together"]) == sorted([join, count] * 3), "three requests at once"
+    assert seen["sync"] == [count]
+
+
+# --- Django's own ---------------------------------------------------------------------------------
+
+
+@override_settings(DEBUG=True)
+def test_connection_queries_are_those_of_the_task(run: Runner) -> None:
+    async def one(name: str) -> list[str]:
+        reset_queries()
+        await Tag.objects.acreate(name=name)
+        await Tag.objects.aget(name=name)
+        return [query["sql"] for query in connection.queries]
+
+    async def main() -> None:
+        names = [f"tag {number}" for number in range(5)]
+        logs = await asyncio.gather(*(aio.portal(one(name)) for name in names))
+        for name, (insert, select) in zip(names, logs, strict=True):
+            assert insert.startswith("INSERT") and f"'{name}'" in insert
+            assert select.startswith("SELECT") and f"'{name}'" in select
+
+    run(main())
+
+
+def test_captured_queries_are_those_of_the_block_and_of_its_tasks(run: Runner) -> None:
+    async def stranger(begun: asyncio.Event, done: asyncio.Event) -> None:
+        await begun.wait()
+        await Tag.objects.acount()
+        done.set()
+
+    async def main() -> None:
+        begun, done = asyncio.Event(), asyncio.Event()
+        task = asyncio.create_task(stranger(begun, done))
+        with CaptureQueriesContext(connection) as captured:
+            begun.set()
+            await done.wait()
+            await asyncio.gather(Author.objects.acount(), Author.objects.acount())
+        await Tag.objects.acount()
+        await task
+        assert [query["sql"] for query in captured] == [
+            'SELECT COUNT(*) AS "__count" FROM "library_author"'
+        ] * 2
+
+    run(main())
+
+
+def test_begin_and_commit_are_logged_as_in_sync_code(run: Runner) -> None:
+    def block() -> list[str]:
+        with CaptureQueriesContext(connection) as captured:
+            with transaction.atomic():
+                Tag.objects.count()
+                with transaction.atomic():
+                    Tag.objects.count()
+        return [query["sql"].split('"')[0].split(maxsplit=1)[0] for query in captured]
+
+    async def main() -> list[str]:
+        return await aio.run(block)
+
+    assert run(main()) == block()
+
+
+def test_execute_wrappers_see_every_statement(run: Runner) -> None:
+    seen: list[tuple[str, bool]] = []
+
+    def wrapper(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        seen.append((sql.split(maxsplit=1)[0], context["connection"].vendor == "postgresql"))
+        return execute(sql, params, many, context)
+
+    def work() -> None:
+        Tag.objects.create(name="a")
+        with connection.cursor() as cursor:
+            cursor.execute("TABLE library_tag")
+            cursor.executemany("INSERT INTO library_tag (name) VALUES (%s)", [["b"], ["c"]])
+        assert len(list(Tag.objects.iterator(chunk_size=1))) == 3
+
+    async def main() -> None:
+        with connection.execute_wrapper(wrapper):
+            await aio.run(work)
+        await Tag.objects.acount()
+
+    run(main())
+    assert seen == [(word, True) for word in ("INSERT", "TABLE", "INSERT", "SELECT")]
+
+
+def test_patched_cursor_wrappers_see_every_statement(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    for cls in (CursorWrapper, CursorDebugWrapper):
+        execute = cls.execute
+
+        def patched(self: Any, sql: str, params: Any = None, execute: Any = execute) -> Any:
+            seen.append(type(self).__name__)
+            return execute(self, sql, params)
+
+        monkeypatch.setattr(cls, "execute", patched)
+
+    async def main() -> None:
+        await Tag.objects.acount()
+        with CaptureQueriesContext(connection):
+            await Tag.objects.acount()
+
+    run(main())
+    # The wrapper of the second statement calls its base class, which is patched as well.
+    assert seen == ["CursorWrapper", "CursorDebugWrapper", "CursorDebugWrapper"]
+
+
+@override_settings(DEBUG=True)
+def test_statements_are_logged_to_djangos_logger(
+    run: Runner, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with transaction.atomic():
+            await Tag.objects.acreate(name="a")
+
+    with caplog.at_level(logging.DEBUG, "django.db.backends"):
+        run(main())
+    logged = [record for record in caplog.records if record.name == "django.db.backends"]
+    assert [record.sql.split()[0] for record in logged] == ["BEGIN", "INSERT", "COMMIT"]
+    assert all(record.duration >= 0 and record.alias == "default" for record in logged)
+
+
+# --- pgbackend's own ------------------------------------------------------------------------------
+
+
+def test_hooks_hear_of_every_lease_and_release(run: Runner, leases: list[Any]) -> None:
+    async def main() -> None:
+        await Tag.objects.acount()
+        async with transaction.atomic():
+            await Tag.objects.acount()
+            await Tag.objects.acount()
+
+    run(main())
+    leased, released = pgbackend.metrics.Leased, pgbackend.metrics.Released
+    assert [type(event) for event in leases] == [leased, released] * 2
+    assert {event.pool for event in leases} == {"default"}
+    assert all(event.backend_pid > 0 for event in leases)
+    assert all(event.waited >= 0 for event in leases[::2])
+    assert all(event.held >= 0 and not event.discarded for event in leases[1::2])
+
+
+def test_statistics_tell_of_every_pool(run: Runner) -> None:
+    async def main() -> None:
+        await asyncio.gather(*(Tag.objects.acount() for _ in range(20)))
+        (statistics,) = pgbackend.statistics("default")
+        assert (statistics.alias, statistics.max_size) == ("default", 3)
+        assert 1 <= statistics.idle <= statistics.size <= 3
+        assert (statistics.leased, statistics.waiting) == (0, 0)
+        assert statistics.requests == 20
+        assert statistics.connections_made >= statistics.size
+        async with pgbackend.pinned():
+            await Tag.objects.acount()
+            assert pgbackend.statistics()[0].leased == 1
+
+    with pool_of_default(max_size=3):
+        run(main())
+    assert pgbackend.statistics() == []
