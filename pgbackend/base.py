@@ -385,6 +385,11 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         self.check_context("set_autocommit")
         if state.current_state(self).pooled:
             self._set_autocommit_pooled(autocommit)
+            if not autocommit and not force_begin_transaction_with_broken_autocommit:
+                # By hand: `Atomic`, which knows where it ends, has that flag set.
+                transaction = state.current_state(self).transaction
+                assert transaction is not None
+                transaction.end_with_task()
         else:
             super().set_autocommit(autocommit, force_begin_transaction_with_broken_autocommit)
         if autocommit:

@@ -292,7 +292,7 @@ class Block:
 class Transaction:
     """A transaction, and the tasks that take part in it."""
 
-    __slots__ = ("home", "innermost", "leasing", "state", "timeout", "waiters")
+    __slots__ = ("home", "innermost", "leasing", "state", "task", "timeout", "waiters")
 
     def __init__(self, state: State, timeout: float) -> None:
         self.state = state
@@ -302,6 +302,26 @@ class Transaction:
         self.home = asyncio._get_running_loop() if state.pooled else None
         self.leasing = bridge.ParkingLock()
         self.waiters: list[bridge.Waiter] = []
+        #: The task that it ends with, if no `with` says where it ends.
+        self.task: asyncio.Task[Any] | None = None
+
+    def end_with_task(self) -> None:
+        """Let a transaction that is managed by hand end, rolled back, with the task that began it.
+
+        Nobody could end it after that. Django 5.2 runs an async view in a task of its own, and
+        `close_old_connections`, which would find it, in another.
+        """
+        if self.task is None:
+            self.task = asyncio.current_task()
+            if self.task is not None:
+                self.task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[Any]) -> None:
+        lease = self.state.lease
+        self.state.transaction = None
+        self.end()
+        if lease is not None:
+            lease.end()
 
     def take_turn(self, block: Block) -> None:
         """Wait until statements of `block` may run. See Note [Turns].
@@ -347,6 +367,8 @@ class Transaction:
 
     def end(self) -> None:
         """End all blocks that are still open."""
+        if self.task is not None:
+            self.task.remove_done_callback(self._task_done)
         while self.innermost is not None:
             self.pop(self.innermost)
 

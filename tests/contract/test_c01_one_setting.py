@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
+import subprocess
+import sys
+import tempfile
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from asgiref.sync import SyncToAsync, sync_to_async
+from channels.db import aclose_old_connections
+from channels.testing import HttpCommunicator, WebsocketCommunicator
 from django import shortcuts
 from django.conf import settings as django_settings
 from django.contrib import auth
@@ -17,6 +27,7 @@ from django.contrib.auth import backends, hashers
 from django.contrib.auth.models import AnonymousUser, Group, Permission, User
 from django.contrib.sessions.backends import cached_db, db, signed_cookies
 from django.core import paginator
+from django.core.cache import caches
 from django.core.handlers.asgi import ASGIHandler
 from django.core.management import call_command
 from django.db import connection, models
@@ -27,6 +38,8 @@ from django.http import Http404, HttpRequest
 
 import pgbackend
 from tests.conftest import Runner
+from tests.contract.servers import consumers
+from tests.contract.servers.running import environment
 from tests.library.models import Author, Book, Entry, Note, Tag
 
 Books = Callable[..., list[Book]]
@@ -65,8 +78,6 @@ class Calls:
 @pytest.fixture
 def statements_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[bool]]:
     """Whether the statements were sent from the loop's thread."""
-    import threading
-
     seen: set[bool] = set()
     execute = CursorWrapper.execute
 
@@ -76,6 +87,25 @@ def statements_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[bool]]:
 
     monkeypatch.setattr(CursorWrapper, "execute", recorded)
     yield seen
+
+
+CACHES = {
+    "table": {"BACKEND": "django.core.cache.backends.db.DatabaseCache", "LOCATION": "cached"},
+    "memory": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
+    "nothing": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"},
+    "files": {"BACKEND": "django.core.cache.backends.filebased.FileBasedCache"},
+}
+
+
+@pytest.fixture
+def cached(settings: Any, tmp_path: Path) -> Iterator[None]:
+    """A cache of each kind; one of them is a table."""
+    settings.CACHES = CACHES | {"default": CACHES["memory"]}
+    CACHES["files"]["LOCATION"] = str(tmp_path)
+    call_command("createcachetable")
+    yield
+    with connection.cursor() as cursor:
+        cursor.execute("DROP TABLE cached")
 
 
 # --- The a-methods ------------------------------------------------------------------------------
@@ -282,17 +312,13 @@ def test_the_a_methods_call_the_same_code_as_their_twins(run: Runner, threads: l
     assert threads == []
 
 
+@pytest.mark.usefixtures("cached")
 @pytest.mark.parametrize("module", [db, cached_db, signed_cookies], ids=lambda m: m.__name__)
 @pytest.mark.parametrize("cache", ["table", "memory"])
 def test_every_a_method_of_a_session_runs_on_the_loop(
     run: Runner, module: Any, cache: str, threads: list[str], settings: Any
 ) -> None:
-    settings.CACHES = {
-        "default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
-        if cache == "memory"
-        else {"BACKEND": "django.core.cache.backends.db.DatabaseCache", "LOCATION": "cached"}
-    }
-    call_command("createcachetable")
+    settings.CACHES = CACHES | {"default": CACHES[cache]}
 
     async def main() -> None:
         session = Calls(module.SessionStore())
@@ -331,8 +357,6 @@ def test_every_a_method_of_a_session_runs_on_the_loop(
     asks_in_sync = module is cached_db and cache == "table"
     run(pgbackend.aio.portal(main()) if asks_in_sync else main())
     assert threads == []
-    with connection.cursor() as cursor:
-        cursor.execute("DROP TABLE IF EXISTS cached")
 
 
 def test_every_a_method_of_auth_queries_on_the_loop(
@@ -635,3 +659,184 @@ def test_request_user_and_the_session_are_lazy_in_async_code(
 
     run(main())
     assert threads == []
+
+
+# --- What still needs a thread, and what does not -----------------------------------------------
+
+
+@pytest.mark.usefixtures("cached")
+@pytest.mark.parametrize("kind", ["table", "memory", "nothing"])
+def test_every_a_method_of_a_cache_in_a_table_or_in_memory_runs_on_the_loop(
+    run: Runner, threads: list[str], kind: str
+) -> None:
+    async def main() -> None:
+        cache = Calls(caches[kind])
+        keeps = kind != "nothing"
+        await cache.aset("a", 1)
+        assert await cache.aget("a") == (1 if keeps else None)
+        assert await cache.aadd("b", 2)
+        assert await cache.atouch("a", 60) is keeps
+        assert await cache.ahas_key("b") is keeps
+        assert await cache.aget_many(["a", "b"]) == ({"a": 1, "b": 2} if keeps else {})
+        assert await cache.aget_or_set("c", lambda: 3) == 3
+        assert await cache.aset_many({"d": 4}) == []
+        await cache.adelete_many(["d"])
+        if keeps:
+            assert await cache.aincr("a") == 2
+            assert await cache.adecr("a") == 1
+            assert await cache.aincr_version("a") == 2
+            assert await cache.adecr_version("a", version=2) == 1
+        else:
+            cache._missing -= {"aincr", "adecr", "aincr_version", "adecr_version"}
+        await cache.adelete("a")
+        await cache.aclear()
+        await cache.aclose()
+        cache.check()
+
+    run(main())
+    assert threads == []
+
+
+@pytest.mark.usefixtures("cached")
+def test_a_cache_of_files_keeps_its_thread(run: Runner, threads: list[str]) -> None:
+    async def main() -> None:
+        await caches["files"].aset("a", 1)
+        assert await caches["files"].aget("a") == 1
+
+    run(main())
+    assert threads != []
+
+
+@pytest.mark.usefixtures("site_urls")
+def test_a_large_body_is_written_where_django_writes_it(
+    run: Runner, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a size on it is a file; a Django that writes that in a thread does so here too."""
+    settings.FILE_UPLOAD_MAX_MEMORY_SIZE = 1000
+    settings.DATA_UPLOAD_MAX_MEMORY_SIZE = None
+    settings.MIDDLEWARE = []
+    written: list[tuple[bool, bool]] = []
+    write = tempfile.SpooledTemporaryFile.write
+
+    def recorded(self: Any, data: bytes) -> int:
+        written.append((self._rolled, threading.current_thread() is threading.main_thread()))
+        return write(self, data)
+
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "write", recorded)
+
+    async def body() -> AsyncIterator[bytes]:
+        for _ in range(5):
+            yield b"x" * 600
+
+    async def main() -> None:
+        async with served() as client:
+            assert (await client.post("/contract/echo/", content=body())).text == "3000 0"
+
+    in_thread = "async_write" in ASGIHandler.read_body.__code__.co_varnames
+    run(main())
+    assert {here for rolled, here in written if not rolled} == {True}
+    assert {here for rolled, here in written if rolled} == {not in_thread}
+
+
+# --- Another engine beside it -------------------------------------------------------------------
+
+
+def test_both_engines_serve_one_request_each_in_its_own_way(tmp_path: Path) -> None:
+    """A project with a second alias on SQLite; it says what it saw, and where."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tests.contract.servers.two_engines"],
+        env={
+            **environment("two engines", "tests.contract.servers.settings_two"),
+            "OTHER": str(tmp_path / "other.sqlite3"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == {
+        "here": ["here"],
+        "there": ["there"],
+        "refused": True,
+        "in a thread": 1,
+        "statements of a-methods": {"default": "loop", "other": "thread"},
+        "receivers": [["started", 0, "thread"], ["spoken", 1, "thread"], ["finished", 1, "thread"]],
+        "closed in its thread": True,
+        "leased": 0,
+    }
+
+
+# --- Consumers ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asgirefs_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The one thread of `sync_to_async` outside requests, as in a new process: not started."""
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        monkeypatch.setattr(SyncToAsync, "single_thread_executor", executor)
+        yield
+
+
+@pytest.mark.usefixtures("asgirefs_thread")
+def test_an_async_consumer_is_green_by_the_engine_alone(
+    run: Runner, make_books: Books, threads: list[str]
+) -> None:
+    make_books(2)
+
+    async def main() -> None:
+        text = WebsocketCommunicator(consumers.Text.as_asgi(), "/")
+        assert await text.connect(timeout=10) == (True, None)
+        await text.send_to(text_data="book 1")
+        assert await text.receive_from(timeout=10) == "book 1 by author 1"
+        jsons = WebsocketCommunicator(consumers.Json.as_asgi(), "/")
+        await jsons.connect(timeout=10)
+        await jsons.send_json_to({"author": "a", "titles": ["x", "y"]})
+        assert await jsons.receive_json_from(timeout=10) == {"made": ["x", "y"]}
+        http = HttpCommunicator(consumers.Http.as_asgi(), "GET", "/")
+        assert (await http.get_response(timeout=10))["body"] == b"book 0 book 1 x y"
+        await text.disconnect(timeout=10)
+        await jsons.disconnect(timeout=10)
+        assert not await Tag.objects.filter(name="connected").aexists()
+
+    run(main())
+    assert threads == []
+
+
+def test_a_sync_consumer_keeps_its_thread(
+    run: Runner, make_books: Books, threads: list[str]
+) -> None:
+    make_books(1)
+
+    async def main() -> None:
+        sync = WebsocketCommunicator(consumers.Sync.as_asgi(), "/")
+        await sync.connect(timeout=10)
+        await sync.send_to(text_data="?")
+        assert await sync.receive_from(timeout=10) == "book 0 in a thread"
+        await sync.disconnect(timeout=10)
+
+    run(main())
+    assert threads != []
+
+
+@pytest.mark.usefixtures("asgirefs_thread")
+def test_old_connections_of_a_consumer_are_closed_in_its_thread_too(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`sync_to_async` in a consumer uses asgiref's one thread, which no request tidies up."""
+    told: list[bool] = []
+    tidy = aclose_old_connections.__globals__["close_old_connections"]
+
+    def close_old_connections() -> None:
+        told.append(threading.current_thread() is threading.main_thread())
+        tidy()
+
+    async def main() -> None:
+        await aclose_old_connections()
+        await sync_to_async(Tag.objects.count)()
+        await aclose_old_connections()
+
+    monkeypatch.setitem(
+        aclose_old_connections.__globals__, "close_old_connections", close_old_connections
+    )
+    run(main())
+    assert told == [True, True, False], "for a thread that is not there none is started"

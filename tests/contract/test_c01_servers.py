@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +17,7 @@ import pytest
 import websocket
 
 from tests.conftest import wait_for
-from tests.contract.servers.running import KINDS, Server
+from tests.contract.servers.running import KINDS, Server, environment
 from tests.library.models import Author, Book, Tag
 
 REQUESTS = 40
@@ -126,3 +128,95 @@ def test_servers_end_in_silence_and_leave_no_session(
     for server in servers.values():
         assert server.complaints() == [], server.output.read_text()
         wait_for(lambda: not sessions(admin, server.name), "its sessions are gone")  # noqa: B023
+
+
+# --- Without a server ---------------------------------------------------------------------------
+
+
+def _run(name: str, *argv: str, script: str = "") -> str:
+    """Run a program that ends by itself, and return what it says."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", *argv],
+        env=environment(name),
+        input=script,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+SHELL = """
+import asyncio
+from tests.library.models import Tag
+Tag.objects.create(name="sync")
+asyncio.run(Tag.objects.all().acreate(name="async"))
+async def both():
+    async with transaction.atomic():
+        await Tag.objects.acreate(name="in a block")
+    return [tag.name async for tag in Tag.objects.order_by("pk")]
+from django.db import transaction
+print(asyncio.run(both()), Tag.objects.count())
+"""
+
+
+def test_the_shell_takes_sync_and_async_orm(admin: psycopg.Connection[Any]) -> None:
+    said = _run("shell", "-m", "django", "shell", script=SHELL)
+    assert said.splitlines()[-1] == "['sync', 'async', 'in a block'] 3"
+    wait_for(lambda: not sessions(admin, "shell"), "its session is gone")
+
+
+PREFORK = """
+import asyncio, os, sys
+import django
+from django.conf import settings
+del settings.DATABASES["default"]["OPTIONS"]["pool"]  # Django's own, for threads, survives no fork
+django.setup()
+from django.db import connections, transaction
+from tests.library.models import Author, Tag
+
+def use(name):
+    with transaction.atomic():
+        Author.objects.create(name=name)
+    return asyncio.run(a_use(name))
+
+async def a_use(name):
+    tag = await Tag.objects.acreate(name=name)
+    await asyncio.gather(*(Author.objects.filter(name=name).acount() for _ in range(8)))
+    tag = await Tag.objects.aget(pk=tag.pk)
+    return [await Author.objects.filter(name=name).acount(), tag.name]
+
+def worker(number):
+    # What Celery's fix-up for Django does in a new worker: close the inherited socket's copy.
+    for connection in connections.all():
+        if connection.connection is not None:
+            os.close(connection.connection.fileno())
+        connection.close()
+    for task in range(3):
+        name = f"{number}.{task}"
+        assert use(name) == [1, name]
+    connections.close_all()
+
+assert use("parent") == [1, "parent"]
+children = []
+for number in range(4):
+    pid = os.fork()
+    if not pid:
+        try:
+            worker(number)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            os._exit(1)
+        os._exit(0)
+    children.append(pid)
+assert use("parent again") == [1, "parent again"]
+assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 4
+assert Tag.objects.count() == Author.objects.count() == 14
+print("done")
+"""
+
+
+def test_prefork_workers_use_sync_and_async_orm(admin: psycopg.Connection[Any]) -> None:
+    assert _run("prefork", "-W", "ignore::DeprecationWarning", "-c", PREFORK) == "done\n"
+    wait_for(lambda: not sessions(admin, "prefork"), "its sessions are gone")

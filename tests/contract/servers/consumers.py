@@ -15,7 +15,7 @@ from tests.library.models import Author, Book, Tag
 
 
 def titles():
-    return " ".join(Book.objects.order_by("pk").values_list("title", flat=True))
+    return " ".join(Book.objects.order_by("title").values_list("title", flat=True))
 
 
 class Text(AsyncWebsocketConsumer):
@@ -24,7 +24,7 @@ class Text(AsyncWebsocketConsumer):
         await self.accept()
 
     async def receive(self, text_data=None, bytes_data=None):
-        book = Book.objects.select_related(None).get(title=text_data)
+        book = Book.objects.get(title=text_data)
         await self.send(f"{book.title} by {book.author.name}")
 
     async def disconnect(self, code):
