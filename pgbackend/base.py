@@ -252,6 +252,9 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             self._ask_patches()
         with self.wrap_database_errors:
             lease = self._get_lease(transaction)
+        if transaction is not None and transaction.innermost is None:
+            lease.end()
+            state.take_turn(self)  # raises: the block has ended while its task waited
         current.take(lease)
         session = state.session(self) if transaction is None else None
         if transaction is not None:

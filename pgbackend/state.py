@@ -20,6 +20,10 @@ A transaction is a chain of blocks; exactly one, the innermost, is open for stat
 inside the block that its context names. While a sibling has opened a block below it, code waits
 (`take_turn`); when its block has ended, its statements are refused. So savepoints of tasks that
 share a transaction never overlap, and no statement slips out of the block it was written in.
+A block that is being ended counts as one more, in which only the code that ends it is: what others
+send meanwhile would come after the COMMIT or ROLLBACK that is on its way.
+Code that leaves its block with an exception waits for nobody: what is open inside is rolled back
+with it (`claim`).
 
 Note [Transactions of tests]
 A context variable alone does not reach an async test whose runner copied its context before the
@@ -43,6 +47,7 @@ from django.db.transaction import TransactionManagementError
 
 from . import conf
 from .driver import bridge
+from .driver.errors import PortalClosed
 from .driver.pool import Lease
 
 #: What tells one database from another: the identity of its settings.
@@ -271,12 +276,16 @@ class ScopeAttribute:
 class Block:
     """One `atomic` block, or one stretch of manual transaction management."""
 
-    __slots__ = ("ended", "owner", "parent", "thread", "transaction")
+    __slots__ = ("claimed", "ended", "moving", "owner", "parent", "thread", "transaction")
 
     def __init__(self, transaction: Transaction, parent: Block | None) -> None:
         self.transaction = transaction
         self.parent = parent
         self.ended = False
+        #: Whether an outer block was left with an exception while this one was open.
+        self.claimed = False
+        #: Whether a statement that opens or ends a block is on its way.
+        self.moving = False
         self.owner = _name_of_task()
         self.thread = threading.get_ident()
 
@@ -332,19 +341,22 @@ class Transaction:
             return
         deadline = monotonic() + self.timeout
         while self.innermost is not block:
-            _check_not_ended(block)
-            waiter = bridge.Waiter()
-            self.waiters.append(waiter)
-            try:
-                in_time = waiter.wait(max(0.0, deadline - monotonic()))
-            finally:
-                if waiter in self.waiters:
-                    self.waiters.remove(waiter)
+            check_not_ended(block)
+            in_time = self._wait(max(0.0, deadline - monotonic()))
             if not in_time and self.innermost is not block:
                 self._give_up(block)
 
+    def _wait(self, timeout: float | None) -> bool:
+        waiter = bridge.Waiter()
+        self.waiters.append(waiter)
+        try:
+            return waiter.wait(timeout)
+        finally:
+            if waiter in self.waiters:
+                self.waiters.remove(waiter)
+
     def _give_up(self, block: Block) -> None:
-        _check_not_ended(block)
+        check_not_ended(block)
         assert self.innermost is not None
         raise TransactionManagementError(
             f"{_name_of_task()} waited {self.timeout:g} s for its turn in a transaction that it "
@@ -354,16 +366,52 @@ class Transaction:
         )
 
     def push(self, parent: Block) -> Block:
-        """Open a block inside `parent`, whose turn it is; decided and done in one step."""
+        """Open a block inside `parent`, whose turn it is; decided and done in one step.
+
+        It is moving until `settle()` or `pop()`.
+        """
         self.innermost = Block(self, parent)
-        self._wake()
+        self.innermost.moving = True
         return self.innermost
+
+    def settle(self, block: Block) -> None:
+        """The statement that opens `block` is done."""
+        block.moving = False
+        self._wake()
 
     def pop(self, block: Block) -> None:
         """End `block`, which is the innermost."""
         block.ended = True
         self.innermost = block.parent
         self._wake()
+
+    def claim(self, block: Block) -> None:
+        """End the blocks that are open inside `block`, which is about to be rolled back.
+
+        Waits only for a statement that opens or ends one, whose outcome Django must write down.
+        """
+        while self.innermost is not block:
+            inner = self.innermost
+            assert inner is not None
+            if inner.moving and self._wait_held():
+                continue
+            # What Django wrote down when it opened the block; nothing if it is being ended.
+            del self.state.savepoint_ids[-1:], self.state.atomic_blocks[-1:]
+            inner.claimed = True
+            self.pop(inner)
+
+    def _wait_held(self) -> bool:
+        """Wait for the next change, also if cancelled; False if nothing can be waited for."""
+        here = bridge.current()
+        try:
+            self._wait(None)
+        except asyncio.CancelledError as exc:
+            if here is None:
+                raise
+            here.pending = here.pending or exc
+        except PortalClosed:
+            return False
+        return True
 
     def end(self) -> None:
         """End all blocks that are still open."""
@@ -384,7 +432,8 @@ def _name_of_task() -> str:
     return f"thread {threading.current_thread().name!r}"
 
 
-def _check_not_ended(block: Block) -> None:
+def check_not_ended(block: Block) -> None:
+    """Raise `TransactionManagementError` if `block` has ended."""
     if block.ended:
         raise TransactionManagementError(
             f"{_name_of_task()} was started inside an atomic block of {block.owner} that has "
