@@ -40,7 +40,7 @@ from .features import DatabaseFeatures
 from .introspection import DatabaseIntrospection
 from .operations import DatabaseOperations
 from .schema import DatabaseSchemaEditor
-from .state import Scope, ScopeAttribute, State, StateAttribute
+from .state import RollbackAttribute, Scope, ScopeAttribute, State, StateAttribute
 
 CURE = (
     "the ORM was called on the event loop, outside of pgbackend's greenlets ({name}()). Requests "
@@ -91,6 +91,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
     for _name in State.NAMES:
         locals()[_name] = StateAttribute()
+    needs_rollback = RollbackAttribute()
     for _name in Scope.NAMES:
         locals()[_name] = ScopeAttribute()
     del _name

@@ -196,6 +196,7 @@ def _begin_to_end(connection: Any, block: state.Block, *, failed: bool) -> None:
 def _end_block(connection: Any, block: state.Block) -> None:
     ending = block.transaction.innermost
     if ending is not None and ending.parent is block:
+        block.doomed = False
         block.transaction.pop(ending)
         state.enter_block(connection, block)
     if block.parent is not None:

@@ -252,6 +252,19 @@ class StateAttribute:
         setattr(state, self.name, value)
 
 
+class RollbackAttribute(StateAttribute):
+    """`needs_rollback`: dooms the block of the running code, not one that a sibling has open."""
+
+    __slots__ = ()
+
+    def __set__(self, wrapper: Any, value: Any) -> None:
+        block = current_block(wrapper) if wrapper._ready else None
+        if block is None or block.transaction.innermost in (block, None):
+            super().__set__(wrapper, value)
+        elif not block.ended:
+            block.doomed = value
+
+
 class ScopeAttribute:
     """A name of Django's on the wrapper that stands for the current scope's."""
 
@@ -276,7 +289,11 @@ class ScopeAttribute:
 class Block:
     """One `atomic` block, or one stretch of manual transaction management."""
 
-    __slots__ = ("claimed", "ended", "moving", "owner", "parent", "thread", "transaction")
+    # fmt: off
+    __slots__ = (
+        "claimed", "doomed", "ended", "moving", "owner", "parent", "thread", "transaction",
+    )
+    # fmt: on
 
     def __init__(self, transaction: Transaction, parent: Block | None) -> None:
         self.transaction = transaction
@@ -284,6 +301,8 @@ class Block:
         self.ended = False
         #: Whether an outer block was left with an exception while this one was open.
         self.claimed = False
+        #: Whether it must be rolled back, as was found while a sibling's block was open in it.
+        self.doomed = False
         #: Whether a statement that opens or ends a block is on its way.
         self.moving = False
         self.owner = _name_of_task()
@@ -382,7 +401,10 @@ class Transaction:
     def pop(self, block: Block) -> None:
         """End `block`, which is the innermost."""
         block.ended = True
-        self.innermost = block.parent
+        self.innermost = parent = block.parent
+        if parent is not None and parent.doomed:
+            parent.doomed = False
+            self.state.needs_rollback = True
         self._wake()
 
     def claim(self, block: Block) -> None:

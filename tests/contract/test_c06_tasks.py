@@ -289,10 +289,24 @@ async def check_one(run: Run, shape: str) -> None:
     assert leased() == 0, (run.failure, run.schedule.made)
 
 
-#: Each task has a block; A's has another one in it, so the deepest is the third.
-DEEP = {"P": ("w", ("w",)), "A": (("w", ("w",)),), "B": (("w",), "w")}
 FLAT = {"P": (("w",),), "A": (("w",),), "B": (("w",),)}
+#: The deepest block is the third of its transaction; the fourth, in the nested shape.
+DEEP = {"P": ("w", ("w",)), "A": (("w", ("w",)),), "B": (("w",), "w")}
 SHAPES = ("in the outermost block", "in a nested block")
+
+
+async def check_every_schedule(
+    numbers: Iterator[int], programs: dict[str, Program], failure: Failure | None, shape: str
+) -> int:
+    """Walk through all schedules of the programs; return how many there were."""
+    choices: list[int] | None = []
+    for count in itertools.count():
+        if choices is None:
+            return count
+        one = Run(next(numbers), programs, failure, Schedule(choices))
+        await check_one(one, shape)
+        choices = next_choices(one.schedule.made)
+    raise AssertionError
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -300,22 +314,28 @@ def test_every_interleaving_of_three_tasks_with_nested_blocks_keeps_all_rows(
     run: Runner, shape: str
 ) -> None:
     async def main() -> None:
-        choices: list[int] | None = []
-        for number in itertools.count():
-            assert choices is not None
-            one = Run(number, FLAT, None, Schedule(choices))
-            await check_one(one, shape)
-            if (choices := next_choices(one.schedule.made)) is None:
-                break
-        print(number)
-        assert number > 50
+        assert await check_every_schedule(itertools.count(), FLAT, None, shape) > 50
+
+    run(main(), timeout=120)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_failure_at_each_place_of_every_interleaving_loses_its_block_and_no_other(
+    run: Runner, kind: str
+) -> None:
+    async def main() -> None:
+        await Tag.objects.acreate(name="taken")
+        numbers = itertools.count()
+        for task, place in itertools.product("PA", range(3)):  # B's are A's by another name
+            failure = Failure(task, place, kind)
+            await check_every_schedule(numbers, FLAT, failure, "in a nested block")
 
     run(main(), timeout=120)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_failure_at_each_place_loses_the_rows_of_its_block_and_no_others(
+def test_a_failure_at_each_place_three_blocks_deep_loses_its_block_and_no_other(
     run: Runner, request: pytest.FixtureRequest, shape: str, kind: str
 ) -> None:
     drawn = random.Random(repr((request.config.option.seed, shape, kind)))
@@ -329,8 +349,133 @@ def test_a_failure_at_each_place_loses_the_rows_of_its_block_and_no_others(
     async def main() -> None:
         await Tag.objects.acreate(name="taken")
         for failure in failures:
-            for _ in range(3):
+            for _ in range(4):
                 schedule = Schedule([], random.Random(drawn.random()))
                 await check_one(Run(next(numbers), DEEP, failure, schedule), shape)
 
     run(main(), timeout=120)
+
+
+@pytest.mark.parametrize("failing", [None, "P", "A"])
+def test_three_tasks_with_transactions_of_their_own_never_wait_for_each_other(
+    run: Runner, request: pytest.FixtureRequest, failing: str | None
+) -> None:
+    """Any task may take its next step at any point, and sees no row of the others."""
+    drawn = random.Random(repr((request.config.option.seed, failing)))
+    programs = {name: (("w", ("w",)),) for name in "PAB"}
+
+    async def main() -> None:
+        for number in range(40):
+            failure = failing and Failure(failing, 4, KINDS[0])  # at the end of the outer block
+            one = Run(number, programs, failure or None, Schedule([], random.Random(drawn.random())))
+            if failing:
+                one.failure = Failure(failing, 5, KINDS[0])
+            tasks = {name: asyncio.create_task(one.perform(name)) for name in programs}
+            await asyncio.sleep(0)
+            await one.schedule.drive(tasks)
+            await asyncio.gather(*tasks.values())
+            assert await one.rows() == model(programs, one.failure), one.schedule.made
+            ready = [ready for _, ready in one.schedule.made]
+            assert ready == sorted(ready, reverse=True), "nobody waits for his turn"
+
+    run(main(), timeout=60)
+
+
+# --- What is on its way when a block ends ---------------------------------------------------------
+
+
+async def busy_child(prefix: str, written: list[str], drawn: random.Random) -> None:
+    """Write rows until it is refused; write down which ones were reported as written."""
+    for number in itertools.count():
+        await asyncio.sleep(0)
+        name = f"{prefix}:{number}"
+        try:
+            if drawn.random() < 0.5:
+                async with transaction.atomic():
+                    await Tag.objects.acreate(name=name)
+            else:
+                await Tag.objects.acreate(name=name)
+        except TransactionManagementError as refusal:
+            assert "has ended" in str(refusal)
+            return
+        written.append(name)
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["outermost", "nested"])
+@pytest.mark.parametrize("fails", [False, True], ids=["commit", "rollback"])
+def test_no_statement_of_a_child_slips_behind_the_end_of_its_block(
+    run: Runner, request: pytest.FixtureRequest, nested: bool, fails: bool
+) -> None:
+    """Children write while the block ends: what they were told is written is what is there."""
+    drawn = random.Random(repr((request.config.option.seed, nested, fails)))
+
+    async def block(prefix: str, written: list[str]) -> list[asyncio.Task[None]]:
+        tasks: list[asyncio.Task[None]] = []
+        with pytest.raises(Oops) if fails else warnings.catch_warnings():
+            async with transaction.atomic():
+                for child in "ab":
+                    coro = busy_child(f"{prefix}{child}", written, drawn)
+                    tasks.append(asyncio.create_task(coro))
+                for _ in range(drawn.randrange(40)):
+                    await asyncio.sleep(0)
+                await Tag.objects.acreate(name=f"{prefix}parent")
+                if fails:
+                    raise Oops
+        if not fails:
+            written.append(f"{prefix}parent")
+        return tasks
+
+    async def main() -> None:
+        expected: list[str] = []
+        for number in range(40):
+            written: list[str] = []
+            if nested:
+                async with transaction.atomic():
+                    tasks = await block(f"{number}", written)
+                    await Tag.objects.acreate(name=f"{number} after")
+                    await asyncio.gather(*tasks)
+                expected.append(f"{number} after")
+            else:
+                tasks = await block(f"{number}", written)
+                await asyncio.gather(*tasks)
+            assert leased() == 0
+            expected += [] if fails else written
+        assert await anames() == sorted(expected)
+
+    run(main(), timeout=60)
+
+
+def test_a_child_that_outlives_its_block_is_refused_before_and_after_the_commit(
+    run: Runner,
+) -> None:
+    async def child(go: asyncio.Event) -> None:
+        await go.wait()
+        await Tag.objects.acreate(name="late")
+
+    async def main() -> None:
+        during, after = asyncio.Event(), asyncio.Event()
+
+        def commit_is_on_its_way(execute: Any, sql: str, *args: Any) -> Any:
+            return execute(sql, *args)
+
+        async with transaction.atomic():
+            await Tag.objects.acreate(name="kept")
+            tasks = [asyncio.create_task(child(event)) for event in (during, after)]
+            await asyncio.sleep(0)
+            block = state.current_block(connection)
+            push = block.transaction.push
+
+            def pushed(parent: Any) -> Any:
+                during.set()  # the child's statement comes while COMMIT is on its way
+                return push(parent)
+
+            state.Transaction.push, original = lambda self, parent: pushed(parent), push.__func__
+        state.Transaction.push = original
+        await asyncio.sleep(0)
+        after.set()
+        for task in tasks:
+            with pytest.raises(TransactionManagementError, match="was started inside an atomic"):
+                await task
+
+    run(main())
+    assert names() == ["kept"]
