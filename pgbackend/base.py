@@ -29,6 +29,7 @@ from django.db.backends.signals import connection_created
 from django.db.backends.utils import debug_transaction
 from django.utils.functional import cached_property
 from psycopg import IsolationLevel
+from psycopg.pq import TransactionStatus
 
 from . import conf, driver, hooks, state
 from .client import DatabaseClient
@@ -429,6 +430,10 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         """Give the connection back, and hand the hooks to who runs them after that."""
         if current.lease is not None:
             with self.wrap_database_errors:
+                block = state.current_block(self)
+                if block is not None and block.moving and not _is_idle(current.connection):
+                    # COMMIT was cancelled while it stood behind the statement of a child task.
+                    current.connection.rollback()
                 current.connection.autocommit = True
             # Also if a cursor was left open: it was one of the transaction's.
             current.lease.end()
@@ -515,6 +520,10 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
                 lease.connection.close()
             lease.dirty = True
             lease.end()
+
+
+def _is_idle(connection: driver.Connection) -> bool:
+    return connection.pgconn.transaction_status == TransactionStatus.IDLE
 
 
 def _awaited(func: Callable[[], Any]) -> Callable[[], Any]:

@@ -114,8 +114,10 @@ class Watch:
     def stop(self) -> None:
         """Unregister from the loop; must come before the socket is closed.
 
-        Otherwise the number of the socket, used again, would meet a stale registration.
+        Otherwise the number of the socket, used again, would meet a stale registration. A task
+        that still waits here, whose connection another one closes, is woken to find it closed.
         """
+        self._wake(Ready.R)
         if self.reading:
             self.reading = False
             if not self.loop.is_closed():

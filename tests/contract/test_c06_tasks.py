@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import sys
 import warnings
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -454,28 +455,654 @@ def test_a_child_that_outlives_its_block_is_refused_before_and_after_the_commit(
 
     async def main() -> None:
         during, after = asyncio.Event(), asyncio.Event()
-
-        def commit_is_on_its_way(execute: Any, sql: str, *args: Any) -> Any:
-            return execute(sql, *args)
-
         async with transaction.atomic():
             await Tag.objects.acreate(name="kept")
             tasks = [asyncio.create_task(child(event)) for event in (during, after)]
             await asyncio.sleep(0)
-            block = state.current_block(connection)
-            push = block.transaction.push
-
-            def pushed(parent: Any) -> Any:
-                during.set()  # the child's statement comes while COMMIT is on its way
-                return push(parent)
-
-            state.Transaction.push, original = lambda self, parent: pushed(parent), push.__func__
-        state.Transaction.push = original
-        await asyncio.sleep(0)
+            during.set()  # the task is stepped when this one waits next: for its COMMIT
         after.set()
         for task in tasks:
             with pytest.raises(TransactionManagementError, match="was started inside an atomic"):
                 await task
+        assert leased() == 0
 
     run(main())
     assert names() == ["kept"]
+
+
+def test_a_child_that_is_refused_does_not_doom_the_block_around_its_own(run: Runner) -> None:
+    async def child(go: asyncio.Event) -> None:
+        await go.wait()
+        await Tag.objects.acreate(name="late")  # Django dooms the block when save() fails
+
+    async def main() -> None:
+        go = asyncio.Event()
+        async with transaction.atomic():
+            async with transaction.atomic():
+                task = asyncio.create_task(child(go))
+                await asyncio.sleep(0)
+            go.set()
+            with pytest.raises(TransactionManagementError, match="has ended"):
+                await task
+            await Tag.objects.acreate(name="kept")
+
+    run(main())
+    assert names() == ["kept"]
+
+
+def test_a_child_keeps_no_connection_of_the_block_that_it_outlives(run: Runner) -> None:
+    """Neither the raw connection nor a cursor of it can be used when it is someone else's."""
+
+    def hold() -> tuple[Any, Any]:
+        cursor = connection.cursor()
+        cursor.execute("SELECT 1")
+        return cursor, connection.connection
+
+    async def child(held: asyncio.Event, ended: asyncio.Event) -> None:
+        cursor, raw = await aio.run(hold)
+        held.set()
+        await ended.wait()
+        for use in (lambda: cursor.execute("SELECT 2"), lambda: raw.execute("SELECT 3")):
+            with pytest.raises(Exception, match="has ended|went back to the pool|closed"):
+                await aio.run(use)
+        cursor.close()
+
+    async def main() -> None:
+        held, ended = asyncio.Event(), asyncio.Event()
+        async with transaction.atomic():
+            task = asyncio.create_task(child(held, ended))
+            await held.wait()
+        assert leased() == 0
+        ended.set()
+        async with transaction.atomic():  # on the very connection that the child had
+            await Tag.objects.acreate(name="kept")
+            await task
+            assert await anames() == ["kept"]
+
+    with pool_of_default(max_size=1):
+        run(main())
+
+
+def test_a_child_that_waits_for_the_first_connection_leaves_none_behind(run: Runner) -> None:
+    """Its block ends while it waits for the pool; the connection then comes too late."""
+
+    async def holder(held: asyncio.Event, free: asyncio.Event) -> None:
+        async with transaction.atomic():
+            await Tag.objects.acount()
+            held.set()
+            await free.wait()
+
+    async def main() -> None:
+        held, free = asyncio.Event(), asyncio.Event()
+        task = asyncio.create_task(holder(held, free))
+        await held.wait()
+        async with transaction.atomic():
+            late = asyncio.create_task(Tag.objects.acreate(name="late"))
+            while not pgbackend.statistics()[0].waiting:
+                await asyncio.sleep(0)
+        free.set()
+        await task
+        try:
+            await late
+        except TransactionManagementError as exc:
+            refusal = exc  # and with it the frames of the child
+        assert "has ended" in str(refusal)
+        assert leased() == 0
+
+    with pool_of_default(max_size=1):
+        run(main())
+    assert names() == []
+
+
+# --- Ends that cannot wait ------------------------------------------------------------------------
+
+
+async def stubborn_child(opened: asyncio.Event, go: asyncio.Event) -> None:
+    async with transaction.atomic():
+        await Tag.objects.acreate(name="child's")
+        opened.set()
+        await go.wait()
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["outermost", "nested"])
+@pytest.mark.parametrize("how", ["cancelled", "cancelled while it waits", "fails", "waits too long"])
+def test_a_block_that_is_left_with_an_error_is_rolled_back_with_what_is_open_in_it(
+    run: Runner, how: str, nested: bool
+) -> None:
+    async def block(opened: asyncio.Event, go: asyncio.Event, tasks: list[Any]) -> None:
+        async with transaction.atomic():
+            await Tag.objects.acreate(name="parent's")
+            tasks.append(asyncio.create_task(stubborn_child(opened, go), name="the child"))
+            await opened.wait()
+            if how == "cancelled":
+                await asyncio.Event().wait()
+            if how == "fails":
+                raise Oops
+            if how == "waits too long":
+                state.current_block(connection).transaction.timeout = 0.05
+
+    async def around(*args: Any) -> None:
+        if not nested:
+            await block(*args)
+            return
+        async with transaction.atomic():
+            try:
+                await block(*args)
+            finally:
+                await Tag.objects.acreate(name="after")
+                transaction.on_commit(lambda: kept.append("hook"))
+                error = sys.exception()
+                if not isinstance(error, asyncio.CancelledError):
+                    errors.append(error)
+                    return  # noqa: B012 - so that the outer block is committed
+
+    kept: list[str] = []
+    errors: list[BaseException | None] = []
+
+    async def main() -> None:
+        opened, go = asyncio.Event(), asyncio.Event()
+        tasks: list[asyncio.Task[None]] = []
+        parent = asyncio.create_task(around(opened, go, tasks), name="the parent")
+        await opened.wait()
+        if how == "cancelled while it waits":
+            while not _waits_for_its_turn(parent):
+                await asyncio.sleep(0)
+        if "cancelled" in how:
+            parent.cancel()
+        async with asyncio.timeout(2):
+            await asyncio.wait([parent])
+        if "cancelled" in how:
+            assert parent.cancelled()
+        else:
+            error = errors[0] if nested else parent.exception()
+            if how == "fails":
+                assert isinstance(error, Oops)
+            else:
+                assert isinstance(error, TransactionManagementError)
+                assert "'the child'" in str(error) and "'the parent'" in str(error)
+        assert leased() == 0
+        go.set()
+        with pytest.raises(TransactionManagementError, match="has ended"):
+            await tasks[0]
+
+    run(main())
+    committed = nested and "cancelled" not in how
+    assert names() == (["after"] if committed else [])
+    assert kept == (["hook"] if committed else [])
+
+
+def _waits_for_its_turn(task: asyncio.Task[Any]) -> bool:
+    return any(
+        block.transaction.waiters
+        for block in task.get_context().get(state._blocks, {}).values()
+    )
+
+
+def test_a_cancelled_end_that_waits_for_a_childs_statement_leaves_no_connection(
+    run: Runner,
+) -> None:
+    """COMMIT stands behind the statement of a child in the queue of the connection."""
+
+    def sleeping() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_sleep(0.2)")
+
+    async def parent(tasks: list[Any]) -> None:
+        async with transaction.atomic():
+            await Tag.objects.acreate(name="lost")
+            tasks.append(asyncio.create_task(aio.run(sleeping)))
+            while not connection.connection.lock.locked():
+                await asyncio.sleep(0)
+
+    async def main() -> None:
+        tasks: list[asyncio.Task[None]] = []
+        task = asyncio.create_task(parent(tasks))
+        while not tasks:
+            await asyncio.sleep(0.001)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.wait(tasks)
+        assert leased() == 0
+        async with transaction.atomic():
+            await Tag.objects.acreate(name="kept")
+
+    with pool_of_default(max_size=1):
+        run(main())
+    assert names() == ["kept"]
+
+
+def test_a_statement_whose_connection_a_sibling_closes_fails_at_once(
+    run: Runner, admin: Any
+) -> None:
+    def sleeping() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_sleep(20)")
+
+    async def main() -> None:
+        with pytest.raises(Oops):
+            async with transaction.atomic():
+                await Tag.objects.acreate(name="lost")
+                task = asyncio.create_task(aio.run(sleeping))
+                while not connection.connection.lock.locked():
+                    await asyncio.sleep(0)
+                await aio.run(connection.close)
+                async with asyncio.timeout(2):
+                    with pytest.raises(DatabaseError):
+                        await task
+                raise Oops
+
+    run(main())
+    # The server would find out when it has slept.
+    admin.execute(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+        "WHERE query = 'SELECT pg_sleep(20)'"
+    )
+    assert names() == []
+
+
+# --- Tasks take part, however they were started ---------------------------------------------------
+
+
+async def with_gather(*coros: Awaitable[Any]) -> None:
+    await asyncio.gather(*coros)
+
+
+async def with_create_task(*coros: Any) -> None:
+    for task in [asyncio.create_task(coro) for coro in coros]:
+        await task
+
+
+async def with_task_group(*coros: Any) -> None:
+    async with asyncio.TaskGroup() as group:
+        for coro in coros:
+            group.create_task(coro)
+
+
+async def with_wait_for(*coros: Any) -> None:
+    for coro in coros:  # on Python 3.11 each of them is a task
+        await asyncio.wait_for(coro, 10)
+
+
+async def with_shield(*coros: Any) -> None:
+    for coro in coros:
+        await asyncio.shield(coro)
+
+
+async def with_as_completed(*coros: Any) -> None:
+    for done in asyncio.as_completed(coros):
+        await done
+
+
+async def with_signal_receivers(*coros: Any) -> None:
+    signal = Signal()
+    for coro in coros:
+
+        async def receiver(coro: Any = coro, **kwargs: Any) -> None:
+            await coro
+
+        signal.connect(receiver, weak=False)
+    await signal.asend(sender=None)
+
+
+async def with_sync_send(*coros: Any) -> None:
+    signal = Signal()
+    for coro in coros:
+
+        async def receiver(coro: Any = coro, **kwargs: Any) -> None:
+            await coro
+
+        signal.connect(receiver, weak=False)
+    await aio.run(signal.send, sender=None)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        with_gather,
+        with_create_task,
+        with_task_group,
+        with_wait_for,
+        with_shield,
+        with_as_completed,
+        with_signal_receivers,
+        with_sync_send,
+    ],
+)
+@pytest.mark.parametrize("green", [False, True], ids=["loop", "green"])
+def test_a_task_that_is_started_inside_a_block_takes_part_in_it(
+    run: Runner, start: Callable[..., Awaitable[None]], green: bool
+) -> None:
+    async def child(number: int) -> None:
+        await Tag.objects.acreate(name=f"child {number}")
+        pids.add(await apid())
+        transaction.on_commit(lambda: hooks.append(number))
+
+    async def block(fail: bool) -> None:
+        async with transaction.atomic():
+            await Tag.objects.acreate(name="parent")
+            pids.add(await apid())
+            await start(*(child(number) for number in range(5)))
+            assert len(await anames()) == 6
+            if fail:
+                raise Oops
+
+    async def main() -> None:
+        with pytest.raises(Oops):
+            await block(fail=True)
+        assert await anames() == [] and hooks == []
+        pids.clear()
+        await block(fail=False)
+
+    pids: set[int] = set()
+    hooks: list[int] = []
+    run(aio.portal(main()) if green else main())
+    assert len(pids) == 1, "one connection for all"
+    assert sorted(hooks) == list(range(5))
+    assert len(names()) == 6
+
+
+def test_async_receivers_of_the_models_signals_take_part_in_the_block(run: Runner) -> None:
+    async def receiver(sender: Any, instance: Tag, created: bool, **kwargs: Any) -> None:
+        if not instance.name.endswith("'"):
+            await asyncio.sleep(0)
+            await Tag.objects.acreate(name=f"{instance.name}'")
+
+    async def main() -> None:
+        with pytest.raises(Oops):
+            async with transaction.atomic():
+                await Tag.objects.acreate(name="lost")
+                assert await anames() == ["lost", "lost'"]
+                raise Oops
+        async with transaction.atomic():
+            await Tag.objects.acreate(name="kept")
+
+    post_save.connect(receiver, sender=Tag)
+    try:
+        run(main())
+    finally:
+        post_save.disconnect(receiver, sender=Tag)
+    assert names() == ["kept", "kept'"]
+
+
+def test_a_hundred_tasks_with_nested_blocks_share_one_connection_in_turn(
+    run: Runner, leases: list[Any]
+) -> None:
+    async def child(number: int) -> None:
+        await Tag.objects.acreate(name=f"{number}")
+        try:
+            async with transaction.atomic():
+                await Tag.objects.acreate(name=f"{number} nested")
+                await asyncio.sleep(0)
+                if number % 3 == 0:
+                    raise Oops
+        except Oops:
+            pass
+
+    async def main() -> None:
+        async with transaction.atomic():
+            await asyncio.gather(*(child(number) for number in range(100)))
+
+    with pool_of_default(timeout=25):
+        run(main())
+    assert len(leases) == 2, "one lease, and its release"
+    nested = {f"{number} nested" for number in range(100) if number % 3}
+    assert set(names()) == {str(number) for number in range(100)} | nested
+
+
+def test_tasks_that_green_code_starts_are_green(run: Runner) -> None:
+    async def child() -> int:
+        assert bridge.in_greenlet()
+        inner = asyncio.create_task(grandchild())
+        return Tag.objects.count() + await inner
+
+    async def grandchild() -> int:
+        await asyncio.sleep(0)
+        return len(list(Tag.objects.all()))
+
+    async def main() -> None:
+        Tag.objects.create(name="t")
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(child())
+        assert task.result() == 2
+        assert await asyncio.gather(child(), asyncio.wait_for(child(), 10)) == [2, 2]
+        with transaction.atomic():
+            assert await asyncio.create_task(child()) == 2
+
+    run(aio.portal(main()))
+
+
+# --- Turns ----------------------------------------------------------------------------------------
+
+
+def test_statements_of_siblings_wait_while_a_nested_block_is_open(run: Runner) -> None:
+    order: list[str] = []
+
+    async def nested(opened: asyncio.Event, go: asyncio.Event) -> None:
+        with pytest.raises(Oops):
+            async with transaction.atomic():
+                await Tag.objects.acreate(name="lost")
+                opened.set()
+                await go.wait()
+                order.append("the nested block ends")
+                raise Oops
+
+    async def sibling(opened: asyncio.Event) -> None:
+        await opened.wait()
+        await Tag.objects.acreate(name="kept")
+        order.append("a statement")
+
+    async def nested_sibling(opened: asyncio.Event) -> None:
+        await opened.wait()
+        async with transaction.atomic():
+            order.append("a nested block")
+            await Tag.objects.acreate(name="kept too")
+
+    async def main() -> None:
+        opened, go = asyncio.Event(), asyncio.Event()
+        async with transaction.atomic():
+            async with asyncio.TaskGroup() as group:
+                group.create_task(nested(opened, go))
+                group.create_task(sibling(opened))
+                group.create_task(nested_sibling(opened))
+                waiters = state.current_block(connection).transaction
+                while len(waiters.waiters) < 2:
+                    await asyncio.sleep(0)
+                go.set()
+
+    run(main())
+    assert order[0] == "the nested block ends" and len(order) == 3
+    assert names() == ["kept", "kept too"]
+
+
+@pytest.mark.parametrize("waits_for", ["a statement", "a nested block"])
+def test_who_waits_longer_than_the_pools_timeout_is_told_for_whom(
+    run: Runner, waits_for: str
+) -> None:
+    async def sibling() -> None:
+        if waits_for == "a statement":
+            await Tag.objects.acreate(name="not sent")
+        else:
+            async with transaction.atomic():
+                raise AssertionError("not reached")
+
+    async def main() -> None:
+        opened, go = asyncio.Event(), asyncio.Event()
+        async with transaction.atomic():
+            await Tag.objects.acreate(name="before")
+            async with asyncio.TaskGroup() as group:
+                group.create_task(stubborn_child(opened, go), name="the holder")
+                await opened.wait()
+                other = asyncio.create_task(sibling(), name="the one that waits")
+                with pytest.raises(TransactionManagementError) as caught:
+                    await other
+                message = str(caught.value)
+                assert "'the holder'" in message and "'the one that waits'" in message
+                assert "pgbackend.detached()" in message and "0.1 s" in message
+                go.set()
+            if waits_for == "a statement":
+                # It was acreate() that failed: as in Django, its own block is doomed, ...
+                with pytest.raises(TransactionManagementError, match="until the end of the"):
+                    await Tag.objects.acount()
+                transaction.set_rollback(False)  # ... and may be cleared, for nothing was sent
+            await Tag.objects.acreate(name="after")
+
+    with pool_of_default(timeout=0.1):
+        run(aio.portal(main()))
+    assert names() == ["after", "before", "child's"], "nobody else is disturbed"
+
+
+@pytest.mark.parametrize("failure", ["save()", "raw SQL"])
+def test_a_failed_statement_dooms_the_block_for_all_who_take_part(
+    run: Runner, failure: str
+) -> None:
+    def fail() -> None:
+        if failure == "save()":
+            Tag.objects.create(name="taken")
+        else:
+            with connection.cursor() as cursor:
+                cursor.execute("INSERT INTO library_tag (name) VALUES ('taken')")
+
+    async def child(failed: asyncio.Event) -> None:
+        await failed.wait()
+        with pytest.raises(DatabaseError, match="atomic|aborted"):
+            await Tag.objects.acreate(name="sibling's")
+
+    async def failing(failed: asyncio.Event) -> None:
+        with pytest.raises(IntegrityError):
+            await aio.run(fail)
+        failed.set()
+
+    async def main() -> None:
+        await Tag.objects.acreate(name="taken")
+        failed = asyncio.Event()
+        async with transaction.atomic():
+            await Tag.objects.acreate(name="kept")
+            with pytest.raises(Oops):
+                async with transaction.atomic():
+                    await Tag.objects.acreate(name="lost")
+                    await asyncio.gather(child(failed), failing(failed))
+                    with pytest.raises(DatabaseError, match="atomic|aborted"):
+                        await Tag.objects.acount()
+                    raise Oops
+            assert await anames() == ["kept", "taken"]
+
+    run(main())
+    assert names() == ["kept", "taken"]
+
+
+# --- Detached -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("using", [None, "default"])
+def test_detached_code_is_in_no_transaction_and_on_another_connection(
+    run: Runner, using: str | None
+) -> None:
+    async def work(name: str) -> int:
+        assert not await aio.run(lambda: connection.in_atomic_block)
+        await Tag.objects.acreate(name=name)
+        return await apid()
+
+    async def main() -> None:
+        with pytest.raises(Oops):
+            async with transaction.atomic():
+                await Tag.objects.acreate(name="lost")
+                inside = await apid()
+                with pgbackend.detached(using=using):
+                    assert await work("with") != inside
+                    with pytest.raises(Oops):
+                        async with transaction.atomic():
+                            await Tag.objects.acreate(name="lost too")
+                            raise Oops
+                async with pgbackend.detached(using=using):
+                    assert await work("async with") != inside
+                task = asyncio.create_task(pgbackend.detached(work("task"), using=using))
+                assert await apid() == inside
+                raise Oops
+        await task
+
+    run(main())
+    assert names() == ["async with", "task", "with"]
+
+
+def test_detached_work_goes_on_when_the_block_has_ended(run: Runner) -> None:
+    async def background(go: asyncio.Event) -> None:
+        await Tag.objects.acreate(name="1")
+        await go.wait()
+        async with transaction.atomic():
+            await Tag.objects.acreate(name="2")
+
+    async def main() -> None:
+        go = asyncio.Event()
+        async with transaction.atomic():
+            await Tag.objects.acreate(name="0")
+            task = asyncio.create_task(pgbackend.detached(background(go)))
+        go.set()
+        await task
+
+    run(main())
+    assert names() == ["0", "1", "2"]
+
+
+# --- Neighbours -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("green", [False, True], ids=["loop", "green"])
+@pytest.mark.parametrize("parent_used", [False, True], ids=["fresh parent", "used parent"])
+def test_tasks_that_share_only_the_loop_share_nothing_in_whatever_order(
+    run: Runner, parent_used: bool, green: bool
+) -> None:
+    """Three of them, in every order of beginnings, of middles, and of ends."""
+    orders = list(itertools.permutations("ABC"))
+
+    async def neighbour(name: str, schedule: Schedule, seen: dict[str, Any]) -> None:
+        wrapped: list[str] = []
+
+        def wrapper(execute: Any, sql: str, *args: Any) -> Any:
+            wrapped.append(sql)
+            return execute(sql, *args)
+
+        await schedule.token(name)
+        assert not await aio.run(lambda: connection.in_atomic_block or connection.savepoint_ids)
+        assert await aio.run(lambda: connection.execute_wrappers) == []
+        with CaptureQueriesContext(connection) as queries, connection.execute_wrapper(wrapper):
+            async with transaction.atomic():
+                pid = await apid()
+                async with transaction.atomic():
+                    transaction.on_commit(lambda: seen["hooks"].append(name))
+                    await schedule.token(name)
+                    await Tag.objects.acreate(name=name)
+                    assert await aio.run(lambda: len(connection.savepoint_ids)) == 1
+                    assert await anames() == [name]
+                    assert await aio.run(lambda: len(connection.run_on_commit)) == 1
+                    await schedule.token(name)
+                assert await apid() == pid
+                transaction.set_rollback(True) if green else await aio.run(
+                    transaction.set_rollback, True
+                )
+        seen["pids"].append(pid)
+        inserts = [query["sql"] for query in queries.captured_queries if "INSERT" in query["sql"]]
+        assert len(inserts) == 1 and f"'{name}'" in inserts[0]
+        assert len(wrapped) == len([q for q in queries.captured_queries if "pg_back" in q["sql"]]) + 4
+
+    async def main() -> None:
+        if parent_used:
+            await Tag.objects.acount()
+        for begin, middle, end in itertools.islice(itertools.product(orders, repeat=3), 0, None, 7):
+            seen: dict[str, Any] = {"hooks": [], "pids": []}
+            schedule = Schedule([])
+            tasks = {
+                name: asyncio.create_task(neighbour(name, schedule, seen)) for name in "ABC"
+            }
+            await asyncio.sleep(0)
+            for name in (*begin, *middle, *end):
+                while set(schedule.waiting) != {n for n, task in tasks.items() if not task.done()}:
+                    await asyncio.sleep(0)
+                schedule.waiting.pop(name).set_result(None)
+            await asyncio.gather(*tasks.values())
+            assert len(set(seen["pids"])) == 3 and seen["hooks"] == []
+
+    run(aio.portal(main()) if green else main(), timeout=60)
+    assert names() == []
