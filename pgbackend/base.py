@@ -252,8 +252,10 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     def _take(self, current: State, transaction: state.Transaction | None) -> Lease:
         if PostgresDatabaseWrapper.ensure_connection is not _ENSURE_CONNECTION:
             self._ask_patches()
-        with self.wrap_database_errors:
-            lease = self._get_lease(transaction)
+        lease = None if transaction is None else transaction.borrow()
+        if lease is None:
+            with self.wrap_database_errors:
+                lease = self._get_lease(transaction)
         if transaction is not None and transaction.innermost is None:
             lease.end()
             state.take_turn(self)  # raises: the block has ended while its task waited
@@ -424,7 +426,9 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         elif autocommit:
             self._end_pooled(current)
         elif current.transaction is None:
-            state.begin(self, State(pooled=True))
+            transaction = state.begin(self, State(pooled=True))
+            if current.lease is not None:
+                transaction.lender = state.session(self)
 
     def _end_pooled(self, current: State) -> None:
         """Give the connection back, and hand the hooks to who runs them after that."""
@@ -435,8 +439,10 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
                     # COMMIT was cancelled while it stood behind the statement of a child task.
                     current.connection.rollback()
                 current.connection.autocommit = True
-            # Also if a cursor was left open: it was one of the transaction's.
-            current.lease.end()
+            if current.transaction is None:
+                current.lease.end()
+            else:
+                current.transaction.give_up_lease()
         if current.transaction is None:
             return
         state.end(self, current)

@@ -12,8 +12,9 @@ of a running query. The names that Django uses (`connection`, `in_atomic_block`,
 3. in a sync context: the wrapper's own `State`, as in Django.
 
 Note [Leases and tasks]
-A task holds at most one lease of an alias: its session's, or its transaction's. Ownership moves in
-one synchronous step: code here decides and acts without an await in between.
+A task holds at most one lease of an alias: its session's, or its transaction's. A transaction that
+is begun while the session holds one (for an open cursor, or pinned) borrows it, and gives it back.
+Ownership moves in one synchronous step: code here decides and acts without an await in between.
 
 Note [Turns]
 A transaction is a chain of blocks; exactly one, the innermost, is open for statements. Code runs
@@ -320,10 +321,16 @@ class Block:
 class Transaction:
     """A transaction, and the tasks that take part in it."""
 
-    __slots__ = ("home", "innermost", "leasing", "state", "task", "timeout", "waiters")
+    # fmt: off
+    __slots__ = (
+        "home", "innermost", "leasing", "lender", "state", "task", "timeout", "waiters",
+    )
+    # fmt: on
 
     def __init__(self, state: State, timeout: float) -> None:
         self.state = state
+        #: The session whose lease this transaction uses, if there is one.
+        self.lender: Session | None = None
         self.timeout = timeout
         self.innermost: Block | None = Block(self, None)
         #: The loop whose pool gives the connection; None for one that has its own.
@@ -350,6 +357,31 @@ class Transaction:
         self.end()
         if lease is not None:
             lease.end()
+
+    def borrow(self) -> Lease | None:
+        """Take over the lease of the session that began the transaction, if it holds one."""
+        if self.lender is None:
+            return None
+        lease, self.lender.state.lease = self.lender.state.lease, None
+        self.lender.state.connection = None
+        if lease is None:
+            self.lender = None
+        elif self.lender.pins:
+            lease.pins -= 1  # the transaction pins it
+        return lease
+
+    def give_up_lease(self) -> None:
+        """End the lease, also if a cursor was left open; but give back what was borrowed."""
+        lease, lender = self.state.lease, self.lender
+        assert lease is not None
+        if lender is None:
+            lease.end()
+            return
+        if lender.state.lease is None and (lender.pins or lease.cursors):
+            self.state.lease = self.state.connection = None
+            lender.state.take(lease)
+            lease.pins += bool(lender.pins)
+        lease.unpin()
 
     def take_turn(self, block: Block) -> None:
         """Wait until statements of `block` may run. See Note [Turns].

@@ -363,12 +363,14 @@ def test_three_tasks_with_transactions_of_their_own_never_wait_for_each_other(
 ) -> None:
     """Any task may take its next step at any point, and sees no row of the others."""
     drawn = random.Random(repr((request.config.option.seed, failing)))
-    programs = {name: (("w", ("w",)),) for name in "PAB"}
+    programs = dict.fromkeys("PAB", (("w", ("w",)),))
 
     async def main() -> None:
         for number in range(40):
             failure = failing and Failure(failing, 4, KINDS[0])  # at the end of the outer block
-            one = Run(number, programs, failure or None, Schedule([], random.Random(drawn.random())))
+            one = Run(
+                number, programs, failure or None, Schedule([], random.Random(drawn.random()))
+            )
             if failing:
                 one.failure = Failure(failing, 5, KINDS[0])
             tasks = {name: asyncio.create_task(one.perform(name)) for name in programs}
@@ -396,8 +398,7 @@ async def busy_child(prefix: str, written: list[str], drawn: random.Random) -> N
                     await Tag.objects.acreate(name=name)
             else:
                 await Tag.objects.acreate(name=name)
-        except TransactionManagementError as refusal:
-            assert "has ended" in str(refusal)
+        except TransactionManagementError:
             return
         written.append(name)
 
@@ -565,12 +566,15 @@ async def stubborn_child(opened: asyncio.Event, go: asyncio.Event) -> None:
 
 
 @pytest.mark.parametrize("nested", [False, True], ids=["outermost", "nested"])
-@pytest.mark.parametrize("how", ["cancelled", "cancelled while it waits", "fails", "waits too long"])
-def test_a_block_that_is_left_with_an_error_is_rolled_back_with_what_is_open_in_it(
+@pytest.mark.parametrize(
+    "how", ["cancelled", "cancelled while it waits", "fails", "waits too long"]
+)
+def test_a_block_that_is_left_with_an_error_is_rolled_back_with_what_is_open_in_it(  # noqa: PLR0915
     run: Runner, how: str, nested: bool
 ) -> None:
     async def block(opened: asyncio.Event, go: asyncio.Event, tasks: list[Any]) -> None:
         async with transaction.atomic():
+            blocks.append(state.current_block(connection))
             await Tag.objects.acreate(name="parent's")
             tasks.append(asyncio.create_task(stubborn_child(opened, go), name="the child"))
             await opened.wait()
@@ -597,6 +601,7 @@ def test_a_block_that_is_left_with_an_error_is_rolled_back_with_what_is_open_in_
                     return  # noqa: B012 - so that the outer block is committed
 
     kept: list[str] = []
+    blocks: list[Any] = []
     errors: list[BaseException | None] = []
 
     async def main() -> None:
@@ -605,7 +610,7 @@ def test_a_block_that_is_left_with_an_error_is_rolled_back_with_what_is_open_in_
         parent = asyncio.create_task(around(opened, go, tasks), name="the parent")
         await opened.wait()
         if how == "cancelled while it waits":
-            while not _waits_for_its_turn(parent):
+            while not blocks[0].transaction.waiters:
                 await asyncio.sleep(0)
         if "cancelled" in how:
             parent.cancel()
@@ -629,13 +634,6 @@ def test_a_block_that_is_left_with_an_error_is_rolled_back_with_what_is_open_in_
     committed = nested and "cancelled" not in how
     assert names() == (["after"] if committed else [])
     assert kept == (["hook"] if committed else [])
-
-
-def _waits_for_its_turn(task: asyncio.Task[Any]) -> bool:
-    return any(
-        block.transaction.waiters
-        for block in task.get_context().get(state._blocks, {}).values()
-    )
 
 
 def test_a_cancelled_end_that_waits_for_a_childs_statement_leaves_no_connection(
@@ -1085,7 +1083,9 @@ def test_tasks_that_share_only_the_loop_share_nothing_in_whatever_order(
         seen["pids"].append(pid)
         inserts = [query["sql"] for query in queries.captured_queries if "INSERT" in query["sql"]]
         assert len(inserts) == 1 and f"'{name}'" in inserts[0]
-        assert len(wrapped) == len([q for q in queries.captured_queries if "pg_back" in q["sql"]]) + 4
+        assert (
+            len(wrapped) == len([q for q in queries.captured_queries if "pg_back" in q["sql"]]) + 4
+        )
 
     async def main() -> None:
         if parent_used:
@@ -1093,9 +1093,7 @@ def test_tasks_that_share_only_the_loop_share_nothing_in_whatever_order(
         for begin, middle, end in itertools.islice(itertools.product(orders, repeat=3), 0, None, 7):
             seen: dict[str, Any] = {"hooks": [], "pids": []}
             schedule = Schedule([])
-            tasks = {
-                name: asyncio.create_task(neighbour(name, schedule, seen)) for name in "ABC"
-            }
+            tasks = {name: asyncio.create_task(neighbour(name, schedule, seen)) for name in "ABC"}
             await asyncio.sleep(0)
             for name in (*begin, *middle, *end):
                 while set(schedule.waiting) != {n for n, task in tasks.items() if not task.done()}:
