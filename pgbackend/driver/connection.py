@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import select
 import warnings
 import weakref
 from collections import deque
@@ -58,9 +59,14 @@ class Watch:
 
     The reader stays registered between waits, since adding and removing it costs two system
     calls; data that arrives when nobody waits (the server's farewell, mostly) only unregisters it.
+
+    Note [Errors of a socket]
+    asyncio's own loops tell of an error of the socket (the server reset it) for as long as it is
+    registered. uvloop tells it once, as readiness, and then ends the registration, though there
+    may be data to read before the error is met. There the socket itself is asked.
     """
 
-    __slots__ = ("fd", "future", "loop", "reading", "ready", "writing")
+    __slots__ = ("errors", "fd", "future", "loop", "reading", "ready", "writing")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
         self.loop = loop
@@ -69,6 +75,10 @@ class Watch:
         self.reading = False
         self.writing = False
         self.ready = 0
+        self.errors: select.poll | None = None
+        if not isinstance(loop, asyncio.BaseEventLoop):
+            self.errors = select.poll()
+            self.errors.register(fd, 0)  # errors are told unasked
 
     def wait(self, portal: Portal, state: int, timeout: float | None) -> int:
         """Park `portal` until the socket is ready for `state`; return how it is ready.
@@ -106,6 +116,8 @@ class Watch:
             # next lease finds out which (`AsyncConnection.is_alive`).
             self.stop()
         else:
+            if self.errors is not None and self.errors.poll(0):  # Note [Errors of a socket]
+                self.stop()
             self._wake(Ready.R)
 
     def _on_writable(self) -> None:

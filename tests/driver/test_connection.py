@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +16,12 @@ from psycopg import errors as e
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
+from psycopg.waiting import Wait
 
-from pgbackend.driver import AsyncConnection, Connection, connect
+from pgbackend.driver import AsyncConnection, Connection, bridge, connect
 from pgbackend.driver.bridge import await_
 from pgbackend.driver.bridge import run as green
+from pgbackend.driver.connection import Watch
 from tests.conftest import LOOPS, Runner, wait_for
 from tests.support.link import Link
 
@@ -719,3 +722,29 @@ def test_is_alive_knows_what_the_socket_knows(
         connection.close_now()
 
     run(main())
+
+
+def test_a_wait_that_follows_an_error_of_the_socket_ends_too(run: Runner) -> None:
+    """uvloop calls a reader once for such a socket, and never again, though data came with it."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+
+    def wait_twice() -> list[int]:
+        watch = Watch(asyncio.get_running_loop(), ours.fileno())
+        portal = bridge.current()
+        assert portal is not None
+        try:
+            ready = [watch.wait(portal, Wait.R, 1.0)]
+            assert ours.recv(100) == b"the rest will never come"
+            ready.append(watch.wait(portal, Wait.R, 1.0))
+        finally:
+            watch.stop()
+        with pytest.raises(ConnectionResetError):
+            ours.recv(100)
+        return ready
+
+    with ours, theirs:
+        ours.send(b"never read, so that closing is an error")
+        theirs.send(b"the rest will never come")
+        theirs.close()
+        assert run.green(wait_twice) == [Wait.R, Wait.R]
