@@ -23,7 +23,7 @@ MANAGE_TEST = ["-X", "dev", "-W", "error", "manage.py", "test", "django_tests"]
 WAYS: dict[str, tuple[list[str], str, int]] = {
     "manage_test": (MANAGE_TEST, "", 23),
     "manage_test_parallel": ([*MANAGE_TEST, "--parallel", "2"], "", 23),
-    "pytest_django": (PYTEST, "pytest_django_tests", 14),
+    "pytest_django": (PYTEST, "pytest_django_tests", 16),
     "pytest_asyncio_auto": (PYTEST, "asyncio_auto", 13),
     "pytest_asyncio_strict": (PYTEST, "asyncio_strict", 5),
     "anyio": (PYTEST, "anyio_tests", 10),

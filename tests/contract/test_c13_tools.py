@@ -61,6 +61,7 @@ def test_connection_queries_are_those_of_the_task(run: Runner) -> None:
         return [query["sql"] for query in connection.queries]
 
     async def main() -> None:
+        await Tag.objects.acount()  # from here on the tasks share one wrapper
         names = [f"tag {number}" for number in range(5)]
         logs = await asyncio.gather(*(aio.portal(one(name)) for name in names))
         for name, (insert, select) in zip(names, logs, strict=True):
@@ -77,6 +78,7 @@ def test_captured_queries_are_those_of_the_block_and_of_its_tasks(run: Runner) -
         done.set()
 
     async def main() -> None:
+        await Tag.objects.acount()  # from here on the tasks share one wrapper
         begun, done = asyncio.Event(), asyncio.Event()
         task = asyncio.create_task(stranger(begun, done))
         with CaptureQueriesContext(connection) as captured:

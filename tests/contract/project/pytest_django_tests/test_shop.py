@@ -31,6 +31,20 @@ def test_async_code_sees_it(tea, async_client, number):
     assert Product.objects.count() == 2
 
 
+@pytest.fixture(scope="module")
+def runner():
+    with asyncio.Runner() as runner:
+        runner.get_loop()  # its context is of now, before any test
+        yield runner
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_a_loop_of_the_module_sees_it(runner, tea, number):
+    assert runner.run(Product.objects.acount()) == 1
+    runner.run(Product.objects.acreate(name="coffee"))
+    assert Product.objects.count() == 2
+
+
 def test_the_sync_client(tea, client):
     assert client.get("/sell/tea/").json() == {"left": 2}
     assert client.get("/products/sync/").json() == {"products": 1}
