@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from .driver import pool
+from .driver.connection import own_connections
 from .driver.events import Event, Hook, Leased, Released, hooks
 from .driver.pool import PoolStatistics
 
-__all__ = ["Event", "Hook", "Leased", "PoolStatistics", "Released", "add_hook", "remove_hook"]
-__all__ += ["statistics"]
+__all__ = ["Connections", "Event", "Hook", "Leased", "PoolStatistics", "Released", "add_hook"]
+__all__ += ["connections", "remove_hook", "statistics"]
+
+
+@dataclass(frozen=True, slots=True)
+class Connections:
+    """How many connections this process has open, and how many it may open as it is now."""
+
+    async_open: int
+    """Connections of the async pools, open or being opened."""
+    async_max: int
+    """The sum of the async pools' `max_size`: one pool for each alias on each event loop."""
+    sync_open: int
+    """Connections of sync code: each thread's own, and those of Django's synchronous pools."""
+    sync_max: int
+    """The sum of the synchronous pools' `max_size`, plus what threads have open of their own: they
+    open one for each thread and alias, without another limit."""
+
+    @property
+    def open(self) -> int:
+        """All connections that are open."""
+        return self.async_open + self.sync_open
+
+    @property
+    def max(self) -> int:
+        """The sum over all processes must stay below the server's ``max_connections``."""
+        return self.async_max + self.sync_max
 
 
 def statistics(using: str | None = None) -> list[PoolStatistics]:
@@ -16,6 +44,22 @@ def statistics(using: str | None = None) -> list[PoolStatistics]:
     There is one pool for each alias on each event loop. `using` picks one alias.
     """
     return [record for record in pool.statistics() if using in (None, record.alias)]
+
+
+def connections() -> Connections:
+    """Return how many connections this process has open, and how many it may open."""
+    from .base import DatabaseWrapper  # needs Django's apps; hooks may be added before
+
+    records = pool.statistics()
+    sync_pools = list(DatabaseWrapper._connection_pools.values())  # noqa: SLF001 - Django's name
+    sync_open = own_connections()
+    pooled = sum(sync_pool.get_stats().get("pool_size", 0) for sync_pool in sync_pools)
+    return Connections(
+        async_open=sum(record.size for record in records),
+        async_max=sum(record.max_size for record in records),
+        sync_open=sync_open,
+        sync_max=sum(sync_pool.max_size for sync_pool in sync_pools) + max(0, sync_open - pooled),
+    )
 
 
 def add_hook(hook: Hook) -> None:

@@ -335,6 +335,7 @@ class Transaction:
         self.innermost: Block | None = Block(self, None)
         #: The loop whose pool gives the connection; None for one that has its own.
         self.home = asyncio._get_running_loop() if state.pooled else None
+        self.task = None if self.home is None else asyncio.current_task()
         self.leasing = bridge.ParkingLock()
         self.waiters: list[bridge.Waiter] = []
         #: The task that it ends with, if no `with` says where it ends.

@@ -53,6 +53,9 @@ _ACTIVE = TransactionStatus.ACTIVE
 _IDLE = TransactionStatus.IDLE
 _BAD = ConnStatus.BAD
 
+#: The connections that no async pool keeps: threads', synchronous pools', copies'.
+_own: set[weakref.ref[Connection]] = set()
+
 
 class Watch:
     """The readiness of one socket, as seen by one event loop.
@@ -173,6 +176,7 @@ class Connection(psycopg.Connection[Any]):
         factory: Any = self.cursor_factory
         if self.prepare_threshold is not None and not issubclass(factory, psycopg.ClientCursor):
             self.cursor_factory = preparing_class(factory)
+        _own.add(weakref.ref(self, _own.discard))
         return self
 
     @classmethod
@@ -411,6 +415,20 @@ class Connection(psycopg.Connection[Any]):
         """Roll back; a cancellation that arrives meanwhile is held back."""
         with bridge.hold_cancellation():
             super().rollback()
+
+
+def own_connections() -> int:
+    """Return how many connections this process has open beside those of its async pools.
+
+    Other threads open and drop theirs meanwhile: the set is copied in one step, and only looked at.
+    """
+    opened = [ref() for ref in list(_own)]
+    return sum(connection is not None and not connection.closed for connection in opened)
+
+
+def forget_own_connections() -> None:
+    """Stop counting them: after a fork they are the parent's."""
+    _own.clear()
 
 
 class AsyncConnection(psycopg.AsyncConnection[Any]):

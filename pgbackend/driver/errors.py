@@ -32,6 +32,10 @@ class PoolTimeout(psycopg.OperationalError):
     """No connection became free within the pool's ``timeout``."""
 
 
+class PoolDeadlock(psycopg.OperationalError):
+    """No connection can become free: all are held by tasks that wait for each other."""
+
+
 class PoolClosed(psycopg.OperationalError):
     """The pool was closed, or its event loop was."""
 

@@ -7,6 +7,7 @@ them, and queues who waits. The layer here adds what it cannot promise by itself
   its connection (`Pool.release`);
 - a connection that the server has closed is noticed before a statement is sent, without a ping;
 - why a connection could not be made reaches those who wait for it, at once;
+- so does that none can come, when all holders wait for each other (`deadlock`);
 - what one lease left in its session does not reach the next one (`Pool._restore`);
 - the pool ends with its event loop, and does not cross a fork.
 """
@@ -23,7 +24,7 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Literal, TypeAlias
@@ -39,8 +40,8 @@ from psycopg_pool.pool_async import (
     StopWorker,
 )
 
-from . import bridge, errors, events
-from .connection import CLEANUP_BUDGET, AsyncConnection, Connection
+from . import bridge, deadlock, errors, events
+from .connection import CLEANUP_BUDGET, AsyncConnection, Connection, forget_own_connections
 
 logger = logging.getLogger("pgbackend.driver")
 
@@ -131,8 +132,7 @@ class Lease:
         self.pool = pool
         self.physical = physical
         self.since = monotonic()
-        self.task = asyncio.current_task()
-        self.holder = self.task.get_name() if self.task is not None else "no task"
+        self.hand_to(asyncio.current_task())
         self.pins = 0
         self.cursors = 0
         #: Whether something may have changed the state of the session.
@@ -148,6 +148,11 @@ class Lease:
     def __del__(self) -> None:
         if not self.ended:
             self.end()
+
+    def hand_to(self, task: asyncio.Task[Any] | None) -> None:
+        """Make `task` the one who holds the lease: on whom it depends when it ends."""
+        self.task = task
+        self.holder = task.get_name() if task is not None else "no task"
 
     def can_wait(self) -> bool:
         """Whether the caller may send a statement: the holder, where something can wait for it."""
@@ -204,13 +209,22 @@ class _WorkerCancelled(BaseException):
 class _Queue(deque[Any]):
     """psycopg_pool's queue of those who wait, which knows what task each belongs to."""
 
-    def __init__(self) -> None:
+    def __init__(self, layer: Pool) -> None:
         super().__init__()
+        self.layer = layer
         self.by_task: dict[asyncio.Task[Any] | None, Any] = {}
 
     def append(self, client: Any) -> None:
-        self.by_task[asyncio.current_task()] = client
+        task = asyncio.current_task()
+        assert task is not None
+        self.layer.check_deadlock(task)
+        self.by_task[task] = client
         super().append(client)
+
+    def has(self, task: asyncio.Task[Any]) -> bool:
+        """Whether `task` waits: it has neither been served, nor given up."""
+        client = self.by_task.get(task)
+        return client is not None and client.conn is None and client.error is None
 
 
 class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
@@ -219,9 +233,10 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
     layer: Pool
     _waiting: _Queue
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._waiting = _Queue()
+    def __init__(self, layer: Pool, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.layer = layer
+        self._waiting = _Queue(layer)
 
     async def _getconn_unchecked(self, timeout: float) -> AsyncConnection:
         task = asyncio.current_task()
@@ -325,8 +340,8 @@ class Pool:
         self.loop = loop
         self.thread = threading.get_ident()
         self.closed = False
-        self._leases: set[int] = set()
-        self._holders: dict[int, tuple[str, float]] = {}
+        #: By number, with a weak reference: a lease that nobody holds any more must be collected.
+        self._leases: dict[int, weakref.ref[Lease]] = {}
         self._failure: tuple[float, BaseException] | None = None
         #: Every connection: free, leased, or on its way between the two.
         self.made: weakref.WeakSet[AsyncConnection] = weakref.WeakSet()
@@ -336,15 +351,14 @@ class Pool:
         self._opened: asyncio.Future[None] | None = None
 
     def _make(self) -> _Psycopg:
-        pool = _Psycopg(
+        return _Psycopg(
+            self,
             kwargs={**self.options.connect, "autocommit": True},
             connection_class=AsyncConnection,
             configure=self._configure,
             open=False,
             **{"name": self.name, **self.options.pool},
         )
-        pool.layer = self
-        return pool
 
     def __repr__(self) -> str:
         s = self.statistics()
@@ -360,8 +374,7 @@ class Pool:
         started = monotonic()
         physical: AsyncConnection = bridge.await_(self._get(started))
         lease = Lease(self, physical)
-        # By number, not by reference: a lease that nobody holds any more must be collected.
-        self._holders[id(lease)] = (lease.holder, lease.since)
+        self._leases[id(lease)] = weakref.ref(lease)
         if events.hooks:
             events.emit(
                 events.Leased(self.name, physical.pgconn.backend_pid, lease.since - started)
@@ -452,13 +465,53 @@ class Pool:
         s = self.statistics()
         now = monotonic()
         holders = ", ".join(
-            f"{holder!r} for {now - since:.2f} s" for holder, since in self._holders.values()
+            f"{lease.holder!r} for {now - lease.since:.2f} s" for lease in self.held()
         )
         return errors.PoolTimeout(
             f"couldn't get a connection of {self.name!r} after {waited:.2f} s: {s.leased} of "
             f"{s.max_size} in use, {s.waiting} waiting; held by {holders or 'nobody'}. Raise "
             f"'max_size' or 'timeout' in {self._setting()}, or hold connections for less time"
         )
+
+    # --- Holders ---
+
+    def held(self) -> list[Lease]:
+        """The leases that have not ended."""
+        return [lease for ref in list(self._leases.values()) if (lease := ref()) is not None]
+
+    def holders(self) -> list[asyncio.Task[Any] | None]:
+        """Those of whom one must give a connection back before another task can have one."""
+        held = self.held()
+        return [lease.task for lease in held] if len(held) >= self._psycopg.max_size else [None]
+
+    def check_deadlock(self, task: asyncio.Task[Any]) -> None:
+        """Raise `PoolDeadlock` if `task`, which begins to wait, would wait for itself."""
+        circle = deadlock.find(task, self.holders(), self._queued)
+        if circle is None:
+            return
+        now = monotonic()
+        holders = ", ".join(
+            f"{lease.holder!r} (one of {pool.name!r} for {now - lease.since:.2f} s)"
+            for pool in self._neighbours()
+            for lease in pool.held()
+            if lease.task in circle
+        )
+        raise errors.PoolDeadlock(
+            f"task {task.get_name()!r} would wait for ever for a connection of {self.name!r}: all "
+            f"{self._psycopg.max_size} are held by tasks that wait for each other: {holders}. "
+            f"Raise 'max_size' in {self._setting()}, or need no second connection while one is "
+            "held: let the inner code take part in the transaction instead of being detached, or "
+            "run it before or after the block; take the databases in one order everywhere"
+        )
+
+    def _queued(self, task: asyncio.Task[Any]) -> list[asyncio.Task[Any] | None] | None:
+        for pool in self._neighbours():
+            if pool._psycopg._waiting.has(task):  # noqa: SLF001 - another pool's
+                return pool.holders()
+        return None
+
+    def _neighbours(self) -> Iterable[Pool]:
+        return _by_loop[self.loop].pools.values() if self.loop in _by_loop else [self]
 
     # --- Release: decide, then act; nothing is awaited by the task that held the lease ---
 
@@ -472,7 +525,7 @@ class Pool:
             self.loop.call_soon_threadsafe(self._release, lease)
 
     def _release(self, lease: Lease) -> None:
-        self._holders.pop(id(lease), None)
+        self._leases.pop(id(lease), None)
         physical = lease.physical
         pgconn = physical.pgconn
         status = pgconn.transaction_status
@@ -565,7 +618,7 @@ class Pool:
             min_size=self._psycopg.min_size,
             max_size=self._psycopg.max_size,
             size=stats["pool_size"],
-            leased=len(self._holders),
+            leased=len(self._leases),
             idle=stats["pool_available"],
             waiting=self._psycopg.waiting(),
             requests=stats.get("requests_num", 0),
@@ -649,6 +702,7 @@ _inherited: list[Any] = []
 def _forget_after_fork() -> None:
     _inherited.append(dict(_by_loop))
     _by_loop.clear()
+    forget_own_connections()
 
 
 if hasattr(os, "register_at_fork"):

@@ -382,19 +382,25 @@ def test_an_exhausted_pool_says_who_holds_what(run: Runner, pools: Pools) -> Non
     async def main() -> None:
         pool = pools(max_size=1, timeout=0.05)
 
+        released = asyncio.Event()
+
         def hold() -> None:
             with pinned(pool):
-                with pytest.raises(PoolTimeout) as caught:
-                    await_(asyncio.create_task(green(fetch, pool, "SELECT 1")))
-            text = str(caught.value)
-            assert f"connection of {pools.name!r} after 0.0" in text
-            assert "1 of 1 in use, 0 waiting" in text
-            assert "held by 'the holder' for 0.0" in text
-            setting = f"DATABASES[{pools.name!r}]['OPTIONS']['pool']"
-            assert f"'max_size' or 'timeout' in {setting}" in text
-            assert fetch(pool, "SELECT 1") == [(1,)]
+                await_(released.wait())
 
-        await asyncio.create_task(green(hold), name="the holder")
+        holding = asyncio.create_task(green(hold), name="the holder")
+        await until(lambda: pool.statistics().leased)
+        with pytest.raises(PoolTimeout) as caught:
+            await green(fetch, pool, "SELECT 1")
+        text = str(caught.value)
+        assert f"connection of {pools.name!r} after 0.0" in text
+        assert "1 of 1 in use, 0 waiting" in text
+        assert "held by 'the holder' for 0.0" in text
+        setting = f"DATABASES[{pools.name!r}]['OPTIONS']['pool']"
+        assert f"'max_size' or 'timeout' in {setting}" in text
+        released.set()
+        await holding
+        assert await green(fetch, pool, "SELECT 1") == [(1,)]
 
     run(main())
 
@@ -1308,7 +1314,7 @@ def test_a_coroutine_that_is_closed_in_the_queue_loses_no_place(
     async def main() -> None:
         pool = pools(max_size=1, timeout=5)
         await green(fetch, pool, "SELECT 1")
-        lease = await green(pool.lease)
+        lease = await asyncio.create_task(green(pool.lease))
         coro = green(fetch, pool, "SELECT 1")
         coro.send(None)
         if served:

@@ -1,0 +1,65 @@
+"""Tasks that hold connections and wait for each other's.
+
+A task in the queue of a full pool waits for any of those who hold its connections. A holder may be
+in a queue itself, or await tasks that are. When everything that can be reached in this way waits,
+and the one who asks is part of it, no connection will ever come free for it.
+
+Only what is certain counts: a holder that waits for anything else, or is about to run, may give its
+connection back. So the search, which is made when a queue is entered, ends at the first of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
+
+Task: TypeAlias = "asyncio.Task[Any]"
+
+#: Who holds the connections that a task is in a queue for (None among them: not known); None if the
+#: task is in no queue.
+Queued: TypeAlias = Callable[[Task], "Iterable[Task | None] | None"]
+
+
+def find(asking: Task, holders: Iterable[Task | None], queued: Queued) -> set[Task] | None:
+    """Return the tasks that wait for each other once `asking` waits for `holders`; else None."""
+    found: set[Task] = set()
+    todo = list(holders)
+    while todo:
+        task = todo.pop()
+        if task is asking or task in found:
+            found.add(task)
+            continue
+        waits_for = _waits_for(task, queued)
+        if task is None or not waits_for:
+            return None
+        found.add(task)
+        todo += waits_for
+    return found if asking in found else None
+
+
+def _waits_for(task: Task | None, queued: Queued) -> list[Task | None]:
+    """Those of whom one must go on before `task` can; empty if it may go on by other means."""
+    future: Any = getattr(task, "_fut_waiter", None)
+    if task is None or future is None or future.done():
+        return []
+    holders = queued(task)
+    if holders is not None:
+        return list(holders)
+    if isinstance(future, asyncio.Task):
+        return [future]
+    # gather() and TaskGroup may end early when one of theirs fails: so none of them may go on.
+    awaited = getattr(future, "_children", None) or _group_of(task)
+    return [one for one in awaited if not one.done()]
+
+
+def _group_of(task: Task) -> Iterable[Task]:
+    """The tasks of the `TaskGroup` at whose end `task` waits, if it does."""
+    coro: Any = task.get_coro()
+    while hasattr(inner := getattr(coro, "cr_await", None), "cr_frame"):
+        coro = inner
+    frame = getattr(coro, "cr_frame", None)
+    if frame is None or frame.f_globals.get("__name__") != "asyncio.taskgroups":
+        return ()
+    tasks: Iterable[Task] = frame.f_locals["self"]._tasks  # noqa: SLF001
+    return tasks
