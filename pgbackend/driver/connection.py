@@ -126,6 +126,19 @@ class Watch:
     def _on_writable(self) -> None:
         self._wake(Ready.W)
 
+    def leave(self) -> None:
+        """Unregister, from a thread that is about to wait by itself, and may close the socket."""
+        if not self.reading or self.loop.is_closed():
+            return
+        if asyncio._get_running_loop() is self.loop:
+            self.stop()
+        else:
+            self.loop.call_soon_threadsafe(self._stop_if_unused)
+
+    def _stop_if_unused(self) -> None:
+        if self.future is None:
+            self.stop()
+
     def stop(self) -> None:
         """Unregister from the loop; must come before the socket is closed.
 
@@ -264,8 +277,15 @@ class Connection(psycopg.Connection[Any]):
             self._check_lease()
         portal = current()
         if portal is None:
+            if self.physical is not None:
+                self.physical.watch.leave()
             return super().wait(gen, interval, timeout)
-        return self._wait_green(portal, gen, timeout)
+        try:
+            return self._wait_green(portal, gen, timeout)
+        finally:
+            if self.pgconn.status == _BAD:
+                # libpq closed the socket, in the midst of anything: before its number is used again
+                self._stop_watch()
 
     def _wait_green(self, portal: Portal, gen: PQGen[RV], timeout: float | None) -> RV:
         try:

@@ -237,6 +237,8 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         super().__init__(**kwargs)
         self.layer = layer
         self._waiting = _Queue(layer)
+        #: Held by an attempt to connect, as long as there is no connection.
+        self._attempt = asyncio.Lock()
 
     async def _getconn_unchecked(self, timeout: float) -> AsyncConnection:
         task = asyncio.current_task()
@@ -278,12 +280,19 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
 
     async def _connect(self, timeout: float | None = None) -> AsyncConnection:
         try:
-            connection = await super()._connect(timeout)
+            if self.layer.has_connection():
+                return await self._connect_once(timeout)
+            async with self._attempt:  # if it fails, it answers for those who were about to
+                self.layer.check_failure()
+                return await self._connect_once(timeout)
         except asyncio.CancelledError:
             raise _WorkerCancelled from None
         except Exception as exc:
             await self.layer.connect_failed(exc)
             raise
+
+    async def _connect_once(self, timeout: float | None) -> AsyncConnection:
+        connection = await super()._connect(timeout)
         self.layer.made.add(connection)
         return connection
 
@@ -390,7 +399,7 @@ class Pool:
         while not self._psycopg._opened:  # noqa: SLF001 - who opens it may be cancelled
             await self._open()
         while True:
-            self._check_failure()
+            self.check_failure()
             self._psycopg.make_room()
             timeout = self._psycopg.timeout - (monotonic() - started)
             try:
@@ -431,18 +440,19 @@ class Pool:
 
     async def connect_failed(self, exc: BaseException) -> None:
         """Remember why; if there is no connection to wait for, fail those who wait."""
-        self._failure = (monotonic(), exc)
-        if not self._has_connection():
+        if self._failure is None or exc.__cause__ is not self._failure[1]:  # not a repetition
+            self._failure = (monotonic(), exc)
+        if not self.has_connection():
             await self._psycopg.fail_waiting(lambda: self._repeat(exc))
 
-    def _has_connection(self) -> bool:
+    def has_connection(self) -> bool:
         return any(not connection.closed for connection in self.made)
 
-    def _check_failure(self) -> None:
+    def check_failure(self) -> None:
         if self._failure is None:
             return
         when, exc = self._failure
-        if monotonic() - when < FAILURE_WINDOW and not self._has_connection():
+        if monotonic() - when < FAILURE_WINDOW and not self.has_connection():
             raise self._repeat(exc)
 
     @staticmethod

@@ -654,6 +654,28 @@ def test_a_connection_that_dies_in_use_is_replaced(run: Runner, pools: Pools) ->
     run(main())
 
 
+def test_a_connection_that_dies_between_two_statements_leaves_no_reader(
+    run: Runner, pools: Pools
+) -> None:
+    """libpq closes the socket as it sends: whoever gets its number next must be woken."""
+
+    def main() -> None:
+        pool = pools(max_size=1)
+        with pinned(pool) as lease:
+            connection = lease.connection
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+            number = connection.fileno()
+            pools.terminate_sessions()  # the loop has no turn before the next statement
+            with pytest.raises(psycopg.OperationalError):
+                connection.execute("SELECT 2")
+            assert not lease.physical.watch.reading
+        with pinned(pool) as lease:
+            assert lease.connection.fileno() == number, "the number is used again"
+            assert lease.connection.execute("SELECT 3, pg_sleep(0.01)").fetchone() == (3, "")
+
+    run(bridge.run(main), timeout=5)
+
+
 def test_an_old_connection_is_replaced(run: Runner, pools: Pools) -> None:
     async def main() -> None:
         pool = pools(max_lifetime=0.01)

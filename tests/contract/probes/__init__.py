@@ -1,0 +1,1 @@
+"""Scripts that the tests of the contract run in processes of their own."""
