@@ -263,7 +263,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         session = state.session(self) if transaction is None else None
         if transaction is not None:
             lease.pin()
-            lease.hand_to(transaction.task)  # who has begun the block ends it, and the lease
+            lease.hand_to(transaction.owner)  # who has begun the block ends it, and the lease
             # psycopg begins with the first statement.
             lease.connection._autocommit = False  # noqa: SLF001
         elif session is not None and session.pins:

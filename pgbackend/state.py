@@ -323,7 +323,7 @@ class Transaction:
 
     # fmt: off
     __slots__ = (
-        "home", "innermost", "leasing", "lender", "state", "task", "timeout", "waiters",
+        "home", "innermost", "leasing", "lender", "owner", "state", "task", "timeout", "waiters",
     )
     # fmt: on
 
@@ -335,7 +335,8 @@ class Transaction:
         self.innermost: Block | None = Block(self, None)
         #: The loop whose pool gives the connection; None for one that has its own.
         self.home = asyncio._get_running_loop() if state.pooled else None
-        self.task = None if self.home is None else asyncio.current_task()
+        #: Whose block it is; None in a thread.
+        self.owner = None if self.home is None else asyncio.current_task()
         self.leasing = bridge.ParkingLock()
         self.waiters: list[bridge.Waiter] = []
         #: The task that it ends with, if no `with` says where it ends.
@@ -474,6 +475,7 @@ class Transaction:
             self.task.remove_done_callback(self._task_done)
         while self.innermost is not None:
             self.pop(self.innermost)
+        self.owner = None
 
     def _wake(self) -> None:
         waiters, self.waiters = self.waiters, []

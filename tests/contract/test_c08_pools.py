@@ -64,17 +64,32 @@ def sessions(admin: psycopg.Connection[Any], name: str) -> list[int]:
 # --- One pool for each process, loop and alias --------------------------------------------------
 
 
-@pytest.fixture
-def other_alias() -> Iterator[str]:
-    """A second alias of the same database; the tests use it on loops only."""
-    settings_dict = {**connections.settings["default"]}
-    connections.settings["other"] = settings_dict
+@pytest.fixture(scope="module")
+def other_alias(django_db_setup: None) -> Iterator[str]:
+    """A second alias of the same database."""
+    connections.settings["other"] = {**connections.settings["default"]}
     yield "other"
+    connections["other"].close()
     connections["other"].close_pool()
     del connections["other"]
     del connections.settings["other"]
 
 
+two_aliases = pytest.mark.django_db(transaction=True, databases=["default", "other"])
+
+
+@contextmanager
+def pools_of_both(**options: Any) -> Iterator[None]:
+    """Change options of the pools of both aliases for the loops that are begun in the block."""
+    other = connections.settings["other"]
+    before = other["OPTIONS"]
+    with pool_of_default(**options):
+        other["OPTIONS"] = connections.settings["default"]["OPTIONS"]
+        yield
+    other["OPTIONS"] = before
+
+
+@two_aliases
 def test_each_alias_on_each_loop_has_one_pool_opened_at_first_use(
     run: Runner, other_alias: str
 ) -> None:
@@ -251,6 +266,7 @@ def test_a_loop_in_a_thread_of_a_loop_has_a_pool_of_its_own(
     wait_for(lambda: not sessions(admin, "nested"), "the sessions are closed")
 
 
+@two_aliases
 def test_how_many_connections_a_process_has_and_may_open_is_one_sum(
     run: Runner, other_alias: str
 ) -> None:
@@ -674,6 +690,7 @@ def test_a_holder_that_waits_for_a_second_connection_of_its_full_pool_is_told_at
         run(main())
 
 
+@two_aliases
 def test_two_tasks_that_wait_for_each_others_connection_are_told_at_once(
     run: Runner, other_alias: str
 ) -> None:
@@ -704,8 +721,7 @@ def test_two_tasks_that_wait_for_each_others_connection_are_told_at_once(
         assert "'north' (one of 'default'" in text and "'south' (one of 'other'" in text
         assert float(errors[0].__notes__[0]) < AT_ONCE
 
-    with pool_of_default(max_size=1, timeout=5):
-        connections.settings[other_alias]["OPTIONS"] = connections.settings["default"]["OPTIONS"]
+    with pools_of_both(max_size=1, timeout=5):
         run(main())
 
 
@@ -818,6 +834,7 @@ def test_a_holder_that_waits_for_anything_else_is_never_reported(run: Runner, bu
         run(main())
 
 
+@two_aliases
 def test_no_circle_of_queues_is_missed_and_all_others_are_served(
     run: Runner, other_alias: str, request: pytest.FixtureRequest
 ) -> None:
@@ -844,8 +861,7 @@ def test_no_circle_of_queues_is_missed_and_all_others_are_served(
         assert len(outcomes) == 200
         assert outcomes.count("served") > 20 and outcomes.count("told") > 5, outcomes
 
-    with pool_of_default(max_size=2, timeout=10):
-        connections.settings[other_alias]["OPTIONS"] = connections.settings["default"]["OPTIONS"]
+    with pools_of_both(max_size=2, timeout=10):
         started = monotonic()
         run(main())
         assert monotonic() - started < 9, "somebody waited for the timeout"
