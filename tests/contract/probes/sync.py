@@ -501,12 +501,12 @@ def seconds() -> dict[str, float]:
     found = {}
     for work in (raw, get, block):
         best = float("inf")
-        for _ in range(15):
+        for _ in range(30):
             started = time.process_time()
-            for _ in range(100):
+            for _ in range(50):
                 work()
             best = min(best, time.process_time() - started)
-        found[work.__name__] = best / 100 * 1e6
+        found[work.__name__] = best / 50 * 1e6
     return found
 
 
