@@ -17,7 +17,7 @@ from pgbackend import aio
 from tests.conftest import Runner, wait_for
 from tests.library.models import Author, Book, Tag
 from tests.support.fixtures import settings_of_default
-from tests.support.pgbouncer import pgbouncer, program
+from tests.support.pgbouncer import pgbouncer, program, version
 from tests.support.sweep import CANCELLING, Mode, Outcome, sweep
 
 
@@ -143,6 +143,25 @@ def test_a_cancellation_through_a_pooler_leaves_everything_whole(
     wait_for(lambda: admin.execute(in_transaction).fetchone() == (0,), "no transaction is left")
 
 
+def test_prepared_statements_work_through_a_pooler_that_knows_them(
+    run: Runner, through_bouncer: None
+) -> None:
+    if version() < (1, 21):
+        pytest.skip("PgBouncer tracks prepared statements from 1.21 on")
+    given = connections.settings["default"]["OPTIONS"]
+
+    async def requests() -> None:
+        for _ in range(10):
+            assert await aio.run(_work) == ["x"]
+
+    async def main() -> None:
+        await asyncio.gather(*(requests() for _ in range(6)))
+
+    prepared = {"server_side_binding": True, "prepare_threshold": 0}
+    with settings_of_default(OPTIONS={**given, **prepared}):
+        run(main())
+
+
 # --- Server-side binding and prepared statements --------------------------------------------------
 
 
@@ -165,10 +184,11 @@ def options() -> Iterator[Callable[..., Any]]:
 
 
 def _work() -> list[str]:
-    tag = Tag.objects.create(name="x")
-    Tag.objects.filter(pk=tag.pk).update(name=F("name"))
-    names = list(Tag.objects.filter(name__in=["x", "y"]).values_list("name", flat=True))
-    tag.delete()
+    author = Author.objects.create(name="x")
+    Author.objects.filter(pk=author.pk).update(name=F("name"))
+    found = Author.objects.filter(pk=author.pk, name__in=["x", "y"])
+    names = list(found.values_list("name", flat=True))
+    author.delete()
     return names
 
 

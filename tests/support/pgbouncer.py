@@ -30,6 +30,14 @@ def program() -> str | None:
     return os.environ.get("PGBOUNCER") or shutil.which("pgbouncer", path=path)
 
 
+def version() -> tuple[int, ...]:
+    """Its version, as in (1, 24, 1)."""
+    said = subprocess.run(
+        [str(program()), "--version"], capture_output=True, text=True, check=True
+    ).stdout
+    return tuple(int(part) for part in said.split()[1].split("."))
+
+
 @contextmanager
 def pgbouncer(conninfo: str, **settings: Any) -> Iterator[dict[str, Any]]:
     """Start PgBouncer in transaction mode; give the parameters of a connection through it."""
