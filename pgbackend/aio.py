@@ -63,18 +63,13 @@ class pinned:  # noqa: N801 - reads as a statement
             return self  # another engine: its connection is its thread's
         self._session = wrapper.async_session()
         if self._session is not None:
-            self._session.pins += 1
-            if self._session.pins == 1 and self._session.state.lease is not None:
-                self._session.state.lease.pin()
+            self._session.pin()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         session, self._session = self._session, None
-        if session is None:
-            return
-        session.pins -= 1
-        if session.pins == 0 and session.state.lease is not None:
-            session.state.lease.unpin()
+        if session is not None:
+            session.unpin()
 
     async def __aenter__(self) -> Self:
         return self.__enter__()

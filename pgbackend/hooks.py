@@ -498,20 +498,13 @@ def _thread_in_use() -> bool:
 
 
 def _hook_channels() -> None:
-    """A consumer of channels is green, as a view is; a `SyncConsumer` keeps its thread."""
+    """A consumer of channels is green, as a view is; a sync one handles messages in a thread."""
     try:
         consumer: Any = importlib.import_module("channels.consumer")
         database: Any = importlib.import_module("channels.db")
     except ImportError:  # not installed, or another package of this name
         return
-    call = consumer.AsyncConsumer.__call__
-
-    @functools.wraps(call)
-    async def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        running = call(self, *args, **kwargs)
-        return await (running if self._sync else bridge.portal(running))
-
-    consumer.AsyncConsumer.__call__ = __call__
+    _make_call_green(consumer.AsyncConsumer)
     database.sync_to_async = _hop_of_consumer
 
 

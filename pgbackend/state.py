@@ -130,9 +130,11 @@ class Scope:
 class Session:
     """One task's use of one database, outside of transactions."""
 
-    __slots__ = ("compiled", "cursor", "pins", "scope", "state")
+    __slots__ = ("compiled", "cursor", "pins", "scope", "state", "together")
 
-    def __init__(self, scope: Scope, autocommit: bool) -> None:
+    def __init__(self, together: _Sessions, scope: Scope, autocommit: bool) -> None:
+        #: All sessions of the task.
+        self.together = together
         self.scope = scope
         self.state = State(pooled=True, autocommit=autocommit)
         #: How many `pinned()` blocks the task is in.
@@ -141,6 +143,21 @@ class Session:
         self.compiled = False
         #: The cursor of the compiled statement that is being executed.
         self.cursor: Any = None
+
+    def pin(self) -> None:
+        """Hold the connection that there is, or the next one, until `unpin()`."""
+        self.pins += 1
+        if self.pins == 1:
+            self.together.keep()
+            if self.state.lease is not None:
+                self.state.lease.pin()
+
+    def unpin(self) -> None:
+        self.pins -= 1
+        if self.pins == 0:
+            self.together.keep()
+            if self.state.lease is not None:
+                self.state.lease.unpin()
 
 
 class _Sessions:
@@ -159,7 +176,20 @@ class _Sessions:
     def belong_to(self, task: asyncio.Task[Any] | None) -> bool:
         return (None if self.owner is None else self.owner()) is task
 
+    def keep(self) -> None:
+        """Let the owner find these again, as long as one of them is pinned.
 
+        asgiref hands whole contexts on: after `sync_to_async(async_to_sync(f))` a task has that of
+        the task which ran `f`, with its sessions in the place of these.
+        """
+        task = None if self.owner is None else self.owner()
+        if task is not None and any(session.pins for session in self.by_key.values()):
+            _pinned[task] = self
+        elif task is not None:
+            _pinned.pop(task, None)
+
+
+_pinned: dict[asyncio.Task[Any], _Sessions] = {}
 _sessions: contextvars.ContextVar[_Sessions | None] = contextvars.ContextVar(
     "pgbackend.sessions", default=None
 )
@@ -221,13 +251,13 @@ def session(wrapper: Any) -> Session:
     sessions = _sessions.get()
     task = asyncio.current_task()
     if sessions is None or not sessions.belong_to(task):
-        sessions = _Sessions(task)
+        sessions = (task and _pinned.get(task)) or _Sessions(task)
         _sessions.set(sessions)
     try:
         return sessions.by_key[wrapper._key]
     except KeyError:
         scope = Scope(_observers.get().get(wrapper._key), wrapper.queries_limit)
-        new = Session(scope, wrapper.settings_dict["AUTOCOMMIT"])
+        new = Session(sessions, scope, wrapper.settings_dict["AUTOCOMMIT"])
         return sessions.by_key.setdefault(wrapper._key, new)
 
 

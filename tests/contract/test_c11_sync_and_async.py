@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from asgiref.sync import async_to_sync, sync_to_async
+from asgiref.sync import ThreadSensitiveContext, async_to_sync, sync_to_async
 from django.core.exceptions import SynchronousOnlyOperation
 from django.core.handlers.asgi import ASGIHandler
 from django.core.management import BaseCommand, call_command
@@ -203,6 +203,23 @@ def test_outside_a_block_the_thread_has_its_own_connection(run: Runner) -> None:
         async with pgbackend.pinned():
             mine = await aio.run(pid)
             assert await sync_to_async(in_thread)() != mine
+
+    run(main())
+
+
+def test_a_task_keeps_its_session_when_a_thread_comes_back_to_the_loop(run: Runner) -> None:
+    """asgiref hands the context of the task that served the thread back to the one that waits."""
+
+    async def on_the_loop_again() -> int:
+        return await aio.run(pid)
+
+    async def main() -> None:
+        async with pgbackend.pinned():
+            mine = await aio.run(pid)
+            assert await sync_to_async(async_to_sync(on_the_loop_again))() != mine
+            assert await aio.run(pid) == mine
+        (record,) = pgbackend.statistics()
+        assert record.leased == 0
 
     run(main())
 
@@ -479,6 +496,35 @@ def test_a_request_with_a_thread_is_tidied_up_there_and_in_place(
     assert Entry.objects.count() == 2
     assert seen["wrapper"]._own.connection is None, "close_old_connections() in the thread"
     assert not Tag.objects.exists()
+
+
+def test_each_request_begins_with_an_empty_query_log_also_beside_a_thread(
+    run: Runner, settings: Any
+) -> None:
+    """An ASGI middleware may keep one thread for all its requests."""
+    logs = []
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        logs.append(len(connection.queries))
+        return HttpResponse(f"{Tag.objects.count()} {await sync_to_async(in_thread)()}")
+
+    def in_thread() -> int:
+        logs.append(len(connection.queries))
+        return Tag.objects.count()
+
+    class urls:  # noqa: N801 - a module
+        urlpatterns = [path("0/", view), path("1/", view)]
+
+    settings.ROOT_URLCONF, settings.MIDDLEWARE, settings.DEBUG = urls, [], True
+
+    async def main() -> None:
+        async with ThreadSensitiveContext(), pgbackend.pinned():
+            requests = Requests()
+            await requests.get(view, view)
+            assert [name for name, _ in requests.told] == ["started", "finished"] * 2
+
+    run(main())
+    assert logs == [0] * 4
 
 
 def test_manual_transactions_that_a_request_forgets_end_with_it(
