@@ -39,8 +39,8 @@ def as_async(fn: Callable[P, T], /) -> Callable[P, Coroutine[Any, Any, T]]:
 def portal(coro: Coroutine[Any, Any, T], /) -> Coroutine[Any, Any, T]:
     """Return a coroutine that runs `coro` with the synchronous code below it green.
 
-    Requests that Django's ASGI handler serves run in one already. It is for what does not come
-    through it, a consumer or a worker: ``asyncio.run(pgbackend.aio.portal(main()))``.
+    Requests that Django's ASGI handler serves, and consumers of channels, run in one already. It
+    is for a worker or a script: ``asyncio.run(pgbackend.aio.portal(main()))``.
     """
     return bridge.portal(coro)
 
