@@ -13,12 +13,18 @@ Note [Two kinds of end]
 A portal ends well when its function returns or raises. It is *closed* when its task's coroutine is
 closed or collected: then its code unwinds with GeneratorExit, and `suspend()` refuses to wait,
 because nobody would ever switch back. Clean-up code must then manage with synchronous means only.
+
+Note [Finalizers]
+The garbage collector keeps lists of objects on the C stack, which a switch would move away under
+its hands: the interpreter crashes. So `suspend()` refuses to wait there too, and what a finalizer
+can do to a connection is what it can do to one whose portal is closed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import threading
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -55,9 +61,36 @@ class Portal(greenlet):
         """Give `yielded` to the task and wait until the task is stepped again."""
         if self.closing:
             raise PortalClosed("the task was dropped: nothing can be waited for any more")
+        check_not_collecting()
         parent = self.parent
         assert parent is not None
         return parent.switch(yielded)
+
+
+#: The thread in which the garbage collector runs; see Note [Finalizers].
+_collecting: int | None = None
+
+
+def _note_collection(phase: str, info: object) -> None:
+    global _collecting  # noqa: PLW0603 - a process collects in one thread at a time
+    _collecting = threading.get_ident() if phase == "start" else None
+
+
+gc.callbacks.append(_note_collection)
+
+
+def is_collecting() -> bool:
+    """Whether the caller is a finalizer that the garbage collector runs."""
+    return _collecting == threading.get_ident()
+
+
+def check_not_collecting() -> None:
+    """Raise `PortalClosed` in a finalizer that the garbage collector runs."""
+    if _collecting is not None and is_collecting():
+        raise PortalClosed(
+            "a finalizer that the garbage collector runs cannot wait for the database: close the "
+            "generator, or leave the block, before the last reference is dropped"
+        )
 
 
 def current() -> Portal | None:

@@ -280,6 +280,7 @@ class Connection(psycopg.Connection[Any]):
             if self.physical is not None:
                 self.physical.watch.leave()
             return super().wait(gen, interval, timeout)
+        bridge.check_not_collecting()  # before a byte is sent
         try:
             return self._wait_green(portal, gen, timeout)
         finally:
@@ -634,12 +635,13 @@ class _LeasedCursor(_PreparingCursor):
     def _can_close_on_server(self) -> bool:
         """Whether CLOSE can be sent: not by the garbage collector, in somebody else's task."""
         lease = self._conn.lease
-        if not self._is_on_server() or lease is None or lease.can_wait():
+        if not self.is_on_server() or lease is None or lease.can_wait():
             return True
         lease.dirty = True
         return False
 
-    def _is_on_server(self) -> bool:
+    def is_on_server(self) -> bool:
+        """Whether this is a cursor of the server's, with a name."""
         return getattr(self, "_name", None) is not None
 
     def __del__(self) -> None:
@@ -647,7 +649,7 @@ class _LeasedCursor(_PreparingCursor):
             return
         lease = self._conn.lease
         held = lease is not None and lease.is_held_by_cursors()
-        if self._is_on_server() and lease is not None:
+        if self.is_on_server() and lease is not None:
             lease.dirty = True
         self._close()  # type: ignore[attr-defined]
         self._tell_lease()

@@ -21,7 +21,10 @@ class NotGreen(RuntimeError):
 
 
 class PortalClosed(RuntimeError):
-    """Code waited while its greenlet was being closed, when nothing can be waited for any more."""
+    """Code waited where nothing can be waited for.
+
+    That is, while its greenlet was being closed, or in a finalizer of the garbage collector's.
+    """
 
 
 class LeaseEnded(psycopg.InterfaceError):

@@ -125,6 +125,7 @@ class Lease:
         "pins",
         "pool",
         "since",
+        "streams",
         "task",
     )
 
@@ -135,6 +136,8 @@ class Lease:
         self.hand_to(asyncio.current_task())
         self.pins = 0
         self.cursors = 0
+        #: How many of them are open on the server: what is left of one stays in its session.
+        self.streams = 0
         #: Whether something may have changed the state of the session.
         self.dirty = False
         self.ended = False
@@ -158,6 +161,8 @@ class Lease:
         """Whether the caller may send a statement: the holder, where something can wait for it."""
         if not bridge.in_greenlet():
             return asyncio._get_running_loop() is None
+        if bridge.is_collecting():
+            return False
         return asyncio.current_task() is self.task or self.pins > 0
 
     def is_held_by_cursors(self) -> bool:
@@ -166,9 +171,11 @@ class Lease:
 
     def cursor_opened(self, cursor: Any) -> None:
         self.cursors += 1
+        self.streams += cursor.is_on_server()
 
     def cursor_closed(self, cursor: Any) -> None:
         self.cursors -= 1
+        self.streams -= cursor.is_on_server()
         self.maybe_end()
 
     def interrupted(self) -> None:
@@ -196,6 +203,7 @@ class Lease:
         if self.ended:
             return
         self.ended = True
+        self.dirty = self.dirty or self.streams > 0
         self.connection.end_lease()
         if self.on_end is not None:
             self.on_end()
@@ -380,6 +388,7 @@ class Pool:
 
     def lease(self) -> Lease:
         """Take a connection, green. Raises what `errors` says of pools, or the server's error."""
+        bridge.check_not_collecting()
         started = monotonic()
         physical: AsyncConnection = bridge.await_(self._get(started))
         lease = Lease(self, physical)
@@ -545,6 +554,9 @@ class Pool:
             events.emit(events.Released(self.name, pid, held, status == _UNKNOWN))
         if status == _UNKNOWN or (status == _IDLE and not self._must_reset(lease)):
             self._put(physical)
+        elif self.closed:  # the loop may not live as long as a reset takes
+            physical.close_now()
+            self._put(physical)
         else:
             self._own(self._restore(physical, self._must_reset(lease)), physical)
 
@@ -568,7 +580,14 @@ class Pool:
         """Run `coro` in a task that belongs to the pool and knows nothing of the caller's."""
         task = _plain_task(coro, self.loop)
         self._tasks[task] = physical
-        task.add_done_callback(self._tasks.pop)
+        task.add_done_callback(self._owned_done)
+
+    def _owned_done(self, task: asyncio.Task[Any]) -> None:
+        physical = self._tasks.pop(task)
+        if task.cancelled() and not physical.closed:
+            # Before its first step, by asyncio.run() which ends: nothing else would close it.
+            physical.close_now()
+            self._put(physical)
 
     async def _restore(self, physical: AsyncConnection, reset: bool) -> None:
         """Bring a session back to the state of a new one, or close it, and put it back.
@@ -696,7 +715,10 @@ class _LoopPools:
         try:
             yield
         finally:
+            tasks = [task for pool in self.pools.values() for task in pool._tasks]  # noqa: SLF001
             self.close()
+            if tasks and asyncio._get_running_loop() is not None:
+                await asyncio.wait(tasks)  # they are cancelled: a turn of the loop or two
 
     def close(self) -> None:
         for pool in self.pools.values():
