@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from asgiref.sync import iscoroutinefunction
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.db import DEFAULT_DB_ALIAS
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
@@ -534,7 +535,7 @@ def _is_idle(connection: driver.Connection) -> bool:
 
 
 def _awaited(func: Callable[[], Any]) -> Callable[[], Any]:
-    if not inspect.iscoroutinefunction(inspect.unwrap(func)) and not inspect.iscoroutinefunction(
+    if not iscoroutinefunction(inspect.unwrap(func)) and not iscoroutinefunction(
         getattr(func, "func", None)
     ):
         return func

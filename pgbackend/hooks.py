@@ -22,7 +22,7 @@ from itertools import islice
 from typing import Any, TypeAlias
 
 from asgiref.local import Local
-from asgiref.sync import AsyncToSync, SyncToAsync, async_to_sync, sync_to_async
+from asgiref.sync import AsyncToSync, SyncToAsync, async_to_sync, iscoroutinefunction, sync_to_async
 from django.apps import apps
 from django.core.exceptions import PermissionDenied
 from django.core.handlers import exception
@@ -117,7 +117,7 @@ def _hook_atomic() -> None:  # noqa: C901 - five short methods
 
     @functools.wraps(call)
     def __call__(self: Any, func: Callable[..., Any]) -> Callable[..., Any]:
-        if not inspect.iscoroutinefunction(func):
+        if not iscoroutinefunction(func):
             return call(self, func)
 
         @functools.wraps(func)
@@ -528,7 +528,7 @@ def _hook_view_atomic() -> None:
 
     @functools.wraps(make_view_atomic)
     def hooked(self: Any, view: Callable[..., Any]) -> Callable[..., Any]:
-        if not inspect.iscoroutinefunction(view):
+        if not iscoroutinefunction(view):
             return make_view_atomic(self, view)
         exempt: set[str] = getattr(view, "_non_atomic_requests", set())
         for alias, settings_dict in connections.settings.items():

@@ -303,6 +303,9 @@ class Connection(psycopg.Connection[Any]):
             deadline = None if timeout is None else monotonic() + timeout
             while True:
                 ready = self._wait_ready(portal, watch, state, deadline)
+                if self.pgconn.status == _BAD:
+                    # Closed by another task meanwhile: psycopg's C code would use what is freed.
+                    raise e.OperationalError("the connection was closed by another task")
                 state = gen.send(ready)
                 if deadline is not None and monotonic() >= deadline:
                     raise e._WaitTimeout("wait timeout expired")  # noqa: SLF001 - psycopg's own
