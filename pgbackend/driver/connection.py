@@ -303,9 +303,6 @@ class Connection(psycopg.Connection[Any]):
             deadline = None if timeout is None else monotonic() + timeout
             while True:
                 ready = self._wait_ready(portal, watch, state, deadline)
-                if self.pgconn.status == _BAD:
-                    # Closed by another task meanwhile: psycopg's C code would use what is freed.
-                    raise e.OperationalError("the connection was closed by another task")
                 state = gen.send(ready)
                 if deadline is not None and monotonic() >= deadline:
                     raise e._WaitTimeout("wait timeout expired")  # noqa: SLF001 - psycopg's own
@@ -338,7 +335,11 @@ class Connection(psycopg.Connection[Any]):
     def _wait_ready(self, portal: Portal, watch: Watch, state: int, deadline: float | None) -> int:
         timeout = None if deadline is None else max(0.0, deadline - monotonic())
         try:
-            return watch.wait(portal, state, timeout)
+            ready = watch.wait(portal, state, timeout)
+            if self.pgconn.status == _BAD:
+                # By another task meanwhile: psycopg's C code would use what is freed.
+                raise e.OperationalError("the connection is closed")
+            return ready
         except asyncio.CancelledError as exc:
             if not portal.holding:
                 raise
