@@ -654,10 +654,9 @@ def test_a_connection_that_dies_in_use_is_replaced(run: Runner, pools: Pools) ->
     run(main())
 
 
-def test_a_connection_that_dies_between_two_statements_leaves_no_reader(
-    run: Runner, pools: Pools
-) -> None:
-    """libpq closes the socket as it sends: whoever gets its number next must be woken."""
+@pytest.mark.parametrize("when", ["between two statements", "in a statement"])
+def test_a_connection_that_dies_leaves_no_reader(run: Runner, pools: Pools, when: str) -> None:
+    """libpq closes the socket by itself: whoever gets its number next must be woken."""
 
     def main() -> None:
         pool = pools(max_size=1)
@@ -665,9 +664,13 @@ def test_a_connection_that_dies_between_two_statements_leaves_no_reader(
             connection = lease.connection
             assert connection.execute("SELECT 1").fetchone() == (1,)
             number = connection.fileno()
-            pools.terminate_sessions()  # the loop has no turn before the next statement
+            if when == "between two statements":
+                pools.terminate_sessions()  # the loop has no turn before the next statement
+                sql = "SELECT 2"
+            else:
+                sql = "SELECT pg_terminate_backend(pg_backend_pid()), pg_sleep(5)"
             with pytest.raises(psycopg.OperationalError):
-                connection.execute("SELECT 2")
+                connection.execute(sql)
             assert not lease.physical.watch.reading
         with pinned(pool) as lease:
             assert lease.connection.fileno() == number, "the number is used again"
