@@ -256,6 +256,15 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
             # psycopg_pool tidies up after a cancellation, not after a coroutine that is closed.
             self._leave_queue(self._waiting.by_task.get(task))
             raise
+        except RuntimeError:
+            # Python 3.11: a second cancellation leaves psycopg_pool's condition in disorder. Who
+            # handed a connection to this client would wait for its lock for ever.
+            if task is None or not task.cancelling():
+                raise
+            client = self._waiting.by_task.get(task)
+            if client in self._waiting:
+                self._waiting.remove(client)
+            raise asyncio.CancelledError from None
         finally:
             self._waiting.by_task.pop(task, None)
 
