@@ -2,7 +2,7 @@
 
 Statements of the ORM and raw ones, each on a lease of its own, under the three settings, one after
 the other and four at a time on a pool of four. Printed: microseconds a statement, and the ratio to
-`never`, from this run. The best of some rounds counts, which take turns. Starts a server of its own,
+`never`, from this run. The best of some rounds counts; they take turns. Starts a server of its own,
 or uses that of ``DATABASE_URL``.
 """
 
