@@ -15,6 +15,7 @@ from django.db.models.signals import post_init, post_save, pre_save
 
 import pgbackend
 from pgbackend import aio
+from pgbackend.driver.pool import Pool
 from tests.conftest import Runner
 from tests.library.models import Author, Book, Entry, Tag
 from tests.support.fixtures import pool_of_default
@@ -758,3 +759,17 @@ def test_pinned_is_the_tasks_own(run: Runner) -> None:
             assert await aio.run(pid) == mine
 
     run(main())
+
+
+@pytest.mark.usefixtures("_books")
+@pytest.mark.parametrize(
+    "name", ["get", "list of a filter", "create", "update", "a block of three"]
+)
+def test_a_lease_of_the_orms_own_statements_is_not_reset(
+    run: Runner, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    reset: list[Any] = []
+    restore = Pool._restore
+    monkeypatch.setattr(Pool, "_restore", lambda *args: reset.append(args) or restore(*args))
+    run.green(OPERATIONS[name][0])
+    assert reset == []
