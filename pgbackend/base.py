@@ -36,7 +36,7 @@ from . import conf, driver, hooks, state
 from .client import DatabaseClient
 from .creation import DatabaseCreation
 from .driver import bridge
-from .driver.connection import adopt
+from .driver.connection import ConnectArguments, adopt
 from .driver.pool import Lease, Pool, PoolOptions, close_pools, get_pool
 from .features import DatabaseFeatures
 from .introspection import DatabaseIntrospection
@@ -157,7 +157,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     # --- Guards: each of Django's async_unsafe methods ---
 
     _connect = _guarded("connect")
-    get_new_connection = _guarded("get_new_connection")
+    _get_new_connection = _guarded("get_new_connection")
     savepoint_rollback = _guarded("savepoint_rollback")
     savepoint_commit = _guarded("savepoint_commit")
     clean_savepoints = _guarded("clean_savepoints")
@@ -172,10 +172,23 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
     # --- Connecting ---
 
+    # The settings hold the password: an error leaves behind the frames that had them, which
+    # Django's debug page and tools like it would show with their local variables.
+
     def get_connection_params(self) -> dict[str, Any]:
-        params = super().get_connection_params()
+        try:
+            params = ConnectArguments(super().get_connection_params())
+        except ImproperlyConfigured as exc:
+            raise exc.with_traceback(None) from None
         params.pop("session_reset", None)
         return params
+
+    def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
+        try:
+            return self._get_new_connection(conn_params)
+        except driver.Error as exc:
+            exc.__context__ = None
+            raise exc.with_traceback(None) from None
 
     @property
     def pool(self) -> Any:
@@ -300,13 +313,19 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         return get_pool((self._key, self.settings_dict["NAME"]), self.alias, self._pool_options)
 
     def _pool_options(self) -> PoolOptions:
+        try:
+            return self._read_pool_options()
+        except ImproperlyConfigured as exc:
+            raise exc.with_traceback(None) from None
+
+    def _read_pool_options(self) -> PoolOptions:
         self.check_settings()
         self._isolation_level_option()
         return PoolOptions(
-            connect={
-                **self.get_connection_params(),
-                "twin_class": conf.twin_class(self.alias, self.settings_dict),
-            },
+            connect=ConnectArguments(
+                self.get_connection_params(),
+                twin_class=conf.twin_class(self.alias, self.settings_dict),
+            ),
             pool=conf.pool_options(self.alias, self.settings_dict),
             initialise=self._initialise,
             session_reset=conf.session_reset(self.alias, self.settings_dict["OPTIONS"]),
@@ -435,12 +454,11 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     def _end_pooled(self, current: State) -> None:
         """Give the connection back, and hand the hooks to who runs them after that."""
         if current.lease is not None:
-            with self.wrap_database_errors:
-                block = state.current_block(self)
-                if block is not None and block.moving and not _is_idle(current.connection):
-                    # COMMIT was cancelled while it stood behind the statement of a child task.
-                    current.connection.rollback()
-                current.connection.autocommit = True
+            if current.connection.closed:
+                # Its end was interrupted by what Django does not catch (GeneratorExit).
+                current.run_on_commit = []
+            else:
+                self._end_on_connection(current)
             if current.transaction is None:
                 current.lease.end()
             else:
@@ -452,13 +470,21 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         now.run_on_commit = current.run_on_commit
         now.run_commit_hooks_on_set_autocommit_on = current.run_commit_hooks_on_set_autocommit_on
 
+    def _end_on_connection(self, current: State) -> None:
+        with self.wrap_database_errors:
+            block = state.current_block(self)
+            if block is not None and block.moving and not _is_idle(current.connection):
+                # COMMIT was cancelled while it stood behind the statement of a child task.
+                current.connection.rollback()
+            current.connection.autocommit = True
+
     def commit(self) -> None:
-        self._commit_transaction()
-        bridge.deliver_cancellation()
+        with bridge.postpone_delivery():
+            self._commit_transaction()
 
     def rollback(self) -> None:
-        self._roll_back_transaction()
-        bridge.deliver_cancellation()
+        with bridge.postpone_delivery():
+            self._roll_back_transaction()
 
     def _savepoint(self, sid: str) -> None:
         with self.backend_statement():

@@ -515,7 +515,7 @@ class Transaction:
 
 def _name_of_task() -> str:
     if asyncio._get_running_loop() is not None and (task := asyncio.current_task()) is not None:
-        return f"task {task.get_name()!r}"
+        return f"task {bridge.name_of(task)!r}"
     return f"thread {threading.current_thread().name!r}"
 
 

@@ -245,6 +245,14 @@ def portal(coro: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
     return coro if type(getcurrent()) is Portal else GreenCoroutine(coro)
 
 
+def name_of(task: asyncio.Task[Any]) -> str:
+    """The name of `task`, for messages; that of its function where it has been given none."""
+    name = task.get_name()
+    if name == "None":  # what some releases of Python 3.13 name the tasks of a factory
+        name = getattr(task.get_coro(), "__qualname__", name)
+    return name
+
+
 def make_child_tasks_green(loop: asyncio.AbstractEventLoop) -> None:
     """Let tasks that green code starts on `loop` be green too.
 

@@ -21,19 +21,21 @@ import select
 import warnings
 import weakref
 from collections import deque
+from collections.abc import Iterator
 from time import monotonic
+from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import psycopg
 from psycopg import errors as e
 from psycopg import waiting
 from psycopg.abc import PQGen
-from psycopg.pq import ConnStatus, PipelineStatus, TransactionStatus
+from psycopg.pq import ConnStatus, DiagnosticField, PipelineStatus, TransactionStatus
 from psycopg.waiting import Ready, Wait
 
 from . import bridge
 from .bridge import Portal, current
-from .errors import LeaseEnded, OutcomeUnknown
+from .errors import LeaseEnded, NothingCommitted, OutcomeUnknown
 
 RV = TypeVar("RV")
 
@@ -55,6 +57,13 @@ _BAD = ConnStatus.BAD
 
 #: The connections that no async pool keeps: threads', synchronous pools', copies'.
 _own: set[weakref.ref[Connection]] = set()
+
+
+class ConnectArguments(dict[str, Any]):
+    """Arguments of `connect()`, whose values no traceback with local variables shows."""
+
+    def __repr__(self) -> str:
+        return f"<arguments {', '.join(self)}>"
 
 
 class Watch:
@@ -168,6 +177,7 @@ class Connection(psycopg.Connection[Any]):
     #: The `prepare_threshold` that each lease begins with.
     given_threshold: int | None = None
     _lease_ended = False
+    _committing = False
     _last_yield = 0.0
 
     def __init__(self, pgconn: Any, *args: Any, **kwargs: Any) -> None:
@@ -359,11 +369,20 @@ class Connection(psycopg.Connection[Any]):
                     return watch.ready
         watch.stop()
         self.pgconn.finish()
-        raise OutcomeUnknown(
-            f"the server did not answer within {CLEANUP_BUDGET} s after the task was cancelled "
-            "while its transaction ended: it may or may not have been committed; look before "
-            "repeating it"
+        silence = (
+            f"the server did not answer within {CLEANUP_BUDGET} s after the task was cancelled"
         )
+        if not self._committing:
+            raise NothingCommitted(
+                f"{silence} while it rolled back, or at a savepoint: nothing was committed; the "
+                "connection was closed, and the server rolls back when it notices"
+            )
+        # The cancellation would hide what must be known: it is the cause of the error instead.
+        cancellation, portal.pending = portal.pending, None
+        raise OutcomeUnknown(
+            f"{silence} while its transaction was committed: it may or may not have been "
+            "committed; look before repeating it"
+        ) from cancellation
 
     def _maybe_yield(self, portal: Portal) -> None:
         """Let the loop serve others, if waits that did not block have kept it busy for long."""
@@ -432,14 +451,58 @@ class Connection(psycopg.Connection[Any]):
     # --- Ends of a transaction are never torn: Note [Held cancellation] in bridge.py ---
 
     def commit(self) -> None:
-        """Commit; a cancellation that arrives meanwhile is held back."""
-        with bridge.hold_cancellation():
+        """Commit; a cancellation that arrives meanwhile is raised when it is done."""
+        with bridge.hold_cancellation(), self._commits():
             super().commit()
+        bridge.deliver_cancellation()
 
     def rollback(self) -> None:
-        """Roll back; a cancellation that arrives meanwhile is held back."""
+        """Roll back; a cancellation that arrives meanwhile is raised when it is done."""
         with bridge.hold_cancellation():
             super().rollback()
+        bridge.deliver_cancellation()
+
+    @contextlib.contextmanager
+    def _commits(self) -> Iterator[None]:
+        self._committing = True
+        try:
+            yield
+        finally:
+            self._committing = False
+
+    @contextlib.contextmanager
+    def transaction(
+        self, savepoint_name: str | None = None, force_rollback: bool = False
+    ) -> Iterator[psycopg.Transaction]:
+        """psycopg's context manager for a transaction, whose end is not torn either."""
+        transaction = Transaction(self, savepoint_name, force_rollback)
+        if self._pipeline:
+            with self.pipeline(), transaction, self.pipeline():
+                yield transaction
+        else:
+            with transaction:
+                yield transaction
+
+
+class Transaction(psycopg.Transaction):
+    """psycopg's transaction or savepoint, at whose end a cancellation is held back."""
+
+    __module__ = "pgbackend.driver"
+
+    _conn: Connection
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> bool:
+        commits = self._outer_transaction and exc_val is None and not self.force_rollback
+        telling = self._conn._commits() if commits else contextlib.nullcontext()  # noqa: SLF001
+        with bridge.hold_cancellation(), telling:
+            suppressed = super().__exit__(exc_type, exc_val, exc_tb)
+        bridge.deliver_cancellation()
+        return suppressed
 
 
 def own_connections() -> int:
@@ -501,19 +564,49 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         Costs one poll of the socket, and no round trip: an idle session is silent unless it ends.
         """
         try:
-            # Until nothing is left to read: the server's farewell comes before the end of the file.
             while self.pgconn.status != _BAD:
                 if not waiting._ready(self.pgconn.socket, Wait.R):  # a poll(), in C
                     return True
                 self.pgconn.consume_input()
+                if self._read_farewell():
+                    return False
         except psycopg.Error:
             pass
         return False
 
-    async def wait(self, *args: Any, **kwargs: Any) -> Any:
+    def _read_farewell(self) -> bool:
+        """Whether the server has said why it ends the session; the end of the file comes later."""
+        read: list[bytes | None] = []
+        heard = self.pgconn.notice_handler
+        self.pgconn.notice_handler = lambda result: read.append(
+            result.error_field(DiagnosticField.SEVERITY_NONLOCALIZED)
+        )
+        try:
+            self.pgconn.is_busy()  # parses what was read: an error that nobody asked for, a notice
+        finally:
+            self.pgconn.notice_handler = heard
+        return b"FATAL" in read or b"PANIC" in read
+
+    async def wait(
+        self, gen: PQGen[RV], interval: float = _WAIT_INTERVAL, timeout: float | None = None
+    ) -> RV:
+        """Run `gen` to its end; when that is interrupted, close the connection."""
         # psycopg registers a reader of its own for this socket, and removes it.
         self.watch.stop()
-        return await super().wait(*args, **kwargs)
+        try:
+            return await waiting.wait_async(gen, self.pgconn.socket, interval, timeout)
+        except asyncio.CancelledError:
+            # psycopg would cancel the statement and wait for it, 5 s and 5 s on a silent link; but
+            # this is the pool tidying up, within a budget, and the session is given up anyway.
+            try:
+                if self.pgconn.transaction_status == _ACTIVE:
+                    await self._try_cancel(timeout=CLEANUP_BUDGET)
+            finally:
+                self.close_now()
+            raise
+        except bridge.INTERRUPTIONS:
+            self.close_now()
+            raise
 
     async def close(self) -> None:
         """Close the connection to the server."""

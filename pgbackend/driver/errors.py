@@ -51,6 +51,10 @@ class OutcomeUnknown(psycopg.OperationalError):
     """The link went silent during COMMIT: the server may or may not have committed."""
 
 
+class NothingCommitted(psycopg.OperationalError):
+    """The link went silent during ROLLBACK, or at a savepoint: the connection was closed."""
+
+
 def __getattr__(name: str) -> Any:
     # `Database.errors.UniqueViolation`: to code that stands on psycopg, this is `psycopg.errors`.
     return getattr(psycopg.errors, name)

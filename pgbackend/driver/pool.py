@@ -20,7 +20,6 @@ import copy
 import inspect
 import logging
 import os
-import sys
 import threading
 import weakref
 from collections import deque
@@ -41,7 +40,13 @@ from psycopg_pool.pool_async import (
 )
 
 from . import bridge, deadlock, errors, events
-from .connection import CLEANUP_BUDGET, AsyncConnection, Connection, forget_own_connections
+from .connection import (
+    CLEANUP_BUDGET,
+    AsyncConnection,
+    ConnectArguments,
+    Connection,
+    forget_own_connections,
+)
 
 logger = logging.getLogger("pgbackend.driver")
 
@@ -155,7 +160,7 @@ class Lease:
     def hand_to(self, task: asyncio.Task[Any] | None) -> None:
         """Make `task` the one who holds the lease: on whom it depends when it ends."""
         self.task = task
-        self.holder = task.get_name() if task is not None else "no task"
+        self.holder = bridge.name_of(task) if task is not None else "no task"
 
     def can_wait(self) -> bool:
         """Whether the caller may send a statement: the holder, where something can wait for it."""
@@ -214,6 +219,52 @@ class _WorkerCancelled(BaseException):
     """The loop ends while a worker connects: not an error to log, and not one to go on after."""
 
 
+def _forget_connecting(exc: Exception) -> None:
+    """Take the frames that connected out of the traceback: they hold the password, and a socket.
+
+    Those of code that prepared the session stay: it may be the user's.
+    """
+    traceback = exc.__traceback__
+    while traceback is not None and traceback.tb_frame.f_code is not _PREPARING:
+        traceback = traceback.tb_next
+    if traceback is None:
+        exc.__cause__ = exc.__context__ = None
+    exc.__traceback__ = traceback
+
+
+class _Turn:
+    """What psycopg_pool's client waits for, in the place of its `asyncio.Condition`.
+
+    Needs no lock, since nothing is awaited between what it guards. (Python 3.11's `wait_for()`,
+    cancelled twice, would let go of a lock that it does not hold, and swallow a cancellation that
+    comes together with the connection.)
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._future: asyncio.Future[bool] = self._loop.create_future()
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        pass
+
+    async def wait_timeout(self, timeout: float) -> bool:
+        timer = self._loop.call_later(timeout, self._set, False)
+        try:
+            return await self._future
+        finally:
+            timer.cancel()
+
+    def notify_all(self) -> None:
+        self._set(True)
+
+    def _set(self, value: bool) -> None:
+        if not self._future.done():
+            self._future.set_result(value)
+
+
 class _Queue(deque[Any]):
     """psycopg_pool's queue of those who wait, which knows what task each belongs to."""
 
@@ -227,6 +278,7 @@ class _Queue(deque[Any]):
         assert task is not None
         self.layer.check_deadlock(task)
         self.by_task[task] = client
+        client._cond = _Turn()  # noqa: SLF001
         super().append(client)
 
     def has(self, task: asyncio.Task[Any]) -> bool:
@@ -274,12 +326,6 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         if client.conn is not None:
             self.run_task(ReturnConnection(self, client.conn, from_getconn=True))
         client.error = client.error or errors.PoolClosed("the task that waited was closed")
-        if sys.version_info < (3, 12):
-            # wait_for() waits in a task of its own there, which nobody would await any more.
-            for task in asyncio.all_tasks(self.layer.loop):
-                frame = getattr(task.get_coro(), "cr_frame", None)
-                if frame is not None and frame.f_locals.get("self") is client._cond:  # noqa: SLF001
-                    task.cancel()
 
     @classmethod
     async def worker(cls, q: asyncio.Queue[MaintenanceTask]) -> None:
@@ -309,7 +355,11 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
             raise
 
     async def _connect_once(self, timeout: float | None) -> AsyncConnection:
-        connection = await super()._connect(timeout)
+        try:
+            connection = await super()._connect(timeout)
+        except Exception as exc:
+            _forget_connecting(exc)
+            raise
         self.layer.made.add(connection)
         return connection
 
@@ -369,6 +419,7 @@ class Pool:
         #: By number, with a weak reference: a lease that nobody holds any more must be collected.
         self._leases: dict[int, weakref.ref[Lease]] = {}
         self._failure: tuple[float, BaseException] | None = None
+        self._regrowing: asyncio.TimerHandle | None = None
         #: Every connection: free, leased, or on its way between the two.
         self.made: weakref.WeakSet[AsyncConnection] = weakref.WeakSet()
         #: What the pool still does with connections that were given back.
@@ -379,12 +430,21 @@ class Pool:
     def _make(self) -> _Psycopg:
         return _Psycopg(
             self,
-            kwargs={**self.options.connect, "autocommit": True},
+            kwargs=self._connect_arguments(),
             connection_class=AsyncConnection,
             configure=self._configure,
             open=False,
             **{"name": self.name, **self.options.pool},
         )
+
+    def _connect_arguments(self) -> ConnectArguments:
+        arguments = ConnectArguments(self.options.connect, autocommit=True)
+        if "PGCONNECT_TIMEOUT" not in os.environ:
+            # psycopg's default is 130 s: for so long, attempts that meet a silent link would keep
+            # their places in the pool, when nobody waits for them any more.
+            timeout = self.options.pool.get("timeout", 30.0)
+            arguments.setdefault("connect_timeout", max(2, round(timeout)))
+        return arguments
 
     def __repr__(self) -> str:
         s = self.statistics()
@@ -409,11 +469,8 @@ class Pool:
         return lease
 
     async def _get(self, started: float) -> AsyncConnection:
-        task = asyncio.current_task()
-        assert task is not None
-        cancellations = task.cancelling()
         if self.closed:
-            raise errors.PoolClosed(f"the pool {self.name!r} is closed")
+            raise self._closed_error()
         while not self._psycopg._opened:  # noqa: SLF001 - who opens it may be cancelled
             await self._open()
         while True:
@@ -428,12 +485,8 @@ class Pool:
                 raise errors.PoolQueueFull(
                     f"{exc}: raise 'max_waiting' or 'max_size' in {self._setting()}"
                 ) from None
-            except psycopg_pool.PoolClosed as exc:
-                raise errors.PoolClosed(str(exc)) from None
-            if task.cancelling() > cancellations:
-                # Python 3.11's wait_for() swallows one that comes together with what it waits for.
-                self._put(physical)
-                raise asyncio.CancelledError
+            except psycopg_pool.PoolClosed:
+                raise self._closed_error() from None
             if physical.is_alive():
                 return physical
             physical.close_now()
@@ -462,6 +515,14 @@ class Pool:
             self._failure = (monotonic(), exc)
         if not self.has_connection():
             await self._psycopg.fail_waiting(lambda: self._repeat(exc))
+        elif self._regrowing is None:
+            self._regrowing = self.loop.call_later(FAILURE_WINDOW, self._grow_again)
+
+    def _grow_again(self) -> None:
+        """Try again for those who still wait: psycopg_pool would, but for a new request."""
+        self._regrowing = None
+        if not self.closed and self._psycopg.waiting():
+            self._psycopg._maybe_grow_pool()  # noqa: SLF001
 
     def has_connection(self) -> bool:
         return any(not connection.closed for connection in self.made)
@@ -488,6 +549,12 @@ class Pool:
 
     def _setting(self) -> str:
         return f"DATABASES[{self.name!r}]['OPTIONS']['pool']"
+
+    def _closed_error(self) -> errors.PoolClosed:
+        return errors.PoolClosed(
+            f"the pool {self.name!r} is closed: its event loop ends, or close_pool() was called. "
+            "What is started afterwards gets a new one; await what uses the database before"
+        )
 
     def _timed_out(self, waited: float) -> errors.PoolTimeout:
         s = self.statistics()
@@ -525,8 +592,8 @@ class Pool:
             if lease.task in circle
         )
         raise errors.PoolDeadlock(
-            f"task {task.get_name()!r} would wait for ever for a connection of {self.name!r}: all "
-            f"{self._psycopg.max_size} are held by tasks that wait for each other: {holders}. "
+            f"task {bridge.name_of(task)!r} would wait for ever for a connection of {self.name!r}: "
+            f"all {self._psycopg.max_size} are held by tasks that wait for each other: {holders}. "
             f"Raise 'max_size' in {self._setting()}, or need no second connection while one is "
             "held: let the inner code take part in the transaction instead of being detached, or "
             "run it before or after the block; take the databases in one order everywhere"
@@ -609,6 +676,7 @@ class Pool:
                 if physical.pgconn.pipeline_status != PipelineStatus.OFF:
                     raise psycopg.InterfaceError("the connection was left in pipeline mode")
                 if physical.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                    await physical.cancel_safe(timeout=CLEANUP_BUDGET)  # or the server works on
                     raise psycopg.InterfaceError("the connection was left in the midst of a reply")
                 await physical.rollback()
                 if reset:
@@ -624,8 +692,15 @@ class Pool:
             self._put(physical)
 
     async def _configure(self, physical: AsyncConnection) -> None:
+        limit = max(2.0, self._psycopg.timeout)
         try:
-            await bridge.run(self.options.initialise, physical.twin)
+            async with asyncio.timeout(limit):
+                await bridge.run(self.options.initialise, physical.twin)
+        except TimeoutError:
+            physical.close_now()
+            raise psycopg.errors.ConnectionTimeout(
+                f"the server did not answer within {limit:g} s while a session was prepared"
+            ) from None
         except BaseException:
             physical.close_now()
             raise
@@ -644,7 +719,7 @@ class Pool:
                 physical.close_now()  # a task that is cancelled before its first step does nothing
             task.cancel()
         if not self.loop.is_closed():
-            error = errors.PoolClosed(f"the pool {self.name!r} is closed")
+            error = self._closed_error()
             if self._psycopg._waiting:  # noqa: SLF001
                 self.loop.create_task(self._psycopg.fail_waiting(lambda: error))
 
@@ -667,6 +742,9 @@ class Pool:
             connections_errors=stats.get("connections_errors", 0),
             connections_lost=stats.get("connections_lost", 0),
         )
+
+
+_PREPARING = Pool._configure.__code__  # noqa: SLF001
 
 
 def _plain_task(

@@ -1,20 +1,38 @@
-"""A TCP way to the server that can be cut, frozen, slowed and truncated."""
+"""A TCP way to the server that can be cut, frozen, half closed, slowed and truncated."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 from psycopg.conninfo import conninfo_to_dict
 
 
+@dataclass(eq=False)
+class _Pair:
+    """One connection by the link: its end at the client, and its end at the server."""
+
+    client: asyncio.StreamWriter
+    server: asyncio.StreamWriter
+    gate: asyncio.Event
+    #: How many bytes of the server's still go through; None for all.
+    left: int | None = None
+    #: Whether an end of the stream is kept from the other side.
+    silent: bool = False
+
+
 class Link:
-    """A TCP way to the server, in a thread of its own, that can be cut, frozen and restored."""
+    """A TCP way to the server, in a thread of its own, that can fail and be restored."""
 
     port: int
     _loop: asyncio.AbstractEventLoop
-    _gates: list[asyncio.Event]
+    _pairs: list[_Pair]
+    _fault: Callable[[_Pair], None] | None
     _stopped: asyncio.Event
 
     def __init__(self, conninfo: str) -> None:
@@ -24,6 +42,8 @@ class Link:
         self.attempts = 0
         """How many connections were asked for."""
         self.down = False
+        self.delay = 0.0
+        """Seconds by which all that goes through is late."""
         started = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(started)))
         self._thread.start()
@@ -31,8 +51,8 @@ class Link:
 
     async def _serve(self, started: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()
-        self._gates = []
-        self._frozen = False
+        self._pairs = []
+        self._fault = None
         self._stopped = asyncio.Event()
         listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.port = listener.sockets[0].getsockname()[1]
@@ -54,24 +74,45 @@ class Link:
         else:
             reply, send = await asyncio.open_connection(host, port)
         self._writers.add(send)
-        gate = asyncio.Event()
-        self._gates.append(gate)
-        if not self._frozen:
-            gate.set()
-        await asyncio.gather(self._pump(reader, send, gate), self._pump(reply, writer, gate))
+        pair = _Pair(writer, send, asyncio.Event())
+        pair.gate.set()
+        self._pairs.append(pair)
+        if self._fault is not None:
+            self._fault(pair)
+        await asyncio.gather(self._ask(reader, pair), self._reply(reply, pair))
 
-    async def _pump(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gate: asyncio.Event
-    ) -> None:
+    async def _ask(self, reader: asyncio.StreamReader, pair: _Pair) -> None:
         try:
             while data := await reader.read(65536):
-                await gate.wait()
-                writer.write(data)
-                await writer.drain()
-        except OSError:
+                await self._wait(pair)
+                pair.server.write(data)
+                await pair.server.drain()
+        except (OSError, RuntimeError):
+            pass  # what was half closed cannot be written to
+        finally:
+            pair.server.close()
+
+    async def _reply(self, reader: asyncio.StreamReader, pair: _Pair) -> None:
+        try:
+            while data := await reader.read(65536):
+                await self._wait(pair)
+                if pair.left is not None:
+                    data, pair.left = data[: pair.left], max(0, pair.left - len(data))
+                if data:
+                    pair.client.write(data)
+                    await pair.client.drain()
+                if pair.left == 0 and not pair.silent:
+                    break
+        except (OSError, RuntimeError):
             pass
         finally:
-            writer.close()
+            if not pair.silent:
+                pair.client.close()
+
+    async def _wait(self, pair: _Pair) -> None:
+        if self.delay:
+            await asyncio.sleep(self.delay)
+        await pair.gate.wait()
 
     def _abort(self) -> None:
         for writer in self._writers:
@@ -89,25 +130,71 @@ class Link:
         self._do(self._abort)
 
     def restore(self) -> None:
+        """Serve as it should be what has not failed yet."""
         self.down = False
+
+        def restore() -> None:
+            self._fault = None
+            for pair in self._pairs:
+                if pair.left and not pair.silent:
+                    pair.left = None
+
+        self._do(restore)
+
+    def _fail(self, fault: Callable[[_Pair], None], *, new: bool) -> None:
+        """Let `fault` befall every connection, and with `new` those that come."""
+
+        def fail() -> None:
+            self._fault = fault if new else None
+            for pair in self._pairs:
+                fault(pair)
+
+        self._do(fail)
 
     def freeze(self, *, new: bool = True) -> None:
         """Let nothing through, and say nothing; with ``new=False``, but on new connections."""
+        self._fail(lambda pair: pair.gate.clear(), new=new)
 
-        def freeze() -> None:
-            self._frozen = new
-            for gate in self._gates:
-                gate.clear()
+    def half_close(self, towards: Literal["client", "server"]) -> None:
+        """Close one way: one side hears the end of the stream, the other one hears nothing."""
 
-        self._do(freeze)
+        def fault(pair: _Pair) -> None:
+            pair.silent = True
+            writer = pair.client if towards == "client" else pair.server
+            if not writer.is_closing():
+                writer.write_eof()
+
+        self._fail(fault, new=True)
+
+    def reset(self) -> None:
+        """Answer everything with a RST."""
+
+        def fault(pair: _Pair) -> None:
+            for writer in (pair.client, pair.server):
+                if not writer.is_closing():
+                    sock = writer.get_extra_info("socket")
+                    if sock.family != socket.AF_UNIX:
+                        linger = struct.pack("ii", 1, 0)
+                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                    writer.transport.abort()
+
+        self._fail(fault, new=True)
+
+    def truncate(self, after: int, *, silent: bool = False, new: bool = False) -> None:
+        """Let `after` bytes of the server's through; then close, or with `silent` say nothing."""
+
+        def fault(pair: _Pair) -> None:
+            pair.left, pair.silent = after, silent
+
+        self._fail(fault, new=new)
 
     def thaw(self) -> None:
-        """Let through what was held up, and what comes."""
+        """Let through what was held up; what comes on new connections goes through too."""
 
         def thaw() -> None:
-            self._frozen = False
-            for gate in self._gates:
-                gate.set()
+            self._fault = None
+            for pair in self._pairs:
+                pair.gate.set()
 
         self._do(thaw)
 
