@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 import threading
 import weakref
 from collections import deque
@@ -571,6 +572,17 @@ def join_in_tests(wrapper: Any, block: Block | None) -> None:
         _test_blocks.pop(wrapper._key, None)
     else:
         _test_blocks[wrapper._key] = block
+
+
+def _forget_after_fork() -> None:
+    """A child is in no transaction of its parent's loops, and holds none of their leases."""
+    blocks = _blocks.get()
+    _blocks.set({key: one for key, one in blocks.items() if not one.transaction.state.pooled})
+    _sessions.set(None)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)
 
 
 @contextmanager

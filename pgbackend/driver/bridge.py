@@ -93,6 +93,17 @@ def check_not_collecting() -> None:
         )
 
 
+class _Orphan(greenlet):
+    """What a portal is in a forked child, where its task and its loop are not."""
+
+
+def forget_after_fork() -> None:
+    """In a child that green code forked, what runs on is synchronous: its loop is the parent's."""
+    here = getcurrent()
+    if type(here) is Portal:
+        here.__class__ = _Orphan  # type: ignore[assignment]
+
+
 def current() -> Portal | None:
     """The portal that the caller runs in, or None when the caller is not green."""
     here = getcurrent()

@@ -526,6 +526,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
 
     watch: Watch
     twin: Connection
+    _disowned = False
 
     @classmethod
     async def connect(  # type: ignore[override]  # cursors are its twins'
@@ -614,9 +615,16 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
 
     def close_now(self) -> None:
         """Close the connection without waiting for anything."""
+        if self._disowned:
+            return
         self.watch.stop()
         self._closed = True
         self.pgconn.finish()
+
+    def disown(self) -> None:
+        """Leave the socket alone from now on, and the loop that watches it: they are a parent's."""
+        self._disowned = True
+        self.watch.reading = self.watch.writing = False
 
 
 class _Probe(psycopg.Connection[Any]):

@@ -723,6 +723,15 @@ class Pool:
             if self._psycopg._waiting:  # noqa: SLF001
                 self.loop.create_task(self._psycopg.fail_waiting(lambda: error))
 
+    def disown(self) -> None:
+        """Leave all to the parent process: not a byte on its sockets, also if code unwinds."""
+        self.closed = True
+        for lease in self.held():
+            lease.ended = True
+            lease.connection.end_lease()
+        for physical in list(self.made):
+            physical.disown()
+
     def statistics(self) -> PoolStatistics:
         """Return what the pool does now, and has done since it was opened."""
         stats = self._psycopg.get_stats()
@@ -819,8 +828,12 @@ _inherited: list[Any] = []
 
 
 def _forget_after_fork() -> None:
+    for loop_pools in _by_loop.values():
+        for pool in loop_pools.pools.values():
+            pool.disown()
     _inherited.append(dict(_by_loop))
     _by_loop.clear()
+    bridge.forget_after_fork()
     forget_own_connections()
 
 

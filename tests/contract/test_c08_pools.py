@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Coroutine, Iterator
@@ -324,6 +327,40 @@ def test_djangos_synchronous_pool_is_in_the_sum() -> None:
         wrapper.close()
         wrapper.close_pool()
     assert count_connections() == before
+
+
+# --- Forks, and the end of the interpreter ------------------------------------------------------
+
+PROBES = Path(__file__).parent / "probes"
+DEPRECATED = ["-W", "ignore::DeprecationWarning"]  # a fork where threads have been
+
+
+def run_probe(conninfo: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "DATABASE_URL": conninfo, "PYTHONPATH": str(PROBES.parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("scenario", ["preload", "by_multiprocessing", "in_a_transaction"])
+def test_a_forked_child_never_touches_its_parents_sockets(conninfo: str, scenario: str) -> None:
+    run_probe(conninfo, *DEPRECATED, str(PROBES / "forks.py"), scenario)
+
+
+def test_an_interpreter_ends_without_a_message_in_every_state(
+    conninfo: str, admin: psycopg.Connection[Any]
+) -> None:
+    said = run_probe(conninfo, "-X", "dev", *DEPRECATED, str(PROBES / "exits.py"), "exit with")
+    ends = json.loads(said)
+    assert len(ends) == 12
+    assert {one: end for one, end in ends.items() if end != [0, ""]} == {}
+    left = "SELECT application_name FROM pg_stat_activity WHERE application_name LIKE 'exit with%'"
+    wait_for(lambda: not admin.execute(left).fetchall(), "the sessions are closed")
 
 
 # --- Failures are told at once, with their cause ------------------------------------------------
