@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 import psycopg
+from django.conf import settings
 
 from tests.contract.probes.exits import configure
 
@@ -124,5 +125,7 @@ def in_a_transaction() -> None:
 
 if __name__ == "__main__":
     configure("forks", min_size=0, max_size=1)
+    # A reset that a loop begins and, stopped meanwhile, does not end in time costs the connection.
+    settings.DATABASES["default"]["OPTIONS"]["session_reset"] = "never"
     scenario = {f.__name__: f for f in (preload, by_multiprocessing, in_a_transaction)}
     scenario[sys.argv[1]]()
