@@ -6,6 +6,7 @@ The parent's sessions must not notice: same processes, same last statement, tran
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import multiprocessing
 import os
 import sys
@@ -61,6 +62,15 @@ def fork_and_wait(parents: set[int], leave: str) -> None:
     assert sessions(parents) == before
 
 
+def say_farewell(loop: asyncio.AbstractEventLoop) -> None:
+    """What `asyncio.run()` does at its end."""
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    for task in asyncio.all_tasks(loop):  # the pool's, which has cancelled them
+        with contextlib.suppress(asyncio.CancelledError):
+            loop.run_until_complete(task)
+    loop.close()
+
+
 def preload() -> None:
     """A server that loads the application, and queries, before it forks its workers."""
     loop = asyncio.new_event_loop()
@@ -68,8 +78,7 @@ def preload() -> None:
     for leave in ("_exit", "exit", "exit"):
         fork_and_wait(parents, leave)
     assert loop.run_until_complete(green()) in parents
-    loop.run_until_complete(loop.shutdown_asyncgens())
-    loop.close()
+    say_farewell(loop)
 
 
 def by_multiprocessing() -> None:
@@ -84,8 +93,7 @@ def by_multiprocessing() -> None:
         assert process.exitcode == 0, method
         assert sessions(parents) == before, method
     assert loop.run_until_complete(green()) in parents
-    loop.run_until_complete(loop.shutdown_asyncgens())
-    loop.close()
+    say_farewell(loop)
 
 
 def spawned(parents: set[int]) -> None:
