@@ -145,3 +145,19 @@ def test_no_file_names_a_place_on_a_machine_or_a_registry() -> None:
         for match in _ELSEWHERE.finditer(path.read_text(errors="replace"))
     ]
     assert not found
+
+
+def test_the_contract_names_tests_that_exist_and_leaves_no_file_out() -> None:
+    page = (ROOT / "docs/contract.md").read_text()
+    files = {path.name: path.read_text() for path in (ROOT / "tests/contract").glob("test_*.py")}
+    clauses = page.split("\n## ")[1:]
+    assert [clause.split()[0] for clause in clauses] == [f"C{n}" for n in range(1, 15)]
+    linked = set()
+    for clause in clauses:
+        here = re.findall(r"\[(test_c\d\d_\w+\.py)\]\(../tests/contract/\1\)", clause)
+        linked |= set(here)
+        named = re.findall(r"`(test_\w+)`", clause)
+        assert here and named, clause
+        source = "".join(files[name] for name in here)
+        assert not [name for name in named if f"def {name}(" not in source]
+    assert linked == set(files)
