@@ -544,7 +544,7 @@ def _hook_view_atomic() -> None:
 
 def _hook_async_iteration() -> None:
     """`aiterator()` fetches its chunks green, and closes its cursor when it is closed."""
-    from django.db.models.query import BaseIterable
+    from django.db.models.query import BaseIterable, QuerySet, RawQuerySet
 
     iterable: Any = BaseIterable
     in_threads = iterable._async_generator  # noqa: SLF001
@@ -564,6 +564,51 @@ def _hook_async_iteration() -> None:
                 await bridge.run(rows.close)
 
     iterable._async_generator = _async_generator  # noqa: SLF001
+    for cls in (QuerySet, RawQuerySet):
+        _hook_aiter(cls)
+
+
+def _hook_aiter(cls: Any) -> None:
+    """`async for` of a QuerySet fetches its rows in a coroutine, not in an async generator.
+
+    Before Python 3.13 a coroutine that is closed does not close the generator that it iterates: the
+    statement, and its lease, would be the garbage collector's.
+    """
+    aiter = cls.__aiter__
+
+    @functools.wraps(aiter)
+    def __aiter__(self: Any) -> Any:
+        ours = conf.engine_is_ours(connections.settings[self.db]["ENGINE"])
+        return _FetchedRows(self) if ours else aiter(self)
+
+    cls.__aiter__ = __aiter__
+
+
+class _FetchedRows:
+    """The rows of a QuerySet, fetched at the first step, green."""
+
+    __slots__ = ("_queryset", "_rows")
+
+    def __init__(self, queryset: Any) -> None:
+        self._queryset = queryset
+        self._rows: Any = None
+
+    def __aiter__(self) -> _FetchedRows:
+        return self
+
+    def __anext__(self) -> Awaitable[Any]:
+        next_row: Awaitable[Any] = self._first() if self._rows is None else self._rows.__anext__()
+        return next_row
+
+    async def _first(self) -> Any:
+        await bridge.run(self._queryset._fetch_all)  # noqa: SLF001
+        self._rows = _each(self._queryset._result_cache)  # noqa: SLF001
+        return await self._rows.__anext__()
+
+
+async def _each(rows: list[Any]) -> AsyncIterator[Any]:
+    for row in rows:
+        yield row
 
 
 def _hook_silk() -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
+import django
 import httpx
 import psycopg
 import pytest
@@ -800,6 +801,10 @@ def test_a_client_that_hangs_up_in_a_streaming_response_ends_its_cursor(
     run(main())
 
 
+@pytest.mark.skipif(
+    django.VERSION < (6, 0),
+    reason="Django 5.2's handler does not cancel the task of a view when its own is cancelled",
+)
 def test_a_server_that_shuts_down_under_load_cancels_and_leaves_nothing(
     run: Runner, server: Server, settings: Any
 ) -> None:
@@ -817,6 +822,8 @@ def test_a_server_that_shuts_down_under_load_cancels_and_leaves_nothing(
             stopping = uvicorn.Server(config)
             stopping.capture_signals = nullcontext  # type: ignore[method-assign]
             serving = asyncio.create_task(stopping.serve(sockets=[sock]))
+            while not stopping.started:
+                await asyncio.sleep(0.001)
             url = f"http://127.0.0.1:{sock.getsockname()[1]}/sleep/"
             async with httpx.AsyncClient(timeout=30, trust_env=False) as client:
                 requests = [asyncio.create_task(client.get(url)) for _ in range(20)]
@@ -833,7 +840,8 @@ def test_a_server_that_shuts_down_under_load_cancels_and_leaves_nothing(
         await assert_whole()
 
     run(main())
-    assert not Tag.objects.exists()
+    assert Entry.objects.filter(text="a view ended").count() == 20
+    assert not server.active() and not Tag.objects.exists()
 
 
 # --- Links that fail ------------------------------------------------------------------------------
