@@ -574,12 +574,12 @@ def _hook_aiter(cls: Any) -> None:
     Before Python 3.13 a coroutine that is closed does not close the generator that it iterates: the
     statement, and its lease, would be the garbage collector's.
     """
-    aiter = cls.__aiter__
+    original = cls.__aiter__
 
-    @functools.wraps(aiter)
+    @functools.wraps(original)
     def __aiter__(self: Any) -> Any:
         ours = conf.engine_is_ours(connections.settings[self.db]["ENGINE"])
-        return _FetchedRows(self) if ours else aiter(self)
+        return _FetchedRows(self) if ours else original(self)
 
     cls.__aiter__ = __aiter__
 
