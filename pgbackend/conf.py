@@ -174,6 +174,8 @@ def _check_sizes(alias: str, options: Mapping[str, Any]) -> None:
             f"{_name(alias)} has min_size {low} and max_size {high}. "
             "Set max_size to at least min_size, and at least 1."
         )
+    if options.get("num_workers") == 0:
+        raise ImproperlyConfigured(f"{_name(alias)}['num_workers'] is 0. Set it to at least 1.")
 
 
 async def _check_connection(connection: AsyncConnection) -> None:

@@ -447,8 +447,6 @@ class Pool:
         return arguments
 
     def __repr__(self) -> str:
-        if not hasattr(self, "_psycopg"):  # its options were refused
-            return f"<Pool {self.name!r}, not made>"
         s = self.statistics()
         return (
             f"<Pool {self.name!r}: {s.leased} leased, {s.idle} idle, {s.waiting} waiting, "

@@ -95,6 +95,7 @@ def test_a_misspelt_option_of_libpq_fails_with_its_name(run: Runner) -> None:
         ({"pool": {"max_size": "3"}}, r"\['max_size'\] is '3'. Set it to a whole number"),
         ({"pool": {"max_size": -1}}, "not negative"),
         ({"pool": {"min_size": 5, "max_size": 2}}, "at least min_size"),
+        ({"pool": {"num_workers": 0}}, "at least 1"),
         ({"pool": {"timeout": None}}, "a number of seconds"),
         ({"pool": {"configure": print}}, "no option 'configure'"),
         ({"pool": 3}, "Set it to True, or to a dictionary"),
