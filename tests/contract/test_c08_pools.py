@@ -544,6 +544,9 @@ def test_a_restart_between_two_requests_fails_neither(
 
     async def main() -> None:
         await asyncio.gather(*(select() for _ in range(4)))
+        # An attempt to connect that is still on its way would fail, and answer for half a second.
+        while (statistics := pgbackend.statistics()[0]).idle < statistics.size:
+            await asyncio.sleep(0.001)
         await asyncio.to_thread(private_server.stop)
         await asyncio.to_thread(private_server.start)
         await asyncio.gather(*(select() for _ in range(20)))
