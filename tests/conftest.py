@@ -125,8 +125,13 @@ def nothing_left() -> Iterator[None]:
 
 def _left_over() -> list[object]:
     leases = [record for record in pool.statistics() if record.leased or record.waiting]
-    things = [thing for thing in gc.get_objects() if _is_unfinished(thing)]
+    # The first condition is for speed: there are a great many objects.
+    found = [thing for thing in gc.get_objects() if type(thing) in _KINDS]
+    things = [thing for thing in found if _is_unfinished(thing)]
     return [*leases, *things]
+
+
+_KINDS = (bridge.Portal, asyncio.Task, pool.Lease)
 
 
 def _is_unfinished(thing: object) -> bool:
