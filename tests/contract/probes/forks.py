@@ -114,7 +114,8 @@ def in_a_transaction() -> None:
         with transaction.atomic():
             before = txid()
             parents = {pid()}
-            fork_and_wait(parents, "_exit")
+            for leave in ("_exit", "exit"):
+                fork_and_wait(parents, leave)
             process = multiprocessing.get_context("fork").Process(
                 target=child_work, args=(parents,)
             )
