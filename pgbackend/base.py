@@ -492,6 +492,8 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
     def _savepoint_rollback(self, sid: str) -> None:
         with self.backend_statement(), bridge.hold_cancellation():
+            if (cancel_others := getattr(self.connection, "cancel_others", None)) is not None:
+                cancel_others()
             super()._savepoint_rollback(sid)
         bridge.deliver_cancellation()
 

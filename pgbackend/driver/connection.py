@@ -434,12 +434,7 @@ class Connection(psycopg.Connection[Any]):
 
     async def _is_cancelled(self, gen: PQGen[Any]) -> bool:
         """Ask the server once; False if the request may have come before the statement did."""
-        if psycopg.capabilities.has_cancel_safe():
-            await waiting.wait_conn_async(
-                self._cancel_gen(), interval=_WAIT_INTERVAL, timeout=CLEANUP_BUDGET
-            )
-        else:
-            await asyncio.to_thread(self.cancel)
+        await self._ask_to_cancel()
         if self.pgconn.pipeline_status != PipelineStatus.OFF:
             return True  # the rest is answered only after a Sync, which is not sent
         try:
@@ -447,6 +442,14 @@ class Connection(psycopg.Connection[Any]):
         except e._WaitTimeout:  # noqa: SLF001 - psycopg's own
             return False
         return True
+
+    async def _ask_to_cancel(self) -> None:
+        if psycopg.capabilities.has_cancel_safe():
+            await waiting.wait_conn_async(
+                self._cancel_gen(), interval=_WAIT_INTERVAL, timeout=CLEANUP_BUDGET
+            )
+        else:
+            await asyncio.to_thread(self.cancel)
 
     # --- Ends of a transaction are never torn: Note [Held cancellation] in bridge.py ---
 
@@ -459,8 +462,26 @@ class Connection(psycopg.Connection[Any]):
     def rollback(self) -> None:
         """Roll back; a cancellation that arrives meanwhile is raised when it is done."""
         with bridge.hold_cancellation():
+            self.cancel_others()
             super().rollback()
         bridge.deliver_cancellation()
+
+    def cancel_others(self) -> None:
+        """Before a rollback: cancel the statement of a task that shares this connection.
+
+        What it does is undone anyway, and who rolls back must not have to wait for its end.
+        """
+        portal = current()
+        if portal is not None and self.lock.locked() and not portal.closing:
+            bridge.finish(self._cancel_while_locked(), CLEANUP_BUDGET)
+
+    async def _cancel_while_locked(self) -> None:
+        with contextlib.suppress(psycopg.Error):
+            while self.lock.locked() and self.pgconn.transaction_status == _ACTIVE:
+                await self._ask_to_cancel()
+                until = monotonic() + _CANCEL_INTERVAL  # it may have come before the statement did
+                while self.lock.locked() and monotonic() < until:  # noqa: ASYNC110 - no event
+                    await asyncio.sleep(0.001)
 
     @contextlib.contextmanager
     def _commits(self) -> Iterator[None]:

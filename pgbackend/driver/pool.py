@@ -54,6 +54,9 @@ logger = logging.getLogger("pgbackend.driver")
 #: connection at all: at most two attempts a second reach a server that is down.
 FAILURE_WINDOW = 0.5
 
+#: How many attempts to connect may be made at once, and in a second when none succeeds.
+MAX_ATTEMPTS = 2
+
 #: Seconds to wait until the thread of another loop has closed its pool.
 CLOSE_TIMEOUT = 5.0
 
@@ -299,6 +302,7 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         self._waiting = _Queue(layer)
         #: Held by an attempt to connect, as long as there is no connection.
         self._attempt = asyncio.Lock()
+        self._attempts = asyncio.Semaphore(MAX_ATTEMPTS)
 
     async def _getconn_unchecked(self, timeout: float) -> AsyncConnection:
         task = asyncio.current_task()
@@ -355,11 +359,13 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
             raise
 
     async def _connect_once(self, timeout: float | None) -> AsyncConnection:
-        try:
-            connection = await super()._connect(timeout)
-        except Exception as exc:
-            _forget_connecting(exc)
-            raise
+        async with self._attempts:
+            self.layer.attempted.append(monotonic())
+            try:
+                connection = await super()._connect(timeout)
+            except Exception as exc:
+                _forget_connecting(exc)
+                raise
         self.layer.made.add(connection)
         return connection
 
@@ -419,6 +425,8 @@ class Pool:
         #: By number, with a weak reference: a lease that nobody holds any more must be collected.
         self._leases: dict[int, weakref.ref[Lease]] = {}
         self._failure: tuple[float, BaseException] | None = None
+        #: When the last attempts to connect began.
+        self.attempted: deque[float] = deque([-1.0] * MAX_ATTEMPTS, MAX_ATTEMPTS)
         self._regrowing: asyncio.TimerHandle | None = None
         #: Every connection: free, leased, or on its way between the two.
         self.made: weakref.WeakSet[AsyncConnection] = weakref.WeakSet()
@@ -531,7 +539,9 @@ class Pool:
         if self._failure is None:
             return
         when, exc = self._failure
-        if monotonic() - when < FAILURE_WINDOW and not self.has_connection():
+        now = monotonic()
+        too_soon = now - when < FAILURE_WINDOW or now - self.attempted[0] < 1.0
+        if too_soon and not self.has_connection():
             raise self._repeat(exc)
 
     @staticmethod

@@ -643,7 +643,7 @@ def test_a_cancelled_end_that_waits_for_a_childs_statement_leaves_no_connection(
 
     def sleeping() -> None:
         with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_sleep(0.2)")
+            cursor.execute("SELECT pg_sleep(20)")
 
     async def parent(tasks: list[Any]) -> None:
         async with transaction.atomic():
@@ -660,12 +660,45 @@ def test_a_cancelled_end_that_waits_for_a_childs_statement_leaves_no_connection(
         for _ in range(20):
             await asyncio.sleep(0)
         task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        await asyncio.wait(tasks)
+        async with asyncio.timeout(1):  # the child's statement is cancelled: it is lost anyway
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            with pytest.raises(DatabaseError):
+                await tasks[0]
         assert leased() == 0
         async with transaction.atomic():
             await Tag.objects.acreate(name="kept")
+
+    with pool_of_default(max_size=1):
+        run(main())
+    assert names() == ["kept"]
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["block", "nested block"])
+def test_a_block_that_is_left_with_an_error_does_not_wait_for_a_childs_statement(
+    run: Runner, nested: bool
+) -> None:
+    def sleeping() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_sleep(20)")
+
+    async def leave(tasks: list[Any]) -> None:
+        async with transaction.atomic():
+            await Tag.objects.acreate(name="lost")
+            tasks.append(asyncio.create_task(aio.run(sleeping)))
+            while not connection.connection.lock.locked():
+                await asyncio.sleep(0)
+            raise Oops
+
+    async def main() -> None:
+        tasks: list[asyncio.Task[None]] = []
+        async with asyncio.timeout(1):
+            async with transaction.atomic() if nested else pgbackend.detached():
+                with pytest.raises(Oops):
+                    await leave(tasks)
+                await Tag.objects.acreate(name="kept")
+            with pytest.raises(DatabaseError):
+                await tasks[0]
 
     with pool_of_default(max_size=1):
         run(main())

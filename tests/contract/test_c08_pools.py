@@ -454,13 +454,19 @@ class PrivateServer:
         return self.handle.url
 
     def stop(self) -> None:
+        """Stop it, and wait until it has stopped: its keeper does it, not the last who leaves."""
         if self.handle is not None:
             self.handle.release()
         self.handle = None
+        wait_for(lambda: not list(self.base.rglob("postmaster.pid")), "the server has stopped", 10)
 
     def close(self) -> None:
         self.stop()
-        shutil.rmtree(self.base)
+        wait_for(self._is_removed, "nobody writes there any more")
+
+    def _is_removed(self) -> bool:
+        shutil.rmtree(self.base, ignore_errors=True)
+        return not self.base.exists()
 
 
 @pytest.fixture(scope="module")
