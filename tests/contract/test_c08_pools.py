@@ -619,7 +619,9 @@ def test_an_outage_of_16_seconds_is_told_at_once_and_ends_within_a_second(
         assert max(in_each) <= 2 and len(attempts) > 20, attempts
         assert len(failures) > 300, "each at once"
         assert max(waited for _, waited in failures) < 0.5
-        assert all("connection to server at" in text for text, _ in failures), failures[:3]
+        # The link was cut while the first were under way, perhaps.
+        causes = ("connection to server at", "server closed the connection")
+        assert all(any(cause in text for cause in causes) for text, _ in failures), failures[:3]
         await asyncio.gather(*(Tag.objects.acount() for _ in range(20)))
 
     with by_link(link):

@@ -337,7 +337,7 @@ def waited_for_its_turn() -> BaseException:
             async with transaction.atomic():
                 return await task
 
-    with pool_of_default(timeout=0.01):
+    with pool_of_default(timeout=0.5):
         return asyncio.run(aio.portal(main()))
 
 
@@ -379,7 +379,7 @@ RAISED: dict[str, tuple[Callable[[], BaseException], type[BaseException], str, s
     "a turn that does not come": (
         waited_for_its_turn,
         django.db.transaction.TransactionManagementError,
-        r"task '.*child' waited 0.01 s for its turn",
+        r"task '.*child' waited 0.5 s for its turn",
         r"pgbackend\.detached\(\)",
     ),
     "an option that is none": (
