@@ -349,8 +349,7 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         try:
             if self.layer.has_connection():
                 return await self._connect_once(timeout)
-            async with self._attempt:  # if it fails, it answers for those who were about to
-                self.layer.check_failure()
+            async with self._attempt:
                 return await self._connect_once(timeout)
         except asyncio.CancelledError:
             raise _WorkerCancelled from None
@@ -360,6 +359,7 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
 
     async def _connect_once(self, timeout: float | None) -> AsyncConnection:
         async with self._attempts:
+            self.layer.check_failure()  # of one before, which answers for those who were about to
             self.layer.attempted.append(monotonic())
             try:
                 connection = await super()._connect(timeout)

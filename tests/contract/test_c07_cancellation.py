@@ -572,11 +572,16 @@ def test_each_of_asyncios_ways_to_cancel_cancels_the_statements(
                 async with asyncio.timeout(0.05):
                     await aio.run(sleep)
 
-        async def wait_for() -> None:
+        async def waiting_for() -> None:
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(aio.run(sleep), 0.05)
 
-        ways = {"gather": gather, "TaskGroup": task_group, "timeout": timeout, "wait_for": wait_for}
+        ways = {
+            "gather": gather,
+            "TaskGroup": task_group,
+            "timeout": timeout,
+            "wait_for": waiting_for,
+        }
         await ways[way]()
         wait_for(lambda: not server.active(), "no statement runs on")  # they would, for 20 s
         await assert_whole()
