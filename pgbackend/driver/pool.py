@@ -268,6 +268,21 @@ class _Turn:
             self._future.set_result(value)
 
 
+class _Alarm(asyncio.Event):
+    """What psycopg_pool's scheduler sleeps on, in the place of its own subclass.
+
+    That one swallows, on Python 3.11, a cancellation which comes together with the event: the loop
+    that ends would then wait for the scheduler for ever.
+    """
+
+    async def wait_timeout(self, timeout: float) -> bool:
+        try:
+            async with asyncio.timeout(timeout):
+                return await self.wait()
+        except TimeoutError:
+            return False
+
+
 class _Queue(deque[Any]):
     """psycopg_pool's queue of those who wait, which knows what task each belongs to."""
 
@@ -303,6 +318,11 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         #: Held by an attempt to connect, as long as there is no connection.
         self._attempt = asyncio.Lock()
         self._attempts = asyncio.Semaphore(MAX_ATTEMPTS)
+
+    def _start_workers(self) -> None:
+        scheduler: Any = self._sched
+        scheduler._event = _Alarm()  # noqa: SLF001
+        super()._start_workers()
 
     async def _getconn_unchecked(self, timeout: float) -> AsyncConnection:
         task = asyncio.current_task()

@@ -1045,6 +1045,33 @@ def test_a_loop_can_end_with_leases_and_waiters(run: Runner, pools: Pools) -> No
     assert monotonic() - started < 5
 
 
+@pytest.mark.parametrize("turns", range(12))
+def test_a_loop_can_end_in_each_turn_of_the_pools_opening(
+    run: Runner, pools: Pools, turns: int
+) -> None:
+    """Each of the pool's tasks ends when it is cancelled, also with what it waits for."""
+    loop = run.factory()
+
+    async def main() -> None:
+        asked = asyncio.create_task(green(fetch, pools(), "SELECT 1"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        del asked
+
+    async def end(tasks: set[asyncio.Task[Any]]) -> set[asyncio.Task[Any]]:
+        for task in tasks:
+            task.cancel()
+        return (await asyncio.wait(tasks, timeout=5))[1] if tasks else tasks
+
+    try:
+        loop.run_until_complete(main())
+        unmoved = loop.run_until_complete(end(asyncio.all_tasks(loop)))
+        assert not unmoved
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
 def test_a_closed_pool_refuses_and_a_new_one_takes_its_place(run: Runner, pools: Pools) -> None:
     async def main() -> None:
         for opened in (True, False):
