@@ -422,12 +422,9 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
             await client.fail(error())
 
     def abandon(self) -> None:
-        """Close without waiting: what `close()` does, when no task can be waited for any more."""
+        """End without waiting: what `close()` does, when no task can be waited for any more."""
         self._closed = True
-        connections = list(self._pool)
         self._pool.clear()
-        for connection in connections:
-            connection.close_now()
         for task in [*self._workers, self._sched_runner]:
             if task is not None and not task.get_loop().is_closed():
                 task.cancel()
@@ -738,11 +735,19 @@ class Pool:
     # --- End ---
 
     def close(self) -> None:
-        """Close the free connections now, and those in use when they are given back."""
+        """Close the connections now, and those in use when they are given back.
+
+        The others are free, or on their way to or from a worker, who is cancelled.
+        """
         if self.closed:
             return
         self.closed = True
         self._psycopg.abandon()
+        in_use = {id(lease.physical) for lease in self.held()}
+        in_use.update(id(physical) for physical in self._tasks.values())
+        for physical in list(self.made):
+            if id(physical) not in in_use:
+                physical.close_now()
         for task, physical in list(self._tasks.items()):
             coro: Any = task.get_coro()
             if inspect.getcoroutinestate(coro) == inspect.CORO_CREATED:

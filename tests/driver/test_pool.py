@@ -1072,6 +1072,30 @@ def test_a_loop_can_end_in_each_turn_of_the_pools_opening(
         loop.close()
 
 
+def test_a_connection_on_its_way_back_is_closed_with_its_loop(run: Runner, pools: Pools) -> None:
+    """It lies in the queue of the pool's workers, which were cancelled with who held it."""
+
+    async def reset(connection: Any) -> None:
+        pass
+
+    async def hold(pool: Pool, held: asyncio.Event) -> None:
+        with pinned(pool):
+            held.set()
+            await asyncio.Event().wait()
+
+    async def main() -> Pool:
+        pool = pools(max_size=1, reset=reset)
+        held = asyncio.Event()
+        task = asyncio.create_task(green(await_, hold(pool, held)))
+        await held.wait()
+        del task
+        return pool
+
+    pool = run(main())
+    assert pool.closed
+    wait_for(lambda: not pools.sessions(), "sessions closed")
+
+
 def test_a_closed_pool_refuses_and_a_new_one_takes_its_place(run: Runner, pools: Pools) -> None:
     async def main() -> None:
         for opened in (True, False):
