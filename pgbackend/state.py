@@ -52,6 +52,8 @@ from .driver import bridge
 from .driver.errors import PortalClosed
 from .driver.pool import Lease
 
+_get_running_loop = asyncio._get_running_loop
+
 #: What tells one database from another: the identity of its settings.
 Key: TypeAlias = int
 
@@ -212,7 +214,7 @@ def in_async_context() -> bool:
     """Whether waits for the database must not block: a loop runs in this thread."""
     if bridge.in_greenlet():
         return True
-    return asyncio._get_running_loop() is not None and not conf.allows_async_unsafe()
+    return _get_running_loop() is not None and not conf.allows_async_unsafe()
 
 
 def current_block(wrapper: Any) -> Block | None:
@@ -228,9 +230,15 @@ def current_block(wrapper: Any) -> Block | None:
 
 def current_state(wrapper: Any) -> State:
     """The state that the names of `wrapper` stand for, here and now."""
-    block = _blocks.get().get(wrapper._key)
-    if block is not None and not block.is_stale_in_thread(wrapper):
-        return block.transaction.state
+    # Asked some thirty times for a statement: what costs sync code nothing comes first. (Green code
+    # that unwinds after its loop has ended comes by here too; it cannot wait for anything.)
+    blocks = _blocks.get()
+    if blocks:
+        block = blocks.get(id(wrapper.settings_dict))
+        if block is not None and not (block.ended and block.is_stale_in_thread(wrapper)):
+            return block.transaction.state
+    if _get_running_loop() is None:
+        return wrapper._own
     own: State = wrapper._own
     if not wrapper._shared or own.transaction is not None or not in_async_context():
         return own
@@ -244,6 +252,8 @@ def current_state(wrapper: Any) -> State:
 def current_scope(wrapper: Any) -> Scope:
     """What observes the statements of the running code."""
     own: Scope = wrapper._own_scope
+    if _get_running_loop() is None:
+        return own
     return session(wrapper).scope if wrapper._shared and in_async_context() else own
 
 
@@ -532,6 +542,8 @@ def check_not_ended(block: Block) -> None:
 
 def take_turn(wrapper: Any) -> None:
     """Wait until a statement of the running code may be sent."""
+    if not _blocks.get() and _get_running_loop() is None:
+        return
     block = current_block(wrapper)
     if block is not None and block.transaction.innermost is not block:
         block.transaction.take_turn(block)

@@ -20,65 +20,95 @@ import psycopg
 from psycopg import sql
 
 import pgbackend
-from pgbackend import embedded
 
-from .compare import CONTEXTS, report
-from .results import Results, fold
-from .source import CACHE, NoSource, tests_dir
+from .compare import report
+from .results import CONTEXTS, Results, fold, read, tail
+from .server import NotEnough, server
+from .source import CACHE, NoSource, modules_of, tests_dir
 
-MODULES = (
-    "basic",
-    "transactions",
-    "transaction_hooks",
-    "select_for_update",
-    "delete",
-    "bulk_create",
+#: What exercises a backend most, for those who cannot wait for all of it.
+BACKEND_MODULES = (
+    "aggregation",
+    "aggregation_regress",
+    "annotations",
     "async",
     "backends",
+    "basic",
+    "bulk_create",
+    "composite_pk",
+    "constraints",
+    "custom_lookups",
+    "dates",
+    "db_functions",
+    "defer",
+    "delete",
+    "delete_regress",
+    "expressions",
+    "expressions_window",
+    "fixtures",
+    "get_or_create",
+    "indexes",
+    "inspectdb",
+    "introspection",
+    "many_to_many",
+    "model_fields",
+    "postgres_tests",
+    "prefetch_related",
+    "queries",
+    "schema",
+    "select_for_update",
+    "test_utils",
+    "transaction_hooks",
+    "transactions",
+    "update",
 )
-ENGINES = {"stock": "django.db.backends.postgresql", "sync": "pgbackend", "green": "pgbackend"}
-#: Nothing here is worth keeping after a crash of the machine.
-SERVER_SETTINGS = {
-    "fsync": "off",
-    "full_page_writes": "off",
-    "synchronous_commit": "off",
-    "max_connections": "200",
-}
+STOCK = {False: "django.db.backends.postgresql", True: "django.contrib.gis.db.backends.postgis"}
+OURS = {False: "pgbackend", True: "pgbackend.gis"}
+#: Shares of the suite for each process: a share is what a crash makes one begin again in.
+SHARES = 8
+#: How often a worker that ends without having finished is started anew, for the tests it left.
+RESTARTS = 3
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one worker does."""
+    """What one worker does: some modules, in one context."""
 
-    context: str
+    run: str
+    """The context, and which run of it, if it is not the first: ``green-2``."""
     number: int
     labels: list[str]
+    gis: bool
     url: str
     out: Path
     timeout: float
 
     @property
-    def name(self) -> str:
-        return f"{self.context}-{self.number}"
+    def context(self) -> str:
+        return self.run.partition("-")[0]
 
     @property
     def journal(self) -> Path:
-        return self.out / f"{self.name}.jsonl"
+        return self.out / f"{self.run}.{self.number}.jsonl"
 
     @property
     def log(self) -> Path:
-        return self.out / f"{self.name}.log"
+        return self.out / f"{self.run}.{self.number}.log"
 
     @property
     def databases(self) -> dict[str, str]:
         """Names that no other worker of any run uses."""
-        name = f"suite_{os.getpid()}_{self.context}_{self.number}"
+        name = f"suite_{os.getpid()}_{self.run.replace('-', '_')}_{self.number}"
         return {"default": name, "other": f"{name}_other"}
+
+    def describe(self) -> dict[str, Any]:
+        """What must be the same for a journal to be gone on with."""
+        return {"django": django.__version__, "labels": self.labels, "gis": self.gis}
 
     def environment(self) -> dict[str, str]:
         job: dict[str, Any] = {
             "context": self.context,
-            "engine": ENGINES[self.context],
+            "engine": (STOCK if self.context == "stock" else OURS)[self.gis],
             "labels": self.labels,
             "url": self.url,
             "journal": str(self.journal),
@@ -97,21 +127,26 @@ class Job:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
-    out = options.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
     try:
         source = tests_dir()
     except NoSource as exc:
         print(exc, file=sys.stderr)
         return 2
-    contexts = [name for name in CONTEXTS if name in (options.context or CONTEXTS)]
-    with embedded.server(settings=SERVER_SETTINGS) as server:
-        all_results = _run_contexts(contexts, options, server.url, out, source)
-    for results in all_results.values():
-        results.save(out / f"{results.context}.json")
+    out = options.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    labels = _labels(options, source)
+    runs = _runs(options.context or list(CONTEXTS))
+    try:
+        with server(labels) as url:
+            all_results = _run_all(runs, labels, options, url, source)
+    except NotEnough as exc:
+        print(exc, file=sys.stderr)
+        return 2
+    for run, results in all_results.items():
+        results.save(out / f"{run}.json")
         print(results.summary())
     if "stock" not in all_results:
-        reference = _earlier_reference(out, options.modules)
+        reference = _earlier_reference(out, labels)
         if reference is None:
             return _judge_alone(all_results)
         all_results = {"stock": reference, **all_results}
@@ -122,52 +157,95 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tests.suite", description="Run Django's own test suite on pgbackend."
     )
-    parser.add_argument("modules", nargs="*", default=list(MODULES), help="as runtests.py has them")
+    parser.add_argument("modules", nargs="*", help="as runtests.py has them; default: all")
     parser.add_argument(
-        "--context", action="append", choices=CONTEXTS, help="may be repeated; default: all"
+        "--backend",
+        action="store_true",
+        help="only the modules that exercise a database backend most",
     )
     parser.add_argument(
-        "--out",
-        type=Path,
-        default=CACHE / f"results-{django.__version__}",
-        help="directory for outcomes (JSON) and logs",
+        "--gis",
+        action="store_true",
+        help="on PostGIS: gis_tests, if no modules are named; needs GDAL, and a server that has "
+        "PostGIS (PGBACKEND_PG_BINDIR, or DATABASE_URL)",
     )
+    parser.add_argument(
+        "--context",
+        action="append",
+        choices=CONTEXTS,
+        help="may be given several times, for one context too; default: each once",
+    )
+    parser.add_argument("--out", type=Path, help="directory for outcomes (JSON) and logs")
     parser.add_argument("--parallel", type=int, default=1, metavar="N", help="worker processes")
     parser.add_argument(
         "--timeout", type=float, default=120, metavar="SECONDS", help="for a single test"
     )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with a run that was interrupted"
+    )
     options = parser.parse_args(arguments)
-    options.modules = [module.rstrip("/") for module in options.modules]
+    if options.out is None:
+        suffix = "-gis" if options.gis else ""
+        options.out = CACHE / f"results-{django.__version__}{suffix}"
     return options
 
 
-def _run_contexts(
-    contexts: list[str], options: argparse.Namespace, url: str, out: Path, source: Path
-) -> dict[str, Results]:
-    shards = _share_out(options.modules, options.parallel, source)
-    jobs = [
-        Job(context, number, labels, url, out, options.timeout)
-        for context in contexts
-        for number, labels in enumerate(shards)
+def _labels(options: argparse.Namespace, source: Path) -> list[str]:
+    if options.modules:
+        return [module.rstrip("/") for module in options.modules]
+    if options.backend:
+        return [module for module in BACKEND_MODULES if (source / module).is_dir()]
+    if options.gis:
+        return ["gis_tests"]
+    return [module for module in modules_of(source) if not module.startswith("gis_tests")]
+
+
+def _runs(contexts: list[str]) -> list[str]:
+    """Name the runs: a context that comes again has its number."""
+    return [
+        context if (number := contexts[: place + 1].count(context)) == 1 else f"{context}-{number}"
+        for place, context in enumerate(contexts)
     ]
-    all_results = {name: Results(name, django.__version__, options.modules) for name in contexts}
+
+
+def _run_all(
+    runs: list[str], labels: list[str], options: argparse.Namespace, url: str, source: Path
+) -> dict[str, Results]:
+    shares = _share_out(labels, options.parallel * SHARES, source)
+    out = options.out.resolve()
+    jobs = [
+        Job(run, number, share, options.gis, url, out, options.timeout)
+        for run in runs
+        for number, share in enumerate(shares)
+    ]
+    all_results = {run: Results(run, django.__version__, labels) for run in runs}
+    with psycopg.connect(url) as connection:
+        for results in all_results.values():
+            results.versions = _versions(connection, options.parallel)
     with ThreadPoolExecutor(options.parallel) as workers:
-        times = workers.map(lambda job: _work(job, source), jobs)
-        for job, seconds in zip(jobs, times, strict=True):
-            results = all_results[job.context]
-            fold(results, job.journal, job.log)
-            results.seconds += seconds
+        for job in workers.map(lambda job: _work(job, source, resume=options.resume), jobs):
+            fold(all_results[job.run], job.journal, job.log)
     return all_results
 
 
+def _versions(connection: psycopg.Connection[Any], parallel: int) -> dict[str, str]:
+    return {
+        "Python": ".".join(map(str, sys.version_info[:3])),
+        "Django": django.__version__,
+        "psycopg": psycopg.__version__,
+        "PostgreSQL": connection.info.parameter_status("server_version") or "",
+        "processes": str(parallel),
+    }
+
+
 def _share_out(labels: list[str], shares: int, source: Path) -> list[list[str]]:
-    """Deal the labels out so that each share has about as many tests."""
+    """Deal the labels out, the longest share first, so that each has about as many tests."""
     piles: list[tuple[int, list[str]]] = [(0, []) for _ in range(min(shares, len(labels)))]
     for label in sorted(labels, key=lambda label: -_weight(label, source)):
         index = min(range(len(piles)), key=lambda index: piles[index][0])
         total, pile = piles[index]
         piles[index] = (total + _weight(label, source), [*pile, label])
-    return [pile for _, pile in piles]
+    return [pile for _, pile in sorted(piles, key=lambda pile: -pile[0])]
 
 
 def _weight(label: str, source: Path) -> int:
@@ -181,13 +259,28 @@ def _weight(label: str, source: Path) -> int:
     )
 
 
-def _work(job: Job, source: Path) -> float:
-    """Run a worker to its end, however it ends; return how long it took."""
-    job.journal.write_text("")
+def _work(job: Job, source: Path, *, resume: bool) -> Job:
+    """See that all of a job's tests are run, however its worker ends."""
+    entry = read(job.journal) if resume and job.journal.exists() else None
+    if entry is None or entry.job != job.describe():
+        job.journal.write_text(json.dumps({"event": "job", "test": "", **job.describe()}) + "\n")
+        job.log.write_text("")
+        entry = read(job.journal)
+    for _ in range(1 + RESTARTS):
+        if entry.finished:
+            break
+        if entry.running is not None:
+            _note_crash(job, entry.running)
+        _start_worker(job, source)
+        entry = read(job.journal)
+    return job
+
+
+def _start_worker(job: Job, source: Path) -> None:
     started = time.monotonic()
-    with job.log.open("wb") as log:
+    with job.log.open("ab") as log:
         status = subprocess.run(
-            [sys.executable, "-X", "faulthandler", "-m", "tests.suite.worker"],
+            [sys.executable, "-m", "tests.suite.worker"],
             cwd=source,
             env=job.environment(),
             stdin=subprocess.DEVNULL,
@@ -195,9 +288,20 @@ def _work(job: Job, source: Path) -> float:
             stderr=subprocess.STDOUT,
             check=False,
         ).returncode
+    _append(job, event="ran", test="", seconds=time.monotonic() - started)
     if status:
         _drop_databases(job)
-    return time.monotonic() - started
+
+
+def _note_crash(job: Job, test: str) -> None:
+    text = f"the process ended while the test ran:\n{tail(job.log)}"
+    _append(job, event="outcome", test=test, outcome="error", text=text)
+    _append(job, event="stopped", test=test, seconds=0.0)
+
+
+def _append(job: Job, **record: Any) -> None:
+    with job.journal.open("a", encoding="utf-8") as journal:
+        journal.write(json.dumps(record) + "\n")
 
 
 def _drop_databases(job: Job) -> None:
@@ -211,13 +315,13 @@ def _drop_databases(job: Job) -> None:
             )
 
 
-def _earlier_reference(out: Path, modules: list[str]) -> Results | None:
+def _earlier_reference(out: Path, labels: list[str]) -> Results | None:
     """Stock's results of an earlier run of the same modules with the same Django."""
     path = out / "stock.json"
     if not path.exists():
         return None
     results = Results.load(path)
-    same = results.django == django.__version__ and set(results.labels) == set(modules)
+    same = results.django == django.__version__ and set(results.labels) == set(labels)
     return results if same else None
 
 
@@ -228,10 +332,10 @@ def _judge_alone(all_results: dict[str, Results]) -> int:
         for test, record in results.tests.items():
             if record.outcome in ("failed", "error", "unexpected success"):
                 bad = True
-                print(f"\n{results.context}: {test}: {record.outcome}\n{record.text}")
+                print(f"\n{results.run}: {test}: {record.outcome}\n{record.text}")
         for trouble in (*results.crashes, *(fault["text"] for fault in results.faults)):
             bad = True
-            print(f"\n{results.context}: {trouble}")
+            print(f"\n{results.run}: {trouble}")
     return int(bad)
 
 

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .differences import Difference, expected
-from .results import OUTCOMES, Results
+from .results import CONTEXTS, OUTCOMES, Results
 
-CONTEXTS = ("stock", "sync", "green")
 ABSENT = "not run"
 
 
@@ -62,8 +61,8 @@ def report(all_results: Mapping[str, Results]) -> bool:
     good = not stock.crashes
     for crash in stock.crashes:
         print(f"\nstock crashed {crash}")
-    for context, results in all_results.items():
-        if context != "stock":
+    for results in all_results.values():
+        if results.context != "stock":
             comparison = compare(stock, results)
             _print_comparison(comparison)
             good = good and comparison.is_good
@@ -79,25 +78,23 @@ def _print_table(all_results: Mapping[str, Results]) -> None:
     for results in all_results.values():
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(results.connections.items()))
         if kinds:
-            print(f"connections made in {results.context}: {kinds}")
+            print(f"connections made in {results.run}: {kinds}")
 
 
 def _print_comparison(comparison: Comparison) -> None:
     ours = comparison.results
     for test, (theirs, mine) in comparison.unexpected.items():
-        print(f"\n{ours.context}: {test}: {theirs} in stock, {mine} here")
+        print(f"\n{ours.run}: {test}: {theirs} in stock, {mine} here")
         if test in ours.tests:
             print(_indent(ours.tests[test].text))
     for test, difference in comparison.known.items():
-        print(f"{ours.context}: {test}: {difference.outcome} as expected: {difference.reason}")
+        print(f"{ours.run}: {test}: {difference.outcome} as expected: {difference.reason}")
     for difference in comparison.unneeded:
-        print(
-            f"{ours.context}: {difference.test} does not differ any more: remove it from the list"
-        )
+        print(f"{ours.run}: {difference.test} does not differ any more: remove it from the list")
     for fault in ours.faults:
-        print(f"\n{ours.context}: {fault['test']}: {fault['text']}\n{_indent(fault['stack'])}")
+        print(f"\n{ours.run}: {fault['test']}: {fault['text']}\n{_indent(fault['stack'])}")
     for crash in ours.crashes:
-        print(f"\n{ours.context} crashed {crash}")
+        print(f"\n{ours.run} crashed {crash}")
 
 
 def _indent(text: str) -> str:
@@ -106,8 +103,10 @@ def _indent(text: str) -> str:
 
 def load(out: Path) -> dict[str, Results]:
     """What runs have left in `out`."""
-    paths = {context: out / f"{context}.json" for context in CONTEXTS}
-    return {context: Results.load(path) for context, path in paths.items() if path.exists()}
+    all_results = [Results.load(path) for path in out.glob("*.json")]
+    order = {context: place for place, context in enumerate(CONTEXTS)}
+    all_results.sort(key=lambda results: (order[results.context], results.run))
+    return {results.run: results for results in all_results}
 
 
 if __name__ == "__main__":

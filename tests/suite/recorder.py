@@ -12,12 +12,13 @@ import json
 import sys
 import traceback
 import unittest
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from django.test.runner import DiscoverRunner
+from django.test.utils import iter_test_cases
 
 
 class Journal:
@@ -132,12 +133,26 @@ def _format(err: Any) -> str:
     return "".join(traceback.format_exception(*err))
 
 
-def make_runner(journal: Journal, watchdog: Watchdog) -> Callable[..., DiscoverRunner]:
-    """Return Django's test runner, with results that are written to `journal`."""
+def make_runner(
+    journal: Journal, watchdog: Watchdog, done: Collection[str]
+) -> Callable[..., DiscoverRunner]:
+    """Return Django's test runner, with results that are written to `journal`.
+
+    The tests in `done` are left out: a worker that crashed has run them.
+    """
     result = type("Result", (Result,), {"journal": journal, "watchdog": watchdog})
+    left_out = frozenset(done)
 
     class Runner(DiscoverRunner):
         def get_resultclass(self) -> Any:
             return result
+
+        def build_suite(self, *args: Any, **kwargs: Any) -> Any:
+            suite = super().build_suite(*args, **kwargs)
+            if not left_out:
+                return suite
+            return self.test_suite(
+                test for test in iter_test_cases(suite) if test.id() not in left_out
+            )
 
     return Runner

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+CONTEXTS = ("stock", "sync", "green")
 #: From the best to the worst: a test that passes and then fails to clean up has an error.
 OUTCOMES = ("passed", "skipped", "expected failure", "unexpected success", "failed", "error")
 
@@ -25,9 +27,11 @@ class Test:
 class Results:
     """What became of one context."""
 
-    context: str
+    run: str
+    """The context, and which run of it, if it is not the first: ``green-2``."""
     django: str
     labels: list[str]
+    versions: dict[str, str] = field(default_factory=dict)
     tests: dict[str, Test] = field(default_factory=dict)
     connections: dict[str, int] = field(default_factory=dict)
     faults: list[dict[str, str]] = field(default_factory=list)
@@ -37,13 +41,18 @@ class Results:
     crashes: list[str] = field(default_factory=list)
     """Workers that did not finish, with the end of what they printed."""
     seconds: float = 0.0
+    """Of all workers together."""
+
+    @property
+    def context(self) -> str:
+        return self.run.partition("-")[0]
 
     def count(self, *outcomes: str) -> int:
         return sum(test.outcome in outcomes for test in self.tests.values())
 
     def summary(self) -> str:
         return (
-            f"{self.context:<6}{self.count('passed', 'expected failure')} passed, "
+            f"{self.run:<8} {self.count('passed', 'expected failure')} passed, "
             f"{self.count('failed', 'error', 'unexpected success')} failed, "
             f"{self.count('skipped')} skipped in {self.seconds:.0f} s"
         )
@@ -58,16 +67,58 @@ class Results:
         return cls(**fields)
 
 
+@dataclass
+class Entry:
+    """What a worker's journal says of the worker itself."""
+
+    job: dict[str, Any] = field(default_factory=dict)
+    """What it was to do."""
+    begun: list[str] = field(default_factory=list)
+    """The tests that it has run, or was running."""
+    running: str | None = None
+    finished: bool = False
+
+
+def read(journal: Path) -> Entry:
+    """Read how far a worker came."""
+    entry = Entry()
+    for record in _records(journal):
+        match record["event"]:
+            case "job":
+                entry.job = {
+                    name: value for name, value in record.items() if name not in ("event", "test")
+                }
+            case "started":
+                entry.running = record["test"]
+                entry.begun.append(record["test"])
+            case "stopped":
+                entry.running = None
+            case "finished":
+                entry.finished = True
+    return entry
+
+
 def fold(results: Results, journal: Path, log: Path) -> None:
     """Add what one worker wrote down to `results`."""
-    running, finished = "(before the first test)", False
-    for line in journal.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        running = record["test"]
+    last, finished = "", False
+    for record in _records(journal):
+        last = record["test"] or last
         finished = _add(results, **record) or finished
     if not finished:
-        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-120:])
-        results.crashes.append(f"in or after {running}:\n{tail}")
+        results.crashes.append(f"in or after {last}:\n{tail(log)}")
+
+
+def tail(log: Path) -> str:
+    """The last lines that a worker has printed."""
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-120:])
+
+
+def _records(journal: Path) -> Iterator[dict[str, Any]]:
+    for line in journal.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            pass  # the last words of a worker that was killed
 
 
 def _add(results: Results, event: str, test: str, **details: Any) -> bool:
@@ -78,6 +129,8 @@ def _add(results: Results, event: str, test: str, **details: Any) -> bool:
             results.tests[test] = new
     elif event == "stopped" and test in results.tests:
         results.tests[test].seconds = details["seconds"]
+    elif event == "ran":
+        results.seconds += details["seconds"]
     elif event in ("fault", "unraisable"):
         entry = {"test": test, **details}
         getattr(results, "faults" if event == "fault" else "unraisable").append(entry)

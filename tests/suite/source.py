@@ -27,6 +27,14 @@ def tests_dir() -> Path:
     return home / "tests"
 
 
+def modules_of(source: Path) -> list[str]:
+    """Name the modules of the suite, as its ``runtests.py`` finds them."""
+    code = "import runtests; print(*runtests.get_test_modules(gis_enabled=True))"
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=True)
+    return sorted(done.stdout.split())
+
+
 def _find_archive() -> Path | None:
     # The case of the name in front has changed between releases.
     wanted = f"django-{django.__version__}.tar.gz"

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import faulthandler
 import json
 import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+
+from .results import read
 
 
 def main() -> int:
@@ -24,15 +28,17 @@ def main() -> int:
 
     from .recorder import Journal, Watchdog
 
+    faulthandler.enable()
+    done = read(Path(job["journal"])).begun
     journal = Journal(Path(job["journal"]))
     watchdog = Watchdog(journal, job["timeout"])
     sys.unraisablehook = journal.note_unraisable
     guard = _install_guard(job, journal)
     try:
         if job["context"] == "green":
-            asyncio.run(_run_green(job, journal, watchdog, guard))
+            asyncio.run(_run_green(job, journal, watchdog, guard, done))
         else:
-            _run(job, journal, watchdog, guard)
+            _run(job, journal, watchdog, guard, done)
     finally:
         watchdog.stop()
         if guard is not None:
@@ -60,14 +66,16 @@ def _install_guard(job: dict[str, Any], journal: Any) -> Any:
     return guard
 
 
-async def _run_green(job: dict[str, Any], journal: Any, watchdog: Any, guard: Any) -> None:
+async def _run_green(job: dict[str, Any], journal: Any, *args: Any) -> None:
     from pgbackend import aio
 
     asyncio.get_running_loop().set_exception_handler(journal.note_complaint)
-    await aio.run(_run, job, journal, watchdog, guard)
+    await aio.run(_run, job, journal, *args)
 
 
-def _run(job: dict[str, Any], journal: Any, watchdog: Any, guard: Any) -> None:
+def _run(
+    job: dict[str, Any], journal: Any, watchdog: Any, guard: Any, done: Collection[str]
+) -> None:
     import runtests  # Django's; importing it makes warnings errors
 
     from .recorder import make_runner
@@ -76,7 +84,7 @@ def _run(job: dict[str, Any], journal: Any, watchdog: Any, guard: Any) -> None:
         # Called when Django has been set up: only then may the backend be imported.
         if guard is not None:
             guard.install_wrapper()
-        return make_runner(journal, watchdog)
+        return make_runner(journal, watchdog, done)
 
     watchdog.watch()
     runtests.get_runner = get_runner

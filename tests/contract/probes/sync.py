@@ -476,44 +476,7 @@ def commands() -> Any:
     }
 
 
-# --- Cost ---------------------------------------------------------------------------------------
-
-
-def seconds() -> dict[str, float]:
-    """Time of the processor for one of each, the best of some rounds, in microseconds."""
-    from django.db import connection, transaction
-
-    connection.force_debug_cursor = False
-    settings.DEBUG = False
-
-    def raw() -> None:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
-            cursor.fetchone()
-
-    def get() -> None:
-        Type.objects.get(oid=16)  # noqa: F821
-
-    def block() -> None:
-        with transaction.atomic():
-            Type.objects.get(oid=16)  # noqa: F821
-
-    found = {}
-    for work in (raw, get, block):
-        best = float("inf")
-        for _ in range(30):
-            started = time.process_time()
-            for _ in range(50):
-                work()
-            best = min(best, time.process_time() - started)
-        found[work.__name__] = best / 50 * 1e6
-    return found
-
-
 if __name__ == "__main__":
     configure(sys.argv[1])
     define_models()
-    if sys.argv[2:] == ["cost"]:
-        print(json.dumps(seconds()))
-    else:
-        print(json.dumps({name: fn() for name, fn in FACTS.items()}))
+    print(json.dumps({name: fn() for name, fn in FACTS.items()}))

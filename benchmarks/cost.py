@@ -1,0 +1,209 @@
+"""What an operation of the ORM costs this process: ``python benchmarks/cost.py``.
+
+Time of the processor (not of the clock: what the server takes does not count) for one operation, on
+Django's engine and on pgbackend, in one process: sync, green, and by the a-methods. The stacks take
+turns; printed is the median of the rounds in microseconds, and its ratio to Django's engine in a
+sync context. Starts a server of its own, or uses that of ``DATABASE_URL``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import django
+from django.conf import settings
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from pgbackend import embedded
+
+ENGINES = {"stock": "django.db.backends.postgresql", "ours": "pgbackend"}
+STACKS = ("stock sync", "sync", "green", "a-method", "stock a-method")
+OPERATIONS: dict[str, tuple[Callable[[str], Any], Callable[[str], Awaitable[Any]] | None]] = {}
+
+
+def configure(url: str) -> None:
+    server = embedded.database_settings(url)
+    settings.configure(
+        DATABASES={
+            alias: {**server, "ENGINE": engine, "CONN_MAX_AGE": None}
+            for alias, engine in (("default", ENGINES["ours"]), *ENGINES.items())
+        },
+        USE_TZ=True,
+    )
+    django.setup()
+
+
+def define() -> None:
+    """The table, and the operations on it."""
+    from django.db import connections, models
+
+    class Row(models.Model):
+        name = models.CharField(max_length=40)
+        number = models.IntegerField()
+        price = models.DecimalField(max_digits=8, decimal_places=2)
+        at = models.DateTimeField(auto_now_add=True)
+
+        class Meta:
+            app_label = "cost"
+            db_table = "benchmark_cost"
+
+        def __str__(self) -> str:
+            return self.name
+
+    with connections["stock"].schema_editor() as editor:
+        editor.execute("DROP TABLE IF EXISTS benchmark_cost")
+        editor.create_model(Row)
+    Row.objects.using("stock").bulk_create(
+        Row(name=f"row {number}", number=number, price=number) for number in range(1, 101)
+    )
+    loaded = {alias: Row.objects.using(alias).get(pk=1) for alias in ENGINES}
+    awaited = _awaited_operations(Row, loaded)
+    for name, work in _operations(Row, loaded).items():
+        OPERATIONS[name] = (work, awaited.get(name))
+
+
+def _operations(row: Any, loaded: dict[str, Any]) -> dict[str, Callable[[str], Any]]:
+    from django.db import connections, transaction
+
+    def raw(alias: str) -> None:
+        with connections[alias].cursor() as cursor:
+            cursor.execute("SELECT 1")
+            cursor.fetchone()
+
+    def block(alias: str) -> None:
+        with transaction.atomic(using=alias):
+            row.objects.using(alias).get(pk=7)
+
+    return {
+        "SELECT 1": raw,
+        "get(pk)": lambda alias: row.objects.using(alias).get(pk=7),
+        "100 rows": lambda alias: list(row.objects.using(alias).all()),
+        "save()": lambda alias: loaded[alias].save(using=alias),
+        "get(pk) in atomic()": block,
+    }
+
+
+def _awaited_operations(
+    row: Any, loaded: dict[str, Any]
+) -> dict[str, Callable[[str], Awaitable[Any]]]:
+    async def rows(alias: str) -> None:
+        async for _ in row.objects.using(alias).all():
+            pass
+
+    return {
+        "get(pk)": lambda alias: row.objects.using(alias).aget(pk=7),
+        "100 rows": rows,
+        "save()": lambda alias: loaded[alias].asave(using=alias),
+    }
+
+
+def sync(alias: str) -> Callable[[str, int], float]:
+    def measure(name: str, count: int) -> float:
+        work = OPERATIONS[name][0]
+        work(alias)
+        started = time.process_time()
+        for _ in range(count):
+            work(alias)
+        return (time.process_time() - started) / count
+
+    return measure
+
+
+def green(runner: asyncio.Runner) -> Callable[[str, int], float]:
+    from pgbackend import aio
+
+    def measure(name: str, count: int) -> float:
+        async def main() -> float:
+            return await aio.run(sync("ours"), name, count)
+
+        return runner.run(main())
+
+    return measure
+
+
+def awaited(alias: str, runner: asyncio.Runner) -> Callable[[str, int], float | None]:
+    def measure(name: str, count: int) -> float | None:
+        work = OPERATIONS[name][1]
+        if work is None:
+            return None
+
+        async def main() -> float:
+            await work(alias)
+            started = time.process_time()
+            for _ in range(count):
+                await work(alias)
+            return (time.process_time() - started) / count
+
+        return runner.run(main())
+
+    return measure
+
+
+def measure(rounds: int, count: int, chosen: list[str]) -> dict[str, dict[str, float]]:
+    """Microseconds by operation and stack."""
+    with asyncio.Runner() as runner:
+        stacks: dict[str, Callable[[str, int], float | None]] = {
+            "stock sync": sync("stock"),
+            "sync": sync("ours"),
+            "green": green(runner),
+            "a-method": awaited("ours", runner),
+            "stock a-method": awaited("stock", runner),
+        }
+        stacks = {name: work for name, work in stacks.items() if name in chosen}
+        found: dict[str, dict[str, float]] = {}
+        for name in OPERATIONS:
+            times: dict[str, list[float]] = {stack: [] for stack in stacks}
+            for _ in range(rounds):
+                for stack, work in stacks.items():
+                    gc.collect()
+                    seconds = work(name, count)
+                    if seconds is not None:
+                        times[stack].append(seconds * 1e6)
+            found[name] = {
+                stack: statistics.median(values) for stack, values in times.items() if values
+            }
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--count", type=int, default=100, help="operations in a round")
+    parser.add_argument("--stacks", nargs="*", default=list(STACKS), choices=STACKS)
+    parser.add_argument("--json", action="store_true", help="print the microseconds as JSON")
+    options = parser.parse_args()
+    with embedded.server() as server:
+        os.environ.pop("DJANGO_ALLOW_ASYNC_UNSAFE", None)
+        configure(server.url)
+        define()
+        found = measure(options.rounds, options.count, ["stock sync", *options.stacks])
+    if options.json:
+        print(json.dumps(found))
+    else:
+        _print_table(found)
+
+
+def _print_table(found: dict[str, dict[str, float]]) -> None:
+    stacks = list(found["get(pk)"])
+    print(f"{'':22}" + "".join(f"{stack:>22}" for stack in stacks))
+    for name, times in found.items():
+        base = times["stock sync"]
+        cells = [
+            f"{times[s]:9.1f} us  {times[s] / base:5.2f}" if s in times else "" for s in stacks
+        ]
+        print(f"{name:22}" + "".join(f"{cell:>22}" for cell in cells))
+
+
+if __name__ == "__main__":
+    main()
