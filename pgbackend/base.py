@@ -51,6 +51,9 @@ CURE = (
 )
 
 
+#: What a wrapper shows for a connection that it has not leased yet.
+_IN_THE_POOL = object()
+
 _ENSURE_CONNECTION = PostgresDatabaseWrapper.ensure_connection
 
 
@@ -126,9 +129,22 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         """Whether this wrapper stands for its alias, and so uses the pool in an async context."""
         settings_dict, shared = self._sharing
         if settings_dict is not self.settings_dict:
-            shared = conf.is_shared(self.alias, self.settings_dict)
+            shared = not self.allow_thread_sharing and conf.is_shared(
+                self.alias, self.settings_dict
+            )
             self._sharing = (self.settings_dict, shared)
         return shared
+
+    def inc_thread_sharing(self) -> None:
+        """Let other threads use this wrapper's connection; from here on it has one of its own."""
+        super().inc_thread_sharing()
+        self._sharing = (None, False)
+        if state.in_async_context():
+            self.ensure_connection()
+
+    def dec_thread_sharing(self) -> None:
+        super().dec_thread_sharing()
+        self._sharing = (None, False)
 
     # --- Contexts ---
 
@@ -184,6 +200,8 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         return params
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
+        if (prepared := state.being_prepared(self)) is not None:
+            return prepared
         try:
             return self._get_new_connection(conn_params)
         except driver.Error as exc:
@@ -287,12 +305,17 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     def _ask_patches(self) -> None:
         """Let who has patched `ensure_connection()` refuse, as test cases without a database do.
 
-        Nothing connects here, and so nothing waits: the flag is seen by this call only.
+        Nothing connects here, and so nothing waits: the flag is seen by this call only. To a patch
+        that looks, there is a connection already, as in Django when a statement comes by: that
+        it is taken from the pool each time is no reason to do each time what a new one needs.
         """
+        current = state.current_state(self)
         self._asking_patches = True
+        current.connection = _IN_THE_POOL
         try:
             self._ensure_connection()
         finally:
+            current.connection = None
             self._asking_patches = False
 
     def _get_lease(self, transaction: state.Transaction | None) -> Lease:
@@ -332,9 +355,13 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         )
 
     def _initialise(self, connection: driver.Connection) -> None:
-        """Do for a connection of the pool what `connect()` does after connecting."""
+        """Do for a connection of the pool what `connect()` does.
+
+        It is asked for as a new one, so that what derived wrappers do to those is done to it.
+        """
         connection.isolation_level = self._isolation_level_option()
         with state.prepared(self, connection):
+            self.get_new_connection(self.get_connection_params())
             self.init_connection_state()
             connection_created.send(sender=type(self), connection=self)
 

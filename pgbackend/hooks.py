@@ -29,6 +29,7 @@ from django.core.handlers import exception
 from django.core.handlers.base import BaseHandler
 from django.core.signals import request_finished, request_started
 from django.db import connections, router, transaction
+from django.db.backends.dummy import base as dummy
 from django.dispatch import Signal
 from django.http import Http404
 from django.urls import get_resolver, get_urlconf
@@ -231,6 +232,8 @@ def _hook_async_unsafe() -> None:
         return get_running_loop()
 
     django_asyncio.get_running_loop = hooked  # type: ignore[attr-defined]
+    # What stands for a missing DATABASES waits for nothing: it says what is missing.
+    dummy.DatabaseWrapper.cursor = inspect.unwrap(dummy.DatabaseWrapper.cursor)  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -270,7 +273,14 @@ def _green_async_to_sync(func: Callable[..., Awaitable[Any]]) -> Callable[..., A
     async def green(*args: Any, **kwargs: Any) -> Any:
         return await bridge.portal(func(*args, **kwargs))  # type: ignore[arg-type]
 
-    return async_to_sync(green)
+    return async_to_sync(_bound_like(func, green))
+
+
+def _bound_like(method: Any, function: Any) -> Any:
+    """Let `function` name the object of `method`, as asgiref's wrappers do: Django asks for it."""
+    if hasattr(method, "__self__"):
+        function.__self__ = method.__self__
+    return function
 
 
 def _hop(policy: Policy) -> Callable[..., Any]:
@@ -285,7 +295,7 @@ def _hop(policy: Policy) -> Callable[..., Any]:
                 return await bridge.run(func, *args, **kwargs)
             return await sync_to_async(func, **options)(*args, **kwargs)
 
-        return call
+        return _bound_like(func, call)
 
     return hop
 

@@ -70,10 +70,12 @@ class State:
         "savepoint_state",
     )
     # fmt: on
-    __slots__ = (*NAMES, "__weakref__", "lease", "pooled", "transaction")
+    __slots__ = (*NAMES, "__weakref__", "is_new", "lease", "pooled", "transaction")
 
     def __init__(self, *, pooled: bool = False, autocommit: bool = False) -> None:
         self.pooled = pooled
+        #: Whether its connection is one that the pool has just made; see `prepared()`.
+        self.is_new = False
         self.lease: Lease | None = None
         self.transaction: Transaction | None = None
         self.connection: Any = None
@@ -614,9 +616,16 @@ def prepared(wrapper: Any, connection: Any) -> Iterator[None]:
     """Let `connection`, which is nobody's yet, be the connection of the running code."""
     state = State(autocommit=True)
     state.connection = connection
+    state.is_new = True
     begin(wrapper, state)
     state.transaction = None  # in autocommit: a block is only how the code finds the state
     try:
         yield
     finally:
         leave_block(wrapper, None)
+
+
+def being_prepared(wrapper: Any) -> Any:
+    """The connection that `prepared()` has put in the place of the wrapper's, or None."""
+    state = current_state(wrapper)
+    return state.connection if state.is_new else None

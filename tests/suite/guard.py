@@ -35,6 +35,7 @@ class Guard:
 
     def install_wrapper(self) -> None:
         """Wrap what needs Django to be set up."""
+        from pgbackend import state
         from pgbackend.base import DatabaseWrapper
 
         get_new_connection = DatabaseWrapper.get_new_connection
@@ -42,7 +43,8 @@ class Guard:
         @functools.wraps(get_new_connection)
         def counted(wrapper: Any, conn_params: Any) -> Any:
             connection = get_new_connection(wrapper, conn_params)
-            self._note_own(wrapper, connection)
+            if state.being_prepared(wrapper) is None:
+                self._note_own(wrapper, connection)
             return connection
 
         DatabaseWrapper.get_new_connection = counted

@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,18 @@ def _install_guard(job: dict[str, Any], journal: Any) -> Any:
 async def _run_green(job: dict[str, Any], journal: Any, *args: Any) -> None:
     from pgbackend import aio
 
+    asyncio.run = _run_in_a_thread  # type: ignore[assignment]
     asyncio.get_running_loop().set_exception_handler(journal.note_complaint)
     await aio.run(_run, job, journal, *args)
+
+
+def _run_in_a_thread(main: Any, **options: Any) -> Any:
+    """Stand in for `asyncio.run()`, which a test may call in the belief that no loop runs."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_ASYNCIO_RUN, main, **options).result()
+
+
+_ASYNCIO_RUN = asyncio.run
 
 
 def _run(

@@ -1,0 +1,145 @@
+"""What code that looks into Django's wrapper finds green, where a connection is held by nobody."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+from django.core.exceptions import ImproperlyConfigured
+from django.core.handlers.base import BaseHandler
+from django.db import connection, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import Func, IntegerField
+from django.db.utils import ConnectionHandler
+from django.test.utils import CaptureQueriesContext
+from psycopg.types.string import StrDumper
+
+from pgbackend import aio
+from pgbackend.base import DatabaseWrapper
+from pgbackend.driver import bridge
+from tests.conftest import Runner
+from tests.library.models import Tag
+
+
+def test_a_wrapper_that_threads_share_keeps_one_connection(run: Runner, leases: list[Any]) -> None:
+    """As a live server's tests do, which pass theirs on and see it closed."""
+
+    def in_thread(wrapper: Any) -> int:
+        connections["default"] = wrapper
+        pid = Tag.objects.annotate(pid=Func(function="pg_backend_pid", output_field=IntegerField()))
+        found = pid.values_list("pid", flat=True).get()
+        wrapper.close()
+        return int(found)
+
+    def green() -> None:
+        wrapper = connections["default"]
+        Tag.objects.create(name="x")
+        leases.clear()
+        wrapper.inc_thread_sharing()
+        try:
+            held = wrapper.connection
+            held_pid = held.info.backend_pid
+            assert Tag.objects.count() == 1 and wrapper.connection is held
+            loop = asyncio.get_running_loop()
+            pid = bridge.await_(loop.run_in_executor(None, in_thread, wrapper))
+            assert pid == held_pid
+            assert wrapper.connection is None and not leases
+        finally:
+            wrapper.dec_thread_sharing()
+        assert Tag.objects.count() == 1 and wrapper.connection is None
+        assert len(leases) == 2, "leased and released"
+
+    run.green(green)
+
+
+def test_a_patch_of_ensure_connection_sees_a_connection_green(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a new connection needs is not done for each statement, because each has a lease."""
+    ensure_connection = connection.ensure_connection
+    seen: list[bool] = []
+
+    def patch(wrapper: Any) -> None:
+        seen.append(wrapper.connection is None)
+        ensure_connection()
+
+    def green() -> None:
+        monkeypatch.setattr(BaseDatabaseWrapper, "ensure_connection", patch)
+        with CaptureQueriesContext(connection) as queries:
+            assert Tag.objects.count() == 0
+        assert len(queries) == 1 and connection.connection is None
+
+    run.green(green)
+    assert seen and not any(seen)
+
+
+def test_without_databases_green_code_hears_what_is_missing(run: Runner) -> None:
+    nothing = ConnectionHandler({})
+    with pytest.raises(ImproperlyConfigured, match="supply the ENGINE value"):
+        run.green(nothing["default"].cursor)
+
+
+def test_a_method_that_is_adapted_green_knows_its_object(run: Runner) -> None:
+    """Django names the class of a middleware whose method returned nothing."""
+
+    class Middleware:
+        async def process(self) -> str:
+            return "done"
+
+    middleware = Middleware()
+    adapted = async_to_sync(middleware.process)
+    assert adapted.__self__ is middleware
+    assert run.green(adapted) == "done"
+    handler = BaseHandler()
+    for is_async, method in ((False, middleware.process), (True, connection.cursor)):
+        assert handler.adapt_method_mode(is_async, method).__self__ is method.__self__
+
+
+class Point:
+    """A value that only a connection which was told of it can send."""
+
+
+class PointDumper(StrDumper):
+    def dump(self, obj: Any) -> bytes:
+        return b"(1,2)"
+
+
+class Derived(DatabaseWrapper):
+    """As PostGIS's does: registers what it needs on each new connection."""
+
+    def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
+        connection = super().get_new_connection(conn_params)
+        assert conn_params["dbname"] == self.settings_dict["NAME"]
+        connection.adapters.register_dumper(Point, PointDumper)
+        return connection
+
+
+def test_a_derived_wrapper_is_given_each_connection_of_the_pool(run: Runner) -> None:
+    async def main() -> None:
+        wrapper = Derived(connections.settings["default"], "default")
+
+        def ask() -> Any:
+            with wrapper.cursor() as cursor:
+                cursor.execute("SELECT %s::text", [Point()])  # raw: the session is reset after it
+                return cursor.fetchone()
+
+        for _ in range(2):
+            assert await asyncio.gather(*(aio.run(ask) for _ in range(3))) == [("(1,2)",)] * 3
+
+    run(main())
+
+
+def test_values_are_quoted_as_the_connection_knows_them(run: Runner) -> None:
+    """Before a schema editor's first statement too, when no connection is held."""
+
+    def green() -> None:
+        wrapper = Derived(connections.settings["default"], "default")
+        with wrapper.schema_editor() as editor:
+            assert editor.quote_value(Point()) == "'(1,2)'"
+            assert editor.quote_value(Point()) == "'(1,2)'", "inside the transaction"
+        assert editor.quote_value(Point()) == "'(1,2)'"
+        assert wrapper.connection is None
+
+    run.green(green)
