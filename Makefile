@@ -30,16 +30,19 @@ MISSING ?= pgbackend needs Python 3.11 or later: '$(PYTHON)' is not that
 NO_VENV = $(PYTHON) cannot make virtual environments: install its module venv (Debian, Ubuntu: apt-get install python3-venv)
 NO_BROWSER = 'make browser' needs root and Debian's or Ubuntu's apt-get: install Chromium and its chromedriver by other means
 NO_PGBOUNCER = 'make pgbouncer' needs root and Debian's or Ubuntu's apt-get: install PgBouncer by other means
+NO_POSTGRESQL = 'make postgresql' and 'make postgis' need root and Debian's or Ubuntu's apt-get: install PostgreSQL (with PostGIS, and GDAL) by other means
 NO_PIP = pip could not install what pgbackend needs: the lines above say why (is its package index reachable?)
 PIP = $(RUN) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test browser pgbouncer lint types imports suite clean stale
+.PHONY: help demo test browser pgbouncer postgresql postgis lint types imports suite clean stale
 
 help:
 	@echo 'make demo      serve the order desk at http://127.0.0.1:8000/ (PORT=); Ctrl-C ends it'
 	@echo 'make test      run the tests (ARGS= for pytest)'
 	@echo 'make browser   install Chromium, for the tests of the pages (as root, Debian or Ubuntu)'
 	@echo 'make pgbouncer install PgBouncer, for the tests through a pooler (as root, Debian or Ubuntu)'
+	@echo 'make postgresql install PostgreSQL with its extensions, make postgis with PostGIS and GDAL,'
+	@echo "               for some of Django's own tests (as root, Debian or Ubuntu)"
 	@echo 'make lint      ruff and codespell;  make types: mypy;  make imports: import-linter'
 	@echo "make suite     run Django's own tests on pgbackend; minutes"
 	@echo 'make clean     remove the environment and what was built, and the data of the demo'
@@ -50,7 +53,7 @@ demo: $(VENV)/.installed-demo
 test: $(VENV)/.installed-test
 	@$(RUN) -m pytest $(ARGS)
 
-suite: $(VENV)/.installed-test
+suite: $(VENV)/.installed-suite
 	@$(RUN) -m tests.suite --parallel 2 $(ARGS)
 
 lint: $(VENV)/.installed-lint
@@ -75,6 +78,18 @@ pgbouncer:
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y pgbouncer; \
 	else echo "$(NO_PGBOUNCER)" >&2; exit 1; fi
+
+postgresql:
+	@if ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y postgresql; \
+	else echo "$(NO_POSTGRESQL)" >&2; exit 1; fi
+
+postgis:
+	@if ls /usr/share/postgresql/*/extension/postgis_raster.control >/dev/null 2>&1 && command -v gdalinfo >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends postgresql postgresql-postgis postgresql-postgis-scripts gdal-bin; \
+	else echo "$(NO_POSTGRESQL)" >&2; exit 1; fi
 
 clean:
 	rm -rf $(VENV) build dist var .pgbackend *.egg-info

@@ -53,7 +53,7 @@ def tests(session: nox.Session, django: str) -> None:
 @nox.parametrize("python,django", MATRIX)
 def suite(session: nox.Session, django: str) -> None:
     """Django's own tests; arguments after ``--`` are those of ``python -m tests.suite``."""
-    _install(session, "test", f"Django=={django}.*")
+    _install(session, "suite", f"Django=={django}.*")
     session.run("python", "-m", "tests.suite", *session.posargs)
 
 
