@@ -26,8 +26,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--require-servers",
         action="store_true",
-        help="where a server (PgBouncer, PostGIS) is missing, fail the tests that use it instead of "
-        "skipping them",
+        help="where a server (PgBouncer, PostGIS) is missing, fail the tests that use it instead "
+        "of skipping them",
     )
     parser.addoption(
         "--loop",

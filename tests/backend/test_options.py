@@ -19,6 +19,7 @@ from pgbackend import aio, embedded
 from tests.conftest import Runner, wait_for
 from tests.library.models import Tag
 from tests.support.fixtures import settings_of_default
+from tests.support.passwords import make_careful_role
 
 
 def failure(run: Runner, **changes: Any) -> tuple[BaseException, float]:
@@ -59,15 +60,7 @@ def password_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A server of this test's own, with a role that must give a password."""
     monkeypatch.delenv("DATABASE_URL")
     with embedded.server() as server, psycopg.connect(server.url, autocommit=True) as admin:
-        admin.execute("CREATE ROLE careful LOGIN PASSWORD 'right'")
-        hba, rules = admin.execute(
-            "SELECT path, pg_read_file(path) FROM current_setting('hba_file') AS path"
-        ).fetchone()
-        rules = f"local all careful scram-sha-256\n{rules}".replace("'", "''")
-        admin.execute(
-            f"COPY (SELECT unnest(string_to_array('{rules}', E'\\n'))) TO '{hba}' "
-            "(DELIMITER E'\\x01')"
-        )
+        make_careful_role(admin)
         before = _load_time(server.url)
         admin.execute("SELECT pg_reload_conf()")
         wait_for(lambda: _load_time(server.url) != before, "the postmaster has read its rules")

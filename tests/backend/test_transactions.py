@@ -15,19 +15,7 @@ import pgbackend
 from pgbackend import aio, state
 from tests.conftest import Runner
 from tests.library.models import Tag
-
-
-def names() -> list[str]:
-    return sorted(Tag.objects.values_list("name", flat=True))
-
-
-async def anames() -> list[str]:
-    return await aio.run(names)
-
-
-class Oops(Exception):
-    pass
-
+from tests.support.tags import Oops, anames, names
 
 # --- Forms ---
 

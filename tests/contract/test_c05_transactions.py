@@ -21,18 +21,7 @@ from pgbackend import aio
 from tests.conftest import Runner
 from tests.library.models import Tag
 from tests.support.fixtures import Site, pool_of_default
-
-
-class Oops(Exception):
-    pass
-
-
-def names() -> list[str]:
-    return sorted(Tag.objects.values_list("name", flat=True))
-
-
-async def anames() -> list[str]:
-    return await aio.run(names)
+from tests.support.tags import Oops, anames, names
 
 
 def leased() -> int:

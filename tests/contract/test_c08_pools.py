@@ -33,6 +33,7 @@ from tests.library.models import Tag
 from tests.support.fixtures import pool_of_default, settings_of_default
 from tests.support.link import Link
 from tests.support.loops import LOOPS, LoopFactory
+from tests.support.passwords import make_careful_role
 
 #: Seconds within which a certain deadlock is told. The contract says 50 ms; the rest is for a
 #: machine that does other things.
@@ -496,15 +497,7 @@ def test_a_wrong_password_fails_at_once_and_is_not_shown(
     run: Runner, private_server: PrivateServer
 ) -> None:
     with psycopg.connect(private_server.url, autocommit=True) as admin:
-        admin.execute("CREATE ROLE careful LOGIN PASSWORD 'right'")
-        hba, rules = admin.execute(
-            "SELECT path, pg_read_file(path) FROM current_setting('hba_file') AS path"
-        ).fetchone()
-        rules = f"local all careful scram-sha-256\n{rules}".replace("'", "''")
-        admin.execute(
-            f"COPY (SELECT unnest(string_to_array('{rules}', E'\\n'))) TO '{hba}' "
-            "(DELIMITER E'\\x01')"
-        )
+        make_careful_role(admin)
     private_server.stop()  # reads its rules anew
     private_server.start()
     with on_private(private_server, USER="careful", PASSWORD="wr0ng"):

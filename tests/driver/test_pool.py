@@ -36,6 +36,19 @@ async def until(condition: Any) -> None:
         await asyncio.sleep(0.001)
 
 
+async def hold_one(pool: Pool) -> tuple[asyncio.Task[None], asyncio.Event]:
+    """Let another task hold a connection until the event is set; return when it does."""
+    released = asyncio.Event()
+
+    def hold() -> None:
+        with pinned(pool):
+            await_(released.wait())
+
+    holding = asyncio.create_task(green(hold), name="the holder")
+    await until(lambda: pool.statistics().leased)
+    return holding, released
+
+
 # --- Leases ---------------------------------------------------------------------------------------
 
 
@@ -382,14 +395,7 @@ def test_an_exhausted_pool_says_who_holds_what(run: Runner, pools: Pools) -> Non
     async def main() -> None:
         pool = pools(max_size=1, timeout=0.05)
 
-        released = asyncio.Event()
-
-        def hold() -> None:
-            with pinned(pool):
-                await_(released.wait())
-
-        holding = asyncio.create_task(green(hold), name="the holder")
-        await until(lambda: pool.statistics().leased)
+        holding, released = await hold_one(pool)
         with pytest.raises(PoolTimeout) as caught:
             await green(fetch, pool, "SELECT 1")
         text = str(caught.value)
@@ -408,14 +414,7 @@ def test_an_exhausted_pool_says_who_holds_what(run: Runner, pools: Pools) -> Non
 def test_more_than_max_waiting_are_refused(run: Runner, pools: Pools) -> None:
     async def main() -> None:
         pool = pools(max_size=1, max_waiting=2)
-        released = asyncio.Event()
-
-        def hold() -> None:
-            with pinned(pool):
-                await_(released.wait())
-
-        holding = asyncio.create_task(green(hold))
-        await until(lambda: pool.statistics().leased)
+        holding, released = await hold_one(pool)
         waiting = [asyncio.create_task(green(fetch, pool, "SELECT 1")) for _ in range(2)]
         await until(lambda: pool.statistics().waiting == 2)
         with pytest.raises(PoolQueueFull, match="raise 'max_waiting' or 'max_size' in DATABASES"):
@@ -431,14 +430,7 @@ def test_who_gave_up_waiting_does_not_count_as_waiting(run: Runner, pools: Pools
 
     async def main() -> None:
         pool = pools(max_size=1, max_waiting=3)
-        released = asyncio.Event()
-
-        def hold() -> None:
-            with pinned(pool):
-                await_(released.wait())
-
-        holding = asyncio.create_task(green(hold))
-        await until(lambda: pool.statistics().leased)
+        holding, released = await hold_one(pool)
         for _ in range(5):
             dead = [asyncio.create_task(green(fetch, pool, "SELECT 1")) for _ in range(3)]
             await until(lambda: pool.statistics().waiting == 3)
@@ -940,14 +932,7 @@ def test_an_exception_in_a_hook_is_logged_and_goes_no_further(
 def test_statistics_tell_what_the_pool_does(run: Runner, pools: Pools) -> None:
     async def main() -> None:
         pool = pools(max_size=1)
-        released = asyncio.Event()
-
-        def hold() -> None:
-            with pinned(pool):
-                await_(released.wait())
-
-        holding = asyncio.create_task(green(hold))
-        await until(lambda: pool.statistics().leased)
+        holding, released = await hold_one(pool)
         waiting = asyncio.create_task(green(fetch, pool, "SELECT 1"))
         await until(lambda: pool.statistics().waiting)
         (s,) = pool_module.statistics()
