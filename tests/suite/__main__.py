@@ -31,6 +31,7 @@ BACKEND_MODULES = (
     "aggregation",
     "aggregation_regress",
     "annotations",
+    "asgi",
     "async",
     "backends",
     "basic",
@@ -47,16 +48,21 @@ BACKEND_MODULES = (
     "expressions_window",
     "fixtures",
     "get_or_create",
+    "handlers",
     "indexes",
     "inspectdb",
     "introspection",
+    "lookup",
     "many_to_many",
+    "migrations",
     "model_fields",
+    "multiple_database",
     "postgres_tests",
     "prefetch_related",
     "queries",
     "schema",
     "select_for_update",
+    "servers",
     "test_utils",
     "transaction_hooks",
     "transactions",
@@ -64,8 +70,8 @@ BACKEND_MODULES = (
 )
 STOCK = {False: "django.db.backends.postgresql", True: "django.contrib.gis.db.backends.postgis"}
 OURS = {False: "pgbackend", True: "pgbackend.gis"}
-#: Shares of the suite for each process: a share is what a crash makes one begin again in.
-SHARES = 8
+#: About how many tests one worker runs; to start one takes some seconds.
+SHARE = 1000
 #: How often a worker that ends without having finished is started anew, for the tests it left.
 RESTARTS = 3
 
@@ -211,7 +217,7 @@ def _runs(contexts: list[str]) -> list[str]:
 def _run_all(
     runs: list[str], labels: list[str], options: argparse.Namespace, url: str, source: Path
 ) -> dict[str, Results]:
-    shares = _share_out(labels, options.parallel * SHARES, source)
+    shares = _share_out(labels, options.parallel, source)
     out = options.out.resolve()
     jobs = [
         Job(run, number, share, options.gis, url, out, options.timeout)
@@ -238,13 +244,15 @@ def _versions(connection: psycopg.Connection[Any], parallel: int) -> dict[str, s
     }
 
 
-def _share_out(labels: list[str], shares: int, source: Path) -> list[list[str]]:
+def _share_out(labels: list[str], processes: int, source: Path) -> list[list[str]]:
     """Deal the labels out, the longest share first, so that each has about as many tests."""
+    weights = {label: _weight(label, source) for label in labels}
+    shares = max(processes, sum(weights.values()) // SHARE)
     piles: list[tuple[int, list[str]]] = [(0, []) for _ in range(min(shares, len(labels)))]
-    for label in sorted(labels, key=lambda label: -_weight(label, source)):
+    for label in sorted(labels, key=lambda label: -weights[label]):
         index = min(range(len(piles)), key=lambda index: piles[index][0])
         total, pile = piles[index]
-        piles[index] = (total + _weight(label, source), [*pile, label])
+        piles[index] = (total + weights[label], [*pile, label])
     return [pile for _, pile in sorted(piles, key=lambda pile: -pile[0])]
 
 
