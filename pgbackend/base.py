@@ -51,6 +51,8 @@ CURE = (
 )
 
 
+_get_running_loop = asyncio._get_running_loop
+
 #: What a wrapper shows for a connection that it has not leased yet.
 _IN_THE_POOL = object()
 
@@ -69,7 +71,8 @@ def _guarded(name: str) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def guarded(self: DatabaseWrapper, *args: Any, **kwargs: Any) -> Any:
-        self.check_context(name)
+        if _get_running_loop() is not None:
+            self.check_context(name)
         found = getattr(super(DatabaseWrapper, self), name)
         if getattr(found, "__func__", None) is unsafe or name in self._in_patches:
             return method(self, *args, **kwargs)
@@ -155,6 +158,8 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
     def async_session(self) -> state.Session | None:
         """The task's session, in an async context; else None."""
+        if _get_running_loop() is None:
+            return None
         return state.session(self) if self._shared and state.in_async_context() else None
 
     @contextmanager
@@ -380,6 +385,8 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     # --- Cursors ---
 
     def _cursor(self, name: str | None = None) -> Any:
+        if state.is_plain():
+            return super()._cursor(name)
         state.take_turn(self)
         current = state.current_state(self)
         if not current.pooled:

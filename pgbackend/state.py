@@ -221,9 +221,9 @@ def in_async_context() -> bool:
 
 def current_block(wrapper: Any) -> Block | None:
     """The block that the running code is in, whether or not it is still open."""
-    block = _blocks.get().get(wrapper._key)
-    if block is not None:
-        return block if not block.is_stale_in_thread(wrapper) else None
+    blocks = _blocks.get()
+    if blocks and (block := blocks.get(id(wrapper.settings_dict))) is not None:
+        return None if block.ended and block.is_stale_in_thread(wrapper) else block
     if _test_blocks and wrapper._key in _test_blocks and in_async_context():
         return _test_blocks[wrapper._key]
     own: State = wrapper._own
@@ -239,16 +239,24 @@ def current_state(wrapper: Any) -> State:
         block = blocks.get(id(wrapper.settings_dict))
         if block is not None and not (block.ended and block.is_stale_in_thread(wrapper)):
             return block.transaction.state
-    if _get_running_loop() is None:
-        return wrapper._own
     own: State = wrapper._own
-    if not wrapper._shared or own.transaction is not None or not in_async_context():
+    if (
+        _get_running_loop() is None
+        or not wrapper._shared
+        or own.transaction is not None
+        or (not bridge.in_greenlet() and conf.allows_async_unsafe())
+        # The wrapper of a thread, which shares its connection with us.
+        or (own.connection is not None and wrapper._thread_ident != threading.get_ident())
+    ):
         return own
-    if own.connection is not None and wrapper._thread_ident != threading.get_ident():
-        return own  # the wrapper of a thread, which shares its connection with us
     if _test_blocks and wrapper._key in _test_blocks:
         return _test_blocks[wrapper._key].transaction.state
     return session(wrapper).state
+
+
+def is_plain() -> bool:
+    """Whether the running code is synchronous and in no transaction: as in Django."""
+    return _get_running_loop() is None and not _blocks.get()
 
 
 def current_scope(wrapper: Any) -> Scope:
@@ -261,17 +269,28 @@ def current_scope(wrapper: Any) -> Scope:
 
 def session(wrapper: Any) -> Session:
     """The running task's session; made at first use. Only in an async context."""
+    here = bridge.current()
+    # A portal stays with its task: what it has found once need not be looked for again.
+    sessions = None if here is None else here.sessions
+    if sessions is None:
+        sessions = _find_sessions()
+        if here is not None:
+            here.sessions = sessions
+    try:
+        return sessions.by_key[id(wrapper.settings_dict)]
+    except KeyError:
+        scope = Scope(_observers.get().get(wrapper._key), wrapper.queries_limit)
+        new = Session(sessions, scope, wrapper.settings_dict["AUTOCOMMIT"])
+        return sessions.by_key.setdefault(wrapper._key, new)
+
+
+def _find_sessions() -> _Sessions:
     sessions = _sessions.get()
     task = asyncio.current_task()
     if sessions is None or not sessions.belong_to(task):
         sessions = (task and _pinned.get(task)) or _Sessions(task)
         _sessions.set(sessions)
-    try:
-        return sessions.by_key[wrapper._key]
-    except KeyError:
-        scope = Scope(_observers.get().get(wrapper._key), wrapper.queries_limit)
-        new = Session(sessions, scope, wrapper.settings_dict["AUTOCOMMIT"])
-        return sessions.by_key.setdefault(wrapper._key, new)
+    return sessions
 
 
 def observe(wrapper: Any) -> None:
@@ -544,7 +563,7 @@ def check_not_ended(block: Block) -> None:
 
 def take_turn(wrapper: Any) -> None:
     """Wait until a statement of the running code may be sent."""
-    if not _blocks.get() and _get_running_loop() is None:
+    if is_plain():
         return
     block = current_block(wrapper)
     if block is not None and block.transaction.innermost is not block:

@@ -56,6 +56,8 @@ class Portal(greenlet):
         self.postponing = 0
         #: How many calls it is in that are known not to block the loop.
         self.checked = 0
+        #: What `state` remembers of the task that drives it.
+        self.sessions: Any = None
 
     def suspend(self, yielded: Any) -> Any:
         """Give `yielded` to the task and wait until the task is stepped again."""
@@ -471,8 +473,7 @@ class ParkingLock:
     def locked(self) -> bool:
         return self._held
 
-    def __enter__(self) -> None:
-        self.acquire()
+    __enter__ = acquire
 
     def __exit__(self, *exc_info: object) -> None:
         self.release()

@@ -344,6 +344,26 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         finally:
             self._waiting.by_task.pop(task, None)
 
+    def take_free(self) -> AsyncConnection | None:
+        """Do what `getconn()` does when it need not wait, without an await; else return None."""
+        if not self._pool or self._check or self._closed or self._lock.locked():
+            return None
+        self._stats[self._REQUESTS_NUM] += 1
+        connection = self._pool.popleft()
+        self._nconns_min = min(self._nconns_min, len(self._pool))  # what it shrinks by
+        connection._pool = self  # noqa: SLF001
+        return connection
+
+    def put_free(self, connection: AsyncConnection) -> bool:
+        """Do what `putconn()` does with an idle connection, if there is no more to it than that."""
+        if self._waiting or self._reset or self._closed or self._lock.locked():
+            return False
+        if connection._expire_at <= monotonic():  # noqa: SLF001
+            return False
+        connection._pool = None  # noqa: SLF001
+        self._pool.append(connection)
+        return True
+
     def _leave_queue(self, client: Any) -> None:
         if client is None:
             return
@@ -484,7 +504,9 @@ class Pool:
         """Take a connection, green. Raises what `errors` says of pools, or the server's error."""
         bridge.check_not_collecting()
         started = monotonic()
-        physical: AsyncConnection = bridge.await_(self._get(started))
+        physical = self._psycopg.take_free()
+        if physical is None or not physical.is_alive():
+            physical = bridge.await_(self._get(started, physical))
         lease = Lease(self, physical)
         self._leases[id(lease)] = weakref.ref(lease)
         if events.hooks:
@@ -493,7 +515,10 @@ class Pool:
             )
         return lease
 
-    async def _get(self, started: float) -> AsyncConnection:
+    async def _get(self, started: float, found: AsyncConnection | None) -> AsyncConnection:
+        """Wait for a connection; `found` is a dead one that was free."""
+        if found is not None:
+            await self._replace(found)
         if self.closed:
             raise self._closed_error()
         while not self._psycopg._opened:  # noqa: SLF001 - who opens it may be cancelled
@@ -514,9 +539,12 @@ class Pool:
                 raise self._closed_error() from None
             if physical.is_alive():
                 return physical
-            physical.close_now()
-            # As psycopg_pool does with one that fails its own check: counted, and replaced.
-            await self._psycopg._putconn(physical, from_getconn=True)  # noqa: SLF001
+            await self._replace(physical)
+
+    async def _replace(self, physical: AsyncConnection) -> None:
+        """Do what psycopg_pool does with one that fails its own check: counted, and replaced."""
+        physical.close_now()
+        await self._psycopg._putconn(physical, from_getconn=True)  # noqa: SLF001
 
     async def _open(self) -> None:
         """Open psycopg's pool, with tasks that inherit nothing from the one that came first."""
@@ -655,7 +683,10 @@ class Pool:
             held = monotonic() - lease.since
             pid = 0 if status == _UNKNOWN else pgconn.backend_pid
             events.emit(events.Released(self.name, pid, held, status == _UNKNOWN))
-        if status == _UNKNOWN or (status == _IDLE and not self._must_reset(lease)):
+        if status == _IDLE and not self._must_reset(lease):
+            if not self._psycopg.put_free(physical):
+                self._put(physical)
+        elif status == _UNKNOWN:
             self._put(physical)
         elif self.closed:  # the loop may not live as long as a reset takes
             physical.close_now()
