@@ -76,9 +76,14 @@ class Watch:
     asyncio's own loops tell of an error of the socket (the server reset it) for as long as it is
     registered. uvloop tells it once, as readiness, and then ends the registration, though there
     may be data to read before the error is met. There the socket itself is asked.
+
+    Note [Told twice]
+    asyncio's own loops look at the sockets again before the task that was woken has its turn to
+    read; so they tell of the same data a second time, when the task waits for the next or for
+    nothing. That is passed over. If it was news, they will tell of it again.
     """
 
-    __slots__ = ("errors", "fd", "future", "loop", "reading", "ready", "writing")
+    __slots__ = ("errors", "fd", "future", "loop", "reading", "ready", "told", "writing")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
         self.loop = loop
@@ -87,6 +92,8 @@ class Watch:
         self.reading = False
         self.writing = False
         self.ready = 0
+        #: Whether the loop will tell once more of what it has told; see Note [Told twice].
+        self.told = False
         self.errors: select.poll | None = None
         if not isinstance(loop, asyncio.BaseEventLoop):
             self.errors = select.poll()
@@ -123,12 +130,16 @@ class Watch:
             self.future.set_result(None)
 
     def _on_readable(self) -> None:
-        if self.future is None:
+        if self.told:
+            self.told = False
+        elif self.future is None:
             # Nobody waits here: a thread reads this connection, or the server has closed it. The
             # next lease finds out which (`AsyncConnection.is_alive`).
             self.stop()
         else:
-            if self.errors is not None and self.errors.poll(0):  # Note [Errors of a socket]
+            if self.errors is None:
+                self.told = True
+            elif self.errors.poll(0):  # Note [Errors of a socket]
                 self.stop()
             self._wake(Ready.R)
 
@@ -156,7 +167,7 @@ class Watch:
         """
         self._wake(Ready.R)
         if self.reading:
-            self.reading = False
+            self.reading = self.told = False
             if not self.loop.is_closed():
                 self.loop.remove_reader(self.fd)
 

@@ -1,9 +1,14 @@
-"""Settings of Django's suite for one worker; what differs between workers is in `SUITE_JOB`."""
+"""Settings of Django's suite for one worker; what differs between workers is in `SUITE_JOB`.
+
+All but the databases are those that Django's tests are written for, from the file beside them.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+
+from test_sqlite import *  # noqa: F403 - on the path: a worker runs in Django's directory
 
 from pgbackend.embedded import database_settings
 
@@ -21,7 +26,3 @@ DATABASES = {
     }
     for alias, name in _job["databases"].items()
 }
-
-SECRET_KEY = "django_tests_secret_key"
-PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
-USE_TZ = False

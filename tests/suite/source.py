@@ -55,21 +55,15 @@ def _download() -> Path:
 
 
 def _unpack(archive: Path, home: Path) -> None:
-    """Unpack what is needed into `home`, which appears whole or not at all."""
+    """Unpack the archive into `home`, which appears whole or not at all."""
     with tempfile.TemporaryDirectory(dir=CACHE) as temporary:
         with tarfile.open(archive) as tar:
-            wanted = [member for member in tar if _is_wanted(member.name)]
             if hasattr(tarfile, "data_filter"):  # Python 3.11.4 and later; required from 3.14 on
                 tar.extraction_filter = tarfile.data_filter
-            tar.extractall(temporary, wanted)
+            tar.extractall(temporary)
         (unpacked,) = Path(temporary).iterdir()
         try:
             unpacked.rename(home)
         except OSError:
             if not home.is_dir():  # another process was faster
                 raise
-
-
-def _is_wanted(name: str) -> bool:
-    # A module of the suite tests what makes Django's documentation.
-    return any(f"/{part}/" in f"{name}/" for part in ("tests", "docs/_ext"))

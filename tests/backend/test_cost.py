@@ -1,0 +1,49 @@
+"""What an operation costs, in instructions of Python: the same on a machine that is busy.
+
+The numbers are those of today and a little room. Lower them when something has become shorter; who
+must raise one says why in the commit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+COST = Path(__file__).parents[2] / "benchmarks" / "cost.py"
+
+pytestmark = pytest.mark.skipif(sys.version_info < (3, 13), reason="counts are of Python 3.13")
+
+#: More instructions than Django's engine in a sync context, by operation and stack.
+MORE = {
+    "SELECT 1": {"sync": 370},
+    "get(pk)": {"sync": 400, "green": 2700, "a-method": 3000},
+    "100 rows": {"sync": 400, "green": 2700, "a-method": 5200},
+    "save()": {"sync": 490, "green": 2900, "a-method": 3200},
+    "get(pk) in atomic()": {"sync": 3400, "green": 8000},
+}
+
+
+@pytest.fixture(scope="module")
+def found(conninfo: str) -> Any:
+    done = subprocess.run(
+        [sys.executable, COST, "--instructions", "--json", "--rounds", "3", "--count", "100"],
+        env={**os.environ, "DATABASE_URL": conninfo},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("operation", MORE)
+def test_an_operation_takes_no_more_instructions_than_it_did(found: Any, operation: str) -> None:
+    counts = found[operation]
+    more = {stack: round(counts[stack] - counts["stock sync"]) for stack in MORE[operation]}
+    assert all(more[stack] <= most for stack, most in MORE[operation].items()), more
