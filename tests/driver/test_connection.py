@@ -25,7 +25,7 @@ from pgbackend.driver.connection import Watch
 from tests.conftest import LOOPS, Runner, wait_for
 from tests.support.link import Link
 
-from .conftest import Pools, hung_up, pinned
+from .conftest import Pools, fetch, hung_up, pinned
 
 Within = Callable[[Callable[[Any], Any]], Any]
 
@@ -748,3 +748,37 @@ def test_a_wait_that_follows_an_error_of_the_socket_ends_too(run: Runner) -> Non
         theirs.send(b"the rest will never come")
         theirs.close()
         assert run.green(wait_twice) == [Wait.R, Wait.R]
+
+
+def test_a_reply_wakes_the_one_who_waits_once(
+    run: Runner, pools: Pools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """asyncio's loops tell of it twice: Note [Told twice]."""
+    wait = Watch.wait
+    waits: list[int] = []
+
+    def counted(watch: Watch, *args: Any) -> int:
+        waits.append(ready := wait(watch, *args))
+        return ready
+
+    def main() -> None:
+        pool = pools()
+        fetch(pool, "SELECT 1")
+        monkeypatch.setattr(Watch, "wait", counted)
+        with pinned(pool) as lease, lease.connection.cursor() as cursor:
+            for number in range(10):
+                assert cursor.execute("SELECT %s::int", [number]).fetchone() == (number,)
+                assert lease.physical.watch.reading
+
+    run.green(main)
+    assert waits == [Wait.R] * 10
+
+
+def test_news_that_is_taken_for_a_repetition_is_told_again(run: Runner, pools: Pools) -> None:
+    def main() -> None:
+        with pinned(pools()) as lease, lease.connection.cursor() as cursor:
+            for _ in range(3):
+                lease.physical.watch.told = True
+                assert cursor.execute("SELECT pg_sleep(0.01), 1").fetchone()[1] == 1
+
+    run.green(main)
