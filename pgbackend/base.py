@@ -310,18 +310,22 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     def _ask_patches(self) -> None:
         """Let who has patched `ensure_connection()` refuse, as test cases without a database do.
 
-        Nothing connects here, and so nothing waits: the flag is seen by this call only. To a patch
-        that looks, there is a connection already, as in Django when a statement comes by: that
-        it is taken from the pool each time is no reason to do each time what a new one needs.
+        Nothing connects here, and so nothing waits: the flag is seen by this call only. A patch
+        that looks for a connection finds none the first time, and after `close()`; then there is
+        one, as in Django, though it is taken from the pool for each statement.
         """
         current = state.current_state(self)
+        session = self.async_session()
+        known = current if session is None else session.state
         self._asking_patches = True
-        current.connection = _IN_THE_POOL
+        if known.asked:
+            current.connection = _IN_THE_POOL
         try:
             self._ensure_connection()
         finally:
             current.connection = None
             self._asking_patches = False
+        known.asked = True
 
     def _get_lease(self, transaction: state.Transaction | None) -> Lease:
         home = None if transaction is None else transaction.home
@@ -558,6 +562,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     def close(self) -> None:
         """Close the connection; green and outside a transaction, give it back at once."""
         current = state.current_state(self)
+        current.asked = False
         if current.pooled:
             self._close_own()
         if current.pooled and current.lease is None and not current.in_atomic_block:

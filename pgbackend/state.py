@@ -70,10 +70,12 @@ class State:
         "savepoint_state",
     )
     # fmt: on
-    __slots__ = (*NAMES, "__weakref__", "is_new", "lease", "pooled", "transaction")
+    __slots__ = (*NAMES, "__weakref__", "asked", "is_new", "lease", "pooled", "transaction")
 
     def __init__(self, *, pooled: bool = False, autocommit: bool = False) -> None:
         self.pooled = pooled
+        #: Whether who has patched `ensure_connection()` has let a connection be made.
+        self.asked = False
         #: Whether its connection is one that the pool has just made; see `prepared()`.
         self.is_new = False
         self.lease: Lease | None = None

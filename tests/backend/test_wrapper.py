@@ -54,25 +54,50 @@ def test_a_wrapper_that_threads_share_keeps_one_connection(run: Runner, leases: 
     run.green(green)
 
 
-def test_a_patch_of_ensure_connection_sees_a_connection_green(
+def test_a_patch_of_ensure_connection_finds_none_once_green(
     run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a new connection needs is not done for each statement, because each has a lease."""
-    ensure_connection = connection.ensure_connection
     seen: list[bool] = []
 
-    def patch(wrapper: Any) -> None:
-        seen.append(wrapper.connection is None)
-        ensure_connection()
-
     def green() -> None:
-        monkeypatch.setattr(BaseDatabaseWrapper, "ensure_connection", patch)
+        ensure_connection = connection.ensure_connection
+
+        def patch(wrapper: Any) -> None:
+            seen.append(wrapper.connection is None)
+            ensure_connection()
+
+        patches.setattr(BaseDatabaseWrapper, "ensure_connection", patch)
         with CaptureQueriesContext(connection) as queries:
             assert Tag.objects.count() == 0
         assert len(queries) == 1 and connection.connection is None
+        assert seen == [True, False]
+        connection.close()
+        assert Tag.objects.count() == 0
+        assert seen == [True, False, True], "after close() there is none again"
 
-    run.green(green)
-    assert seen and not any(seen)
+    with monkeypatch.context() as patches:  # undone before the tables are emptied
+        run.green(green)
+
+
+def test_a_patch_that_refuses_connections_refuses_each_task(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Django's test cases do that name no databases: they refuse where none is open."""
+
+    def patch(wrapper: Any) -> None:
+        if wrapper.connection is None:
+            raise AssertionError("refused")
+
+    async def main() -> None:
+        assert await Tag.objects.acount() == 0
+        patches.setattr(BaseDatabaseWrapper, "ensure_connection", patch)
+        for _ in range(2):
+            with pytest.raises(AssertionError, match="refused"):
+                await asyncio.create_task(Tag.objects.aget())
+
+    with monkeypatch.context() as patches:
+        run(main())
 
 
 def test_without_databases_green_code_hears_what_is_missing(run: Runner) -> None:
