@@ -53,8 +53,12 @@ CURE = (
 
 _get_running_loop = asyncio._get_running_loop
 
-#: What a wrapper shows for a connection that it has not leased yet.
-_IN_THE_POOL = object()
+
+class _InThePool:
+    """What a wrapper shows for a connection that it has not leased yet."""
+
+    closed = False
+
 
 _ENSURE_CONNECTION = PostgresDatabaseWrapper.ensure_connection
 
@@ -142,7 +146,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         """Let other threads use this wrapper's connection; from here on it has one of its own."""
         super().inc_thread_sharing()
         self._sharing = (None, False)
-        if state.in_async_context():
+        if bridge.in_greenlet():
             self.ensure_connection()
 
     def dec_thread_sharing(self) -> None:
@@ -239,7 +243,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         """Close the synchronous pool and the pools of all loops; from any thread."""
         if self.alias in self._connection_pools:
             self._connection_pools.pop(self.alias).close()
-        if self._shared:
+        if conf.is_shared(self.alias, self.settings_dict):
             close_pools(self._key)
 
     def connect(self) -> None:
@@ -319,7 +323,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         known = current if session is None else session.state
         self._asking_patches = True
         if known.asked:
-            current.connection = _IN_THE_POOL
+            current.connection = _InThePool()
         try:
             self._ensure_connection()
         finally:
@@ -353,24 +357,25 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     def _read_pool_options(self) -> PoolOptions:
         self.check_settings()
         self._isolation_level_option()
+        params = ConnectArguments(self.get_connection_params())
         return PoolOptions(
             connect=ConnectArguments(
-                self.get_connection_params(),
+                params,
                 twin_class=conf.twin_class(self.alias, self.settings_dict),
             ),
             pool=conf.pool_options(self.alias, self.settings_dict),
-            initialise=self._initialise,
+            initialise=functools.partial(self._initialise, params),
             session_reset=conf.session_reset(self.alias, self.settings_dict["OPTIONS"]),
         )
 
-    def _initialise(self, connection: driver.Connection) -> None:
+    def _initialise(self, params: dict[str, Any], connection: driver.Connection) -> None:
         """Do for a connection of the pool what `connect()` does.
 
         It is asked for as a new one, so that what derived wrappers do to those is done to it.
         """
         connection.isolation_level = self._isolation_level_option()
         with state.prepared(self, connection):
-            self.get_new_connection(self.get_connection_params())
+            self.get_new_connection(params)
             self.init_connection_state()
             connection_created.send(sender=type(self), connection=self)
 

@@ -53,6 +53,7 @@ from .driver.errors import PortalClosed
 from .driver.pool import Lease
 
 _get_running_loop = asyncio._get_running_loop
+_running = bridge.running
 
 #: What tells one database from another: the identity of its settings.
 Key: TypeAlias = int
@@ -234,22 +235,26 @@ def current_block(wrapper: Any) -> Block | None:
 
 def current_state(wrapper: Any) -> State:
     """The state that the names of `wrapper` stand for, here and now."""
-    # Asked some thirty times for a statement: what costs sync code nothing comes first. (Green code
-    # that unwinds after its loop has ended comes by here too; it cannot wait for anything.)
+    # Asked some thirty times for a statement: what costs sync code little comes first.
     blocks = _blocks.get()
     if blocks:
         block = blocks.get(id(wrapper.settings_dict))
         if block is not None and not (block.ended and block.is_stale_in_thread(wrapper)):
             return block.transaction.state
     own: State = wrapper._own
-    if (
-        _get_running_loop() is None
-        or not wrapper._shared
-        or own.transaction is not None
-        or (not bridge.in_greenlet() and conf.allows_async_unsafe())
+    green = type(_running()) is bridge.Portal
+    if _get_running_loop() is None:
+        if not green:
+            return own
+        # It unwinds after its loop has ended: what the thread has open is not for it.
+    elif (
+        own.transaction is not None
+        or (not green and conf.allows_async_unsafe())
         # The wrapper of a thread, which shares its connection with us.
         or (own.connection is not None and wrapper._thread_ident != threading.get_ident())
     ):
+        return own
+    if not wrapper._shared:
         return own
     if _test_blocks and wrapper._key in _test_blocks:
         return _test_blocks[wrapper._key].transaction.state
@@ -258,7 +263,9 @@ def current_state(wrapper: Any) -> State:
 
 def is_plain() -> bool:
     """Whether the running code is synchronous and in no transaction: as in Django."""
-    return _get_running_loop() is None and not _blocks.get()
+    return (
+        _get_running_loop() is None and not _blocks.get() and type(_running()) is not bridge.Portal
+    )
 
 
 def current_scope(wrapper: Any) -> Scope:
@@ -272,7 +279,7 @@ def current_scope(wrapper: Any) -> Scope:
 def session(wrapper: Any) -> Session:
     """The running task's session; made at first use. Only in an async context."""
     here = bridge.current()
-    # A portal stays with its task: what it has found once need not be looked for again.
+    # Until it waits, a portal stays with its task: what it has found need not be looked for again.
     sessions = None if here is None else here.sessions
     if sessions is None:
         sessions = _find_sessions()

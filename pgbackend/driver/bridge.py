@@ -56,7 +56,8 @@ class Portal(greenlet):
         self.postponing = 0
         #: How many calls it is in that are known not to block the loop.
         self.checked = 0
-        #: What `state` remembers of the task that drives it.
+        #: What `state` has found of the task that drives it; until the next step, which may be
+        #: another task's.
         self.sessions: Any = None
 
     def suspend(self, yielded: Any) -> Any:
@@ -106,6 +107,10 @@ def forget_after_fork() -> None:
         here.__class__ = _Orphan  # type: ignore[assignment]
 
 
+#: The running greenlet, of whatever kind; for who asks so often that a call counts.
+running = getcurrent
+
+
 def current() -> Portal | None:
     """The portal that the caller runs in, or None when the caller is not green."""
     here = getcurrent()
@@ -145,6 +150,7 @@ def _adopt(portal: Portal) -> None:
     It is nearly always so already: a coroutine that was started eagerly inside another portal,
     and a generator that is finished by another task, are the exceptions.
     """
+    portal.sessions = None
     here = getcurrent()
     if portal.parent is not here:
         portal.parent = here

@@ -315,6 +315,8 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         super().__init__(**kwargs)
         self.layer = layer
         self._waiting = _Queue(layer)
+        #: Those on which the user's `check` runs: no longer free, and not leased yet.
+        self.checking: set[AsyncConnection] = set()
         #: Held by an attempt to connect, as long as there is no connection.
         self._attempt = asyncio.Lock()
         self._attempts = asyncio.Semaphore(MAX_ATTEMPTS)
@@ -325,6 +327,8 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         super()._start_workers()
 
     async def _getconn_unchecked(self, timeout: float) -> AsyncConnection:
+        if self._closed:  # while a connection that it had given was checked
+            raise psycopg_pool.PoolClosed(f"the pool {self.name!r} is closed")
         task = asyncio.current_task()
         try:
             return await super()._getconn_unchecked(timeout)
@@ -346,7 +350,7 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
 
     def take_free(self) -> AsyncConnection | None:
         """Do what `getconn()` does when it need not wait, without an await; else return None."""
-        if not self._pool or self._check or self._closed or self._lock.locked():
+        if not self._pool or self._check or self.layer.closed or self._lock.locked():
             return None
         self._stats[self._REQUESTS_NUM] += 1
         connection = self._pool.popleft()
@@ -363,6 +367,13 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         connection._pool = None  # noqa: SLF001
         self._pool.append(connection)
         return True
+
+    async def _check_connection(self, conn: AsyncConnection) -> None:
+        self.checking.add(conn)
+        try:
+            await super()._check_connection(conn)
+        finally:
+            self.checking.discard(conn)
 
     def _leave_queue(self, client: Any) -> None:
         if client is None:
@@ -775,7 +786,8 @@ class Pool:
         self.closed = True
         self._psycopg.abandon()
         in_use = {id(lease.physical) for lease in self.held()}
-        in_use.update(id(physical) for physical in self._tasks.values())
+        in_use.update(map(id, self._tasks.values()))
+        in_use.update(map(id, self._psycopg.checking))
         for physical in list(self.made):
             if id(physical) not in in_use:
                 physical.close_now()

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
 from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.base import BaseHandler
-from django.db import connection, connections
+from django.db import DatabaseError, connection, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import Func, IntegerField
 from django.db.utils import ConnectionHandler
 from django.test.utils import CaptureQueriesContext
 from psycopg.types.string import StrDumper
 
+import pgbackend
 from pgbackend import aio
 from pgbackend.base import DatabaseWrapper
 from pgbackend.driver import bridge
+from pgbackend.driver.pool import _Resumed
 from tests.conftest import Runner
 from tests.library.models import Tag
 
@@ -100,6 +103,67 @@ def test_a_patch_that_refuses_connections_refuses_each_task(
         run(main())
 
 
+def test_what_a_wrapper_shows_for_a_connection_of_the_pool_is_open(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def patch(wrapper: Any) -> None:
+        if wrapper.connection is not None and wrapper.connection.closed:
+            raise AssertionError("closed")
+
+    def green() -> None:
+        patches.setattr(BaseDatabaseWrapper, "ensure_connection", patch)
+        assert [Tag.objects.count() for _ in range(3)] == [0, 0, 0]
+
+    with monkeypatch.context() as patches:
+        run.green(green)
+
+
+def test_code_that_unwinds_after_its_loop_leaves_the_threads_connection_alone() -> None:
+    def green() -> None:
+        try:
+            bridge.await_(asyncio.Event().wait())
+        finally:
+            Tag.objects.create(name="never")
+
+    async def begin() -> None:
+        coro.send(None)
+
+    coro = aio.run(green)
+    asyncio.run(begin())
+    with transaction.atomic():
+        Tag.objects.create(name="sync")
+        with suppress(RuntimeError, DatabaseError):
+            coro.close()
+        assert Tag.objects.count() == 1
+    assert Tag.objects.get().name == "sync"
+
+
+def test_a_coroutine_that_another_task_goes_on_with_is_that_tasks(run: Runner) -> None:
+    """Its first step was taken by hand: it sees the lease of who drives it, step by step."""
+
+    def pids() -> list[int]:
+        found = []
+        for _ in range(3):
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_backend_pid()")
+                found.append(cursor.fetchone()[0])
+        return found
+
+    async def go_on(coro: Any, waits_for: Any) -> Any:
+        return await _Resumed(coro, waits_for)
+
+    async def main() -> None:
+        async with pgbackend.pinned():
+            (mine, *_) = await aio.run(pids)
+            coro = aio.run(pids)
+            waits_for = coro.send(None)
+            theirs = await asyncio.create_task(go_on(coro, waits_for))
+            assert theirs[0] == mine, "its first statement was sent here"
+            assert mine not in theirs[1:]
+
+    run(main())
+
+
 def test_without_databases_green_code_hears_what_is_missing(run: Runner) -> None:
     nothing = ConnectionHandler({})
     with pytest.raises(ImproperlyConfigured, match="supply the ENGINE value"):
@@ -168,3 +232,32 @@ def test_values_are_quoted_as_the_connection_knows_them(run: Runner) -> None:
         assert wrapper.connection is None
 
     run.green(green)
+
+
+def test_a_reset_asks_for_the_parameters_of_the_connection_once(run: Runner) -> None:
+    """A derived wrapper may fetch a token there."""
+    asked: list[str] = []
+
+    class Asking(Derived):
+        def get_connection_params(self) -> dict[str, Any]:
+            asked.append(self.alias)
+            return super().get_connection_params()
+
+    def green() -> None:
+        wrapper = Asking(connections.settings["default"], "default")
+        for _ in range(5):
+            with wrapper.cursor() as cursor:
+                cursor.execute("SELECT 1")
+
+    run.green(green)
+    assert len(asked) <= 2
+
+
+def test_a_wrapper_cannot_connect_for_threads_on_the_bare_loop(run: Runner) -> None:
+    async def main() -> None:
+        wrapper = connections["default"]
+        wrapper.inc_thread_sharing()
+        wrapper.dec_thread_sharing()
+        assert await Tag.objects.acount() == 0
+
+    run(main())

@@ -1121,6 +1121,49 @@ def test_closing_fails_who_waits_and_closes_what_is_given_back(run: Runner, pool
     run(main())
 
 
+@pytest.mark.parametrize("passes", [True, False])
+def test_a_connection_that_is_checked_while_the_pool_closes_is_in_use(
+    run: Runner, pools: Pools, passes: bool
+) -> None:
+    async def check(connection: Any) -> None:
+        checking.set()
+        await asyncio.wait_for(closed.wait(), 5)
+        await connection.execute("SELECT 1" if passes else "SELECT error")
+
+    async def main() -> None:
+        pool = pools(check=check)
+        asking = asyncio.create_task(green(fetch, pool, "SELECT 1"))
+        await checking.wait()
+        pool.close()
+        closed.set()
+        if passes:
+            assert await asking == [(1,)]
+        else:
+            with pytest.raises(PoolClosed):
+                await asking
+
+    checking, closed = asyncio.Event(), asyncio.Event()
+    started = monotonic()
+    run(main())
+    assert monotonic() - started < 3
+    wait_for(lambda: not pools.sessions(), "sessions closed")
+
+
+def test_a_pool_that_a_child_disowned_gives_nothing(run: Runner, pools: Pools) -> None:
+    """Not even to code that kept the pool itself."""
+
+    def main() -> None:
+        pool = pools()
+        fetch(pool, "SELECT 1")
+        assert pool.statistics().idle == 1
+        pool.closed = True  # all that `disown()` can do without touching a socket
+        with pytest.raises(PoolClosed):
+            pool.lease()
+        pool.closed = False
+
+    run.green(main)
+
+
 def test_the_first_who_asks_may_be_cancelled_while_the_pool_opens(
     run: Runner, pools: Pools
 ) -> None:

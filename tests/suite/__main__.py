@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import hashlib
 import json
 import os
 import subprocess
@@ -70,6 +71,8 @@ BACKEND_MODULES = (
 )
 STOCK = {False: "django.db.backends.postgresql", True: "django.contrib.gis.db.backends.postgis"}
 OURS = {False: "pgbackend", True: "pgbackend.gis"}
+#: The exit status where the machine lacks what a run needs.
+CANNOT = 3
 #: About how many tests one worker runs; to start one takes some seconds.
 SHARE = 1000
 #: How often a worker that ends without having finished is started anew, for the tests it left.
@@ -85,6 +88,7 @@ class Job:
     number: int
     labels: list[str]
     gis: bool
+    versions: dict[str, str]
     url: str
     out: Path
     timeout: float
@@ -109,7 +113,7 @@ class Job:
 
     def describe(self) -> dict[str, Any]:
         """What must be the same for a journal to be gone on with."""
-        return {"django": django.__version__, "labels": self.labels, "gis": self.gis}
+        return {"labels": self.labels, "gis": self.gis, "versions": self.versions}
 
     def environment(self) -> dict[str, str]:
         job: dict[str, Any] = {
@@ -137,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         source = tests_dir()
     except NoSource as exc:
         print(exc, file=sys.stderr)
-        return 2
+        return CANNOT
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     labels = _labels(options, source)
@@ -147,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             all_results = _run_all(runs, labels, options, url, source)
     except NotEnough as exc:
         print(exc, file=sys.stderr)
-        return 2
+        return CANNOT
     for run, results in all_results.items():
         results.save(out / f"{run}.json")
         print(results.summary())
@@ -219,15 +223,14 @@ def _run_all(
 ) -> dict[str, Results]:
     shares = _share_out(labels, options.parallel, source)
     out = options.out.resolve()
+    with psycopg.connect(url) as connection:
+        versions = _versions(connection, options.parallel)
     jobs = [
-        Job(run, number, share, options.gis, url, out, options.timeout)
+        Job(run, number, share, options.gis, versions, url, out, options.timeout)
         for run in runs
         for number, share in enumerate(shares)
     ]
-    all_results = {run: Results(run, django.__version__, labels) for run in runs}
-    with psycopg.connect(url) as connection:
-        for results in all_results.values():
-            results.versions = _versions(connection, options.parallel)
+    all_results = {run: Results(run, django.__version__, labels, versions) for run in runs}
     with ThreadPoolExecutor(options.parallel) as workers:
         for job in workers.map(lambda job: _work(job, source, resume=options.resume), jobs):
             fold(all_results[job.run], job.journal, job.log)
@@ -241,7 +244,16 @@ def _versions(connection: psycopg.Connection[Any], parallel: int) -> dict[str, s
         "psycopg": psycopg.__version__,
         "PostgreSQL": connection.info.parameter_status("server_version") or "",
         "processes": str(parallel),
+        "pgbackend": _fingerprint(Path(pgbackend.__file__).parent),
     }
+
+
+def _fingerprint(package: Path) -> str:
+    """What tells one state of the package's code from another."""
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _share_out(labels: list[str], processes: int, source: Path) -> list[list[str]]:
@@ -273,14 +285,13 @@ def _work(job: Job, source: Path, *, resume: bool) -> Job:
     if entry is None or entry.job != job.describe():
         job.journal.write_text(json.dumps({"event": "job", "test": "", **job.describe()}) + "\n")
         job.log.write_text("")
-        entry = read(job.journal)
+    elif entry.running is not None:
+        _append(job, event="forgotten", test=entry.running)  # interrupted: it runs again
     for _ in range(1 + RESTARTS):
-        if entry.finished:
+        if (entry := read(job.journal)).finished:
             break
-        if entry.running is not None:
-            _note_crash(job, entry.running)
         _start_worker(job, source)
-        entry = read(job.journal)
+        _note_crash(job)
     return job
 
 
@@ -301,10 +312,18 @@ def _start_worker(job: Job, source: Path) -> None:
         _drop_databases(job)
 
 
-def _note_crash(job: Job, test: str) -> None:
-    text = f"the process ended while the test ran:\n{tail(job.log)}"
-    _append(job, event="outcome", test=test, outcome="error", text=text)
-    _append(job, event="stopped", test=test, seconds=0.0)
+def _note_crash(job: Job) -> None:
+    """Write down that a worker has not come to its end, if it has not; in a test or between."""
+    entry = read(job.journal)
+    if entry.finished:
+        return
+    test = entry.running
+    text = tail(job.log)
+    _append(job, event="crash", test=test or f"after {entry.begun[-1:]}", text=text)
+    if test is not None:
+        text = f"the process ended while the test ran:\n{text}"
+        _append(job, event="outcome", test=test, outcome="error", text=text)
+        _append(job, event="stopped", test=test, seconds=0.0)
 
 
 def _append(job: Job, **record: Any) -> None:

@@ -7,6 +7,7 @@ no figure from anywhere else.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -29,7 +30,8 @@ against one server:
 - **green**: pgbackend with the whole run inside a greenlet on an event loop. Databases are made,
   classes and tests set up, run and torn down there, and async tests run on that same loop, so all
   of it goes through the async pool. The run fails if a statement of the main thread goes over
-  another connection of an alias, or if a wait blocks the loop.
+  another connection of an alias, or if a wait blocks the loop. (A test that calls `asyncio.run()`
+  by itself, which cannot be done on a loop, is given a thread for it.)
 
 A test that has another outcome than in stock, also one that is skipped, is a difference. Each is
 listed in `tests/suite/differences.py` with its reason; one that is not makes a run fail, and so
@@ -53,15 +55,31 @@ def main() -> None:
     parser.add_argument("directories", nargs="*", type=Path)
     given = parser.parse_args().directories
     directories = given or sorted(CACHE.glob("results-*"), reverse=True)
-    sections = [_section(all_results) for path in directories if (all_results := load(path))]
+    runs = [all_results for path in directories if (all_results := load(path))]
+    if faults := [fault for all_results in runs for fault in _faults(all_results)]:
+        sys.exit("\n".join(["not written:", *faults]))
+    sections = [_section(all_results) for all_results in runs]
     PAGE.write_text("\n".join([INTRODUCTION, *sections]), encoding="utf-8")
     print(f"written: {PAGE.name}, {len(sections)} runs")
+
+
+def _faults(all_results: Mapping[str, Results]) -> Iterator[str]:
+    """What must not stand on the page as if it were a result."""
+    stock = all_results["stock"]
+    for results in all_results.values():
+        if results.versions != stock.versions or results.labels != stock.labels:
+            yield f"{results.run}: {results.versions} is not what stock ran with"
+        if results.crashes:
+            yield f"{results.run}: {len(results.crashes)} crashes"
+        if results is not stock and not compare(stock, results).is_good:
+            yield f"{results.run}: has unexpected differences, or faults"
 
 
 def _section(all_results: Mapping[str, Results]) -> str:
     stock = all_results["stock"]
     versions = dict(stock.versions)
     processes = versions.pop("processes")
+    del versions["pgbackend"]
     what = "gis_tests" if stock.labels == ["gis_tests"] else f"{len(stock.labels)} modules"
     title = f"## Django {versions.pop('Django')}, {what}"
     machine = ", ".join(f"{name} {version}" for name, version in versions.items())
@@ -86,6 +104,14 @@ def _table(all_results: Mapping[str, Results]) -> Iterator[str]:
     ours = [compare(stock, results) for results in runs if results is not stock]
     yield _row("differences with a reason", ["", *(str(len(each.known)) for each in ours)])
     yield _row("other differences", ["", *(str(len(each.unexpected)) for each in ours)])
+    yield _row(
+        "statements beside the pool, blocking waits",
+        ["", *(str(len(each.results.faults)) for each in ours)],
+    )
+    yield _row(
+        "complaints that Python could only print",
+        [str(len(results.unraisable)) for results in runs],
+    )
     yield _row("seconds of all processes", [f"{results.seconds:,.0f}" for results in runs])
     yield _row("to stock", [f"{results.seconds / stock.seconds:.2f}" for results in runs])
     kinds = sorted({kind for results in runs for kind in results.connections})

@@ -93,6 +93,9 @@ def read(journal: Path) -> Entry:
                 entry.begun.append(record["test"])
             case "stopped":
                 entry.running = None
+            case "forgotten":
+                entry.begun.remove(record["test"])
+                entry.running = None
             case "finished":
                 entry.finished = True
     return entry
@@ -100,12 +103,11 @@ def read(journal: Path) -> Entry:
 
 def fold(results: Results, journal: Path, log: Path) -> None:
     """Add what one worker wrote down to `results`."""
-    last, finished = "", False
+    finished = False
     for record in _records(journal):
-        last = record["test"] or last
         finished = _add(results, **record) or finished
-    if not finished:
-        results.crashes.append(f"in or after {last}:\n{tail(log)}")
+    if not finished and not results.crashes:
+        results.crashes.append(f"has not finished:\n{tail(log)}")
 
 
 def tail(log: Path) -> str:
@@ -129,6 +131,8 @@ def _add(results: Results, event: str, test: str, **details: Any) -> bool:
             results.tests[test] = new
     elif event == "stopped" and test in results.tests:
         results.tests[test].seconds = details["seconds"]
+    elif event == "crash":
+        results.crashes.append(f"in or {test}:\n{details['text']}")
     elif event == "ran":
         results.seconds += details["seconds"]
     elif event in ("fault", "unraisable"):

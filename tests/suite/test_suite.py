@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .__main__ import BACKEND_MODULES
+from .__main__ import BACKEND_MODULES, CANNOT
 
 #: Asks for a server with PostgreSQL's contributed extensions, which the wheel's has not all.
 EXTENSIONS = "postgres_tests"
@@ -31,6 +31,6 @@ def test_djangos_suite_has_stocks_outcomes_sync_and_green(
     done = subprocess.run(
         [*command, *arguments], cwd=root, capture_output=True, text=True, check=False
     )
-    if done.returncode == 2 and not request.config.option.require_servers:
+    if done.returncode == CANNOT and not request.config.option.require_servers:
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
