@@ -15,7 +15,7 @@ import pgbackend
 from tests.conftest import Runner
 from tests.library import hashers
 from tests.library.models import Author, Book, Entry, Note, Tag
-from tests.support.fixtures import Site
+from tests.support.fixtures import Site, pool_of_default
 
 
 def test_lazy_relations_deferred_fields_forms_templates_and_sessions_work(
@@ -273,7 +273,8 @@ def test_hundreds_of_requests_share_four_connections(
             assert pool.size <= pool.max_size == 4
             assert pool.leased == pool.waiting == 0
 
-    run_once(main(), timeout=20)
+    with pool_of_default(max_size=4, timeout=20):  # so long only where the machine is busy
+        run_once(main())
     assert threads == []
 
 
