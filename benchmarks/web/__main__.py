@@ -49,12 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         python = interpreter(options.python)
         with prepared() as database:
-            path = _run(options, given, python, database)
+            run, path = _run(options, given, python, database)
     except (NoEnvironmentError, ServerError, LoadError, answers.WrongAnswerError) as exc:
         print(exc, file=sys.stderr)
         return 1
     print(f"written: {path}; 'python -m benchmarks.web.report' makes the page of it")
-    return 0
+    wrong = sum(sample.wrong for sample in run.samples)
+    if wrong:
+        print(f"{wrong} answers were wrong", file=sys.stderr)
+    return int(wrong > 0)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -93,7 +96,9 @@ class _List(argparse.Action):
         parser.exit()
 
 
-def _run(options: argparse.Namespace, given: list[str], python: Path, database: Database) -> Path:
+def _run(
+    options: argparse.Namespace, given: list[str], python: Path, database: Database
+) -> tuple[Run, Path]:
     begun = datetime.now(UTC)
     started = time.monotonic()
     path = options.out or HOME / f"results-{begun:%Y%m%d-%H%M%S}.json"
@@ -111,7 +116,7 @@ def _run(options: argparse.Namespace, given: list[str], python: Path, database: 
         part(bench, options, run, path)
         run.seconds = time.monotonic() - started
         run.save(path)
-    return path
+    return run, path
 
 
 def _command(given: list[str]) -> str:

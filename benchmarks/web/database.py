@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,17 +23,17 @@ SETTINGS = {
     "autovacuum": "off",
     "max_connections": "100",
 }
-_NAME = "pgbackend_benchmark"
+_numbers = itertools.count(1)
 _SCHEMA = Path(__file__).parent / "schema.sql"
 
 
 class Database:
     """The database that the stacks use, and a session that watches it."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, name: str) -> None:
         self.url = url
         """The server's; the stacks use another database there."""
-        self.params = {**embedded.database_settings(url), "NAME": _NAME}
+        self.params = {**embedded.database_settings(url), "NAME": name}
         self._session = self.connect()
 
     def connect(self) -> psycopg.Connection[Any]:
@@ -75,18 +77,17 @@ def prepared(url: str | None = None) -> Iterator[Database]:
 
 @contextmanager
 def _made_on(url: str) -> Iterator[Database]:
-    name = sql.Identifier(_NAME)
+    name = f"pgbackend_benchmark_{os.getpid()}_{next(_numbers)}"
+    quoted = sql.Identifier(name)
     with psycopg.connect(url, autocommit=True) as session:
-        session.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
-        session.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'").format(name)
-        )
-        session.execute(sql.SQL("ALTER DATABASE {} SET timezone = 'UTC'").format(name))
-        database = Database(url)
+        create = sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'")
+        session.execute(create.format(quoted))
+        session.execute(sql.SQL("ALTER DATABASE {} SET timezone = 'UTC'").format(quoted))
+        database = Database(url, name)
         try:
             with database.connect() as maker:
                 maker.execute(_SCHEMA.read_bytes())
             yield database
         finally:
             database.close()
-            session.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+            session.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(quoted))

@@ -68,7 +68,10 @@ class Outcome:
     failed: int = 0
     """Other answers, and connections that were lost with a request."""
     wrong: int = 0
-    """Of these: answers of status 200 that differ from an earlier one to the same request."""
+    """Answers of status 200 that differ from an earlier one to the same request.
+
+    Those of the warm-up, too; those of the window have failed as well.
+    """
     stuck: int = 0
     """Requests that were open all the time."""
     p50: float = 0.0
