@@ -23,8 +23,6 @@ class Stack:
     """What differs between the stacks of one application; `apps.given` hands it over."""
     kind: str = "django"
     """``django`` (ASGI), ``wsgi`` or ``starlette``."""
-    packages: tuple[str, ...] = ()
-    """What it consists of, beside the server and the framework."""
     lacks: Mapping[str, str] = field(default_factory=dict)
     """Endpoints that it cannot serve, with the reason."""
 
@@ -34,16 +32,15 @@ class Stack:
 
 _HOLDS = "holds its connection until the request ends, so ten requests would stop all others"
 _THREADS = "has a thread for each request in progress"
-_DJANGO = ("django", "psycopg")
 
 _ALL = (
     Stack(
         "stock",
         "Django, a-methods, pool",
-        'Django\'s own backend with `OPTIONS["pool"]`; every query runs in a thread. `insert` is a '
-        "sync function with `atomic()` under `sync_to_async`, since Django has no async one.",
+        'Django\'s own backend with `OPTIONS["pool"]`; every query runs in a thread, and a request '
+        "holds a connection from its first statement on. `insert` is a sync function with "
+        "`atomic()` under `sync_to_async`, since Django has no async one.",
         {"engine": _PSYCOPG, "views": "stock", "pool": POOL},
-        packages=_DJANGO,
         lacks={"park": _HOLDS},
     ),
     Stack(
@@ -52,7 +49,6 @@ _ALL = (
         "The same without a pool, Django's default: each request opens a connection and closes it, "
         "so there is no bound of 10. What the server refuses is counted as failed.",
         {"engine": _PSYCOPG, "views": "stock"},
-        packages=_DJANGO,
         lacks={"park": "has a connection for each request in progress"},
     ),
     Stack(
@@ -61,7 +57,6 @@ _ALL = (
         f"Sync views on gunicorn (gthread) with {THREADS} threads, and Django's pool.",
         {"engine": _PSYCOPG, "views": "threads", "pool": POOL},
         kind="wsgi",
-        packages=_DJANGO,
         lacks={"park": _THREADS},
     ),
     Stack(
@@ -71,13 +66,13 @@ _ALL = (
         f"so {THREADS} and not 10, but nothing of a pool's cost.",
         {"engine": _PSYCOPG, "views": "threads", "max_age": None},
         kind="wsgi",
-        packages=_DJANGO,
         lacks={"park": _THREADS},
     ),
     Stack(
         "async-backend",
         "django-async-backend",
-        "Its own managers (`async_objects`) and `async_atomic()`, with its pool. It has no "
+        "Its own managers (`async_objects`) and `async_atomic()`, with its pool; a request holds a "
+        "connection from its first statement on. It has no "
         "`prefetch_related`: `page` reads the reviews by a second query and hands them out itself.",
         {
             "engine": "django_async_backend.db.backends.postgresql",
@@ -85,7 +80,6 @@ _ALL = (
             "pool": POOL,
             "apps": ["django_async_backend"],
         },
-        packages=("django", "django-async-backend", "psycopg"),
         lacks={"stream": "it has no `aiterator()`", "park": _HOLDS},
     ),
     Stack(
@@ -93,23 +87,21 @@ _ALL = (
         "pgbackend, a-methods",
         "The views of the first stack; only ENGINE is another, and `insert` uses `async with`.",
         {"engine": "pgbackend", "views": "pgbackend_a", "pool": POOL},
-        packages=("django", "pgbackend", "psycopg"),
     ),
     Stack(
         "pgbackend",
         "pgbackend, QuerySets",
         "Ordinary QuerySets, `atomic()` and a lazy template in async views.",
         {"engine": "pgbackend", "views": "pgbackend_plain", "pool": POOL},
-        packages=("django", "pgbackend", "psycopg"),
     ),
     Stack(
         "sqlalchemy-asyncpg",
         "SQLAlchemy on asyncpg",
-        "The async ORM on Starlette, a session for each request. In autocommit, as Django is: less "
-        "work than its default, which has a transaction for a single query, too.",
+        "The async ORM on Starlette, a session for each request, which holds a connection from its "
+        "first statement on. In autocommit, as Django is: less work than its default, which has a "
+        "transaction for a single query, too.",
         {"answers": "on_sqlalchemy", "driver": "asyncpg", "pool": POOL},
         kind="starlette",
-        packages=("starlette", "sqlalchemy", "asyncpg"),
         lacks={"park": _HOLDS},
     ),
     Stack(
@@ -118,25 +110,24 @@ _ALL = (
         "The same on psycopg 3.",
         {"answers": "on_sqlalchemy", "driver": "psycopg", "pool": POOL},
         kind="starlette",
-        packages=("starlette", "sqlalchemy", "psycopg"),
         lacks={"park": _HOLDS},
     ),
     Stack(
         "tortoise",
         "Tortoise on asyncpg",
-        "On Starlette, with its own pool.",
+        "On Starlette. It takes a connection for each statement, and asyncpg's pool asks the "
+        "server to reset the session each time that one comes back, which is its default.",
         {"answers": "on_tortoise", "pool": POOL},
         kind="starlette",
-        packages=("starlette", "tortoise-orm", "asyncpg"),
         lacks={"stream": "its `async for` reads all rows at once"},
     ),
     Stack(
         "asyncpg",
         "asyncpg, no ORM",
-        "SQL by hand on Starlette, with asyncpg's pool: what is left if there is no ORM at all.",
+        "SQL by hand on Starlette: what is left if there is no ORM at all. Its pool resets "
+        "sessions, as above.",
         {"answers": "on_asyncpg", "pool": POOL},
         kind="starlette",
-        packages=("starlette", "asyncpg"),
     ),
 )
 STACKS = {stack.name: stack for stack in _ALL}

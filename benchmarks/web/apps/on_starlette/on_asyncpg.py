@@ -54,7 +54,8 @@ async def one_answer(n: int) -> Any:
 
 
 async def ten_answer(n: int) -> Any:
-    rows = [await pool.fetchrow(_ONE, n + more) for more in TEN]
+    async with pool.acquire() as connection:
+        rows = [await connection.fetchrow(_ONE, n + more) for more in TEN]
     return {"rows": [_row_json(row) for row in rows]}
 
 
@@ -76,11 +77,14 @@ async def insert_answer(n: int) -> Any:
 
 
 async def page_answer(n: int) -> Any:
+    async with pool.acquire() as connection:
+        found = await connection.fetch(_BOOKS, n, PAGE)
+        reviews = await connection.fetch(_REVIEWS, [row["id"] for row in found])
     books = {
         row["id"]: {"title": row["title"], "author": {"name": row["name"]}, "reviews": []}
-        for row in await pool.fetch(_BOOKS, n, PAGE)
+        for row in found
     }
-    for review in await pool.fetch(_REVIEWS, list(books)):
+    for review in reviews:
         books[review["book_id"]]["reviews"].append(review)
     return books.values()
 

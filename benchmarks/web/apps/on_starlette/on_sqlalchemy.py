@@ -160,7 +160,10 @@ async def stream_answer(n: int) -> Any:
     rows = total = 0
     query = select(Row).order_by(Row.id).execution_options(yield_per=CHUNK)
     async with Transaction() as session:
-        async for row in await session.stream_scalars(query):
-            rows += 1
-            total += row.number
+        found = await session.stream_scalars(query)
+        # Row by row it would be a switch of greenlets for each.
+        async for chunk in found.partitions():
+            for row in chunk:
+                rows += 1
+                total += row.number
     return {"rows": rows, "total": total}
