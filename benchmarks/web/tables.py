@@ -208,9 +208,16 @@ def cost(found: dict[str, dict[str, float]]) -> list[str]:
 
 
 def cannot(figures: Figures) -> list[str]:
-    """What a stack cannot do, and why."""
-    return [
+    """What a stack cannot do, and why, and what no stack was asked for."""
+    stacks = [
         f"- {stack.title}, `{endpoint}`: {reason}."
         for stack in figures.stacks
         for endpoint, reason in stack.lacks.items()
     ]
+    all_of_them = [
+        f"- All, `{endpoint.name}` with more than {endpoint.most_clients} clients: an answer would "
+        "take minutes."
+        for endpoint in figures.endpoints
+        if endpoint.most_clients is not None
+    ]
+    return [*stacks, *all_of_them]
