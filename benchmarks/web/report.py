@@ -182,7 +182,7 @@ def _cost(run: Run) -> Iterator[str]:
 def _stacks(figures: Figures) -> Iterator[str]:
     yield "## The stacks\n"
     yield from (f"- {tables.name_of(stack)}: {stack.note}" for stack in figures.stacks)
-    yield "\nWhat a stack cannot do, or was not asked for (`park` is what *Requests in flight* tells of):\n"
+    yield "\nWhat is not measured, and why (`park` is what *Requests in flight* tells of):\n"
     yield from tables.cannot(figures)
     yield ""
 
