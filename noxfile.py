@@ -64,6 +64,15 @@ def demo(session: nox.Session) -> None:
     session.run("python", "-m", "proj")
 
 
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Beside the peers, and docs/benchmarks.md of it; with arguments after ``--`` no page."""
+    _install(session, "demo")
+    session.run("python", "-m", "benchmarks.web", *session.posargs)
+    if not session.posargs:
+        session.run("python", "-m", "benchmarks.web.report")
+
+
 def _install(session: nox.Session, group: str, *packages: str) -> None:
     if session.venv_backend != "uv":
         session.install("pip>=25.1")  # the first that knows dependency groups

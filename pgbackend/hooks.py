@@ -443,16 +443,27 @@ def _hook_handlers() -> None:
     from django.core.handlers.asgi import ASGIHandler
     from django.test.client import AsyncClientHandler
 
-    for handler in (ASGIHandler, AsyncClientHandler):
-        _make_call_green(handler)
+    _make_call_green(ASGIHandler)
+    test: Any = AsyncClientHandler.__call__
+
+    @functools.wraps(test)
+    async def __call__(self: Any, scope: Any) -> Any:
+        return await bridge.portal(test(self, scope))
+
+    AsyncClientHandler.__call__ = __call__  # type: ignore[method-assign]
 
 
 def _make_call_green(cls: type[Any]) -> None:
+    """Run each call of an ASGI application in a portal.
+
+    The arguments are spelled out: uvicorn calls an application without any, to see whether it is a
+    factory, and takes it for one unless that is a `TypeError`.
+    """
     call = cls.__call__
 
     @functools.wraps(call)
-    async def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return await bridge.portal(call(self, *args, **kwargs))
+    async def __call__(self: Any, scope: Any, receive: Any, send: Any) -> Any:
+        return await bridge.portal(call(self, scope, receive, send))
 
     cls.__call__ = __call__
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from asgiref.sync import SyncToAsync, sync_to_async
 from channels.db import aclose_old_connections
 from channels.testing import HttpCommunicator, WebsocketCommunicator
@@ -755,6 +756,14 @@ def test_a_large_body_is_written_where_django_writes_it(
     run(main())
     assert {here for rolled, here in written if not rolled} == {True}
     assert {here for rolled, here in written if rolled} == {not in_thread}
+
+
+def test_uvicorn_does_not_take_the_application_for_a_factory() -> None:
+    """It serves `get_asgi_application()` as it is, and calls it without arguments to find out."""
+    application = ASGIHandler()
+    config = uvicorn.Config(application, lifespan="off", proxy_headers=False, log_config=None)
+    config.load()
+    assert (config.loaded_app, config.interface) == (application, "asgi3")
 
 
 # --- Another engine beside it -------------------------------------------------------------------

@@ -1,0 +1,202 @@
+"""The command: starts the database, checks that the stacks do the same work, and measures them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from . import answers, machine
+from .database import SETTINGS, Database, prepared
+from .endpoints import ENDPOINTS
+from .environment import HOME, ROOT, NoEnvironmentError, interpreter
+from .load import LoadError
+from .measure import Bench, Plan
+from .results import Run, Sample
+from .server import ServerError
+from .stacks import STACKS
+
+_FULL = {
+    "clients": [1, 16, 64, 256, 2000],
+    "rounds": 3,
+    "seconds": 2.0,
+    "warm": 0.5,
+    "patience": 45.0,  # longer than any pool lets wait
+    "parked": 10_000,
+    "cost_rounds": 15,
+}
+_QUICK = {
+    "clients": [1, 16],
+    "rounds": 1,
+    "seconds": 0.5,
+    "warm": 0.3,
+    "patience": 5.0,
+    "parked": 200,
+    "cost_rounds": 3,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parse(given)
+    try:
+        python = interpreter(options.python)
+        with prepared() as database:
+            run, path = _run(options, given, python, database)
+    except (NoEnvironmentError, ServerError, LoadError, answers.WrongAnswerError) as exc:
+        print(exc, file=sys.stderr)
+        return 1
+    print(f"written: {path}; 'python -m benchmarks.web.report' makes the page of it")
+    wrong = sum(sample.wrong for sample in run.samples)
+    if wrong:
+        print(f"{wrong} answers were wrong", file=sys.stderr)
+    return int(wrong > 0)
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.web", description="Measure pgbackend beside its peers."
+    )
+    add = parser.add_argument
+    add("--stacks", nargs="+", choices=STACKS, default=list(STACKS), metavar="STACK")
+    add("--endpoints", nargs="*", choices=ENDPOINTS, default=list(ENDPOINTS), metavar="ENDPOINT")
+    add("--clients", nargs="+", type=int, metavar="N")
+    add("--rounds", type=int, help="how often each stack has its turn at each endpoint")
+    add("--seconds", type=float, help="of one measurement")
+    add("--warm", type=float, help="seconds before it that do not count")
+    add("--patience", type=float, help="seconds that it may take at most, if few answers come")
+    add("--parked", type=int, metavar="N", help="requests in flight at once; 0: leave it out")
+    add("--cost-rounds", type=int, metavar="N", help="of benchmarks/cost.py; 0: leave it out")
+    add("--quick", action="store_true", help="a trial: one short round with few clients")
+    add("--python", help="the interpreter of the peers' environment (3.12 or later)")
+    add("--out", type=Path, help="the file to write (JSON)")
+    add("--list", action=_List, nargs=0, help="list stacks and endpoints")
+    options = parser.parse_args(arguments)
+    for name, value in (_QUICK if options.quick else _FULL).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    return options
+
+
+class _List(argparse.Action):
+    """Prints what may be chosen."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:
+        for things in (STACKS, ENDPOINTS):
+            for name, thing in things.items():
+                print(f"{name:20} {thing.title}")
+            print()
+        parser.exit()
+
+
+def _run(
+    options: argparse.Namespace, given: list[str], python: Path, database: Database
+) -> tuple[Run, Path]:
+    begun = datetime.now(UTC)
+    started = time.monotonic()
+    path = options.out or HOME / f"results-{begun:%Y%m%d-%H%M%S}.json"
+    run = Run(
+        command=_command(given),
+        begun=f"{begun:%Y-%m-%d %H:%M} UTC",
+        machine=machine.machine(),
+        versions=machine.versions(python, database.version()),
+        database={} if "DATABASE_URL" in os.environ else SETTINGS,
+        options={name: getattr(options, name) for name in (*_FULL, "stacks", "endpoints")},
+    )
+    bench = Bench(python, database)
+    _check(bench, options)
+    for part in (_measure, _park, _cost):
+        part(bench, options, run, path)
+        run.seconds = time.monotonic() - started
+        run.save(path)
+    return run, path
+
+
+def _command(given: list[str]) -> str:
+    """As it was called, without the paths of this machine."""
+    kept: list[str] = []
+    skip = False
+    for word in given:
+        is_path = word.partition("=")[0] in ("--out", "--python")
+        if not (is_path or skip):
+            kept.append(word)
+        skip = is_path and "=" not in word
+    return " ".join(["python -m benchmarks.web", *kept])
+
+
+def _check(bench: Bench, options: argparse.Namespace) -> None:
+    for name in options.stacks:
+        with bench.server(STACKS[name]) as server:
+            answers.check(server, bench.database, options.endpoints)
+        bench.database.tidy()
+        print(f"{name:20} answers as it should", flush=True)
+
+
+def _measure(bench: Bench, options: argparse.Namespace, run: Run, path: Path) -> None:
+    plan = Plan(
+        [STACKS[name] for name in options.stacks],
+        [ENDPOINTS[name] for name in options.endpoints],
+        options.clients,
+        options.rounds,
+        options.seconds,
+        options.warm,
+        options.patience,
+    )
+    print(f"measuring for {plan.least_seconds / 60:.0f} minutes at least", flush=True)
+    for samples in bench.measure(plan):
+        run.samples += samples
+        run.save(path)
+        for sample in samples:
+            print(_line(sample), flush=True)
+
+
+def _line(sample: Sample) -> str:
+    each = sample.cpu_each
+    return (
+        f"{sample.round + 1} {sample.endpoint:8} {sample.stack:20} {sample.clients:5} clients "
+        f"{sample.rate:9.1f}/s {'-' if each is None else f'{each * 1e6:.0f}':>8} us of CPU "
+        f"p50 {sample.p50 * 1e3:8.1f} p99 {sample.p99 * 1e3:8.1f} ms "
+        f"{sample.connections:3} connections {sample.memory / 1024:5.0f} MiB "
+        f"{sample.failed} failed {sample.wrong} wrong {sample.stuck} stuck "
+        f"(clients' CPU {sample.own_cpu / sample.seconds:.0%})"
+    )
+
+
+def _park(bench: Bench, options: argparse.Namespace, run: Run, path: Path) -> None:
+    for name in options.stacks if options.parked else ():
+        if STACKS[name].can("park"):
+            parked = bench.park(STACKS[name], options.parked)
+            run.parked.append(parked)
+            run.save(path)
+            each = (parked.memory_parked - parked.memory_idle) / parked.requests
+            print(
+                f"{name:20} {parked.parked:,} parked over {parked.connections} connections, "
+                f"{parked.answered:,} answered in {parked.seconds:.1f} s, {each:.1f} kB each",
+                flush=True,
+            )
+
+
+def _cost(bench: Bench, options: argparse.Namespace, run: Run, path: Path) -> None:
+    if options.cost_rounds:
+        command = [str(bench.python), str(ROOT / "benchmarks" / "cost.py"), "--json"]
+        done = subprocess.run(
+            [*command, "--rounds", str(options.cost_rounds)],
+            env={**os.environ, "DATABASE_URL": bench.database.url},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise ServerError(f"benchmarks/cost.py failed:\n{done.stderr[-3000:]}")
+        run.cost = json.loads(done.stdout)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The Django stacks: the same models, settings and URLs; the views are each stack's own."""

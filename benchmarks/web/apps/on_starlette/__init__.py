@@ -1,0 +1,1 @@
+"""The stacks without Django: one Starlette application, on what each module says."""

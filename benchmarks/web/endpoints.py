@@ -1,0 +1,41 @@
+"""What is asked of each stack."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An address with a number in it, which goes through the keys from 1."""
+
+    name: str
+    title: str
+    keys: int
+    method: str = "GET"
+    most_clients: int | None = None
+    """With more of them an answer takes minutes, whichever stack gives it."""
+
+    def request(self, key: int) -> str:
+        """The request for one key, as it goes over the wire."""
+        length = "content-length: 0\r\n" if self.method == "POST" else ""
+        return (
+            f"{self.method} /{self.name}/{key} HTTP/1.1\r\n"
+            f"host: 127.0.0.1\r\naccept: */*\r\n{length}\r\n"
+        )
+
+
+_ALL = (
+    Endpoint("one", "one row by its key", 9000),
+    Endpoint("ten", "ten rows by their keys, one after the other", 9000),
+    Endpoint("list", "a list of 100 rows", 9000),
+    Endpoint("update", "an update", 10000, "POST"),
+    Endpoint("insert", "an insert in atomic()", 10000, "POST"),
+    Endpoint("page", "a page: 20 books, their authors (joined), 100 reviews (prefetched)", 900),
+    Endpoint("wait50", "a query, 50 ms of waiting, a query", 9000),
+    Endpoint("wait200", "a query, 200 ms of waiting, a query", 9000),
+    Endpoint("stream", "10,000 rows through a server-side cursor", 1, most_clients=64),
+)
+ENDPOINTS = {endpoint.name: endpoint for endpoint in _ALL}
+#: Answered only when the gate is opened; see parked.py.
+PARK = Endpoint("park", "a query, a wait until all are parked, a query", 9000)

@@ -1,0 +1,75 @@
+"""Where a run was made, and of what."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import pgbackend
+
+from .environment import ROOT
+
+_PACKAGES = (
+    "Django",
+    "asgiref",
+    "psycopg",
+    "psycopg-pool",
+    "greenlet",
+    "django-async-backend",
+    "SQLAlchemy",
+    "asyncpg",
+    "tortoise-orm",
+    "starlette",
+    "Jinja2",
+    "uvicorn",
+    "uvloop",
+    "httptools",
+    "gunicorn",
+    "gunicorn_h1c",
+)
+_ASK = """
+import importlib.metadata as m, json, platform, sys
+names = sys.argv[1:]
+found = {d.metadata["Name"].lower(): d.version for d in m.distributions()}
+versions = {name: found[name.lower()] for name in names if name.lower() in found}
+print(json.dumps({"Python": platform.python_version(), **versions}))
+"""
+
+
+def machine() -> dict[str, str]:
+    """Processor, memory, system, and how busy it was when the run began."""
+    return {
+        "processor": _field("/proc/cpuinfo", "model name") or platform.processor(),
+        "cores": str(os.cpu_count()),
+        "memory": f"{int(_field('/proc/meminfo', 'MemTotal').split()[0]) / 2**20:.0f} GiB",
+        "system": f"{platform.system()} {platform.release()}",
+        "load when it began": f"{os.getloadavg()[0]:.2f}",
+    }
+
+
+def versions(python: Path, postgresql: str) -> dict[str, str]:
+    """Of all that took part."""
+    command = [str(python), "-c", _ASK, *_PACKAGES]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    ours = f"{pgbackend.__version__} ({_commit()})"
+    return {"pgbackend": ours, **json.loads(done.stdout), "PostgreSQL": postgresql}
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "no commit known"
+    return done.stdout.strip()
+
+
+def _field(path: str, name: str) -> str:
+    for line in Path(path).read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == name:
+            return value.strip()
+    return ""
