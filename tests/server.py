@@ -17,6 +17,8 @@ _SETTINGS = {
     "max_connections": "200",
 }
 
+#: The one that the user has named, if any.
+given = os.environ.get("DATABASE_URL")
 # The kernel takes a server's place away with its last user, so this name must live on.
 server = embedded.server(settings=_SETTINGS)
 os.environ["DATABASE_URL"] = server.url

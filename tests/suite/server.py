@@ -19,7 +19,7 @@ SETTINGS = {
     "max_connections": "200",
 }
 #: What a module creates. The wheel's PostgreSQL has the first of these, and neither the second nor
-#: the collations of ICU; Debian's has all but PostGIS, which is a package of its own.
+#: the collations of ICU, which many tests use; Debian's has all but PostGIS, a package of its own.
 EXTENSIONS = {
     "postgres_tests": ("btree_gist", "uuid-ossp"),
     "gis_tests": ("postgis", "postgis_raster"),
@@ -54,10 +54,15 @@ def _check(url: str, labels: list[str]) -> None:
     with psycopg.connect(url) as connection:
         rows = connection.execute("SELECT name FROM pg_available_extensions").fetchall()
         version = connection.info.parameter_status("server_version")
+        (icu,) = connection.execute(
+            "SELECT count(*) FROM pg_collation WHERE collprovider = 'i'"
+        ).fetchone() or (0,)
     missing = wanted - {name for (name,) in rows}
+    if not icu:
+        missing.add("ICU's collations")
     if missing:
         raise NotEnough(
-            f"PostgreSQL {version} at {url.rpartition('@')[2] or url} has no extension "
+            f"PostgreSQL {version} at {url.rpartition('@')[2] or url} lacks "
             f"{', '.join(sorted(missing))}: install a server that has ('make postgresql' or 'make "
             "postgis', as root on Debian or Ubuntu), or name one with PGBACKEND_PG_BINDIR or "
             "DATABASE_URL"
