@@ -152,6 +152,8 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     def dec_thread_sharing(self) -> None:
         super().dec_thread_sharing()
         self._sharing = (None, False)
+        if bridge.in_greenlet() and not self.allow_thread_sharing:
+            self._close_own()  # nobody would use it again
 
     # --- Contexts ---
 

@@ -49,8 +49,10 @@ def test_a_wrapper_that_threads_share_keeps_one_connection(run: Runner, leases: 
             pid = bridge.await_(loop.run_in_executor(None, in_thread, wrapper))
             assert pid == held_pid
             assert wrapper.connection is None and not leases
+            assert Tag.objects.count() == 1 and wrapper.connection is not None
         finally:
             wrapper.dec_thread_sharing()
+        assert wrapper._own.connection is None
         assert Tag.objects.count() == 1 and wrapper.connection is None
         assert len(leases) == 2, "leased and released"
 
