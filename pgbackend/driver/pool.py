@@ -786,7 +786,7 @@ class Pool:
         self.closed = True
         self._psycopg.abandon()
         in_use = {id(lease.physical) for lease in self.held()}
-        in_use.update(map(id, self._tasks.values()))
+        in_use.update(id(each) for task, each in self._tasks.items() if not task.done())
         in_use.update(map(id, self._psycopg.checking))
         for physical in list(self.made):
             if id(physical) not in in_use:

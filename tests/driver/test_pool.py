@@ -1121,6 +1121,30 @@ def test_closing_fails_who_waits_and_closes_what_is_given_back(run: Runner, pool
     run(main())
 
 
+def test_a_connection_that_has_just_been_reset_is_closed_with_its_pool(
+    run_once: Runner, pools: Pools
+) -> None:
+    """It is free already, though the task that has reset it is not forgotten yet."""
+
+    def initialise(connection: Any) -> None:
+        prepared.append(connection)
+        if len(prepared) == 2:
+            reset.set()
+
+    async def main() -> None:
+        pool = pools(max_size=1, initialise=initialise)
+        await green(soil, pool, True)
+        await reset.wait()
+        assert pool.statistics().idle == 1
+        assert pool._tasks, "what this test is about"
+        pool.close()
+        await until(lambda: not pools.sessions())
+
+    prepared: list[Any] = []
+    reset = asyncio.Event()
+    run_once(main(), timeout=5)
+
+
 @pytest.mark.parametrize("passes", [True, False])
 def test_a_connection_that_is_checked_while_the_pool_closes_is_in_use(
     run: Runner, pools: Pools, passes: bool
