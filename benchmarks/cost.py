@@ -5,6 +5,7 @@ Django's engine and on pgbackend, in one process: sync, green, and by the a-meth
 turns; printed is the median of the rounds in microseconds, and its ratio to Django's engine in a
 sync context. With ``--instructions`` it is the number of instructions of Python's own code, which
 says nothing of C code, and is the same on a machine that does other things (Python 3.12 and later).
+With ``--loop uvloop`` it is on the loop that uvicorn has.
 Starts a server of its own, or uses that of ``DATABASE_URL``.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import importlib
 import json
 import os
 import statistics
@@ -178,10 +180,14 @@ def awaited(alias: str, runner: asyncio.Runner) -> Callable[[str, int], float | 
 
 
 def measure(
-    rounds: int, count: int, chosen: list[str], middle: Callable[[list[float]], float]
+    rounds: int,
+    count: int,
+    chosen: list[str],
+    middle: Callable[[list[float]], float],
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
 ) -> dict[str, dict[str, float]]:
     """Microseconds, or instructions, by operation and stack."""
-    with asyncio.Runner() as runner:
+    with asyncio.Runner(loop_factory=new_loop) as runner:
         stacks: dict[str, Callable[[str, int], float | None]] = {
             "stock sync": sync("stock"),
             "sync": sync("ours"),
@@ -211,6 +217,7 @@ def main() -> None:
     parser.add_argument(
         "--best", action="store_true", help="the best of the rounds instead of their median"
     )
+    parser.add_argument("--loop", choices=("asyncio", "uvloop"), default="asyncio")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     parser.add_argument("--instructions", action="store_true", help="count them; take no time")
     options = parser.parse_args()
@@ -222,7 +229,9 @@ def main() -> None:
         configure(server.url)
         define()
         middle = min if options.best else statistics.median
-        found = measure(options.rounds, options.count, ["stock sync", *options.stacks], middle)
+        new_loop = importlib.import_module(options.loop).new_event_loop
+        stacks = ["stock sync", *options.stacks]
+        found = measure(options.rounds, options.count, stacks, middle, new_loop)
     if options.json:
         print(json.dumps(found))
     else:

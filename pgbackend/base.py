@@ -35,6 +35,7 @@ from psycopg.pq import TransactionStatus
 from . import conf, driver, hooks, state
 from .client import DatabaseClient
 from .creation import DatabaseCreation
+from .cursors import CursorWrapper
 from .driver import bridge
 from .driver.connection import ConnectArguments, adopt
 from .driver.pool import Lease, Pool, PoolOptions, close_pools, get_pool
@@ -42,7 +43,7 @@ from .features import DatabaseFeatures
 from .introspection import DatabaseIntrospection
 from .operations import DatabaseOperations
 from .schema import DatabaseSchemaEditor
-from .state import RollbackAttribute, Scope, ScopeAttribute, State, StateAttribute
+from .state import Scope, State, rollback_attribute, scope_attribute, state_attribute
 
 CURE = (
     "the ORM was called on the event loop, outside of pgbackend's greenlets ({name}()). Requests "
@@ -77,9 +78,9 @@ def _guarded(name: str) -> Callable[..., Any]:
     def guarded(self: DatabaseWrapper, *args: Any, **kwargs: Any) -> Any:
         if _get_running_loop() is not None:
             self.check_context(name)
-        found = getattr(super(DatabaseWrapper, self), name)
-        if getattr(found, "__func__", None) is unsafe or name in self._in_patches:
+        if getattr(PostgresDatabaseWrapper, name) is unsafe or name in self._in_patches:
             return method(self, *args, **kwargs)
+        found = getattr(super(DatabaseWrapper, self), name)
         self._in_patches.add(name)
         try:
             with hooks.checked():
@@ -102,15 +103,16 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     _connection_pools: dict[str, Any] = {}  # noqa: RUF012
 
     for _name in State.NAMES:
-        locals()[_name] = StateAttribute()
-    needs_rollback = RollbackAttribute()
+        locals()[_name] = state_attribute(_name)
+    needs_rollback = rollback_attribute
     for _name in Scope.NAMES:
-        locals()[_name] = ScopeAttribute()
+        locals()[_name] = scope_attribute(_name)
     del _name
 
     _ready = False
     _asking_patches = False
     _sharing: tuple[Any, bool] = (None, False)
+    _own_blocks: Any = None
 
     def __init__(self, settings_dict: dict[str, Any], alias: str = DEFAULT_DB_ALIAS) -> None:
         self._own = State()
@@ -123,6 +125,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other._own = self._own.copy()
+        other._own_blocks = None
         other._in_patches = set()
         other._own_scope = copy.copy(self._own_scope)
         return other
@@ -146,12 +149,14 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         """Let other threads use this wrapper's connection; from here on it has one of its own."""
         super().inc_thread_sharing()
         self._sharing = (None, False)
+        state.look_again()
         if bridge.in_greenlet():
             self.ensure_connection()
 
     def dec_thread_sharing(self) -> None:
         super().dec_thread_sharing()
         self._sharing = (None, False)
+        state.look_again()
         if bridge.in_greenlet() and not self.allow_thread_sharing:
             self._close_own()  # nobody would use it again
 
@@ -159,14 +164,14 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
     def check_context(self, name: str) -> None:
         """Raise `SynchronousOnlyOperation` where waiting for the database would block a loop."""
+        if _get_running_loop() is None:
+            return
         if not bridge.in_greenlet() and state.in_async_context():
             raise SynchronousOnlyOperation(CURE.format(name=name))
 
     def async_session(self) -> state.Session | None:
         """The task's session, in an async context; else None."""
-        if _get_running_loop() is None:
-            return None
-        return state.session(self) if self._shared and state.in_async_context() else None
+        return state.async_session(self)
 
     @contextmanager
     def backend_statement(self) -> Iterator[None]:
@@ -222,7 +227,9 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     @property
     def pool(self) -> Any:
         """Django's synchronous pool, with connections of ours; None in an async context."""
-        if self.alias not in self._connection_pools and self.settings_dict["OPTIONS"].get("pool"):
+        if not self.settings_dict["OPTIONS"].get("pool"):
+            return None
+        if self.alias not in self._connection_pools:
             return self._make_sync_pool()
         if self._shared and state.in_async_context():
             return None
@@ -289,6 +296,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         transaction = current.transaction
         if transaction is None:
             return self._take(current, None)
+        assert transaction.leasing is not None
         with transaction.leasing:
             return self._take(current, transaction) if current.connection is None else None
 
@@ -303,13 +311,12 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             lease.end()
             state.take_turn(self)  # raises: the block has ended while its task waited
         current.take(lease)
-        session = state.session(self) if transaction is None else None
         if transaction is not None:
             lease.pin()
-            lease.hand_to(transaction.owner)  # who has begun the block ends it, and the lease
+            lease.task = transaction.owner  # who has begun the block ends it, and the lease
             # psycopg begins with the first statement.
             lease.connection._autocommit = False  # noqa: SLF001
-        elif session is not None and session.pins:
+        elif (session := state.async_session(self)) is not None and session.pins:
             lease.pin()
         return lease
 
@@ -399,10 +406,9 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         if state.is_plain():
             return super()._cursor(name)
         state.take_turn(self)
-        current = state.current_state(self)
+        current, session = state.state_and_session(self)
         if not current.pooled:
             return super()._cursor(name)
-        session = self.async_session()
         compiled = session is not None and session.compiled
         if current.transaction is None and not current.autocommit:
             self.set_autocommit(False)  # AUTOCOMMIT is off: each task is in a transaction
@@ -426,6 +432,9 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             cursor.opened_at = _caller()
         return self._prepare_cursor(cursor)  # type: ignore[attr-defined]
 
+    def make_cursor(self, cursor: Any) -> CursorWrapper:
+        return CursorWrapper(cursor, self)
+
     def create_cursor(self, name: str | None = None) -> Any:
         cursor = self._create_cursor(name)
         if name and state.current_state(self).lease is not None:
@@ -434,7 +443,8 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
     def validate_no_broken_transaction(self) -> None:
         # Every statement comes by here, right before it is sent.
-        state.take_turn(self)
+        if not state.is_plain():
+            state.take_turn(self)
         super().validate_no_broken_transaction()
 
     @cached_property

@@ -11,11 +11,20 @@ from typing import Any
 
 from django.db.backends.postgresql import compiler
 
+#: Since Django 6.1 a compiler quotes every name as its operations do.
+_QUOTES_ALIKE = hasattr(compiler.SQLCompiler, "quote_name")
+
 
 class CompiledStatement:
     """A compiler whose statements are marked as compiled by the ORM."""
 
     connection: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if _QUOTES_ALIKE:
+            # Django's keeps a dictionary for each statement, in front of what is kept anyway.
+            self.quote_name = self.connection.ops.quote_name
 
     def execute_sql(self, *args: Any, **kwargs: Any) -> Any:
         session = self.connection.async_session()
@@ -49,8 +58,14 @@ class SQLDeleteCompiler(CompiledStatement, compiler.SQLDeleteCompiler):
 
 class SQLUpdateCompiler(CompiledStatement, compiler.SQLUpdateCompiler):
     def execute_returning_sql(self, returning_fields: Any) -> Any:  # Django 6.0 and later
-        with self.connection.backend_statement():
+        session = self.connection.async_session()
+        if session is None:
             return super().execute_returning_sql(returning_fields)
+        outer, session.compiled = session.compiled, True
+        try:
+            return super().execute_returning_sql(returning_fields)
+        finally:
+            session.compiled = outer
 
 
 class SQLAggregateCompiler(CompiledStatement, compiler.SQLAggregateCompiler):

@@ -502,10 +502,12 @@ def _hop_of_response(func: Callable[..., Any], **options: Any) -> Callable[..., 
 
 async def _tell(tell: Callable[[], Any], signal: Signal, sender: Any, named: dict[str, Any]) -> Any:
     """Call `tell`, which calls the receivers of a request's signal."""
+    thread_in_use = _thread_in_use()
+    if not thread_in_use and not conf.has_foreign_alias():
+        return await bridge.run(tell)
     receivers = signal._live_receivers(sender)[0]  # noqa: SLF001
     own = [receiver for receiver in receivers if _is_djangos(receiver)]
-    others_may_block = len(own) < len(receivers) and conf.has_foreign_alias()
-    if not _thread_in_use() and not others_may_block:
+    if not thread_in_use and len(own) == len(receivers):  # no other that may block
         return await bridge.run(tell)
     told = await sync_to_async(tell)()
     for receiver in own:

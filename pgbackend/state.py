@@ -3,13 +3,19 @@
 Django keeps the state of a connection on its `DatabaseWrapper`. Under an event loop, tasks may
 share one wrapper object, or not, depending on who touched it first; so the wrapper holds nothing
 of a running query. The names that Django uses (`connection`, `in_atomic_block`, …) are descriptors
-(`StateAttribute`) that look up, in this order:
+(`state_attribute`) that look up, in this order:
 
 1. the transaction in whose block the running code is (`Block`, inherited by tasks that are started
    inside the block, and by threads that asgiref starts from it);
 2. in an async context: a transaction that a test has opened (Note [Transactions of tests]), else
    the `Session` of the running task;
 3. in a sync context: the wrapper's own `State`, as in Django.
+
+Note [Looking up]
+Django reads these names some thirty times for a statement. Synchronous code that is in no
+transaction is told apart by two looks at the thread. Green code keeps what it has found on its
+portal, until the portal's next step, for the wrapper and the blocks that it was found for: within a
+step the task stays the same, and who changes anything else says so (`look_again`).
 
 Note [Leases and tasks]
 A task holds at most one lease of an alias: its session's, or its transaction's. A transaction that
@@ -49,11 +55,13 @@ from django.db.transaction import TransactionManagementError
 
 from . import conf
 from .driver import bridge
+from .driver.bridge import Portal
 from .driver.errors import PortalClosed
 from .driver.pool import Lease
 
 _get_running_loop = asyncio._get_running_loop
 _running = bridge.running
+_unwinding = bridge.unwinding
 
 #: What tells one database from another: the identity of its settings.
 Key: TypeAlias = int
@@ -233,16 +241,74 @@ def current_block(wrapper: Any) -> Block | None:
     return own.transaction.innermost if own.transaction is not None else None
 
 
+class _Found:
+    """What has been looked up for a wrapper by code in a portal; see Note [Looking up]."""
+
+    __slots__ = ("blocks", "scope", "session", "sessions", "settings_dict", "state", "wrapper")
+
+    def __init__(self, wrapper: Any, blocks: Mapping[Key, Block], sessions: _Sessions) -> None:
+        self.wrapper = wrapper
+        self.settings_dict = wrapper.settings_dict
+        self.blocks = blocks
+        self.sessions = sessions
+        #: None for a wrapper with a connection of its own.
+        self.session = _session_of(sessions, wrapper) if wrapper._shared else None
+        self.scope: Scope = wrapper._own_scope if self.session is None else self.session.scope
+        self.state = _look_up(wrapper, blocks, self.session)
+
+
+def _find(here: bridge.Portal, wrapper: Any) -> _Found:
+    """What the code in portal `here` sees. See Note [Looking up]."""
+    found: _Found | None = here.found
+    blocks = _blocks.get()
+    if found is None:
+        sessions = _find_sessions()
+    elif (
+        found.wrapper is wrapper
+        and found.blocks is blocks
+        and found.settings_dict is wrapper.settings_dict
+    ):
+        return found
+    else:
+        sessions = found.sessions
+    here.found = found = _Found(wrapper, blocks, sessions)
+    return found
+
+
+def look_again() -> None:
+    """Something has changed that `_find()` does not look at."""
+    if (here := bridge.current()) is not None:
+        here.found = None
+
+
 def current_state(wrapper: Any) -> State:
     """The state that the names of `wrapper` stand for, here and now."""
-    # Asked some thirty times for a statement: what costs sync code little comes first.
     blocks = _blocks.get()
+    if _get_running_loop() is None:
+        if (not blocks or blocks is wrapper._own_blocks) and not _unwinding:
+            own: State = wrapper._own
+            return own
+    elif type(here := _running()) is Portal:
+        return _find(here, wrapper).state
+    return _look_up(wrapper, blocks, None)
+
+
+def state_and_session(wrapper: Any) -> tuple[State, Session | None]:
+    """Both `current_state()` and `async_session()`."""
+    here = _running()
+    if type(here) is Portal and _get_running_loop() is not None:
+        found = _find(here, wrapper)
+        return found.state, found.session
+    return current_state(wrapper), async_session(wrapper)
+
+
+def _look_up(wrapper: Any, blocks: Mapping[Key, Block], known: Session | None) -> State:
     if blocks:
         block = blocks.get(id(wrapper.settings_dict))
         if block is not None and not (block.ended and block.is_stale_in_thread(wrapper)):
             return block.transaction.state
     own: State = wrapper._own
-    green = type(_running()) is bridge.Portal
+    green = type(_running()) is Portal
     if _get_running_loop() is None:
         if not green:
             return own
@@ -258,14 +324,12 @@ def current_state(wrapper: Any) -> State:
         return own
     if _test_blocks and wrapper._key in _test_blocks:
         return _test_blocks[wrapper._key].transaction.state
-    return session(wrapper).state
+    return (known or session(wrapper)).state
 
 
 def is_plain() -> bool:
     """Whether the running code is synchronous and in no transaction: as in Django."""
-    return (
-        _get_running_loop() is None and not _blocks.get() and type(_running()) is not bridge.Portal
-    )
+    return _get_running_loop() is None and not _blocks.get() and not _unwinding
 
 
 def current_scope(wrapper: Any) -> Scope:
@@ -273,18 +337,28 @@ def current_scope(wrapper: Any) -> Scope:
     own: Scope = wrapper._own_scope
     if _get_running_loop() is None:
         return own
+    here = _running()
+    if type(here) is Portal:
+        return _find(here, wrapper).scope
     return session(wrapper).scope if wrapper._shared and in_async_context() else own
+
+
+def async_session(wrapper: Any) -> Session | None:
+    """The task's session, in an async context where `wrapper` stands for its alias; else None."""
+    if _get_running_loop() is None:
+        return None
+    here = _running()
+    if type(here) is Portal:
+        return _find(here, wrapper).session
+    return session(wrapper) if wrapper._shared and in_async_context() else None
 
 
 def session(wrapper: Any) -> Session:
     """The running task's session; made at first use. Only in an async context."""
-    here = bridge.current()
-    # Until it waits, a portal stays with its task: what it has found need not be looked for again.
-    sessions = None if here is None else here.sessions
-    if sessions is None:
-        sessions = _find_sessions()
-        if here is not None:
-            here.sessions = sessions
+    return _session_of(_find_sessions(), wrapper)
+
+
+def _session_of(sessions: _Sessions, wrapper: Any) -> Session:
     try:
         return sessions.by_key[id(wrapper.settings_dict)]
     except KeyError:
@@ -307,52 +381,50 @@ def observe(wrapper: Any) -> None:
     _observers.set({**_observers.get(), wrapper._key: current_scope(wrapper)})
 
 
-class StateAttribute:
+def state_attribute(name: str) -> property:
     """A name of Django's on the wrapper that stands for the current state's."""
 
-    __slots__ = ("name",)
+    # Properties, because the interpreter calls their functions without a detour.
+    def get(wrapper: Any) -> Any:
+        if _get_running_loop() is None and not _unwinding:
+            blocks = _blocks.get()
+            if not blocks or blocks is wrapper._own_blocks:
+                return getattr(wrapper._own, name)
+        return getattr(current_state(wrapper), name)
 
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, wrapper: Any, owner: type | None = None) -> Any:
-        return self if wrapper is None else getattr(current_state(wrapper), self.name)
-
-    def __set__(self, wrapper: Any, value: Any) -> None:
+    def set_(wrapper: Any, value: Any) -> None:
         # While it is being made, a wrapper must not reset a transaction that others are in.
-        state = current_state(wrapper) if wrapper._ready else wrapper._own
-        setattr(state, self.name, value)
+        setattr(current_state(wrapper) if wrapper._ready else wrapper._own, name, value)
+
+    return property(get, set_)
 
 
-class RollbackAttribute(StateAttribute):
-    """`needs_rollback`: dooms the block of the running code, not one that a sibling has open."""
-
-    __slots__ = ()
-
-    def __set__(self, wrapper: Any, value: Any) -> None:
-        block = current_block(wrapper) if wrapper._ready else None
-        if block is None or block.transaction.innermost in (block, None):
-            super().__set__(wrapper, value)
-        elif not block.ended:
-            block.doomed = value
+def _doom(wrapper: Any, value: Any) -> None:
+    """Set `needs_rollback`: of the running code's block, not of one that a sibling has open."""
+    block = current_block(wrapper) if wrapper._ready else None
+    if block is None or block.transaction.innermost in (block, None):
+        (current_state(wrapper) if wrapper._ready else wrapper._own).needs_rollback = value
+    elif not block.ended:
+        block.doomed = value
 
 
-class ScopeAttribute:
+rollback_attribute = state_attribute("needs_rollback").setter(_doom)
+
+
+def scope_attribute(name: str) -> property:
     """A name of Django's on the wrapper that stands for the current scope's."""
 
-    __slots__ = ("name",)
+    def get(wrapper: Any) -> Any:
+        if _get_running_loop() is None:
+            return getattr(wrapper._own_scope, name)
+        return getattr(current_scope(wrapper), name)
 
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, wrapper: Any, owner: type | None = None) -> Any:
-        return self if wrapper is None else getattr(current_scope(wrapper), self.name)
-
-    def __set__(self, wrapper: Any, value: Any) -> None:
-        scope = current_scope(wrapper) if wrapper._ready else wrapper._own_scope
-        setattr(scope, self.name, value)
-        if value and self.name == "force_debug_cursor":
+    def set_(wrapper: Any, value: Any) -> None:
+        setattr(current_scope(wrapper) if wrapper._ready else wrapper._own_scope, name, value)
+        if value and name == "force_debug_cursor":
             observe(wrapper)
+
+    return property(get, set_)
 
 
 # --- Transactions -------------------------------------------------------------------------------
@@ -363,7 +435,7 @@ class Block:
 
     # fmt: off
     __slots__ = (
-        "claimed", "doomed", "ended", "moving", "owner", "parent", "thread", "transaction",
+        "claimed", "doomed", "ended", "moving", "parent", "task", "thread", "transaction",
     )
     # fmt: on
 
@@ -377,8 +449,13 @@ class Block:
         self.doomed = False
         #: Whether a statement that opens or ends a block is on its way.
         self.moving = False
-        self.owner = _name_of_task()
+        self.task = None if _get_running_loop() is None else _name_of_task()
         self.thread = threading.get_ident()
+
+    @property
+    def owner(self) -> str:
+        """Whose block it is, for messages."""
+        return self.task or _name_of_thread(self.thread)
 
     def is_stale_in_thread(self, wrapper: Any) -> bool:
         """Whether this block ended long ago, in a sync context, where only the thread counts.
@@ -408,7 +485,8 @@ class Transaction:
         self.home = asyncio._get_running_loop() if state.pooled else None
         #: Whose block it is; None in a thread.
         self.owner = None if self.home is None else asyncio.current_task()
-        self.leasing = bridge.ParkingLock()
+        #: For the first statement, which may be made by two tasks at once.
+        self.leasing = bridge.ParkingLock() if state.pooled else None
         self.waiters: list[bridge.Waiter] = []
         #: The task that it ends with, if no `with` says where it ends.
         self.task: asyncio.Task[Any] | None = None
@@ -557,7 +635,12 @@ class Transaction:
 def _name_of_task() -> str:
     if asyncio._get_running_loop() is not None and (task := asyncio.current_task()) is not None:
         return f"task {bridge.name_of(task)!r}"
-    return f"thread {threading.current_thread().name!r}"
+    return _name_of_thread(threading.get_ident())
+
+
+def _name_of_thread(ident: int) -> str:
+    names = (thread.name for thread in threading.enumerate() if thread.ident == ident)
+    return f"thread {next(names, str(ident))!r}"
 
 
 def check_not_ended(block: Block) -> None:
@@ -572,8 +655,6 @@ def check_not_ended(block: Block) -> None:
 
 def take_turn(wrapper: Any) -> None:
     """Wait until a statement of the running code may be sent."""
-    if is_plain():
-        return
     block = current_block(wrapper)
     if block is not None and block.transaction.innermost is not block:
         block.transaction.take_turn(block)
@@ -581,15 +662,23 @@ def take_turn(wrapper: Any) -> None:
 
 def enter_block(wrapper: Any, block: Block) -> None:
     """Make `block` the one that the running code, and tasks that it starts, are in."""
-    _blocks.set({**_blocks.get(), wrapper._key: block})
+    _set_blocks(wrapper, {**_blocks.get(), wrapper._key: block}, block)
 
 
 def leave_block(wrapper: Any, parent: Block | None) -> None:
     """Go back to `parent`, or to no block."""
-    blocks = {key: block for key, block in _blocks.get().items() if key != wrapper._key}
     if parent is not None:
-        blocks[wrapper._key] = parent
+        enter_block(wrapper, parent)
+        return
+    blocks = {key: block for key, block in _blocks.get().items() if key != wrapper._key}
+    _set_blocks(wrapper, blocks, None)
+
+
+def _set_blocks(wrapper: Any, blocks: Mapping[Key, Block], block: Block | None) -> None:
     _blocks.set(blocks)
+    is_own = block is not None and block.transaction.state is wrapper._own
+    # Who finds this very mapping in its context is in a block of the wrapper's own connection.
+    wrapper._own_blocks = blocks if is_own else None
 
 
 def begin(wrapper: Any, state: State) -> Transaction:
@@ -614,6 +703,7 @@ def join_in_tests(wrapper: Any, block: Block | None) -> None:
         _test_blocks.pop(wrapper._key, None)
     else:
         _test_blocks[wrapper._key] = block
+    look_again()
 
 
 def _forget_after_fork() -> None:

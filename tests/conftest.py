@@ -138,7 +138,7 @@ _KINDS = (bridge.Portal, asyncio.Task, pool.Lease)
 def _is_unfinished(thing: object) -> bool:
     cls = type(thing)
     if cls is bridge.Portal:
-        return bool(thing) and not thing.dead
+        return thing.working and not thing.dead
     if cls is asyncio.Task:
         return not thing.done()
     return cls is pool.Lease and not thing.ended

@@ -187,7 +187,7 @@ def _cost(bench: Bench, options: argparse.Namespace, run: Run, path: Path) -> No
     if options.cost_rounds:
         command = [str(bench.python), str(ROOT / "benchmarks" / "cost.py"), "--json"]
         done = subprocess.run(
-            [*command, "--rounds", str(options.cost_rounds)],
+            [*command, "--loop", "uvloop", "--rounds", str(options.cost_rounds)],
             env={**os.environ, "DATABASE_URL": bench.database.url},
             capture_output=True,
             text=True,

@@ -27,6 +27,7 @@ import functools
 import gc
 import threading
 import types
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, ParamSpec, TypeVar
 
@@ -44,11 +45,12 @@ INTERRUPTIONS = (asyncio.CancelledError, GeneratorExit, GreenletExit, KeyboardIn
 class Portal(greenlet):
     """A greenlet that a task drives. Its attributes are for the code that runs in it."""
 
-    def __init__(self, run: Callable[..., Any]) -> None:
-        super().__init__(run)
-        # Without this a new greenlet would see none of the task's context variables, and what
-        # it sets would not be seen by the task.
-        self.gr_context = getcurrent().gr_context
+    def __init__(self) -> None:
+        super().__init__(_serve)
+        #: Whether there is a function in it, and what the last one returned, or raised.
+        self.working = False
+        self.returned: Any = None
+        self.raised: BaseException | None = None
         self.closing = False
         #: A cancellation that arrived while it had to be held back; see `hold_cancellation`.
         self.pending: asyncio.CancelledError | None = None
@@ -56,9 +58,9 @@ class Portal(greenlet):
         self.postponing = 0
         #: How many calls it is in that are known not to block the loop.
         self.checked = 0
-        #: What `state` has found of the task that drives it; until the next step, which may be
-        #: another task's.
-        self.sessions: Any = None
+        #: What `state` has found for the code in it; until the next step, which may be another
+        #: task's.
+        self.found: Any = None
 
     def suspend(self, yielded: Any) -> Any:
         """Give `yielded` to the task and wait until the task is stepped again."""
@@ -122,26 +124,102 @@ def in_greenlet() -> bool:
     return type(getcurrent()) is Portal
 
 
+def _serve(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """What a portal runs: one function after the other."""
+    here: Any = getcurrent()
+    while True:
+        try:
+            here.returned = fn(*args, **kwargs)
+        except GreenletExit:  # who throws that wants this greenlet to end
+            raise
+        except BaseException as exc:
+            here.raised = exc
+        del fn, args, kwargs  # nothing of it is kept until the next one comes
+        here.working = False
+        fn, args, kwargs = here.parent.switch()
+
+
+class _Idle(threading.local):
+    """The thread's portals that wait for a function.
+
+    A new greenlet costs some ten microseconds, most of it for memory that the interpreter maps for
+    its first frame, and unmaps after the last.
+    """
+
+    MOST = 64
+
+    def __init__(self) -> None:
+        self.portals: list[Portal] = []
+
+
+_idle = _Idle()
+
+
+def _take_portal() -> Portal:
+    portals = _idle.portals
+    portal = portals.pop() if portals else Portal()
+    here = getcurrent()
+    # Without this it would see none of the task's context variables, and what it sets would not be
+    # seen by the task.
+    portal.gr_context = here.gr_context
+    if portal.parent is not here:
+        portal.parent = here
+    portal.working = True
+    return portal
+
+
+def _keep_portal(portal: Portal) -> None:
+    """Put `portal` away for the next function, unless the last one has left something in it."""
+    portal.returned = portal.raised = portal.pending = portal.found = portal.gr_context = None
+    portals = _idle.portals
+    as_new = not (portal.closing or portal.holding or portal.postponing or portal.checked)
+    if as_new and len(portals) < _Idle.MOST:
+        portals.append(portal)
+
+
 @types.coroutine
 def _drive(
-    portal: Portal, args: tuple[Any, ...], kwargs: dict[str, Any]
+    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Generator[Any, Any, Any]:
-    """Step `portal` for as long as the task steps this generator."""
-    yielded = portal.switch(*args, **kwargs)
-    while not portal.dead:
+    """Call `fn` in a portal, and step that for as long as the task steps this generator."""
+    portal = _take_portal()
+    yielded = portal.switch(fn, args, kwargs)
+    while portal.working and not portal.dead:
         try:
             value = yield yielded
         except BaseException as exc:  # thrown into the portal, which decides
             if isinstance(exc, GeneratorExit):
                 portal.closing = True  # Note [Two kinds of end]
             _adopt(portal)
-            yielded = portal.throw(exc)
+            yielded = _throw(portal, exc)
         else:
             _adopt(portal)
             yielded = portal.switch(value)
-    if portal.pending is not None:
-        raise portal.pending  # held back, and delivered nowhere: but never swallowed
-    return yielded
+    if portal.dead:
+        return yielded  # the GreenletExit that has ended it
+    # What was held back and delivered nowhere is never swallowed.
+    returned, raised = portal.returned, portal.raised or portal.pending
+    _keep_portal(portal)
+    if raised is None:
+        return returned
+    try:
+        raise raised
+    finally:
+        del raised  # which knows this frame by its traceback
+
+
+#: An item for each portal that is being unwound where no loop runs; usually empty.
+unwinding: list[Portal] = []
+
+
+def _throw(portal: Portal, exc: BaseException) -> Any:
+    if asyncio._get_running_loop() is not None:
+        return portal.throw(exc)
+    unwinding.append(portal)
+    try:
+        return portal.throw(exc)
+    finally:
+        unwinding.remove(portal)
 
 
 def _adopt(portal: Portal) -> None:
@@ -150,7 +228,7 @@ def _adopt(portal: Portal) -> None:
     It is nearly always so already: a coroutine that was started eagerly inside another portal,
     and a generator that is finished by another task, are the exceptions.
     """
-    portal.sessions = None
+    portal.found = None
     here = getcurrent()
     if portal.parent is not here:
         portal.parent = here
@@ -165,7 +243,7 @@ async def run(fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     if type(getcurrent()) is Portal:
         return fn(*args, **kwargs)
     make_child_tasks_green(asyncio.get_running_loop())
-    result: T = await _drive(Portal(fn), args, kwargs)
+    result: T = await _drive(fn, args, kwargs)
     return result
 
 
@@ -221,7 +299,7 @@ class GreenCoroutine(Coroutine[Any, Any, T]):
     def send(self, value: Any) -> Any:
         if self._driver is None:
             make_child_tasks_green(asyncio.get_running_loop())
-            self._driver = _drive(Portal(await_), (self._coro,), {})
+            self._driver = _drive(await_, (self._coro,), {})
         return self._driver.send(value)
 
     def throw(self, *args: Any) -> Any:
@@ -435,23 +513,25 @@ class ParkingLock:
     """A fair lock whose waiters park their greenlet, or block their thread when not green.
 
     It is handed over in the order of arrival, so a waiter that was served and then interrupted
-    hands it on. Free, it costs what a `threading.Lock` costs.
+    hands it on. Free, it costs little more than the `threading.Lock` that it is made of; that one
+    is never waited for.
     """
 
-    __slots__ = ("_held", "_mutex", "_waiters")
+    __slots__ = ("_lock", "_waiters")
 
     def __init__(self) -> None:
-        self._mutex = threading.Lock()
-        self._held = False
-        self._waiters: list[Waiter] = []
+        self._lock = threading.Lock()
+        self._waiters: deque[Waiter] = deque()
 
     def acquire(self) -> None:
-        with self._mutex:
-            if not self._held:
-                self._held = True
-                return
-            waiter = Waiter()
-            self._waiters.append(waiter)
+        if self._waiters or not self._lock.acquire(False):
+            self._queue()
+
+    def _queue(self) -> None:
+        waiter = Waiter()
+        self._waiters.append(waiter)
+        if self._lock.acquire(False):  # it became free before the waiter could be seen
+            self.release()
         try:
             waiter.wait()
         except BaseException:
@@ -459,25 +539,28 @@ class ParkingLock:
             raise
 
     def _withdraw(self, waiter: Waiter) -> None:
-        with self._mutex:
-            try:
-                self._waiters.remove(waiter)
-                return
-            except ValueError:
-                pass  # served already: the lock is this waiter's to hand on
-        self.release()
+        try:
+            self._waiters.remove(waiter)
+        except ValueError:
+            self.release()  # served already: the lock is this waiter's to hand on
 
     def release(self) -> None:
-        with self._mutex:
-            if self._waiters:
-                waiter = self._waiters.pop(0)
-            else:
-                self._held = False
+        waiters = self._waiters
+        while True:
+            if waiters:
+                try:
+                    waiter = waiters.popleft()
+                except IndexError:  # withdrawn by another thread, just now
+                    continue
+                waiter.wake()
                 return
-        waiter.wake()
+            self._lock.release()
+            # Who came in between, in another thread, has seen the lock held.
+            if not waiters or not self._lock.acquire(False):
+                return
 
     def locked(self) -> bool:
-        return self._held
+        return self._lock.locked()
 
     __enter__ = acquire
 

@@ -21,7 +21,7 @@ import select
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -30,7 +30,7 @@ import psycopg
 from psycopg import errors as e
 from psycopg import waiting
 from psycopg.abc import PQGen
-from psycopg.pq import ConnStatus, DiagnosticField, PipelineStatus, TransactionStatus
+from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, PipelineStatus, TransactionStatus
 from psycopg.waiting import Ready, Wait
 
 from . import bridge
@@ -172,6 +172,10 @@ class Watch:
                 self.loop.remove_reader(self.fd)
 
 
+def _nothing() -> PQGen[None]:
+    yield from ()
+
+
 class Connection(psycopg.Connection[Any]):
     """A psycopg connection that is green in a green context, and blocking elsewhere.
 
@@ -208,8 +212,8 @@ class Connection(psycopg.Connection[Any]):
         else:
             self = cls._connect_green(conninfo, **kwargs)
         factory: Any = self.cursor_factory
-        if self.prepare_threshold is not None and not issubclass(factory, psycopg.ClientCursor):
-            self.cursor_factory = preparing_class(factory)
+        if self.prepare_threshold is not None or issubclass(factory, psycopg.ClientCursor):
+            self.cursor_factory = own_class(factory)
         _own.add(weakref.ref(self, _own.discard))
         return self
 
@@ -247,13 +251,17 @@ class Connection(psycopg.Connection[Any]):
         self._notice_handlers = [*self._notice_handlers]
         self._notify_handlers = [*self._notify_handlers]
         self._notifies_backlog = deque()
-        me: weakref.ref[psycopg.BaseConnection[Any]] = weakref.ref(self)
-        self.pgconn.notice_handler = functools.partial(self._notice_handler, me)
-        self.pgconn.notify_handler = functools.partial(self._notify_handler, me)
+        assert self.physical is not None
+        self.physical.listener = weakref.ref(self)
+
+    def __del__(self) -> None:  # type: ignore[override]  # psycopg's argument is its own
+        if self.physical is None:  # a twin is not reported as left open: the pool has it
+            super().__del__()
 
     def end_lease(self) -> None:
         """Refuse whatever the holder still tries to do with this connection."""
         self._lease_ended = True
+        self.lease = None  # two that know each other would be the garbage collector's
 
     def _check_lease(self) -> None:
         if self._lease_ended:
@@ -558,6 +566,8 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
 
     watch: Watch
     twin: Connection
+    #: The twin that hears what the server says unasked.
+    listener: weakref.ref[Connection]
     _disowned = False
 
     @classmethod
@@ -590,6 +600,10 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         twin.cursor_factory = leased_class(factory)
         twin.server_cursor_factory = leased_class(psycopg.ServerCursor)
         self.twin = twin
+        self.listener = weakref.ref(twin)
+        me = weakref.ref(self)  # as psycopg has it: what hears does not keep what is heard
+        self.pgconn.notice_handler = functools.partial(_hear, me, twin._notice_handler)  # noqa: SLF001
+        self.pgconn.notify_handler = functools.partial(_hear, me, twin._notify_handler)  # noqa: SLF001
 
     def is_alive(self) -> bool:
         """Whether the server has not closed the session, as far as the socket knows.
@@ -657,6 +671,14 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         """Leave the socket alone from now on, and the loop that watches it: they are a parent's."""
         self._disowned = True
         self.watch.reading = self.watch.writing = False
+
+
+def _hear(
+    me: weakref.ref[AsyncConnection], handler: Callable[[Any, Any], None], message: Any
+) -> None:
+    """Give a notice or notification to who listens now."""
+    if (physical := me()) is not None:
+        handler(physical.listener, message)
 
 
 class _Probe(psycopg.Connection[Any]):
@@ -735,13 +757,77 @@ class _PreparingCursor:
         return bool(self._conn._prepared.clear())  # noqa: SLF001
 
 
+class _NotBegunError(Exception):
+    """Neither BEGIN nor what was sent with it has been executed, or nothing was sent with it."""
+
+
+class _BeginningCursor:
+    """A cursor that binds parameters itself, and sends BEGIN with a transaction's first statement.
+
+    Both are one message of the simple protocol, and so one round trip. A statement that the server
+    cannot parse keeps it from executing BEGIN too: then both are sent one after the other, so that
+    the transaction is one that has failed, as it would be in psycopg.
+    """
+
+    _conn: Any
+    _pgconn: Any
+    _query: Any
+    _execute_send: Callable[..., None]
+    _check_results: Callable[[list[Any]], None]
+
+    def _execute_gen(self, query: Any, params: Any = None, **kwargs: Any) -> PQGen[None]:
+        conn = self._conn
+        if conn._autocommit or conn.pgconn.transaction_status != _IDLE or conn._pipeline:  # noqa: SLF001
+            return super()._execute_gen(query, params, **kwargs)  # type: ignore[misc,no-any-return]
+        return self._begin_gen(query, params, **kwargs)
+
+    def _begin_gen(self, query: Any, params: Any, **kwargs: Any) -> PQGen[None]:
+        execute_gen = super()._execute_gen  # type: ignore[misc]
+        # On the objects, since methods of the class would cost every other statement something.
+        self._conn._start_query = _nothing  # noqa: SLF001
+        self._execute_send, self._check_results = self._send_with_begin, self._check_with_begin
+        try:
+            yield from execute_gen(query, params, **kwargs)
+            return
+        except _NotBegunError:
+            pass
+        finally:
+            self.__dict__.pop("_execute_send", None)
+            self.__dict__.pop("_check_results", None)
+            self._conn.__dict__.pop("_start_query", None)
+        yield from execute_gen(query, params, **kwargs)
+
+    def _send_with_begin(self, query: Any, *, binary: bool | None = None, **kwargs: Any) -> None:
+        del self._conn._start_query, self._execute_send  # noqa: SLF001
+        if binary:
+            self._execute_send(query, binary=binary, **kwargs)  # refuses that
+        self._query = query
+        begin = self._conn._get_tx_start_command()  # noqa: SLF001
+        self._pgconn.send_query(begin + b"; " + query.query)
+
+    def _check_with_begin(self, results: list[Any]) -> None:
+        del self._check_results
+        if len(results) > 1:
+            del results[0]  # that of BEGIN
+        elif (
+            results[0].status != ExecStatus.FATAL_ERROR or self._pgconn.transaction_status == _IDLE
+        ):
+            raise _NotBegunError
+        self._check_results(results)
+
+
+def _abilities(cursor_class: type[Any]) -> type[Any]:
+    return _BeginningCursor if issubclass(cursor_class, psycopg.ClientCursor) else _PreparingCursor
+
+
 @functools.lru_cache(maxsize=64)
-def preparing_class(cursor_class: type[Any]) -> type[Any]:
-    """Return `cursor_class`, able to prepare its statements anew."""
-    return type(cursor_class.__name__, (_PreparingCursor, cursor_class), {"__module__": __name__})
+def own_class(cursor_class: type[Any]) -> type[Any]:
+    """Return `cursor_class`, able to do what it needs of the two above."""
+    bases = (_abilities(cursor_class), cursor_class)
+    return type(cursor_class.__name__, bases, {"__module__": __name__})
 
 
-class _LeasedCursor(_PreparingCursor):
+class _LeasedCursor:
     """What a cursor of a twin does beside what its class does: it tells the lease of its end."""
 
     _conn: Any
@@ -803,7 +889,8 @@ class _LeasedCursor(_PreparingCursor):
 @functools.lru_cache(maxsize=64)
 def leased_class(cursor_class: type[Any]) -> type[Any]:
     """Return `cursor_class`, with ends that are told to the lease."""
-    return type(cursor_class.__name__, (_LeasedCursor, cursor_class), {"__module__": __name__})
+    bases = (_LeasedCursor, _abilities(cursor_class), cursor_class)
+    return type(cursor_class.__name__, bases, {"__module__": __name__})
 
 
 def adopt(cursor: Any) -> Any:

@@ -127,7 +127,6 @@ class Lease:
         "cursors",
         "dirty",
         "ended",
-        "holder",
         "on_end",
         "physical",
         "pins",
@@ -141,7 +140,8 @@ class Lease:
         self.pool = pool
         self.physical = physical
         self.since = monotonic()
-        self.hand_to(asyncio.current_task())
+        #: Who holds it: on whom it depends when it ends. None: a thread.
+        self.task = asyncio.current_task()
         self.pins = 0
         self.cursors = 0
         #: How many of them are open on the server: what is left of one stays in its session.
@@ -160,10 +160,10 @@ class Lease:
         if not self.ended:
             self.end()
 
-    def hand_to(self, task: asyncio.Task[Any] | None) -> None:
-        """Make `task` the one who holds the lease: on whom it depends when it ends."""
-        self.task = task
-        self.holder = bridge.name_of(task) if task is not None else "no task"
+    @property
+    def holder(self) -> str:
+        """The name of who holds it, for messages."""
+        return bridge.name_of(self.task) if self.task is not None else "no task"
 
     def can_wait(self) -> bool:
         """Whether the caller may send a statement: the holder, where something can wait for it."""
@@ -215,6 +215,7 @@ class Lease:
         self.connection.end_lease()
         if self.on_end is not None:
             self.on_end()
+            self.on_end = None
         self.pool.release(self)
 
 

@@ -168,9 +168,17 @@ def test_queries_and_execute_wrappers_see_the_same(told: Any) -> None:
     assert len(wrapped) == 4, "two statements, a savepoint and its release"
 
 
-def test_the_same_messages_go_over_the_wire(told: Any) -> None:
-    messages = told("what_goes_over_the_wire")
-    assert sum(message.startswith("F") for message in messages) == 8, "a round trip each"
+def test_the_same_messages_go_over_the_wire_but_begin_goes_with_the_first_statement(
+    facts: tuple[Facts, Facts],
+) -> None:
+    stock, ours = (each["what_goes_over_the_wire"] for each in facts)
+    begun = stock.index('F\t10\tQuery\t "BEGIN"')
+    _, complete, ready, first = stock[begun : begun + 4]
+    assert ready.endswith("ReadyForQuery\t T")
+    length, text = first.removeprefix("F\t").split("\tQuery\t ")
+    with_begin = f'F\t{int(length) + len("BEGIN; ")}\tQuery\t "BEGIN; {text[1:]}'
+    assert ours == [*stock[:begun], with_begin, complete, *stock[begun + 4 :]]
+    assert sum(message.startswith("F") for message in ours) == 7, "a round trip each"
 
 
 def test_workers_of_sync_to_async_have_one_connection_a_thread(told: Any) -> None:

@@ -8,7 +8,10 @@ import gc
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -20,6 +23,7 @@ from pgbackend.driver.errors import NotGreen, PortalClosed
 from tests.conftest import Runner
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
+kept: contextvars.ContextVar[Any] = contextvars.ContextVar("kept", default=None)
 
 
 def pause() -> None:
@@ -189,6 +193,120 @@ def test_deep_recursion_through_portals_works(run_once: Runner) -> None:
         return sync(depth - 1)
 
     assert run_once.green(sync, 100) == 100
+
+
+# --- Portals are used again -----------------------------------------------------------------------
+
+
+class Thing:
+    """Something that can be seen to be forgotten."""
+
+
+def here() -> Any:
+    return bridge.current()
+
+
+def test_a_portal_serves_one_function_after_the_other(run: Runner) -> None:
+    def fails() -> Any:
+        pause()
+        raise KeyError(bridge.current())
+
+    async def main() -> None:
+        first = await green(here)
+        with pytest.raises(KeyError) as raised:
+            await green(fails)
+        assert raised.value.args[0] is first, "an error does not end it"
+        assert await green(here) is first
+        task = asyncio.create_task(green(lambda: (here(), await_(asyncio.sleep(60)))))
+        await turns()
+        other = await green(here)
+        assert other is not first, "that one is in use"
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await green(here) is first, "the last that became free"
+        assert {await green(here), await portal(_here())} == {first}
+
+    run(main())
+
+
+async def _here() -> Any:
+    return bridge.current()
+
+
+def test_a_portal_that_waits_for_its_next_function_keeps_nothing_of_the_last(run: Runner) -> None:
+    refs: list[weakref.ref[Thing]] = []
+
+    def remembers(thing: Thing, *, fails: bool) -> Thing:
+        in_context = Thing()
+        kept.set(in_context)
+        refs.extend(map(weakref.ref, (thing, in_context)))
+        pause()
+        if fails:
+            raise KeyError(thing)
+        return thing
+
+    async def main() -> None:
+        for fails in (False, True):
+            with suppress(KeyError):
+                await asyncio.create_task(green(remembers, Thing(), fails=fails))
+
+    run(main())
+    gc.collect()
+    assert len(refs) == 4 and not any(ref() for ref in refs)
+
+
+def test_each_function_has_the_context_of_its_own_task(run: Runner) -> None:
+    async def main() -> None:
+        async def named(name: str) -> tuple[Any, str, str]:
+            variable.set(name)
+            at, seen = await green(lambda: (here(), variable.get()))
+            await green(variable.set, f"{name}, changed")
+            return at, seen, variable.get()
+
+        one = await asyncio.create_task(named("one"))
+        two = await asyncio.create_task(named("two"))
+        assert one[0] is two[0]
+        assert one[1:] == ("one", "one, changed") and two[1:] == ("two", "two, changed")
+        assert await green(variable.get) == "unset"
+
+    run(main())
+
+
+def test_a_portal_that_was_closed_or_left_in_disorder_is_not_used_again(run: Runner) -> None:
+    def leaves(name: str) -> Any:
+        setattr(here(), name, 1)
+        return here()
+
+    def swallows() -> None:
+        try:
+            await_(asyncio.sleep(60))
+        except GeneratorExit:
+            closed.append(here())
+
+    closed: list[Any] = []
+
+    async def main() -> None:
+        for name in ("holding", "postponing", "checked"):
+            assert await green(leaves, name) is not await green(here)
+        coro = green(swallows)
+        coro.send(None)
+        coro.close()
+        assert await green(here) is not closed.pop()
+        assert not bridge.unwinding
+
+    run(main())
+
+
+def test_threads_do_not_share_portals() -> None:
+    def one() -> Any:
+        return asyncio.run(green(here))
+
+    mine = one()
+    with ThreadPoolExecutor(1) as thread:
+        theirs = thread.submit(one).result()
+        assert thread.submit(one).result() is theirs
+    assert one() is mine and theirs is not mine
 
 
 # --- Child tasks ----------------------------------------------------------------------------------

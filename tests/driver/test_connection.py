@@ -561,7 +561,7 @@ def test_connect_keeps_its_arguments(connecting: Callable[..., Any], conninfo: s
         assert connection.autocommit
         assert connection.prepare_threshold == 3
         cursor = connection.execute("SELECT current_setting('application_name') AS name")
-        assert type(cursor) is psycopg.ClientCursor
+        assert isinstance(cursor, psycopg.ClientCursor)
         assert cursor.fetchone() == {"name": "its name"}
     assert connection.closed
     del context
