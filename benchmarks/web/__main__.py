@@ -26,9 +26,9 @@ from .stacks import STACKS
 _FULL = {
     "clients": [1, 16, 64, 256, 2000],
     "rounds": 3,
-    "seconds": 2.0,
-    "warm": 0.5,
-    "patience": 45.0,  # longer than any pool lets wait
+    "seconds": 0.8,
+    "warm": 0.3,
+    "patience": 15.0,
     "parked": 10_000,
     "cost_rounds": 15,
 }

@@ -172,7 +172,7 @@ def _parked(run: Run) -> Iterator[str]:
 def _cost(run: Run) -> Iterator[str]:
     yield "## Without HTTP\n"
     yield (
-        "What `benchmarks/cost.py` says: CPU of the client process for an operation, in one "
+        "What `benchmarks/cost.py --loop uvloop` says: CPU of the client for an operation, in one "
         "process, and its ratio to Django's backend in sync code.\n"
     )
     yield from tables.cost(run.cost)

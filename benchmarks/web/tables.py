@@ -216,7 +216,7 @@ def cannot(figures: Figures) -> list[str]:
     ]
     all_of_them = [
         f"- All, `{endpoint.name}` with more than {endpoint.most_clients} clients: an answer would "
-        "take minutes."
+        "only take the longer."
         for endpoint in figures.endpoints
         if endpoint.most_clients is not None
     ]

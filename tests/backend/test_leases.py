@@ -53,6 +53,37 @@ def test_each_statement_has_a_lease_of_its_own(run: Runner, leases: list[Any]) -
     run.green(work)
 
 
+def test_statements_leave_no_work_for_the_garbage_collector(run: Runner) -> None:
+    """What knows each other (lease, connection, cursor, state) parts when the lease ends."""
+    tag = Tag.objects.create(name="x")
+
+    def work() -> None:
+        Tag.objects.get(pk=tag.pk)
+        tag.save()
+        with transaction.atomic():
+            list(Tag.objects.all())
+            with transaction.atomic():
+                tag.save()
+        list(Tag.objects.iterator())
+
+    def watched() -> list[object]:
+        work()
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            for _ in range(20):
+                work()
+            gc.collect()
+            return [thing for thing in gc.garbage if type(thing).__module__.startswith("pgback")]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+
+    assert run.green(watched) == []
+
+
 def test_a_statement_shares_the_lease_that_its_task_holds(run: Runner, leases: list[Any]) -> None:
     Tag.objects.bulk_create(Tag(name=str(n)) for n in range(10))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import gc
 import sys
 import threading
@@ -833,6 +834,52 @@ def test_a_parking_lock_excludes_threads_and_greenlets_alike(
     run(main())
     assert (most, count) == (1, 50 * (greenlets + threads))
     assert not lock.locked()
+
+
+class Between:
+    """A lock that does something right after one of its methods: what another thread does then."""
+
+    def __init__(self, lock: Any, method: str, then: Callable[[], object]) -> None:
+        self.lock, self.method, self.then = lock, method, then
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*args: Any) -> Any:
+            result = getattr(self.lock, name)(*args)
+            if name == self.method:
+                self.method = ""
+                self.then()
+            return result
+
+        return call
+
+
+def test_a_lock_that_becomes_free_before_the_waiter_is_seen_is_taken(run: Runner) -> None:
+    async def main() -> None:
+        lock = ParkingLock()
+        lock.acquire()
+        lock._lock = Between(lock._lock, "acquire", lock.release)  # type: ignore[assignment]
+        async with asyncio.timeout(2):
+            await green(lock.acquire)
+        assert lock.locked()
+        lock.release()
+        assert not lock.locked()
+
+    run(main())
+
+
+def test_a_waiter_that_comes_while_the_lock_is_let_go_is_served(run: Runner) -> None:
+    async def main() -> None:
+        lock = ParkingLock()
+        lock.acquire()
+        waiter = Waiter()
+        late = functools.partial(lock._waiters.append, waiter)
+        lock._lock = Between(lock._lock, "release", late)  # type: ignore[assignment]
+        lock.release()
+        assert waiter.wait(0) and lock.locked(), "the lock is the waiter's"
+        lock.release()
+        assert not lock.locked()
+
+    run(main())
 
 
 def test_a_waiter_times_out(run: Runner) -> None:
