@@ -30,7 +30,14 @@ import psycopg
 from psycopg import errors as e
 from psycopg import waiting
 from psycopg.abc import PQGen
-from psycopg.pq import ConnStatus, DiagnosticField, ExecStatus, PipelineStatus, TransactionStatus
+from psycopg.pq import (
+    ConnStatus,
+    DiagnosticField,
+    ExecStatus,
+    Format,
+    PipelineStatus,
+    TransactionStatus,
+)
 from psycopg.waiting import Ready, Wait
 
 from . import bridge
@@ -211,9 +218,6 @@ class Connection(psycopg.Connection[Any]):
             self = super().connect(conninfo, **kwargs)
         else:
             self = cls._connect_green(conninfo, **kwargs)
-        factory: Any = self.cursor_factory
-        if self.prepare_threshold is not None or issubclass(factory, psycopg.ClientCursor):
-            self.cursor_factory = own_class(factory)
         _own.add(weakref.ref(self, _own.discard))
         return self
 
@@ -232,6 +236,20 @@ class Connection(psycopg.Connection[Any]):
         # Not to be reported as left open: its socket lives on in `self`.
         opened._pool = None  # noqa: SLF001
         return self
+
+    def cursor(
+        self, name: str = "", *, binary: bool = False, row_factory: Any = None, **kwargs: Any
+    ) -> Any:
+        """psycopg's; of a class that is derived from `cursor_factory`, if `own_class` has one."""
+        if self.physical is not None or name:  # a twin's factories are made once
+            return super().cursor(name, binary=binary, row_factory=row_factory, **kwargs)
+        self._check_connection_ok()
+        factory: Any = self.cursor_factory
+        factory = own_class(factory, self.prepare_threshold is not None)
+        cursor = factory(self, row_factory=row_factory or self.row_factory)
+        if binary:
+            cursor.format = Format.BINARY
+        return cursor
 
     # --- Leases ---
 
@@ -821,8 +839,10 @@ def _abilities(cursor_class: type[Any]) -> type[Any]:
 
 
 @functools.lru_cache(maxsize=64)
-def own_class(cursor_class: type[Any]) -> type[Any]:
+def own_class(cursor_class: Any, prepares: bool) -> Any:
     """Return `cursor_class`, able to do what it needs of the two above."""
+    if not prepares and not issubclass(cursor_class, psycopg.ClientCursor):
+        return cursor_class
     bases = (_abilities(cursor_class), cursor_class)
     return type(cursor_class.__name__, bases, {"__module__": __name__})
 
