@@ -32,7 +32,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from pgbackend import embedded
 
 ENGINES = {"stock": "django.db.backends.postgresql", "ours": "pgbackend"}
-STACKS = ("stock sync", "sync", "green", "a-method", "stock a-method")
+#: Ways to send parameters that are not the default, on pgbackend.
+OPTIONS = {
+    "bound": {"server_side_binding": True},
+    "prepared": {"server_side_binding": True, "prepare_threshold": 5},
+}
+STACKS = (
+    *("stock sync", "sync", "green", "a-method", "stock a-method"),
+    *("green, bound by the server", "green, prepared"),
+)
 OPERATIONS: dict[str, tuple[Callable[[str], Any], Callable[[str], Awaitable[Any]] | None]] = {}
 
 
@@ -42,6 +50,14 @@ def configure(url: str) -> None:
         DATABASES={
             alias: {**server, "ENGINE": engine, "CONN_MAX_AGE": None}
             for alias, engine in (("default", ENGINES["ours"]), *ENGINES.items())
+        }
+        | {
+            alias: {
+                **server,
+                "ENGINE": ENGINES["ours"],
+                "OPTIONS": {**server.get("OPTIONS", {}), **options},
+            }
+            for alias, options in OPTIONS.items()
         },
         USE_TZ=True,
     )
@@ -71,7 +87,7 @@ def define() -> None:
     Row.objects.using("stock").bulk_create(
         Row(name=f"row {number}", number=number, price=number) for number in range(1, 101)
     )
-    loaded = {alias: Row.objects.using(alias).get(pk=1) for alias in ENGINES}
+    loaded = {alias: Row.objects.using(alias).get(pk=1) for alias in (*ENGINES, *OPTIONS)}
     awaited = _awaited_operations(Row, loaded)
     for name, work in _operations(Row, loaded).items():
         OPERATIONS[name] = (work, awaited.get(name))
@@ -149,12 +165,12 @@ def sync(alias: str) -> Callable[[str, int], float]:
     return measure
 
 
-def green(runner: asyncio.Runner) -> Callable[[str, int], float]:
+def green(alias: str, runner: asyncio.Runner) -> Callable[[str, int], float]:
     from pgbackend import aio
 
     def measure(name: str, count: int) -> float:
         async def main() -> float:
-            return await aio.run(sync("ours"), name, count)
+            return await aio.run(sync(alias), name, count)
 
         return runner.run(main())
 
@@ -191,9 +207,11 @@ def measure(
         stacks: dict[str, Callable[[str, int], float | None]] = {
             "stock sync": sync("stock"),
             "sync": sync("ours"),
-            "green": green(runner),
+            "green": green("ours", runner),
             "a-method": awaited("ours", runner),
             "stock a-method": awaited("stock", runner),
+            "green, bound by the server": green("bound", runner),
+            "green, prepared": green("prepared", runner),
         }
         stacks = {name: work for name, work in stacks.items() if name in chosen}
         found: dict[str, dict[str, float]] = {}

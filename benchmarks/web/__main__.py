@@ -26,9 +26,9 @@ from .stacks import STACKS
 _FULL = {
     "clients": [1, 16, 64, 256, 2000],
     "rounds": 3,
-    "seconds": 0.8,
-    "warm": 0.3,
-    "patience": 15.0,
+    "seconds": 0.6,
+    "warm": 0.2,
+    "patience": 10.0,
     "parked": 10_000,
     "cost_rounds": 15,
 }

@@ -37,7 +37,7 @@ _ALL = (
         900,
         most_clients=256,
     ),
-    Endpoint("wait50", "a query, 50 ms of waiting, a query", 9000),
+    Endpoint("wait50", "a query, 50 ms of waiting, a query", 9000, most_clients=256),
     Endpoint("wait200", "a query, 200 ms of waiting, a query", 9000),
     Endpoint("stream", "10,000 rows through a server-side cursor", 1, most_clients=64),
 )
