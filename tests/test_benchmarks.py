@@ -16,7 +16,17 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from benchmarks.web import __main__ as command
-from benchmarks.web import answers, database, endpoints, figures, load, report, results, stacks
+from benchmarks.web import (
+    answers,
+    database,
+    endpoints,
+    figures,
+    load,
+    machine,
+    report,
+    results,
+    stacks,
+)
 from benchmarks.web.measure import Bench, Plan
 
 OURS = [stacks.STACKS[name] for name in stacks.OURS]
@@ -236,6 +246,20 @@ def test_the_command_measures_and_the_report_tells_of_it(
     page = (tmp_path / "benchmarks.md").read_text()
     assert run.command in page
     assert run.versions["Django"] in page
+
+    monkeypatch.setattr(command.machine, "has_code_of", lambda version: True)
+    assert command.main([*arguments, "--resume", "--rounds", "2"]) == 0, capsys.readouterr().err
+    resumed = results.Run.load(path)
+    assert [sample.round for sample in resumed.samples] == [0, 1], "the first is there already"
+    assert (resumed.samples[0], resumed.command) == (run.samples[0], run.command)
+    assert len(resumed.parked) == 1
+    assert command.main([*arguments, "--resume", "--seconds", "7"]) == 1
+    assert f"the run in {path.name} had --seconds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("commit", ["no commit known", "0123456789", "0123456789-dirty"])
+def test_a_run_of_another_pgbackend_is_not_gone_on_with(commit: str) -> None:
+    assert not machine.has_code_of(f"0.1.0 ({commit})")
 
 
 def test_the_recorded_command_has_no_path() -> None:

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +18,7 @@ from .endpoints import ENDPOINTS
 from .environment import HOME, ROOT, NoEnvironmentError, interpreter
 from .load import LoadError
 from .measure import Bench, Plan
-from .results import Run, Sample
+from .results import Run, Sample, newest
 from .server import ServerError
 from .stacks import STACKS
 
@@ -43,6 +42,18 @@ _QUICK = {
 }
 
 
+#: How the time is written at which a run began.
+_BEGUN = "%Y-%m-%d %H:%M UTC"
+
+
+class ResumeError(RuntimeError):
+    """There is nothing to go on with; the text says why."""
+
+
+#: What ends a run with a message.
+_TOLD = (NoEnvironmentError, ServerError, LoadError, ResumeError, answers.WrongAnswerError)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = _parse(given)
@@ -50,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         python = interpreter(options.python)
         with prepared() as database:
             run, path = _run(options, given, python, database)
-    except (NoEnvironmentError, ServerError, LoadError, answers.WrongAnswerError) as exc:
+    except _TOLD as exc:
         print(exc, file=sys.stderr)
         return 1
     print(f"written: {path}; 'python -m benchmarks.web.report' makes the page of it")
@@ -77,6 +88,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--quick", action="store_true", help="a trial: one short round with few clients")
     add("--python", help="the interpreter of the peers' environment (3.12 or later)")
     add("--out", type=Path, help="the file to write (JSON)")
+    add("--resume", action="store_true", help="go on with the last run, or that of --out")
     add("--list", action=_List, nargs=0, help="list stacks and endpoints")
     options = parser.parse_args(arguments)
     for name, value in (_QUICK if options.quick else _FULL).items():
@@ -100,23 +112,43 @@ def _run(
     options: argparse.Namespace, given: list[str], python: Path, database: Database
 ) -> tuple[Run, Path]:
     begun = datetime.now(UTC)
-    started = time.monotonic()
     path = options.out or HOME / f"results-{begun:%Y%m%d-%H%M%S}.json"
     run = Run(
         command=_command(given),
-        begun=f"{begun:%Y-%m-%d %H:%M} UTC",
+        begun=f"{begun:{_BEGUN}}",
         machine=machine.machine(),
         versions=machine.versions(python, database.version()),
         database={} if "DATABASE_URL" in os.environ else SETTINGS,
         options={name: getattr(options, name) for name in (*_FULL, "stacks", "endpoints")},
     )
+    if options.resume:
+        path, run = _interrupted(options.out, run)
     bench = Bench(python, database)
     _check(bench, options)
+    begun = datetime.strptime(run.begun, _BEGUN).replace(tzinfo=UTC)
     for part in (_measure, _park, _cost):
         part(bench, options, run, path)
-        run.seconds = time.monotonic() - started
+        run.seconds = (datetime.now(UTC) - begun).total_seconds()
         run.save(path)
     return run, path
+
+
+def _interrupted(path: Path | None, new: Run) -> tuple[Path, Run]:
+    """The run to go on with: it must have been of the same things, but for the rounds."""
+    path = path or newest()
+    if path is None:
+        raise ResumeError("there is no run to go on with")
+    run = Run.load(path)
+    if not machine.has_code_of(run.versions["pgbackend"]):
+        raise ResumeError(f"the run in {path.name} was of another pgbackend, or of changes to one")
+    same = {machine.LOAD: run.machine[machine.LOAD]}, {"pgbackend": run.versions["pgbackend"]}, {}
+    for what, kept in zip(("machine", "versions", "database"), same, strict=True):
+        if getattr(run, what) != {**getattr(new, what), **kept}:
+            raise ResumeError(f"the run in {path.name} had another {what}")
+    for name, value in run.options.items():
+        if name != "rounds" and new.options[name] != value:
+            raise ResumeError(f"the run in {path.name} had --{name.replace('_', '-')} {value}")
+    return path, run
 
 
 def _command(given: list[str]) -> str:
@@ -150,7 +182,8 @@ def _measure(bench: Bench, options: argparse.Namespace, run: Run, path: Path) ->
         options.patience,
     )
     print(f"measuring for {plan.least_seconds / 60:.0f} minutes at least", flush=True)
-    for samples in bench.measure(plan):
+    done = {(sample.round, sample.endpoint, sample.stack) for sample in run.samples}
+    for samples in bench.measure(plan, done):
         run.samples += samples
         run.save(path)
         for sample in samples:
@@ -171,7 +204,7 @@ def _line(sample: Sample) -> str:
 
 def _park(bench: Bench, options: argparse.Namespace, run: Run, path: Path) -> None:
     for name in options.stacks if options.parked else ():
-        if STACKS[name].can("park"):
+        if STACKS[name].can("park") and name not in {parked.stack for parked in run.parked}:
             parked = bench.park(STACKS[name], options.parked)
             run.parked.append(parked)
             run.save(path)
@@ -184,7 +217,7 @@ def _park(bench: Bench, options: argparse.Namespace, run: Run, path: Path) -> No
 
 
 def _cost(bench: Bench, options: argparse.Namespace, run: Run, path: Path) -> None:
-    if options.cost_rounds:
+    if options.cost_rounds and not run.cost:
         command = [str(bench.python), str(ROOT / "benchmarks" / "cost.py"), "--json"]
         done = subprocess.run(
             [*command, "--loop", "uvloop", "--rounds", str(options.cost_rounds)],

@@ -104,8 +104,10 @@ class Figures:
         return [each.name for each in self.endpoints if clients in self.clients(each.name)]
 
     @property
-    def rounds(self) -> int:
-        return max((len(rounds) for rounds in self._samples.values()), default=0)
+    def rounds(self) -> str:
+        """How many, or how many at least and at most."""
+        counts = sorted({len(rounds) for rounds in self._samples.values()})
+        return " to ".join(map(str, counts[:1] + counts[1:][-1:]))
 
     @property
     def middle(self) -> int:

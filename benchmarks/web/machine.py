@@ -39,6 +39,10 @@ print(json.dumps({"Python": platform.python_version(), **versions}))
 """
 
 
+#: What is another each time.
+LOAD = "load when it began"
+
+
 def machine() -> dict[str, str]:
     """Processor, memory, system, and how busy it was when the run began."""
     return {
@@ -46,7 +50,7 @@ def machine() -> dict[str, str]:
         "cores": str(os.cpu_count()),
         "memory": f"{int(_field('/proc/meminfo', 'MemTotal').split()[0]) / 2**20:.0f} GiB",
         "system": f"{platform.system()} {platform.release()}",
-        "load when it began": f"{os.getloadavg()[0]:.2f}",
+        LOAD: f"{os.getloadavg()[0]:.2f}",
     }
 
 
@@ -65,6 +69,16 @@ def _commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "no commit known"
     return done.stdout.strip()
+
+
+def has_code_of(version: str) -> bool:
+    """Tell whether pgbackend is here as it was in a run, whose `versions()` has `version`."""
+    commit = version.partition("(")[2].rstrip(")")
+    command = ["git", "-C", str(ROOT), "diff", "--quiet", commit, "--", "pgbackend"]
+    try:
+        return subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
+    except OSError:  # no git, and so no commit known
+        return False
 
 
 def _field(path: str, name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -61,13 +61,17 @@ class Bench:
     def server(self, stack: Stack) -> Server:
         return Server(stack, self.python, self.database.params, self.logs / f"{stack.name}.log")
 
-    def measure(self, plan: Plan) -> Iterator[list[Sample]]:
-        """Yield the samples of one turn after the other.
+    def measure(
+        self, plan: Plan, done: Collection[tuple[int, str, str]] = ()
+    ) -> Iterator[list[Sample]]:
+        """Yield the samples of one turn after the other, but for those that are `done`.
 
         A turn has a server of its own, and goes from few clients to many: so what it has used at
         most is the work of the last of them.
         """
         for number, endpoint, stack in plan.turns():
+            if (number, endpoint.name, stack.name) in done:
+                continue
             with self.server(stack) as server:
                 yield [
                     self._sample(number, server, endpoint, clients, plan)
