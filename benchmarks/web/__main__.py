@@ -148,6 +148,7 @@ def _interrupted(path: Path | None, new: Run) -> tuple[Path, Run]:
     for name, value in run.options.items():
         if name != "rounds" and new.options[name] != value:
             raise ResumeError(f"the run in {path.name} had --{name.replace('_', '-')} {value}")
+    run.command += f"; {new.command}"
     return path, run
 
 

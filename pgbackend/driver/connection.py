@@ -784,7 +784,8 @@ class _BeginningCursor:
 
     Both are one message of the simple protocol, and so one round trip. A statement that the server
     cannot parse keeps it from executing BEGIN too: then both are sent one after the other, so that
-    the transaction is one that has failed, as it would be in psycopg.
+    the transaction is one that has failed, as it would be in psycopg. One that was cancelled while
+    the server parsed it is never sent again: it has begun nothing.
     """
 
     _conn: Any
@@ -827,11 +828,17 @@ class _BeginningCursor:
         del self._check_results
         if len(results) > 1:
             del results[0]  # that of BEGIN
-        elif (
-            results[0].status != ExecStatus.FATAL_ERROR or self._pgconn.transaction_status == _IDLE
-        ):
+        elif self._may_be_sent_again(results[0]):
             raise _NotBegunError
         self._check_results(results)
+
+    def _may_be_sent_again(self, result: Any) -> bool:
+        """Whether `result` says that nothing was executed; nor was it cancelled before it was."""
+        if result.status != ExecStatus.FATAL_ERROR:
+            return True  # that of BEGIN: there was no statement
+        if self._pgconn.transaction_status != _IDLE:
+            return False
+        return bool(result.error_field(DiagnosticField.SQLSTATE) != b"57014")  # query_canceled
 
 
 def _abilities(cursor_class: type[Any]) -> type[Any]:

@@ -943,9 +943,9 @@ def test_no_circle_of_queues_is_missed_and_all_others_are_served(
 
     async def main() -> None:
         aliases = ["default", other_alias]
-        await asyncio.gather(*(work(rng.randrange(4), rng.sample(aliases, 2)) for _ in range(200)))
-        assert len(outcomes) == 200
-        assert outcomes.count("served") > 5 and outcomes.count("told") > 5, outcomes
+        await asyncio.gather(*(work(rng.randrange(4), rng.sample(aliases, 2)) for _ in range(500)))
+        assert len(outcomes) == 500
+        assert outcomes.count("served") > 20 and outcomes.count("told") > 5, outcomes
 
     with pools_of_both(max_size=2, timeout=10):
         started = monotonic()

@@ -124,6 +124,29 @@ def test_a_statement_that_cannot_be_sent_begins_nothing_and_breaks_nothing(
     within(body)
 
 
+def test_a_statement_that_was_cancelled_before_begin_is_not_sent_again(
+    within: Callable[[Body], Any], tmp_path: Any
+) -> None:
+    """Whoever cancelled it, a timeout here, must not see it run after all."""
+    long = f"SELECT {','.join(['1'] * 300_000)}"  # the timeout comes while the server parses it
+
+    def body(connection: Connection) -> None:
+        connection.execute("SET statement_timeout = 1")
+        connection.commit()
+        with (tmp_path / "trace").open("w+") as trace:
+            connection.pgconn.trace(trace.fileno())
+            with pytest.raises(e.QueryCanceled):
+                connection.execute(long)
+            connection.pgconn.untrace()
+            trace.seek(0)
+            assert trace.read().count("\tQuery\t") == 1
+        connection.rollback()
+        connection.execute("SET statement_timeout = 0")
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+
+    within(body)
+
+
 def test_what_does_not_go_through_execute_begins_as_in_psycopg(
     within: Callable[[Body], Any],
 ) -> None:

@@ -562,6 +562,7 @@ def test_connect_keeps_its_arguments(connecting: Callable[..., Any], conninfo: s
         assert connection.prepare_threshold == 3
         cursor = connection.execute("SELECT current_setting('application_name') AS name")
         assert isinstance(cursor, psycopg.ClientCursor)
+        assert connection.cursor_factory is psycopg.ClientCursor
         assert cursor.fetchone() == {"name": "its name"}
     assert connection.closed
     del context
