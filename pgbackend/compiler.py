@@ -3,16 +3,102 @@
 A statement that the ORM compiled leaves nothing in its session, so the connection can go to the
 next task as it is; after any other, the session is reset (contract C9). The cursor of a compiled
 statement is closed by the compiler as soon as the result is in memory, and the lease ends with it.
+
+Note [Columns of a model]
+Most queries select the columns of one model, all of them and nothing else. What Django makes of
+that (the expressions, their SQL, their converters) is a sixth of the work of a `get()`, and the
+same every time. So it is kept with the model, by what it depends on, and only if all that made it
+is Django's own: fields that say themselves how they are selected are asked each time.
 """
 
 from __future__ import annotations
 
+from operator import is_
 from typing import Any
 
 from django.db.backends.postgresql import compiler
+from django.db.models import DurationField, Field, ForeignKey
+from django.db.models.expressions import Col
+from django.db.models.sql import Query
 
 #: Since Django 6.1 a compiler quotes every name as its operations do.
 _QUOTES_ALIKE = hasattr(compiler.SQLCompiler, "quote_name")
+
+#: What makes a column, where it depends on nothing but the field.
+_PLAIN: dict[str, set[Any]] = {
+    "get_col": {Field.get_col, ForeignKey.get_col},
+    "get_db_converters": {each.get_db_converters for each in (Field, DurationField, ForeignKey)},
+    "select_format": {Field.select_format},
+}
+
+
+def _is_plain(field: Any) -> bool:
+    return all(getattr(type(field), name, None) in known for name, known in _PLAIN.items())
+
+
+class _Columns:
+    """What `get_select()` returns for a model; see Note [Columns of a model]."""
+
+    __slots__ = ("cols", "converters", "fields", "indexes", "ops", "select", "table")
+
+    def __init__(self, made_by: SQLCompiler, select: list[Any], indexes: list[int]) -> None:
+        opts = made_by.query.get_meta()
+        #: What it depends on. Django makes new fields when those of the model change.
+        self.fields = opts.concrete_fields
+        self.table = opts.db_table
+        self.ops = type(made_by.connection.ops)
+        self.select = select
+        self.indexes = indexes
+        self.cols = [col for col, _, _ in select]
+        self.converters = made_by.get_converters(self.cols)
+
+    @classmethod
+    def of(cls, query: Any, ops: Any) -> _Columns | None:
+        """What is known for `query`, which selects all columns of its model."""
+        opts = query.model._meta  # noqa: SLF001 - Django's name for what is public
+        known: _Columns | None = opts.__dict__.get("_pgbackend_columns")
+        if (
+            known is None
+            or known.fields is not opts.concrete_fields
+            or known.table != opts.db_table
+            or known.ops is not type(ops)
+        ):
+            return None
+        return known
+
+    @classmethod
+    def keep(cls, made_by: SQLCompiler, found: tuple[Any, Any, Any]) -> None:
+        """Keep what was `found` for the next query, if all of it is Django's own."""
+        select, klass_info, _ = found
+        opts: Any = made_by.query.get_meta()
+        plain = klass_info is not None and all(
+            type(col) is Col
+            and col.alias == opts.db_table
+            and not hasattr(col, "as_postgresql")
+            and _is_plain(col.target)
+            and _is_plain(col.output_field)
+            for col, _, _ in select
+        )
+        if plain:
+            # There, and nowhere else, it is forgotten together with the model.
+            opts._pgbackend_columns = cls(made_by, select, klass_info["select_fields"])  # noqa: SLF001
+
+
+def _selects_a_model(query: Any) -> bool:
+    """Whether `query` selects the columns of its model: all of them, and nothing else."""
+    return (
+        type(query) is Query
+        and query.default_cols
+        and query.selected is None
+        and not query.select_related
+        and not query.annotations
+        and not query.extra
+        and not query.deferred_loading[0]
+        and query.model is not None
+        and query.base_table == query.model._meta.db_table  # noqa: SLF001
+        # Django 5.2 does not quote a name that is also an alias of the query.
+        and (_QUOTES_ALIKE or (len(query.alias_map) == 1 and not query.external_aliases))
+    )
 
 
 class CompiledStatement:
@@ -45,7 +131,38 @@ class CompiledStatement:
 
 
 class SQLCompiler(CompiledStatement, compiler.SQLCompiler):
-    pass
+    #: What `get_select()` has found, and the list whose converters it has told.
+    _columns: _Columns | None = None
+    _converted: Any = None
+
+    def get_select(self, with_col_aliases: bool = False) -> tuple[Any, Any, Any]:
+        query = self.query
+        if with_col_aliases or not _selects_a_model(query):
+            return super().get_select(with_col_aliases=with_col_aliases)
+        self._columns = known = _Columns.of(query, self.connection.ops)
+        if known is None:
+            found = super().get_select(with_col_aliases=with_col_aliases)
+            _Columns.keep(self, found)
+            return found
+        query.get_initial_alias()  # which counts that the table is used
+        klass_info = {"model": query.model, "select_fields": known.indexes.copy()}
+        return known.select.copy(), klass_info, {}
+
+    def get_converters(self, expressions: Any) -> Any:
+        known = self._columns
+        if (
+            known is None
+            or len(expressions) != len(known.cols)
+            or not all(map(is_, expressions, known.cols))
+        ):
+            return super().get_converters(expressions)
+        self._converted = expressions
+        return known.converters.copy()
+
+    def has_composite_fields(self, expressions: Any) -> bool:
+        if expressions is self._converted:
+            return False
+        return super().has_composite_fields(expressions)
 
 
 class SQLInsertCompiler(CompiledStatement, compiler.SQLInsertCompiler):
