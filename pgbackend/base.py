@@ -37,6 +37,7 @@ from .client import DatabaseClient
 from .creation import DatabaseCreation
 from .cursors import CursorWrapper
 from .driver import bridge
+from .driver.bridge import Portal
 from .driver.connection import ConnectArguments, adopt
 from .driver.pool import Lease, Pool, PoolOptions, close_pools, get_pool
 from .features import DatabaseFeatures
@@ -53,6 +54,7 @@ CURE = (
 
 
 _get_running_loop = asyncio._get_running_loop
+_running = bridge.running
 
 
 class _InThePool:
@@ -76,7 +78,7 @@ def _guarded(name: str) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def guarded(self: DatabaseWrapper, *args: Any, **kwargs: Any) -> Any:
-        if _get_running_loop() is not None:
+        if _get_running_loop() is not None and type(_running()) is not Portal:
             self.check_context(name)
         if getattr(PostgresDatabaseWrapper, name) is unsafe or name in self._in_patches:
             return method(self, *args, **kwargs)

@@ -263,14 +263,13 @@ def _find(here: bridge.Portal, wrapper: Any) -> _Found:
     blocks = _blocks.get()
     if found is None:
         sessions = _find_sessions()
-    elif (
-        found.wrapper is wrapper
-        and found.blocks is blocks
-        and found.settings_dict is wrapper.settings_dict
-    ):
-        return found
-    else:
+    elif found.wrapper is not wrapper or found.settings_dict is not wrapper.settings_dict:
         sessions = found.sessions
+    else:
+        if found.blocks is not blocks:
+            found.blocks = blocks
+            found.state = _look_up(wrapper, blocks, found.session)
+        return found
     here.found = found = _Found(wrapper, blocks, sessions)
     return found
 
@@ -283,14 +282,15 @@ def look_again() -> None:
 
 def current_state(wrapper: Any) -> State:
     """The state that the names of `wrapper` stand for, here and now."""
-    blocks = _blocks.get()
-    if _get_running_loop() is None:
-        if (not blocks or blocks is wrapper._own_blocks) and not _unwinding:
+    if _get_running_loop() is not None:
+        if type(here := _running()) is Portal:
+            return _find(here, wrapper).state
+    elif not _unwinding:
+        blocks = _blocks.get()
+        if not blocks or blocks is wrapper._own_blocks:
             own: State = wrapper._own
             return own
-    elif type(here := _running()) is Portal:
-        return _find(here, wrapper).state
-    return _look_up(wrapper, blocks, None)
+    return _look_up(wrapper, _blocks.get(), None)
 
 
 def state_and_session(wrapper: Any) -> tuple[State, Session | None]:
@@ -384,17 +384,33 @@ def observe(wrapper: Any) -> None:
 def state_attribute(name: str) -> property:
     """A name of Django's on the wrapper that stands for the current state's."""
 
-    # Properties, because the interpreter calls their functions without a detour.
+    # Properties, because the interpreter calls their functions without a detour. What is usual is
+    # found here, without a call: `_find()` and `current_state()` know the rest.
     def get(wrapper: Any) -> Any:
-        if _get_running_loop() is None and not _unwinding:
-            blocks = _blocks.get()
-            if not blocks or blocks is wrapper._own_blocks:
-                return getattr(wrapper._own, name)
+        if _get_running_loop() is None:
+            if not _unwinding:
+                blocks = _blocks.get()
+                if not blocks or blocks is wrapper._own_blocks:
+                    return getattr(wrapper._own, name)
+        elif type(here := _running()) is Portal:
+            found = here.found
+            if (
+                found is not None
+                and found.wrapper is wrapper
+                and found.blocks is _blocks.get()
+                and found.settings_dict is wrapper.settings_dict
+            ):
+                return getattr(found.state, name)
         return getattr(current_state(wrapper), name)
 
     def set_(wrapper: Any, value: Any) -> None:
-        # While it is being made, a wrapper must not reset a transaction that others are in.
-        setattr(current_state(wrapper) if wrapper._ready else wrapper._own, name, value)
+        if not wrapper._ready:
+            # While it is being made, a wrapper must not reset a transaction that others are in.
+            setattr(wrapper._own, name, value)
+        elif type(here := _running()) is Portal and _get_running_loop() is not None:
+            setattr(_find(here, wrapper).state, name, value)
+        else:
+            setattr(current_state(wrapper), name, value)
 
     return property(get, set_)
 
@@ -417,6 +433,8 @@ def scope_attribute(name: str) -> property:
     def get(wrapper: Any) -> Any:
         if _get_running_loop() is None:
             return getattr(wrapper._own_scope, name)
+        if type(here := _running()) is Portal:
+            return getattr(_find(here, wrapper).scope, name)
         return getattr(current_scope(wrapper), name)
 
     def set_(wrapper: Any, value: Any) -> None:

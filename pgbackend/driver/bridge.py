@@ -45,6 +45,13 @@ INTERRUPTIONS = (asyncio.CancelledError, GeneratorExit, GreenletExit, KeyboardIn
 class Portal(greenlet):
     """A greenlet that a task drives. Its attributes are for the code that runs in it."""
 
+    # fmt: off
+    __slots__ = (
+        "checked", "closing", "found", "holding", "pending", "postponing", "raised", "returned",
+        "working",
+    )
+    # fmt: on
+
     def __init__(self) -> None:
         super().__init__(_serve)
         #: Whether there is a function in it, and what the last one returned, or raised.
@@ -98,15 +105,17 @@ def check_not_collecting() -> None:
         )
 
 
-class _Orphan(greenlet):
+class _Orphan(Portal):
     """What a portal is in a forked child, where its task and its loop are not."""
+
+    __slots__ = ()
 
 
 def forget_after_fork() -> None:
     """In a child that green code forked, what runs on is synchronous: its loop is the parent's."""
     here = getcurrent()
     if type(here) is Portal:
-        here.__class__ = _Orphan  # type: ignore[assignment]
+        here.__class__ = _Orphan
 
 
 #: The running greenlet, of whatever kind; for who asks so often that a call counts.
@@ -350,6 +359,10 @@ def name_of(task: asyncio.Task[Any]) -> str:
     return name
 
 
+#: The code of coroutine functions that wait for the loop and do nothing else.
+plain: set[types.CodeType] = set()
+
+
 def make_child_tasks_green(loop: asyncio.AbstractEventLoop) -> None:
     """Let tasks that green code starts on `loop` be green too.
 
@@ -362,7 +375,7 @@ def make_child_tasks_green(loop: asyncio.AbstractEventLoop) -> None:
     def factory(
         loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **kwargs: Any
     ) -> asyncio.Future[Any]:
-        if type(getcurrent()) is Portal:
+        if type(getcurrent()) is Portal and getattr(coro, "cr_code", None) not in plain:
             coro = GreenCoroutine(coro)
         if make_task is None:
             return asyncio.Task(coro, loop=loop, **kwargs)

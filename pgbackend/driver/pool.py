@@ -37,6 +37,7 @@ from psycopg_pool.pool_async import (
     MaintenanceTask,
     ReturnConnection,
     StopWorker,
+    WaitingClient,
 )
 
 from . import bridge, deadlock, errors, events
@@ -261,6 +262,14 @@ class _Turn:
         finally:
             timer.cancel()
 
+    def wait(self, portal: bridge.Portal, timeout: float) -> bool:
+        """The same as `wait_timeout()`, for green code."""
+        timer = self._loop.call_later(timeout, self._set, False)
+        try:
+            return bridge.wait_future(portal, self._future)
+        finally:
+            timer.cancel()
+
     def notify_all(self) -> None:
         self._set(True)
 
@@ -284,6 +293,16 @@ class _Alarm(asyncio.Event):
             return False
 
 
+class _Place(WaitingClient[AsyncConnection]):
+    """The place in the queue of one who waits in a greenlet; the queue sets its `_cond`."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        self.conn = None
+        self.error = None
+
+
 class _Queue(deque[Any]):
     """psycopg_pool's queue of those who wait, which knows what task each belongs to."""
 
@@ -299,6 +318,18 @@ class _Queue(deque[Any]):
         self.by_task[task] = client
         client._cond = _Turn()  # noqa: SLF001
         super().append(client)
+
+    def wait(self, portal: bridge.Portal, place: _Place, timeout: float) -> None:
+        """Wait in `portal` until `place` has a connection; raise its error, or `PoolTimeout`."""
+        task = asyncio.current_task()
+        turn: _Turn = place._cond  # type: ignore[assignment]  # noqa: SLF001
+        try:
+            if not turn.wait(portal, timeout):
+                place.error = psycopg_pool.PoolTimeout("no connection came in time")
+            if place.error is not None:
+                raise place.error
+        finally:
+            self.by_task.pop(task, None)
 
     def has(self, task: asyncio.Task[Any]) -> bool:
         """Whether `task` waits: it has neither been served, nor given up."""
@@ -359,13 +390,45 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         connection._pool = self  # noqa: SLF001
         return connection
 
+    def wait_free(self, portal: bridge.Portal, timeout: float) -> AsyncConnection | None:
+        """Do what `getconn()` does when it must wait, in `portal`, with no coroutine in between.
+
+        Returns None, at once, when there is more to it: a pool to open or to grow, a user's check.
+        """
+        if not self._opened or self._closed or self._nconns < self._max_size:
+            return None
+        if self._check or self.max_waiting or self._pool or timeout <= 0 or self._lock.locked():
+            return None
+        place = _Place()
+        self._waiting.append(place)
+        self._stats[self._REQUESTS_NUM] += 1
+        self._stats[self._REQUESTS_QUEUED] += 1
+        began = monotonic()
+        try:
+            self._waiting.wait(portal, place, timeout)
+        except BaseException:
+            self._stats[self._REQUESTS_ERRORS] += 1
+            self._leave_queue(place)
+            raise
+        finally:
+            self._stats[self._REQUESTS_WAIT_MS] += int(1000 * (monotonic() - began))
+        assert place.conn is not None
+        place.conn._pool = self  # noqa: SLF001
+        return place.conn
+
     def put_free(self, connection: AsyncConnection) -> bool:
         """Do what `putconn()` does with an idle connection, if there is no more to it than that."""
-        if self._waiting or self._reset or self._closed or self._lock.locked():
+        if self._reset or self._closed or self._lock.locked():
             return False
         if connection._expire_at <= monotonic():  # noqa: SLF001
             return False
         connection._pool = None  # noqa: SLF001
+        while self._waiting:
+            client = self._waiting.popleft()
+            if client.conn is None and client.error is None:
+                client.conn = connection
+                client._cond.notify_all()  # noqa: SLF001
+                return True
         self._pool.append(connection)
         return True
 
@@ -516,7 +579,7 @@ class Pool:
         """Take a connection, green. Raises what `errors` says of pools, or the server's error."""
         bridge.check_not_collecting()
         started = monotonic()
-        physical = self._psycopg.take_free()
+        physical = self._psycopg.take_free() or self._wait()
         if physical is None or not physical.is_alive():
             physical = bridge.await_(self._get(started, physical))
         lease = Lease(self, physical)
@@ -526,6 +589,20 @@ class Pool:
                 events.Leased(self.name, physical.pgconn.backend_pid, lease.since - started)
             )
         return lease
+
+    def _wait(self) -> AsyncConnection | None:
+        """Wait for a connection where nothing needs to be done for it; else return None."""
+        portal = bridge.current()
+        if portal is None:
+            return None
+        self.check_failure()
+        began = monotonic()
+        try:
+            return self._psycopg.wait_free(portal, self._psycopg.timeout)
+        except psycopg_pool.PoolTimeout:
+            raise self._timed_out(monotonic() - began) from self._cause()
+        except psycopg_pool.PoolClosed:
+            raise self._closed_error() from None
 
     async def _get(self, started: float, found: AsyncConnection | None) -> AsyncConnection:
         """Wait for a connection; `found` is a dead one that was free."""

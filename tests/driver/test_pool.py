@@ -382,6 +382,64 @@ def test_who_waits_is_served_in_order(run: Runner, pools: Pools) -> None:
     run(main())
 
 
+@pytest.mark.parametrize("how", ["cancelled", "closed", "timed out"])
+@pytest.mark.parametrize("given_first", [False, True])
+def test_a_connection_given_to_who_stops_waiting_is_not_lost(
+    run: Runner, pools: Pools, how: str, given_first: bool
+) -> None:
+    """Both in one step, with no turn of the loop in between."""
+
+    async def main() -> None:
+        pool = pools(max_size=1)
+        lease = await green(pool.lease)
+        waiting = asyncio.create_task(green(fetch, pool, "SELECT 1"))
+        await until(lambda: pool.statistics().waiting)
+        place = pool._psycopg._waiting[0]
+        stop = {
+            "cancelled": waiting.cancel,
+            "closed": waiting.get_coro().close,
+            "timed out": lambda: place._cond._set(False),
+        }[how]
+        for act in (lease.end, stop) if given_first else (stop, lease.end):
+            act()
+        if how == "timed out" and given_first:
+            assert await waiting == [(1,)], "it had been served in time"
+        elif how == "closed":
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        else:
+            with pytest.raises((asyncio.CancelledError, PoolTimeout)):
+                await waiting
+        async with asyncio.timeout(5):
+            assert await green(fetch, pool, "SELECT 1") == [(1,)]
+        statistics = pool.statistics()
+        assert (statistics.leased, statistics.idle, statistics.waiting) == (0, 1, 0)
+        assert statistics.connections_made == 1
+
+    run(main())
+
+
+def test_who_waits_is_handed_the_connection_without_psycopgs_coroutines(
+    run: Runner, pools: Pools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a detour")
+
+    async def main() -> None:
+        pool = pools(max_size=1)
+        lease = await green(pool.lease)
+        for name in ("getconn", "putconn"):
+            monkeypatch.setattr(pool._psycopg, name, refuse)
+        waiting = [asyncio.create_task(green(fetch, pool, "SELECT 1")) for _ in range(3)]
+        await until(lambda: pool.statistics().waiting == 3)
+        lease.end()
+        assert await asyncio.gather(*waiting) == [[(1,)]] * 3
+        statistics = pool.statistics()
+        assert (statistics.requests, statistics.requests_queued) == (4, 4), "one opened the pool"
+
+    run(main())
+
+
 def test_min_size_connections_are_opened_at_once(run: Runner, pools: Pools) -> None:
     async def main() -> None:
         pool = pools(min_size=2)
