@@ -405,9 +405,10 @@ def state_attribute(name: str) -> property:
 
     def set_(wrapper: Any, value: Any) -> None:
         if not wrapper._ready:
-            # While it is being made, a wrapper must not reset a transaction that others are in.
-            setattr(wrapper._own, name, value)
-        elif type(here := _running()) is Portal and _get_running_loop() is not None:
+            # What a wrapper is made with, its state and scope have already; and it must not reset
+            # those of a transaction that others are in.
+            return
+        if type(here := _running()) is Portal and _get_running_loop() is not None:
             setattr(_find(here, wrapper).state, name, value)
         else:
             setattr(current_state(wrapper), name, value)
@@ -417,9 +418,11 @@ def state_attribute(name: str) -> property:
 
 def _doom(wrapper: Any, value: Any) -> None:
     """Set `needs_rollback`: of the running code's block, not of one that a sibling has open."""
-    block = current_block(wrapper) if wrapper._ready else None
+    if not wrapper._ready:
+        return
+    block = current_block(wrapper)
     if block is None or block.transaction.innermost in (block, None):
-        (current_state(wrapper) if wrapper._ready else wrapper._own).needs_rollback = value
+        current_state(wrapper).needs_rollback = value
     elif not block.ended:
         block.doomed = value
 
@@ -438,7 +441,9 @@ def scope_attribute(name: str) -> property:
         return getattr(current_scope(wrapper), name)
 
     def set_(wrapper: Any, value: Any) -> None:
-        setattr(current_scope(wrapper) if wrapper._ready else wrapper._own_scope, name, value)
+        if not wrapper._ready:
+            return
+        setattr(current_scope(wrapper), name, value)
         if value and name == "force_debug_cursor":
             observe(wrapper)
 
