@@ -13,6 +13,7 @@ is Django's own: fields that say themselves how they are selected are asked each
 
 from __future__ import annotations
 
+from itertools import repeat
 from operator import is_
 from typing import Any
 
@@ -33,7 +34,15 @@ _PLAIN: dict[str, set[Any]] = {
 
 
 def _is_plain(field: Any) -> bool:
-    return all(getattr(type(field), name, None) in known for name, known in _PLAIN.items())
+    return not vars(field).keys() & _PLAIN.keys() and all(
+        getattr(type(field), name, None) in known for name, known in _PLAIN.items()
+    )
+
+
+def _are_plain(ops: type[Any]) -> bool:
+    """Whether what these operations say of a column is Django's, or ours, for all connections."""
+    said_by = (ops.get_db_converters.__module__, ops.quote_name.__module__)
+    return all(module.startswith(("django.", "pgbackend.")) for module in said_by)
 
 
 class _Columns:
@@ -41,21 +50,20 @@ class _Columns:
 
     __slots__ = ("cols", "converters", "fields", "indexes", "ops", "select", "table")
 
-    def __init__(self, made_by: SQLCompiler, select: list[Any], indexes: list[int]) -> None:
-        opts = made_by.query.get_meta()
-        #: What it depends on. Django makes new fields when those of the model change.
-        self.fields = opts.concrete_fields
-        self.table = opts.db_table
+    def __init__(self, made_by: SQLCompiler, fields: Any, found: tuple[Any, Any, Any]) -> None:
+        select, klass_info, _ = found
+        self.select = select.copy()
+        self.indexes: list[int] = klass_info["select_fields"].copy()
+        #: What it depends on. Django makes another list when the fields of the model change.
+        self.fields = fields
+        self.table = made_by.query.base_table
         self.ops = type(made_by.connection.ops)
-        self.select = select
-        self.indexes = indexes
-        self.cols = [col for col, _, _ in select]
+        self.cols = [col for col, _, _ in self.select]
         self.converters = made_by.get_converters(self.cols)
 
     @classmethod
-    def of(cls, query: Any, ops: Any) -> _Columns | None:
-        """What is known for `query`, which selects all columns of its model."""
-        opts = query.model._meta  # noqa: SLF001 - Django's name for what is public
+    def of(cls, opts: Any, ops: Any) -> _Columns | None:
+        """What is known of the model with `opts`."""
         known: _Columns | None = opts.__dict__.get("_pgbackend_columns")
         if (
             known is None
@@ -67,26 +75,34 @@ class _Columns:
         return known
 
     @classmethod
-    def keep(cls, made_by: SQLCompiler, found: tuple[Any, Any, Any]) -> None:
-        """Keep what was `found` for the next query, if all of it is Django's own."""
-        select, klass_info, _ = found
-        opts: Any = made_by.query.get_meta()
-        plain = klass_info is not None and all(
-            type(col) is Col
-            and col.alias == opts.db_table
-            and not hasattr(col, "as_postgresql")
-            and _is_plain(col.target)
-            and _is_plain(col.output_field)
-            for col, _, _ in select
-        )
-        if plain:
+    def keep(
+        cls, made_by: SQLCompiler, opts: Any, fields: Any, found: tuple[Any, Any, Any]
+    ) -> None:
+        """Keep what was `found` of all `fields` for the next query, if it is Django's own."""
+        cols = [col for col, _, _ in found[0]]
+        if (
+            _are_plain(type(made_by.connection.ops))
+            and len(cols) == len(fields)
+            and all(map(_is_plain_column, cols, fields, repeat(opts.db_table)))
+        ):
             # There, and nowhere else, it is forgotten together with the model.
-            opts._pgbackend_columns = cls(made_by, select, klass_info["select_fields"])  # noqa: SLF001
+            opts._pgbackend_columns = cls(made_by, fields, found)  # noqa: SLF001
+
+
+def _is_plain_column(col: Any, field: Any, table: str) -> bool:
+    return (
+        type(col) is Col
+        and col.target is field
+        and col.alias == table
+        and not hasattr(col, "as_postgresql")
+        and _is_plain(field)
+        and _is_plain(col.output_field)
+    )
 
 
 def _selects_a_model(query: Any) -> bool:
     """Whether `query` selects the columns of its model: all of them, and nothing else."""
-    return (
+    return bool(
         type(query) is Query
         and query.default_cols
         and query.selected is None
@@ -95,6 +111,7 @@ def _selects_a_model(query: Any) -> bool:
         and not query.extra
         and not query.deferred_loading[0]
         and query.model is not None
+        and query.alias_map  # or `base_table`, which is remembered, would be None
         and query.base_table == query.model._meta.db_table  # noqa: SLF001
         # Django 5.2 does not quote a name that is also an alias of the query.
         and (_QUOTES_ALIKE or (len(query.alias_map) == 1 and not query.external_aliases))
@@ -137,12 +154,14 @@ class SQLCompiler(CompiledStatement, compiler.SQLCompiler):
 
     def get_select(self, with_col_aliases: bool = False) -> tuple[Any, Any, Any]:
         query = self.query
-        if with_col_aliases or not _selects_a_model(query):
+        if with_col_aliases or type(self) is not SQLCompiler or not _selects_a_model(query):
             return super().get_select(with_col_aliases=with_col_aliases)
-        self._columns = known = _Columns.of(query, self.connection.ops)
+        opts = query.get_meta()
+        self._columns = known = _Columns.of(opts, self.connection.ops)
         if known is None:
+            fields = opts.concrete_fields
             found = super().get_select(with_col_aliases=with_col_aliases)
-            _Columns.keep(self, found)
+            _Columns.keep(self, opts, fields, found)
             return found
         query.get_initial_alias()  # which counts that the table is used
         klass_info = {"model": query.model, "select_fields": known.indexes.copy()}

@@ -444,10 +444,6 @@ def _hook_handlers() -> None:
     from django.test.client import AsyncClientHandler
 
     _make_call_green(ASGIHandler)
-    # A task of each request, in which nothing but the server's `receive()` is called.
-    listen = ASGIHandler.listen_for_disconnect
-    if inspect.isfunction(listen) and _is_djangos(listen):
-        bridge.plain.add(listen.__code__)
     test: Any = AsyncClientHandler.__call__
 
     @functools.wraps(test)

@@ -359,10 +359,6 @@ def name_of(task: asyncio.Task[Any]) -> str:
     return name
 
 
-#: The code of coroutine functions that wait for the loop and do nothing else.
-plain: set[types.CodeType] = set()
-
-
 def make_child_tasks_green(loop: asyncio.AbstractEventLoop) -> None:
     """Let tasks that green code starts on `loop` be green too.
 
@@ -375,7 +371,7 @@ def make_child_tasks_green(loop: asyncio.AbstractEventLoop) -> None:
     def factory(
         loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **kwargs: Any
     ) -> asyncio.Future[Any]:
-        if type(getcurrent()) is Portal and getattr(coro, "cr_code", None) not in plain:
+        if type(getcurrent()) is Portal:
             coro = GreenCoroutine(coro)
         if make_task is None:
             return asyncio.Task(coro, loop=loop, **kwargs)

@@ -319,6 +319,11 @@ class _Queue(deque[Any]):
         client._cond = _Turn()  # noqa: SLF001
         super().append(client)
 
+    def withdraw(self, client: Any) -> None:
+        """Take out a client that has just been put in."""
+        self.remove(client)
+        self.by_task.pop(asyncio.current_task(), None)
+
     def wait(self, portal: bridge.Portal, place: _Place, timeout: float) -> None:
         """Wait in `portal` until `place` has a connection; raise its error, or `PoolTimeout`."""
         task = asyncio.current_task()
@@ -385,6 +390,9 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         if not self._pool or self._check or self.layer.closed or self._lock.locked():
             return None
         self._stats[self._REQUESTS_NUM] += 1
+        return self._pop_free()
+
+    def _pop_free(self) -> AsyncConnection:
         connection = self._pool.popleft()
         self._nconns_min = min(self._nconns_min, len(self._pool))  # what it shrinks by
         connection._pool = self  # noqa: SLF001
@@ -399,15 +407,19 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
             return None
         if self._check or self.max_waiting or self._pool or timeout <= 0 or self._lock.locked():
             return None
+        self._stats[self._REQUESTS_NUM] += 1
         place = _Place()
         self._waiting.append(place)
-        self._stats[self._REQUESTS_NUM] += 1
+        if self._pool:
+            # The garbage collector has given one back, before it could see this place.
+            self._waiting.withdraw(place)
+            return self._pop_free()
         self._stats[self._REQUESTS_QUEUED] += 1
         began = monotonic()
         try:
             self._waiting.wait(portal, place, timeout)
-        except BaseException:
-            self._stats[self._REQUESTS_ERRORS] += 1
+        except BaseException as exc:
+            self._stats[self._REQUESTS_ERRORS] += not isinstance(exc, GeneratorExit)
             self._leave_queue(place)
             raise
         finally:
@@ -502,7 +514,7 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
             await super()._return_connection(conn, from_getconn)
 
     def waiting(self) -> int:
-        return sum(client.error is None for client in self._waiting)
+        return sum(client.error is None for client in list(self._waiting))
 
     def make_room(self) -> None:
         """Take those who gave up waiting out of a queue that is full of them."""
@@ -593,7 +605,7 @@ class Pool:
     def _wait(self) -> AsyncConnection | None:
         """Wait for a connection where nothing needs to be done for it; else return None."""
         portal = bridge.current()
-        if portal is None:
+        if portal is None or self.closed:
             return None
         self.check_failure()
         began = monotonic()

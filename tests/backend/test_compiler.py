@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 from collections.abc import Callable, Iterator
@@ -9,24 +10,26 @@ from typing import Any
 
 import pytest
 from django.apps.registry import Apps
-from django.db import connection, models, transaction
+from django.db import connection, connections, models, transaction
 from django.db.backends.postgresql import compiler as djangos
 from django.db.models import F, Q, QuerySet, Value
 
 from kitchen.models import Dish, Order, OrderLine, Section
 from pgbackend import compiler as ours
+from pgbackend.operations import DatabaseOperations
+from tests.library.models import Tag
 
 
 @pytest.fixture(autouse=True)
 def _nothing_is_known() -> Iterator[None]:
-    for model in (Dish, Order, OrderLine, Section):
+    for model in (Dish, Order, OrderLine, Section, Tag):
         vars(model._meta).pop("_pgbackend_columns", None)
     yield
 
 
-def compiled(queryset: QuerySet[Any], compilers: Any) -> tuple[Any, ...]:
+def compiled(queryset: QuerySet[Any], compilers: Any, by: Any = connection) -> tuple[Any, ...]:
     """All that the rest of Django takes from a compiler."""
-    made = compilers.SQLCompiler(queryset.query.chain(), connection, "default")
+    made = compilers.SQLCompiler(queryset.query.chain(), by, "default")
     with transaction.atomic():  # or nothing could be locked
         sql = made.as_sql()
     cols = [selected[0] for selected in made.select[: made.col_count]]
@@ -103,14 +106,54 @@ def test_columns_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_who_changes_what_was_selected_changes_it_for_himself() -> None:
     expected = compiled(Dish.objects.all(), djangos)
-    compiled(Dish.objects.all(), ours)
-    made = ours.SQLCompiler(Dish.objects.all().query, connection, "default")
-    select, klass_info, annotations = made.get_select()
-    made.get_converters([col for col, _, _ in select])[0] = ([str], None)
-    select.clear()
-    klass_info["select_fields"].clear()
-    klass_info["model"] = annotations["x"] = None
-    assert compiled(Dish.objects.all(), ours) == expected
+    for _ in range(3):
+        made = ours.SQLCompiler(Dish.objects.all().query, connection, "default")
+        made.setup_query()
+        made.get_converters([col for col, _, _ in made.select])[0] = ([str], None)
+        made.select.clear()
+        made.klass_info["select_fields"].clear()
+        made.klass_info["model"] = made.annotation_col_map["x"] = None
+        assert compiled(Dish.objects.all(), ours) == expected
+
+
+def test_a_query_that_was_only_asked_for_its_columns_is_still_whole() -> None:
+    query = Dish.objects.all().query
+    ours.SQLCompiler(query, connection, "default").get_select()
+    expected = djangos.SQLCompiler(Dish.objects.all().query, connection, "default").as_sql()
+    assert ours.SQLCompiler(query, connection, "default").as_sql() == expected
+
+
+class FewerColumns(ours.SQLCompiler):
+    """A compiler of a backend that is derived from ours."""
+
+    def get_default_columns(self, *args: Any, **kwargs: Any) -> Any:
+        return super().get_default_columns(*args, **kwargs)[:1]
+
+
+@pytest.mark.parametrize("first", [ours.SQLCompiler, FewerColumns])
+def test_a_compiler_of_somebody_elses_is_asked_each_time_and_for_itself(first: Any) -> None:
+    for each in (first, FewerColumns, ours.SQLCompiler, FewerColumns):
+        made = each(Tag.objects.all().query, connection, "default")
+        made.as_sql()
+        assert len(made.select) == (1 if each is FewerColumns else 2)
+
+
+def test_operations_that_convert_what_others_do_not_are_asked_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Operations(DatabaseOperations):
+        given: Any = ()
+
+        def get_db_converters(self, expression: Any) -> Any:
+            return [*self.given]
+
+    other = copy.copy(connections["default"])
+    other.ops = Operations(other)
+    assert compiled(Tag.objects.all(), ours)[4] == {}
+    assert compiled(Tag.objects.all(), ours, other)[4] == {}
+    monkeypatch.setattr(Operations, "given", (str,))
+    assert compiled(Tag.objects.all(), ours, other)[4] == {0: ["str"], 1: ["str"]}
+    assert compiled(Tag.objects.all(), ours)[4] == {}
 
 
 class Shouting(models.CharField):
@@ -135,6 +178,15 @@ def test_a_field_that_says_how_it_is_selected_is_asked_each_time(
     assert 'upper("library_made"."name")' in compiled(model._base_manager.all(), ours)[0][0]
     monkeypatch.setattr(Shouting, "how", "lower(%s)")
     assert 'lower("library_made"."name")' in compiled(model._base_manager.all(), ours)[0][0]
+
+
+def test_a_field_that_was_given_a_way_to_be_selected_is_asked_each_time() -> None:
+    model = make_model(name=models.CharField(max_length=9))
+    field: Any = model._meta.get_field("name")
+    field.select_format = lambda compiler, sql, params: (f"trim({sql})", params)
+    compiled(model._base_manager.all(), ours)
+    field.select_format = lambda compiler, sql, params: (f"upper({sql})", params)
+    assert 'upper("library_made"."name")' in compiled(model._base_manager.all(), ours)[0][0]
 
 
 def test_a_field_that_depends_on_the_connection_is_asked_each_time(
@@ -163,6 +215,25 @@ def test_a_model_that_gets_a_field_or_another_table_is_compiled_anew() -> None:
     model._meta.db_table = "moved"
     assert compiled(model._base_manager.all(), ours) == compiled(model._base_manager.all(), djangos)
     assert ' FROM "moved"' in compiled(model._base_manager.all(), ours)[0][0]
+
+
+def test_a_field_that_comes_while_the_columns_are_compiled_is_not_missed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As by another thread."""
+    model = make_model(name=models.CharField(max_length=9))
+    get_default_columns = djangos.SQLCompiler.get_default_columns
+
+    def compile_and_add(self: Any, *args: Any, **kwargs: Any) -> Any:
+        columns = get_default_columns(self, *args, **kwargs)
+        monkeypatch.undo()
+        model.add_to_class("number", models.IntegerField(default=0))
+        return columns
+
+    monkeypatch.setattr(ours.SQLCompiler, "get_default_columns", compile_and_add)
+    compiled(model._base_manager.all(), ours)
+    for _ in range(2):
+        assert '"library_made"."number"' in compiled(model._base_manager.all(), ours)[0][0]
 
 
 def test_inherited_columns_are_compiled_as_by_django() -> None:

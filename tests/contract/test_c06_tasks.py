@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from django.core.handlers.asgi import ASGIHandler
 from django.db import DatabaseError, IntegrityError, connection, transaction
 from django.db.models.signals import post_save
 from django.db.transaction import TransactionManagementError
@@ -1130,3 +1131,26 @@ def test_tasks_that_share_only_the_loop_share_nothing_in_whatever_order(
 
     run(aio.portal(main()) if green else main(), timeout=60)
     assert names() == []
+
+
+def test_a_task_of_djangos_own_in_a_request_is_green(run: Runner) -> None:
+    """It listens for the client's end by `receive()`, which ASGI middleware may have wrapped."""
+    seen: list[int] = []
+    scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    listening = asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        seen.append(Tag.objects.count())
+        if len(seen) == 1:
+            return {"type": "http.request", "body": b"", "more_body": False}
+        seen.append(await asyncio.create_task(Tag.objects.acount()))
+        listening.set()
+        await asyncio.Event().wait()
+        raise AssertionError("nobody woke it")
+
+    async def send(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            await listening.wait()
+
+    run(ASGIHandler()(scope, receive, send))
+    assert seen == [0, 0, 0]

@@ -440,6 +440,38 @@ def test_who_waits_is_handed_the_connection_without_psycopgs_coroutines(
     run(main())
 
 
+def test_a_connection_that_the_collector_gives_back_is_seen_by_who_begins_to_wait(
+    run: Runner, pools: Pools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The collector may run at any step between the look at the pool and the place in the queue."""
+
+    def forget(pool: Pool) -> None:
+        circle: list[Any] = [pool.lease()]
+        circle.append(circle)
+
+    async def main() -> None:
+        pool = pools(max_size=1)
+        await asyncio.create_task(green(forget, pool))
+        check_deadlock = pool.check_deadlock
+
+        def check_and_collect(task: Any) -> None:
+            check_deadlock(task)
+            gc.collect()
+
+        monkeypatch.setattr(pool, "check_deadlock", check_and_collect)
+        async with asyncio.timeout(5):
+            assert await green(fetch, pool, "SELECT 1") == [(1,)]
+        statistics = pool.statistics()
+        assert (statistics.requests, statistics.waiting, statistics.idle) == (2, 0, 1)
+        assert not pool._psycopg._waiting.by_task
+
+    gc.disable()
+    try:
+        run(main())
+    finally:
+        gc.enable()
+
+
 def test_min_size_connections_are_opened_at_once(run: Runner, pools: Pools) -> None:
     async def main() -> None:
         pool = pools(min_size=2)
