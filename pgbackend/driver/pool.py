@@ -319,10 +319,13 @@ class _Queue(deque[Any]):
         client._cond = _Turn()  # noqa: SLF001
         super().append(client)
 
-    def withdraw(self, client: Any) -> None:
-        """Take out a client that has just been put in."""
+    def withdraw(self, client: Any) -> bool:
+        """Take out a client that has just been put in; False if it has been served meanwhile."""
+        if client.conn is not None:
+            return False
         self.remove(client)
         self.by_task.pop(asyncio.current_task(), None)
+        return True
 
     def wait(self, portal: bridge.Portal, place: _Place, timeout: float) -> None:
         """Wait in `portal` until `place` has a connection; raise its error, or `PoolTimeout`."""
@@ -410,9 +413,8 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         self._stats[self._REQUESTS_NUM] += 1
         place = _Place()
         self._waiting.append(place)
-        if self._pool:
-            # The garbage collector has given one back, before it could see this place.
-            self._waiting.withdraw(place)
+        # The garbage collector may have given one back, before it could see this place.
+        if self._pool and self._waiting.withdraw(place):
             return self._pop_free()
         self._stats[self._REQUESTS_QUEUED] += 1
         began = monotonic()

@@ -472,6 +472,36 @@ def test_a_connection_that_the_collector_gives_back_is_seen_by_who_begins_to_wai
         gc.enable()
 
 
+def test_who_is_served_as_he_begins_to_wait_leaves_a_free_connection_to_others(
+    run: Runner, pools: Pools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One connection comes back just before his place is in the queue, and one just after."""
+
+    def take_both(pool: Pool) -> list[Any]:
+        return [pool.lease(), pool.lease()]
+
+    async def main() -> None:
+        pool = pools(max_size=2)
+        leases = await asyncio.create_task(green(take_both, pool))
+        queue = pool._psycopg._waiting
+        append = queue.append
+
+        def append_between(client: Any) -> None:
+            leases.pop().end()
+            append(client)
+            leases.pop().end()
+
+        monkeypatch.setattr(queue, "append", append_between)
+        async with asyncio.timeout(5):
+            assert await green(fetch, pool, "SELECT 1") == [(1,)]
+        monkeypatch.undo()
+        statistics = pool.statistics()
+        assert (statistics.leased, statistics.waiting, statistics.idle) == (0, 0, 2)
+        assert not queue.by_task
+
+    run(main())
+
+
 def test_min_size_connections_are_opened_at_once(run: Runner, pools: Pools) -> None:
     async def main() -> None:
         pool = pools(min_size=2)
