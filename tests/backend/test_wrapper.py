@@ -12,6 +12,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.base import BaseHandler
 from django.db import DatabaseError, connection, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
 from django.db.models import Func, IntegerField
 from django.db.utils import ConnectionHandler
 from django.test.utils import CaptureQueriesContext
@@ -263,3 +264,13 @@ def test_a_wrapper_cannot_connect_for_threads_on_the_bare_loop(run: Runner) -> N
         assert await Tag.objects.acount() == 0
 
     run(main())
+
+
+def test_a_new_wrapper_has_what_djangos_is_made_with() -> None:
+    """Nothing of it is set on ours while it is being made; see `state.state_attribute()`."""
+    djangos = PostgresDatabaseWrapper(connections.settings["default"], "default")
+    ours = DatabaseWrapper(connections.settings["default"], "default")
+    for part in (ours._own, ours._own_scope):
+        for name in set(part.NAMES) & vars(djangos).keys():
+            assert getattr(part, name) == getattr(djangos, name), name
+    assert ours.queries_log.maxlen == djangos.queries_log.maxlen
