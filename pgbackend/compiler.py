@@ -9,18 +9,34 @@ Most queries select the columns of one model, all of them and nothing else. What
 that (the expressions, their SQL, their converters) is a sixth of the work of a `get()`, and the
 same every time. So it is kept with the model, by what it depends on, and only if all that made it
 is Django's own: fields that say themselves how they are selected are asked each time.
+
+Note [Usual statements]
+Django puts a statement together from some twenty parts, each of which finds for itself that it has
+nothing to say. Where that can be told at once (a model's own columns, not grouped, not combined,
+not locked), `SQLCompiler.as_sql()` asks only for the parts that there are; and a column is compared
+with a value in one step (`CompiledStatement.compile`) where Django takes ten, of which one copies
+the column. What is said by somebody else's class, or by one that somebody has patched, is asked as
+Django asks it. The statements are Django's to the letter (`tests/backend/test_compiler.py`).
 """
 
 from __future__ import annotations
 
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from itertools import repeat
 from operator import is_
 from typing import Any
+from uuid import UUID
 
+import django
+from django.core.exceptions import EmptyResultSet, FullResultSet
 from django.db.backends.postgresql import compiler
-from django.db.models import DurationField, Field, ForeignKey
+from django.db.backends.postgresql.operations import DatabaseOperations
+from django.db.models import DurationField, Field, ForeignKey, lookups
 from django.db.models.expressions import Col
+from django.db.models.fields import related_lookups
 from django.db.models.sql import Query
+from django.db.models.sql.where import AND, WhereNode
 
 #: Since Django 6.1 a compiler quotes every name as its operations do.
 _QUOTES_ALIKE = hasattr(compiler.SQLCompiler, "quote_name")
@@ -31,6 +47,35 @@ _PLAIN: dict[str, set[Any]] = {
     "get_db_converters": {each.get_db_converters for each in (Field, DurationField, ForeignKey)},
     "select_format": {Field.select_format},
 }
+
+#: Lookups that compare a column, as it is, with a value; and the methods that make them do so.
+_COMPARISONS: dict[type[Any], tuple[Any, Any, Any]] = {
+    each: (each.as_sql, each.process_lhs, each.get_rhs_op)
+    for each in (
+        *(lookups.Exact, lookups.IntegerFieldExact, related_lookups.RelatedExact),
+        *(lookups.GreaterThan, lookups.IntegerGreaterThan, related_lookups.RelatedGreaterThan),
+        *(lookups.LessThan, lookups.IntegerLessThan, related_lookups.RelatedLessThan),
+        *(lookups.GreaterThanOrEqual, lookups.IntegerGreaterThanOrEqual),
+        *(lookups.LessThanOrEqual, lookups.IntegerLessThanOrEqual),
+        *(related_lookups.RelatedGreaterThanOrEqual, related_lookups.RelatedLessThanOrEqual),
+    )
+}
+#: Which casts nothing for these.
+_LOOKUP_CAST = DatabaseOperations.lookup_cast
+#: What a lookup puts its parameters in.
+_Params: Any = tuple if django.VERSION >= (6, 0) else list
+
+#: Types of which no value is an expression, nor a model's instance.
+_VALUES = {
+    *(type(None), bool, int, float, Decimal, str, bytes, UUID),
+    *(date, datetime, time, timedelta),
+}
+#: Whether Django sends NULL as a parameter.
+_SENDS_NULL = django.VERSION >= (6, 1)
+
+
+def _has_placeholder(field: Any) -> bool:
+    return hasattr(field, "get_placeholder_sql") or hasattr(field, "get_placeholder")
 
 
 def _is_plain(field: Any) -> bool:
@@ -48,7 +93,10 @@ def _are_plain(ops: type[Any]) -> bool:
 class _Columns:
     """What `get_select()` returns for a model; see Note [Columns of a model]."""
 
-    __slots__ = ("cols", "converters", "fields", "indexes", "ops", "select", "table")
+    __slots__ = (
+        *("cols", "converters", "fields", "from_", "indexes", "ops", "select", "select_from"),
+        "table",
+    )
 
     def __init__(self, made_by: SQLCompiler, fields: Any, found: tuple[Any, Any, Any]) -> None:
         select, klass_info, _ = found
@@ -59,11 +107,15 @@ class _Columns:
         self.table = made_by.query.base_table
         self.ops = type(made_by.connection.ops)
         self.cols = [col for col, _, _ in self.select]
+        columns = ", ".join([sql for _, (sql, _), _ in self.select])
+        self.select_from = f"SELECT {columns} FROM "  # noqa: S608 - all of it is quoted
+        self.from_ = self.select_from + made_by.connection.ops.quote_name(self.table)
         self.converters = made_by.get_converters(self.cols)
 
     @classmethod
-    def of(cls, opts: Any, ops: Any) -> _Columns | None:
-        """What is known of the model with `opts`."""
+    def of(cls, query: Any, ops: Any) -> _Columns | None:
+        """What is known of the model of `query`."""
+        opts = query.model._meta  # noqa: SLF001
         known: _Columns | None = opts.__dict__.get("_pgbackend_columns")
         if (
             known is None
@@ -73,6 +125,11 @@ class _Columns:
         ):
             return None
         return known
+
+    def selected_of(self, model: Any) -> tuple[Any, Any, Any]:
+        """What `get_select()` returns, for the caller to keep."""
+        klass_info = {"model": model, "select_fields": self.indexes.copy()}
+        return self.select.copy(), klass_info, {}
 
     @classmethod
     def keep(
@@ -118,10 +175,62 @@ def _selects_a_model(query: Any) -> bool:
     )
 
 
+def _is_usual(query: Any) -> bool:
+    """Whether `query` has none of the parts that `_usual_statement()` does not put in."""
+    return not (
+        query.distinct
+        or query.combinator
+        or query.group_by is not None
+        or query.select_for_update
+        or query.explain_info
+        or not query.default_cols
+    )
+
+
+def _is_ordered(query: Any) -> bool:
+    return bool(
+        query.extra_order_by
+        or query.order_by
+        or (query.default_ordering and query.get_meta().ordering)
+    )
+
+
+def _comparison_in(where: Any) -> Any:
+    """The comparison of a column with a value that `where` consists of, or None."""
+    if (
+        type(where) is WhereNode
+        and len(where.children) == 1
+        and where.connector == AND
+        and not where.negated
+        and not where.resolved
+    ):
+        only: Any = where.children[0]
+        if type(only) in _COMPARISONS and type(only.lhs) is Col and not hasattr(only.rhs, "as_sql"):
+            return only
+    return None
+
+
 class CompiledStatement:
     """A compiler whose statements are marked as compiled by the ORM."""
 
     connection: Any
+
+    def compile(self, node: Any) -> Any:
+        connection = self.connection
+        as_vendor = getattr(node, "as_" + connection.vendor, None)
+        if as_vendor:
+            return as_vendor(self, connection)
+        if (
+            (methods := _COMPARISONS.get(kind := type(node))) is not None
+            and type(node.lhs) is Col
+            and type(node.rhs) is not bool
+            and methods == (kind.as_sql, kind.process_lhs, kind.get_rhs_op)
+            and type(connection.ops).lookup_cast is _LOOKUP_CAST
+        ):
+            column, _ = self.compile(node.lhs)
+            value, params = node.process_rhs(self, connection)
+            return f"{column} {connection.operators[node.lookup_name] % value}", _Params(params)
+        return node.as_sql(self, connection)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -152,20 +261,88 @@ class SQLCompiler(CompiledStatement, compiler.SQLCompiler):
     _columns: _Columns | None = None
     _converted: Any = None
 
+    def _know_columns(self) -> _Columns | None:
+        """Look for the columns that the query selects, and let `get_converters()` know."""
+        query = self.query
+        self._columns = _Columns.of(query, self.connection.ops) if _selects_a_model(query) else None
+        return self._columns
+
     def get_select(self, with_col_aliases: bool = False) -> tuple[Any, Any, Any]:
         query = self.query
         if with_col_aliases or type(self) is not SQLCompiler or not _selects_a_model(query):
             return super().get_select(with_col_aliases=with_col_aliases)
+        if (known := self._know_columns()) is not None:
+            query.get_initial_alias()  # which counts that the table is used
+            return known.selected_of(query.model)
         opts = query.get_meta()
-        self._columns = known = _Columns.of(opts, self.connection.ops)
-        if known is None:
-            fields = opts.concrete_fields
-            found = super().get_select(with_col_aliases=with_col_aliases)
-            _Columns.keep(self, opts, fields, found)
-            return found
-        query.get_initial_alias()  # which counts that the table is used
-        klass_info = {"model": query.model, "select_fields": known.indexes.copy()}
-        return known.select.copy(), klass_info, {}
+        fields = opts.concrete_fields
+        found = super().get_select(with_col_aliases=with_col_aliases)
+        _Columns.keep(self, opts, fields, found)
+        return found
+
+    def as_sql(
+        self, with_limits: bool = True, with_col_aliases: bool = False
+    ) -> tuple[str, tuple[Any, ...]]:
+        query = self.query
+        if with_col_aliases or type(self) is not SQLCompiler or not _is_usual(query):
+            return super().as_sql(with_limits=with_limits, with_col_aliases=with_col_aliases)
+        ordered = _is_ordered(query)
+        if ordered or len(query.alias_map) != 1:
+            refcounts_before = query.alias_refcount.copy()
+            query.get_initial_alias()
+            try:
+                made = self._usual_statement(with_limits, ordered)
+            finally:
+                query.reset_refcounts(refcounts_before)
+        else:
+            made = self._usual_statement(with_limits, ordered)
+        return made or super().as_sql(with_limits=with_limits)
+
+    def _usual_statement(
+        self, with_limits: bool, ordered: bool
+    ) -> tuple[str, tuple[Any, ...]] | None:
+        """What `as_sql()` returns, with the same left on this compiler; None if Django must."""
+        query: Any = self.query
+        if (known := self._know_columns()) is None:
+            return None
+        self.select, self.klass_info, self.annotation_col_map = known.selected_of(query.model)
+        self.col_count = len(self.select)
+        order_by = self.get_order_by() if ordered else ()
+        self.where = query.where
+        self.having = self.qualify = None
+        if (only := _comparison_in(self.where)) is None:
+            self.where, self.having, self.qualify = query.where.split_having_qualify()
+            if self.having or self.qualify:
+                return None
+        self.has_extra_select = False
+        params: Any = []
+        if len(query.alias_map) == 1 and not query.extra_tables:
+            sql = known.from_
+        else:
+            tables, params = self.get_from_clause()
+            sql = known.select_from + " ".join(tables)
+        where, where_params = self._compile_where(only or self.where)
+        if where:
+            sql = f"{sql} WHERE {where}"
+            params.extend(where_params)
+        if order_by:
+            sql += " ORDER BY " + ", ".join([each for _, (each, _, _) in order_by])
+            for _, (_, order_params, _) in order_by:
+                params.extend(order_params)
+        if with_limits and query.is_sliced:
+            limit = self.connection.ops.limit_offset_sql(query.low_mark, query.high_mark)
+            sql = f"{sql} {limit}"
+        return sql, tuple(params)
+
+    def _compile_where(self, where: Any) -> Any:
+        try:
+            return self.compile(where)
+        except EmptyResultSet:
+            if self.elide_empty:  # type: ignore[attr-defined]
+                raise
+            return "0 = 1", ()
+        except FullResultSet:
+            return "", ()
 
     def get_converters(self, expressions: Any) -> Any:
         known = self._columns
@@ -193,6 +370,42 @@ class SQLDeleteCompiler(CompiledStatement, compiler.SQLDeleteCompiler):
 
 
 class SQLUpdateCompiler(CompiledStatement, compiler.SQLUpdateCompiler):
+    def as_sql(self) -> tuple[str, tuple[Any, ...]]:  # type: ignore[override]  # as Django's
+        return self._usual_statement() or super().as_sql()
+
+    def _usual_statement(self) -> tuple[str, tuple[Any, ...]] | None:
+        """What `as_sql()` returns for plain values where a column is one; None if Django must."""
+        query: Any = self.query
+        only = _comparison_in(query.where)
+        if (
+            only is None
+            or type(self) is not SQLUpdateCompiler
+            or len(query.alias_map) != 1
+            or query.related_updates
+            or query.extra  # whose names Django 5.2 does not quote
+            or not query.values
+            or getattr(self, "returning_fields", None)
+        ):
+            return None
+        connection = self.connection
+        quote_name = connection.ops.quote_name
+        assignments, params = [], []
+        for field, _, value in query.values:
+            if type(value) not in _VALUES or _has_placeholder(field):
+                return None
+            sent = field.get_db_prep_save(value, connection=connection)
+            if hasattr(sent, "as_sql"):
+                return None
+            if sent is None and not _SENDS_NULL:
+                assignments.append(f"{quote_name(field.column)} = NULL")
+            else:
+                assignments.append(f"{quote_name(field.column)} = %s")
+                params.append(sent)
+        where, where_params = self.compile(only)
+        params.extend(where_params)
+        update = f"UPDATE {quote_name(query.base_table)} SET"
+        return f"{update} {', '.join(assignments)} WHERE {where}", tuple(params)
+
     def execute_returning_sql(self, returning_fields: Any) -> Any:  # Django 6.0 and later
         session = self.connection.async_session()
         if session is None:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import weakref
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
+import django
 import pytest
 from django.apps.registry import Apps
+from django.core.exceptions import EmptyResultSet
 from django.db import connection, connections, models, transaction
 from django.db.backends.postgresql import compiler as djangos
 from django.db.models import F, Q, QuerySet, Value
+from django.db.models.lookups import IntegerFieldExact
+from django.db.models.sql.subqueries import DeleteQuery, UpdateQuery
 
 from kitchen.models import Dish, Order, OrderLine, Section
 from pgbackend import compiler as ours
@@ -77,6 +84,38 @@ QUERIES: dict[str, Callable[[], QuerySet[Any]]] = {
     "raw": lambda: Dish.objects.annotate(raw=models.expressions.RawSQL("%s", [1])),
     "a constant": lambda: Dish.objects.annotate(one=Value(1)).filter(Q(one=1)),
     "two foreign keys": lambda: OrderLine.objects.filter(order__status="x"),
+    "one row": lambda: Dish.objects.order_by().filter(pk=7)[:21],
+    "by a foreign key": lambda: Dish.objects.order_by().filter(section=7),
+    "by the key of a foreign key": lambda: Dish.objects.order_by().filter(section__pk__lt=7),
+    "by a boolean": lambda: Dish.objects.order_by().filter(available=True),
+    "by no boolean": lambda: Dish.objects.order_by().filter(available=False),
+    "by an integer that is given as a boolean": lambda: Dish.objects.filter(position=True),
+    "by null": lambda: Order.objects.filter(promised_minutes=None),
+    "by a column": lambda: Dish.objects.filter(position__gt=F("section_id")),
+    "by an expression": lambda: Dish.objects.filter(position__lte=F("section_id") + 1),
+    "by an aggregate": lambda: Section.objects.annotate(n=models.Count("dishes")).filter(n__gt=1),
+    "by a subquery": lambda: Dish.objects.filter(section=Section.objects.filter(pk=1)[:1]),
+    "by a number too large, or": lambda: Dish.objects.filter(Q(position=1 << 40) | Q(pk=1)),
+    "not by a number too large": lambda: Dish.objects.exclude(position=1 << 40),
+    "not": lambda: Dish.objects.order_by().exclude(pk=7),
+    "or": lambda: Dish.objects.filter(Q(pk=7) | Q(price__gte="1.50")),
+    "xor": lambda: Dish.objects.filter(Q(pk=7) ^ Q(price__gte="1.50")),
+    "in": lambda: Dish.objects.filter(pk__in=[1, 2]),
+    "in nothing": lambda: Dish.objects.exclude(pk__in=[]),
+    "as text": lambda: Dish.objects.filter(name__icontains="x", price__startswith="1"),
+    "by a part of a date": lambda: Order.objects.filter(created_at__year__gt=2020),
+    "where, in SQL": lambda: Dish.objects.extra(where=["name = %s"], params=["x"]),
+    "another table": lambda: Dish.objects.order_by().extra(tables=["kitchen_section"]),
+    "ordered by chance": lambda: Dish.objects.order_by("?")[:1],
+    "ordered, in SQL": lambda: Dish.objects.extra(order_by=["-price"]),
+    "ordered by an expression": lambda: Dish.objects.filter(pk=1).order_by(F("price") * 2),
+    "ordered by a relation": lambda: OrderLine.objects.filter(pk=1).order_by("dish__section")[3:],
+    "reversed": lambda: Order.objects.filter(status="x").reverse()[:1],
+    "ordered by a parameter": lambda: Tag.objects.order_by(models.expressions.RawSQL("%s", ["1"])),
+    "filtered as a relation": lambda: Section.objects.alias(
+        cheap=models.FilteredRelation("dishes", condition=Q(dishes__price__lt=3))
+    ).filter(cheap__name="x"),
+    "a join that is not needed any more": lambda: Dish.objects.filter(section__pk=1),
 }
 
 
@@ -91,6 +130,230 @@ def test_what_one_query_leaves_is_right_for_all_others(first: str) -> None:
     compiled(QUERIES[first](), ours)
     for make in QUERIES.values():
         assert compiled(make(), ours) == compiled(make(), djangos)
+
+
+NOTHING: dict[str, Callable[[], QuerySet[Any]]] = {
+    "none": Dish.objects.none,
+    "a number too large": lambda: Dish.objects.filter(position=1 << 40),
+    "a number too large, and": lambda: Dish.objects.filter(position=1 << 40, pk=1),
+    "in nothing": lambda: Dish.objects.filter(pk__in=[]),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_what_cannot_be_found_is_not_asked_for_unless_django_needs_the_statement(name: str) -> None:
+    Dish.objects.first()  # now its columns are known
+    counted = []
+    for compilers in (djangos, ours):
+        query = NOTHING[name]().query
+        with pytest.raises(EmptyResultSet):
+            compilers.SQLCompiler(query, connection, "default").as_sql()
+        counted.append(query.alias_refcount)
+    assert counted[0] == counted[1]
+    told = {
+        compilers.SQLCompiler(NOTHING[name]().query, connection, "default", False).as_sql()
+        for compilers in (djangos, ours)
+    }
+    assert len(told) == 1
+    assert " WHERE 0 = 1" in told.pop()[0]
+
+
+def test_limits_can_be_left_out() -> None:
+    for _ in range(2):
+        first, second = (
+            compilers.SQLCompiler(Dish.objects.all()[:3].query, connection, "default")
+            for compilers in (djangos, ours)
+        )
+        assert first.as_sql(with_limits=False) == second.as_sql(with_limits=False)
+
+
+def test_all_that_a_compiler_finds_out_is_left_on_it() -> None:
+    names = ("col_count", "has_extra_select", "having", "qualify", "_meta_ordering")
+    for make in QUERIES.values():
+        found = []
+        for compilers in (djangos, ours, ours):
+            query = make().query
+            made = compilers.SQLCompiler(query, connection, "default")
+            with transaction.atomic():
+                made.as_sql()
+            found.append([getattr(made, name) for name in names] + [made.where is query.where])
+            assert found[0] == found[-1]
+
+
+LOOKUPS = {
+    f"{field}__{lookup}={value!r}": Q(**{f"{field}__{lookup}": value})
+    for field, values in {
+        "pk": (1, "1", None, True, F("position")),
+        "position": (1, 1.5, F("pk"), Value(3)),
+        "price": ("1.20", F("position")),
+        "name": ("x", F("description"), 7),
+        "section": (1, F("position")),
+    }.items()
+    for lookup in ("exact", "gt", "gte", "lt", "lte")
+    for value in values
+    if value is not None or lookup == "exact"
+}
+
+
+@pytest.mark.parametrize("name", LOOKUPS)
+def test_a_lookup_is_compiled_to_the_same_in_the_same_types(name: str) -> None:
+    query = Dish.objects.filter(LOOKUPS[name]).query
+    told = [
+        compilers.SQLCompiler(query, connection, "default").compile(query.where.children[0])
+        for compilers in (djangos, ours)
+    ]
+    assert told[0] == told[1]
+    assert type(told[0][1]) is type(told[1][1])
+
+
+def sql_of(query: Any, compilers: Any = ours) -> Any:
+    return compilers.SQLCompiler(query, connection, "default").as_sql()
+
+
+@pytest.mark.parametrize("method", ["as_sql", "process_lhs", "get_rhs_op", "as_postgresql"])
+def test_a_lookup_that_somebody_has_patched_says_what_it_likes(
+    monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    class Mine(IntegerFieldExact):
+        def as_sql(self, *args: Any) -> Any:
+            return "mine", ()
+
+        as_postgresql = as_sql
+
+        def process_lhs(self, *args: Any) -> Any:
+            return "mine", []
+
+        def get_rhs_op(self, *args: Any) -> str:
+            return "mine"
+
+    Dish.objects.first()
+    monkeypatch.setattr(IntegerFieldExact, method, getattr(Mine, method), raising=False)
+    for query in (Dish.objects.filter(pk=1).query, Dish.objects.filter(pk=1, position=2).query):
+        assert "mine" in sql_of(query)[0]
+        assert sql_of(query) == sql_of(query, djangos)
+
+
+def test_operations_that_cast_a_column_are_asked() -> None:
+    class Operations(DatabaseOperations):
+        def lookup_cast(self, lookup_type: str, internal_type: str | None = None) -> str:
+            return "abs(%s)"
+
+    other = copy.copy(connections["default"])
+    other.ops = Operations(other)
+    query = Tag.objects.filter(pk=1).query
+    assert ours.SQLCompiler(query, other, "default").as_sql() == (
+        djangos.SQLCompiler(query, other, "default").as_sql()
+    )
+
+
+class Now(models.DateTimeField):
+    """A field with a placeholder of its own, as Django names it in any of its releases."""
+
+    def get_placeholder(self, value: Any, compiler: Any, connection: Any) -> str:
+        return "least(%s, now())"
+
+    def get_placeholder_sql(self, value: Any, compiler: Any, connection: Any) -> Any:
+        return "least(%s, now())", (value,)
+
+
+class Upper(models.CharField):
+    """A field that is saved as an expression."""
+
+    def get_db_prep_save(self, value: Any, connection: Any) -> Any:
+        return models.functions.Upper(Value(value))
+
+
+UPDATES: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
+    "a row": lambda: (Dish.objects.filter(pk=1), {"name": "x", "price": Decimal(3)}),
+    "null": lambda: (Order.objects.filter(pk=1), {"promised_minutes": None, "note": ""}),
+    "of another type": lambda: (Dish.objects.filter(pk=1), {"position": "3", "available": 1}),
+    "all": lambda: (Dish.objects.all(), {"name": "x"}),
+    "some": lambda: (Dish.objects.filter(section=1), {"available": False}),
+    "by two": lambda: (Dish.objects.filter(pk=1, name="y"), {"name": "x"}),
+    "not": lambda: (Dish.objects.exclude(pk=1), {"name": "x"}),
+    "by a column": lambda: (Dish.objects.filter(position=F("pk")), {"name": "x"}),
+    "by a join": lambda: (Dish.objects.filter(section__name="y"), {"name": "x"}),
+    "an expression": lambda: (Dish.objects.filter(pk=1), {"position": F("position") + 1}),
+    "an instance": lambda: (Dish.objects.filter(pk=1), {"section": Section(pk=3)}),
+    "a key": lambda: (Dish.objects.filter(pk=1), {"section": 3}),
+    "named in SQL": lambda: (
+        Dish.objects.extra(select={"name": "'y'"}).filter(pk=1),
+        {"name": "x"},
+    ),
+    "nothing": lambda: (Dish.objects.filter(pk=1), {}),
+    "ordered": lambda: (Dish.objects.filter(pk=1).order_by("name"), {"name": "x"}),
+    "a date": lambda: (
+        Order.objects.filter(pk=1),
+        {"created_at": datetime(2026, 1, 1, tzinfo=UTC)},
+    ),
+    "a placeholder": lambda: (
+        make_model(at=Now())._base_manager.filter(pk=1),
+        {"at": datetime(2026, 1, 1, tzinfo=UTC)},
+    ),
+    "saved as an expression": lambda: (
+        make_model(name=Upper(max_length=9))._base_manager.filter(pk=1),
+        {"name": "x"},
+    ),
+    "a mapping": lambda: (
+        make_model(data=models.JSONField())._base_manager.filter(pk=1),
+        {"data": {}},
+    ),
+    "a parent's": lambda: (make_child()._base_manager.filter(pk=1), {"name": "x", "number": 3}),
+}
+
+
+def make_child() -> Any:
+    parent = make_model(name=models.CharField(max_length=9))
+    meta = type("Meta", (), {"app_label": "library", "apps": parent._meta.apps})
+    members = {"__module__": __name__, "Meta": meta, "number": models.IntegerField()}
+    return type("Child", (parent,), members)
+
+
+@pytest.mark.parametrize("name", UPDATES)
+def test_an_update_is_compiled_as_by_django(name: str) -> None:
+    found, values = UPDATES[name]()
+
+    def compiled_by(compilers: Any) -> Any:
+        query = found.query.chain(UpdateQuery)
+        query.add_update_values(values)
+        made = compilers.SQLUpdateCompiler(query, connection, "default")
+        sql, params = made.as_sql()
+        return sql, [(type(each), str(each)) for each in params], query.related_updates
+
+    if name == "a parent's":  # Django looks first for the keys of the parents
+        with connection.schema_editor() as editor, contextlib.ExitStack() as tables:
+            for model in (found.model.__mro__[1], found.model):
+                editor.create_model(model)
+                tables.callback(editor.delete_model, model)
+            found.model._base_manager.create(name="y", number=1)
+            assert compiled_by(ours) == compiled_by(djangos)
+    else:
+        assert compiled_by(ours) == compiled_by(djangos)
+
+
+@pytest.mark.skipif(django.VERSION < (6, 0), reason="Django 6.0 has it")
+def test_an_update_that_returns_columns_is_djangos() -> None:
+    query = Dish.objects.filter(pk=1).query.chain(UpdateQuery)
+    query.add_update_values({"name": "x"})
+    told = []
+    for compilers in (djangos, ours):
+        made = compilers.SQLUpdateCompiler(query.clone(), connection, "default")
+        made.returning_fields = [Dish._meta.pk]
+        told.append(made.as_sql())
+    assert told[0] == told[1]
+    assert "RETURNING" in told[0][0]
+
+
+@pytest.mark.parametrize(
+    "found", [Q(pk=1), Q(pk=1, name="x"), Q(section__name="x"), ~Q(pk=1), Q(pk__in=[1, 2])]
+)
+def test_a_deletion_is_compiled_as_by_django(found: Q) -> None:
+    query = Dish.objects.filter(found).query.chain(DeleteQuery)
+    told = [
+        compilers.SQLDeleteCompiler(query.clone(), connection, "default").as_sql()
+        for compilers in (djangos, ours)
+    ]
+    assert told[0] == told[1]
 
 
 def test_columns_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
