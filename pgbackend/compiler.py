@@ -32,7 +32,7 @@ import django
 from django.core.exceptions import EmptyResultSet, FullResultSet
 from django.db.backends.postgresql import compiler
 from django.db.backends.postgresql.operations import DatabaseOperations
-from django.db.models import DurationField, Field, ForeignKey, lookups
+from django.db.models import NOT_PROVIDED, DurationField, Field, ForeignKey, lookups
 from django.db.models.expressions import Col
 from django.db.models.fields import related_lookups
 from django.db.models.sql import Query
@@ -76,6 +76,26 @@ _SENDS_NULL = django.VERSION >= (6, 1)
 
 def _has_placeholder(field: Any) -> bool:
     return hasattr(field, "get_placeholder_sql") or hasattr(field, "get_placeholder")
+
+
+def _has_default_or_placeholder(field: Any) -> bool:
+    return field.db_default is not NOT_PROVIDED or _has_placeholder(field)
+
+
+#: What Django's operations write an INSERT with.
+_INSERTS = {
+    name: getattr(DatabaseOperations, name)
+    for name in ("bulk_insert_sql", "insert_statement", "modify_insert_params")
+}
+
+
+def _insert_plainly(ops: type[Any]) -> bool:
+    """Whether these operations write an INSERT as Django's do."""
+    return all(getattr(ops, name) is known for name, known in _INSERTS.items())
+
+
+def _returning(ops: Any) -> Any:
+    return ops.returning_columns if django.VERSION >= (6, 0) else ops.return_insert_columns
 
 
 def _is_plain(field: Any) -> bool:
@@ -362,7 +382,53 @@ class SQLCompiler(CompiledStatement, compiler.SQLCompiler):
 
 
 class SQLInsertCompiler(CompiledStatement, compiler.SQLInsertCompiler):
-    pass
+    def as_sql(self) -> list[tuple[str, tuple[Any, ...]]]:  # type: ignore[override]  # as Django's
+        return [self._usual_statement()] if self._is_usual() else super().as_sql()
+
+    def _is_usual(self) -> bool:
+        """Whether one row is inserted, of nothing but values and expressions."""
+        query: Any = self.query
+        features = self.connection.features
+        return bool(
+            type(self) is SQLInsertCompiler
+            and len(query.objs) == 1
+            and query.fields
+            and not query.raw
+            and query.on_conflict is None
+            and features.can_return_rows_from_bulk_insert
+            and features.has_bulk_insert
+            and _insert_plainly(type(self.connection.ops))
+            and not any(map(_has_default_or_placeholder, query.fields))
+        )
+
+    def _usual_statement(self) -> tuple[str, tuple[Any, ...]]:
+        query, connection = self.query, self.connection
+        placeholders: list[str] = []
+        params: list[Any] = []
+        for field in query.fields:
+            value = field.pre_save(query.objs[0], add=True)
+            if type(value) in _VALUES:
+                value = field.get_db_prep_save(value, connection=connection)
+            else:
+                value = self.prepare_value(field, value)
+            if hasattr(value, "as_sql"):
+                sql, sent = self.compile(value)
+                placeholders.append(sql)
+                params.extend(sent)
+            else:
+                placeholders.append("%s")
+                params.append(value)
+        quote_name = connection.ops.quote_name
+        columns = ", ".join([quote_name(field.column) for field in query.fields])
+        table = quote_name(query.get_meta().db_table)
+        into = f"INSERT INTO {table} ({columns})"
+        statement = f"{into} VALUES ({', '.join(placeholders)})"
+        if self.returning_fields:
+            returning, self.returning_params = _returning(connection.ops)(self.returning_fields)
+            if returning:
+                statement = f"{statement} {returning}"
+                params.extend(self.returning_params)
+        return statement, tuple(params)
 
 
 class SQLDeleteCompiler(CompiledStatement, compiler.SQLDeleteCompiler):
@@ -388,7 +454,7 @@ class SQLUpdateCompiler(CompiledStatement, compiler.SQLUpdateCompiler):
         ):
             return None
         connection = self.connection
-        quote_name = connection.ops.quote_name
+        quote_name = self.quote_name if _QUOTES_ALIKE else self.quote_name_unless_alias
         assignments, params = [], []
         for field, _, value in query.values:
             if type(value) not in _VALUES or _has_placeholder(field):

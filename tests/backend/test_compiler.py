@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
+from unittest import mock
+from uuid import UUID
 
 import django
 import pytest
@@ -18,8 +20,9 @@ from django.core.exceptions import EmptyResultSet
 from django.db import connection, connections, models, transaction
 from django.db.backends.postgresql import compiler as djangos
 from django.db.models import F, Q, QuerySet, Value
+from django.db.models.constants import OnConflict
 from django.db.models.lookups import IntegerFieldExact
-from django.db.models.sql.subqueries import DeleteQuery, UpdateQuery
+from django.db.models.sql.subqueries import DeleteQuery, InsertQuery, UpdateQuery
 
 from kitchen.models import Dish, Order, OrderLine, Section
 from pgbackend import compiler as ours
@@ -284,11 +287,11 @@ UPDATES: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
     "ordered": lambda: (Dish.objects.filter(pk=1).order_by("name"), {"name": "x"}),
     "a date": lambda: (
         Order.objects.filter(pk=1),
-        {"created_at": datetime(2026, 1, 1, tzinfo=UTC)},
+        {"created_at": NOW},
     ),
     "a placeholder": lambda: (
         make_model(at=Now())._base_manager.filter(pk=1),
-        {"at": datetime(2026, 1, 1, tzinfo=UTC)},
+        {"at": NOW},
     ),
     "saved as an expression": lambda: (
         make_model(name=Upper(max_length=9))._base_manager.filter(pk=1),
@@ -342,6 +345,98 @@ def test_an_update_that_returns_columns_is_djangos() -> None:
         told.append(made.as_sql())
     assert told[0] == told[1]
     assert "RETURNING" in told[0][0]
+
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+INSERTS: dict[str, Callable[[], Any]] = {
+    "a row": lambda: [Dish(section_id=1, name="x", price=Decimal(3))],
+    "with its key": lambda: [Tag(pk=7, name="x")],
+    "null": lambda: [Order(table="7", promised_minutes=None)],
+    "of other types": lambda: [Dish(section_id="1", name=7, price="1.50", position=True)],
+    "rows": lambda: [Tag(name="x"), Tag(name="y")],
+    "an expression": lambda: [Tag(name=models.functions.Lower(Value("X")))],
+    "a string of its own type": lambda: [Order(table="7", status=Order.Status.READY)],
+    "nothing but a key": lambda: [make_model()()],
+    "a placeholder": lambda: [make_model(at=Now())(at=NOW)],
+    "saved as an expression": lambda: [make_model(name=Upper(max_length=9))(name="x")],
+    "a mapping": lambda: [make_model(data=models.JSONField())(data={"a": [1]})],
+    "a default of the database": lambda: [
+        make_model(at=models.DateTimeField(db_default=models.functions.Now()))()
+    ],
+    "a UUID": lambda: [make_model(code=models.UUIDField())(code=UUID(int=7))],
+}
+
+
+def inserted_by(compilers: Any, rows: list[Any], *, returning: bool = True, **how: Any) -> Any:
+    model = type(rows[0])
+    raw = how.pop("raw", False)
+    query = InsertQuery(model, **how)
+    fields = [each for each in model._meta.concrete_fields if not each.primary_key or rows[0].pk]
+    query.insert_values(fields, rows, raw=raw)
+    made = compilers.SQLInsertCompiler(query, connection, "default")
+    made.returning_fields = model._meta.db_returning_fields if returning else None
+    with mock.patch("django.utils.timezone.now", return_value=NOW):
+        told = made.as_sql()
+    for row in rows:
+        assert vars(row).get("created_at", NOW) == NOW  # it is as if it had been saved
+    params = [[(type(each), str(each)) for each in params] for _, params in told]
+    return [sql for sql, _ in told], [type(each) for _, each in told], params, made.returning_params
+
+
+@pytest.mark.parametrize("returning", [True, False])
+@pytest.mark.parametrize("name", INSERTS)
+def test_an_insert_is_compiled_as_by_django(name: str, returning: bool) -> None:
+    rows = INSERTS[name]()
+    expected = inserted_by(djangos, rows, returning=returning)
+    assert inserted_by(ours, rows, returning=returning) == expected
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"on_conflict": OnConflict.IGNORE},
+        {
+            "on_conflict": OnConflict.UPDATE,
+            "update_fields": [Tag._meta.get_field("name")],
+            "unique_fields": [Tag._meta.pk],
+        },
+        {"raw": True},
+    ],
+)
+def test_an_insert_in_another_way_is_djangos(how: dict[str, Any]) -> None:
+    rows = [Tag(pk=1, name="x")]
+    assert inserted_by(ours, rows, **how) == inserted_by(djangos, rows, **how)
+
+
+def test_a_field_is_told_once_that_it_will_be_saved() -> None:
+    class Counted(models.IntegerField):
+        told = 0
+
+        def pre_save(self, row: Any, add: bool) -> Any:
+            Counted.told += 1
+            return super().pre_save(row, add)
+
+    inserted_by(ours, [make_model(number=Counted())(number=1)])
+    inserted_by(ours, [make_model(number=Counted(), at=Now())(number=1, at=NOW)])
+    assert Counted.told == 2
+
+
+def test_operations_that_insert_in_their_own_way_are_asked() -> None:
+    class Operations(DatabaseOperations):
+        def insert_statement(self, on_conflict: Any = None) -> str:
+            return "INSERT /* mine */ INTO"
+
+    query = InsertQuery(Tag)
+    query.insert_values([Tag._meta.get_field("name")], [Tag(name="x")])
+    other = copy.copy(connections["default"])
+    other.ops = Operations(other)
+    told = [
+        compilers.SQLInsertCompiler(query, other, "default").as_sql()
+        for compilers in (djangos, ours)
+    ]
+    assert told[0] == told[1]
+    assert "mine" in told[1][0][0]
 
 
 @pytest.mark.parametrize(
