@@ -283,6 +283,8 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         """
         current = state.current_state(self)
         if current.connection is not None:
+            if PostgresDatabaseWrapper.ensure_connection is not _ENSURE_CONNECTION:
+                self._ensure_connection()  # a patch may refuse what is open, too
             return
         if not current.pooled:
             self._ensure_connection()
@@ -294,6 +296,8 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     def _lease(self, current: State) -> Lease | None:
         """Give `current` a connection, if it has none; return the lease if it is new."""
         if current.connection is not None:
+            if PostgresDatabaseWrapper.ensure_connection is not _ENSURE_CONNECTION:
+                self._ensure_connection()  # a patch may refuse what is open, too
             return None
         transaction = current.transaction
         if transaction is None:

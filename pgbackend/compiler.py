@@ -473,7 +473,8 @@ class SQLUpdateCompiler(CompiledStatement, compiler.SQLUpdateCompiler):
         return f"{update} {', '.join(assignments)} WHERE {where}", tuple(params)
 
     def execute_returning_sql(self, returning_fields: Any) -> Any:  # Django 6.0 and later
-        session = self.connection.async_session()
+        # Without fields it is `execute_sql()`, which marks the statement itself.
+        session = self.connection.async_session() if returning_fields else None
         if session is None:
             return super().execute_returning_sql(returning_fields)
         outer, session.compiled = session.compiled, True

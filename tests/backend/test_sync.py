@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
 from typing import Any
@@ -158,3 +159,21 @@ def test_a_patch_of_a_method_may_call_the_method(monkeypatch: pytest.MonkeyPatch
     connection.close()
     assert Tag.objects.count() == 0
     assert calls and set(calls) == {connections["default"]}
+
+
+def test_a_patch_that_refuses_the_database_refuses_an_open_connection_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As pytest-django's does, for tests that are not marked."""
+
+    def refuse(wrapper: Any) -> None:
+        raise AssertionError("refused")
+
+    Tag.objects.count()
+    assert connection.connection is not None
+    for within in (contextlib.nullcontext, transaction.atomic):
+        with within(), monkeypatch.context() as patches:
+            patches.setattr(BaseDatabaseWrapper, "ensure_connection", refuse)
+            with pytest.raises(AssertionError, match="refused"):
+                Tag.objects.count()
+    assert Tag.objects.count() == 0

@@ -106,6 +106,25 @@ def test_a_patch_that_refuses_connections_refuses_each_task(
         run(main())
 
 
+def test_a_patch_that_refuses_the_database_refuses_one_that_is_held_too(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(wrapper: Any) -> None:
+        raise AssertionError("refused")
+
+    def green() -> None:
+        for within in (transaction.atomic, pgbackend.pinned):
+            with within():
+                assert Tag.objects.count() == 0
+                with monkeypatch.context() as patches:
+                    patches.setattr(BaseDatabaseWrapper, "ensure_connection", refuse)
+                    with pytest.raises(AssertionError, match="refused"):
+                        Tag.objects.count()
+                assert Tag.objects.count() == 0
+
+    run.green(green)
+
+
 def test_what_a_wrapper_shows_for_a_connection_of_the_pool_is_open(
     run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
