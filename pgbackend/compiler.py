@@ -203,6 +203,7 @@ def _is_usual(query: Any) -> bool:
         or query.group_by is not None
         or query.select_for_update
         or query.explain_info
+        or query.extra_tables
         or not query.default_cols
     )
 
@@ -336,7 +337,7 @@ class SQLCompiler(CompiledStatement, compiler.SQLCompiler):
                 return None
         self.has_extra_select = False
         params: Any = []
-        if len(query.alias_map) == 1 and not query.extra_tables:
+        if len(query.alias_map) == 1:
             sql = known.from_
         else:
             tables, params = self.get_from_clause()
@@ -448,7 +449,6 @@ class SQLUpdateCompiler(CompiledStatement, compiler.SQLUpdateCompiler):
             or type(self) is not SQLUpdateCompiler
             or len(query.alias_map) != 1
             or query.related_updates
-            or query.extra  # whose names Django 5.2 does not quote
             or not query.values
             or getattr(self, "returning_fields", None)
         ):

@@ -19,10 +19,12 @@ from django.apps.registry import Apps
 from django.core.exceptions import EmptyResultSet
 from django.db import connection, connections, models, transaction
 from django.db.backends.postgresql import compiler as djangos
-from django.db.models import F, Q, QuerySet, Value
+from django.db.models import F, Q, QuerySet, Value, functions
 from django.db.models.constants import OnConflict
 from django.db.models.lookups import IntegerFieldExact
+from django.db.models.sql.query import ExplainInfo
 from django.db.models.sql.subqueries import DeleteQuery, InsertQuery, UpdateQuery
+from django.db.models.sql.where import OR, XOR
 
 from kitchen.models import Dish, Order, OrderLine, Section
 from pgbackend import compiler as ours
@@ -59,6 +61,17 @@ def _models_of(klass_info: Any) -> Any:
         return None
     related = [_models_of(each) for each in klass_info.get("related_klass_infos", ())]
     return klass_info["model"], klass_info["select_fields"], related
+
+
+def changed(queryset: QuerySet[Any], **attributes: Any) -> QuerySet[Any]:
+    """The queryset, with attributes of its query that it has no method for."""
+    vars(queryset.query).update(attributes)
+    return queryset
+
+
+def where_is(queryset: QuerySet[Any], **attributes: Any) -> QuerySet[Any]:
+    vars(queryset.query.where).update(attributes)
+    return queryset
 
 
 QUERIES: dict[str, Callable[[], QuerySet[Any]]] = {
@@ -110,6 +123,15 @@ QUERIES: dict[str, Callable[[], QuerySet[Any]]] = {
     "where, in SQL": lambda: Dish.objects.extra(where=["name = %s"], params=["x"]),
     "another table": lambda: Dish.objects.order_by().extra(tables=["kitchen_section"]),
     "ordered by chance": lambda: Dish.objects.order_by("?")[:1],
+    "ordered in SQL, else not": lambda: Tag.objects.extra(order_by=["-name"]),
+    "explained": lambda: changed(Tag.objects.all(), explain_info=ExplainInfo("json", {})),
+    "not, as a whole": lambda: where_is(Tag.objects.filter(pk=1), negated=True),
+    "resolved": lambda: where_is(Tag.objects.filter(pk=1), resolved=True),
+    "xor of one": lambda: where_is(Tag.objects.filter(pk=1), connector=XOR),
+    "or of one": lambda: where_is(Tag.objects.filter(pk=1), connector=OR),
+    "by a window": lambda: Tag.objects.filter(pk=models.Window(functions.RowNumber())),
+    "by a window, not": lambda: Tag.objects.exclude(pk__gt=models.Window(functions.RowNumber())),
+    "grouped by its columns": lambda: changed(Tag.objects.all(), group_by=True),
     "ordered, in SQL": lambda: Dish.objects.extra(order_by=["-price"]),
     "ordered by an expression": lambda: Dish.objects.filter(pk=1).order_by(F("price") * 2),
     "ordered by a relation": lambda: OrderLine.objects.filter(pk=1).order_by("dish__section")[3:],
@@ -133,6 +155,18 @@ def test_what_one_query_leaves_is_right_for_all_others(first: str) -> None:
     compiled(QUERIES[first](), ours)
     for make in QUERIES.values():
         assert compiled(make(), ours) == compiled(make(), djangos)
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_the_same_query_is_compiled_to_the_same_each_time(name: str) -> None:
+    queries = [QUERIES[name]().query for _ in range(2)]
+    for _ in range(3):
+        told = []
+        for query, compilers in zip(queries, (djangos, ours), strict=True):
+            with transaction.atomic():
+                sql = compilers.SQLCompiler(query, connection, "default").as_sql()
+            told.append((sql, query.alias_refcount))
+        assert told[0] == told[1]
 
 
 NOTHING: dict[str, Callable[[], QuerySet[Any]]] = {
@@ -302,6 +336,10 @@ UPDATES: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
         {"data": {}},
     ),
     "a parent's": lambda: (make_child()._base_manager.filter(pk=1), {"name": "x", "number": 3}),
+    "a parent's, by its own": lambda: (
+        make_child()._base_manager.filter(number=1),
+        {"name": "x", "number": 3},
+    ),
 }
 
 
@@ -323,7 +361,7 @@ def test_an_update_is_compiled_as_by_django(name: str) -> None:
         sql, params = made.as_sql()
         return sql, [(type(each), str(each)) for each in params], query.related_updates
 
-    if name == "a parent's":  # Django looks first for the keys of the parents
+    if name.startswith("a parent's"):  # Django looks first for the keys of the parents
         with connection.schema_editor() as editor, contextlib.ExitStack() as tables:
             for model in (found.model.__mro__[1], found.model):
                 editor.create_model(model)
