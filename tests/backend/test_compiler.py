@@ -7,7 +7,7 @@ import copy
 import gc
 import weakref
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from unittest import mock
@@ -439,12 +439,18 @@ def test_an_insert_is_compiled_as_by_django(name: str, returning: bool) -> None:
             "update_fields": [Tag._meta.get_field("name")],
             "unique_fields": [Tag._meta.pk],
         },
-        {"raw": True},
     ],
 )
 def test_an_insert_in_another_way_is_djangos(how: dict[str, Any]) -> None:
     rows = [Tag(pk=1, name="x")]
     assert inserted_by(ours, rows, **how) == inserted_by(djangos, rows, **how)
+
+
+def test_what_is_loaded_from_a_fixture_is_inserted_as_it_is() -> None:
+    rows = [Order(pk=1, table="7", created_at=NOW, changed_at=NOW - timedelta(1))]
+    expected = inserted_by(djangos, rows, raw=True)
+    assert inserted_by(ours, rows, raw=True) == expected
+    assert (datetime, str(rows[0].changed_at)) in expected[2][0]
 
 
 def test_a_field_is_told_once_that_it_will_be_saved() -> None:
