@@ -198,7 +198,8 @@ def _selects_a_model(query: Any) -> bool:
 def _is_usual(query: Any) -> bool:
     """Whether `query` has none of the parts that `_usual_statement()` does not put in."""
     return not (
-        query.distinct
+        query.model is None
+        or query.distinct
         or query.combinator
         or query.group_by is not None
         or query.select_for_update

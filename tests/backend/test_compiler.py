@@ -169,6 +169,13 @@ def test_the_same_query_is_compiled_to_the_same_each_time(name: str) -> None:
         assert told[0] == told[1]
 
 
+def test_a_query_of_no_model_is_compiled() -> None:
+    """Constraints are validated by such queries."""
+    for _ in range(2):
+        assert Q(price__gt=3).check({"price": 4})
+        assert not Q(price__gt=3).check({"price": 2})
+
+
 NOTHING: dict[str, Callable[[], QuerySet[Any]]] = {
     "none": Dish.objects.none,
     "a number too large": lambda: Dish.objects.filter(position=1 << 40),
