@@ -15,8 +15,9 @@ Django puts a statement together from some twenty parts, each of which finds for
 nothing to say. Where that can be told at once (a model's own columns, not grouped, not combined,
 not locked), `SQLCompiler.as_sql()` asks only for the parts that there are; and a column is compared
 with a value in one step (`CompiledStatement.compile`) where Django takes ten, of which one copies
-the column. What is said by somebody else's class, or by one that somebody has patched, is asked as
-Django asks it. The statements are Django's to the letter (`tests/backend/test_compiler.py`).
+the column. The statements are Django's to the letter (`tests/backend/test_compiler.py`). Classes
+that somebody has derived are asked as Django asks them. So are Django's own where one of their
+methods has been patched that is named in the constants below.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ from django.core.exceptions import EmptyResultSet, FullResultSet
 from django.db.backends.postgresql import compiler
 from django.db.backends.postgresql.operations import DatabaseOperations
 from django.db.models import NOT_PROVIDED, DurationField, Field, ForeignKey, lookups
-from django.db.models.expressions import Col
+from django.db.models.expressions import Col, DatabaseDefault
 from django.db.models.fields import related_lookups
 from django.db.models.sql import Query
+from django.db.models.sql.datastructures import BaseTable
 from django.db.models.sql.where import AND, WhereNode
 
 #: Since Django 6.1 a compiler quotes every name as its operations do.
@@ -48,9 +50,50 @@ _PLAIN: dict[str, set[Any]] = {
     "select_format": {Field.select_format},
 }
 
+
+def _djangos(*functions: Any) -> tuple[Any, ...] | None:
+    """Return functions, to be compared with later; None, like no others, if one is not Django's.
+
+    What wraps a function has globals of its own, whatever it says of itself.
+    """
+    names = [function.__globals__["__name__"] for function in functions]
+    return functions if all(name.startswith("django.") for name in names) else None
+
+
+# What is passed over, as long as it is what it was.
+
+
+def _for_select() -> tuple[Any, ...]:
+    return compiler.SQLCompiler.as_sql, compiler.SQLCompiler.pre_sql_setup
+
+
+def _for_update() -> tuple[Any, ...]:
+    return compiler.SQLUpdateCompiler.as_sql, compiler.SQLUpdateCompiler.pre_sql_setup
+
+
+def _for_insert() -> tuple[Any, ...]:
+    its = compiler.SQLInsertCompiler
+    return its.as_sql, its.pre_save_val, its.prepare_value, its.field_as_sql, its.assemble_as_sql
+
+
+def _for_comparison() -> tuple[Any, ...]:
+    exact, builtin, lookup = lookups.Exact, lookups.BuiltinLookup, lookups.Lookup
+    return exact.as_sql, builtin.as_sql, lookup.process_lhs, Col.as_sql
+
+
+_COMPILE = _djangos(compiler.SQLCompiler.compile)
+_SELECT = _djangos(*_for_select())
+_UPDATE = _djangos(*_for_update())
+_INSERT = _djangos(*_for_insert())
+_WHERE = _djangos(WhereNode.as_sql)
+_COMPARISON = _djangos(*_for_comparison())
+#: Which casts nothing for comparisons; nor does the older one, that Django 5.2 asks, too.
+_CAST = _djangos(DatabaseOperations.lookup_cast)
+_OLD_CAST = getattr(DatabaseOperations, "field_cast_sql", None)
+
 #: Lookups that compare a column, as it is, with a value; and the methods that make them do so.
-_COMPARISONS: dict[type[Any], tuple[Any, Any, Any]] = {
-    each: (each.as_sql, each.process_lhs, each.get_rhs_op)
+_COMPARISONS: dict[type[Any], tuple[Any, ...]] = {
+    each: methods
     for each in (
         *(lookups.Exact, lookups.IntegerFieldExact, related_lookups.RelatedExact),
         *(lookups.GreaterThan, lookups.IntegerGreaterThan, related_lookups.RelatedGreaterThan),
@@ -59,9 +102,8 @@ _COMPARISONS: dict[type[Any], tuple[Any, Any, Any]] = {
         *(lookups.LessThanOrEqual, lookups.IntegerLessThanOrEqual),
         *(related_lookups.RelatedGreaterThanOrEqual, related_lookups.RelatedLessThanOrEqual),
     )
+    if (methods := _djangos(each.as_sql, each.process_lhs, each.get_rhs_op)) is not None
 }
-#: Which casts nothing for these.
-_LOOKUP_CAST = DatabaseOperations.lookup_cast
 #: What a lookup puts its parameters in.
 _Params: Any = tuple if django.VERSION >= (6, 0) else list
 
@@ -70,8 +112,8 @@ _VALUES = {
     *(type(None), bool, int, float, Decimal, str, bytes, UUID),
     *(date, datetime, time, timedelta),
 }
-#: Whether Django sends NULL as a parameter.
-_SENDS_NULL = django.VERSION >= (6, 1)
+#: Whether Django sends NULL as a parameter, and writes DEFAULT without preparing it.
+_SENDS_NULL = _LEAVES_DEFAULTS = django.VERSION >= (6, 1)
 
 
 def _has_placeholder(field: Any) -> bool:
@@ -84,14 +126,22 @@ def _has_default_or_placeholder(field: Any) -> bool:
 
 #: What Django's operations write an INSERT with.
 _INSERTS = {
-    name: getattr(DatabaseOperations, name)
-    for name in ("bulk_insert_sql", "insert_statement", "modify_insert_params")
+    name: _djangos(getattr(DatabaseOperations, name))
+    for name in (
+        *("bulk_insert_sql", "insert_statement"),
+        *("modify_insert_params", "on_conflict_suffix_sql"),
+    )
 }
 
 
 def _insert_plainly(ops: type[Any]) -> bool:
     """Whether these operations write an INSERT as Django's do."""
-    return all(getattr(ops, name) is known for name, known in _INSERTS.items())
+    return all((getattr(ops, name),) == known for name, known in _INSERTS.items())
+
+
+def _cast_nothing(ops: type[Any]) -> bool:
+    """Whether these operations leave a column that is compared as it is."""
+    return (ops.lookup_cast,) == _CAST and getattr(ops, "field_cast_sql", None) is _OLD_CAST
 
 
 def _returning(ops: Any) -> Any:
@@ -221,6 +271,8 @@ def _comparison_in(where: Any) -> Any:
     """The comparison of a column with a value that `where` consists of, or None."""
     if (
         type(where) is WhereNode
+        and (WhereNode.as_sql,) == _WHERE
+        and not hasattr(where, "as_postgresql")
         and len(where.children) == 1
         and where.connector == AND
         and not where.negated
@@ -238,21 +290,27 @@ class CompiledStatement:
     connection: Any
 
     def compile(self, node: Any) -> Any:
+        if (compiler.SQLCompiler.compile,) != _COMPILE:
+            return super().compile(node)  # type: ignore[misc]
         connection = self.connection
         as_vendor = getattr(node, "as_" + connection.vendor, None)
         if as_vendor:
-            return as_vendor(self, connection)
-        if (
+            sql, params = as_vendor(self, connection)
+        elif (
             (methods := _COMPARISONS.get(kind := type(node))) is not None
             and type(node.lhs) is Col
             and type(node.rhs) is not bool
             and methods == (kind.as_sql, kind.process_lhs, kind.get_rhs_op)
-            and type(connection.ops).lookup_cast is _LOOKUP_CAST
+            and _for_comparison() == _COMPARISON
+            and _cast_nothing(type(connection.ops))
         ):
-            column, _ = self.compile(node.lhs)
+            sql, _ = self.compile(node.lhs)
             value, params = node.process_rhs(self, connection)
-            return f"{column} {connection.operators[node.lookup_name] % value}", _Params(params)
-        return node.as_sql(self, connection)
+            sql = f"{sql} {connection.operators[node.lookup_name] % value}"
+            params = _Params(params)
+        else:
+            sql, params = node.as_sql(self, connection)
+        return sql, params
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -306,39 +364,45 @@ class SQLCompiler(CompiledStatement, compiler.SQLCompiler):
         self, with_limits: bool = True, with_col_aliases: bool = False
     ) -> tuple[str, tuple[Any, ...]]:
         query = self.query
-        if with_col_aliases or type(self) is not SQLCompiler or not _is_usual(query):
+        if (
+            with_col_aliases
+            or type(self) is not SQLCompiler
+            or _for_select() != _SELECT
+            or not _is_usual(query)
+        ):
             return super().as_sql(with_limits=with_limits, with_col_aliases=with_col_aliases)
+        only = _comparison_in(query.where)
         ordered = _is_ordered(query)
-        if ordered or len(query.alias_map) != 1:
+        if only is not None and not ordered and len(query.alias_map) == 1:
+            made = self._usual_statement(with_limits, only, ordered)
+        else:  # other parts may count what they use
             refcounts_before = query.alias_refcount.copy()
             query.get_initial_alias()
             try:
-                made = self._usual_statement(with_limits, ordered)
+                made = self._usual_statement(with_limits, only, ordered)
             finally:
                 query.reset_refcounts(refcounts_before)
-        else:
-            made = self._usual_statement(with_limits, ordered)
         return made or super().as_sql(with_limits=with_limits)
 
     def _usual_statement(
-        self, with_limits: bool, ordered: bool
+        self, with_limits: bool, only: Any, ordered: bool
     ) -> tuple[str, tuple[Any, ...]] | None:
         """What `as_sql()` returns, with the same left on this compiler; None if Django must."""
         query: Any = self.query
         if (known := self._know_columns()) is None:
             return None
-        self.select, self.klass_info, self.annotation_col_map = known.selected_of(query.model)
-        self.col_count = len(self.select)
-        order_by = self.get_order_by() if ordered else ()
         self.where = query.where
         self.having = self.qualify = None
-        if (only := _comparison_in(self.where)) is None:
+        if only is None:
             self.where, self.having, self.qualify = query.where.split_having_qualify()
             if self.having or self.qualify:
                 return None
+        self.select, self.klass_info, self.annotation_col_map = known.selected_of(query.model)
+        self.col_count = len(self.select)
+        order_by = self.get_order_by() if ordered else ()
         self.has_extra_select = False
         params: Any = []
-        if len(query.alias_map) == 1:
+        if len(query.alias_map) == 1 and type(query.alias_map[known.table]) is BaseTable:
             sql = known.from_
         else:
             tables, params = self.get_from_clause()
@@ -393,10 +457,12 @@ class SQLInsertCompiler(CompiledStatement, compiler.SQLInsertCompiler):
         features = self.connection.features
         return bool(
             type(self) is SQLInsertCompiler
+            and _for_insert() == _INSERT
             and len(query.objs) == 1
             and query.fields
             and not query.raw
             and query.on_conflict is None
+            and features.can_return_columns_from_insert
             and features.can_return_rows_from_bulk_insert
             and features.has_bulk_insert
             and _insert_plainly(type(self.connection.ops))
@@ -407,12 +473,7 @@ class SQLInsertCompiler(CompiledStatement, compiler.SQLInsertCompiler):
         query, connection = self.query, self.connection
         placeholders: list[str] = []
         params: list[Any] = []
-        for field in query.fields:
-            value = field.pre_save(query.objs[0], add=True)
-            if type(value) in _VALUES:
-                value = field.get_db_prep_save(value, connection=connection)
-            else:
-                value = self.prepare_value(field, value)
+        for value in [self._prepared(field, query.objs[0]) for field in query.fields]:
             if hasattr(value, "as_sql"):
                 sql, sent = self.compile(value)
                 placeholders.append(sql)
@@ -432,6 +493,14 @@ class SQLInsertCompiler(CompiledStatement, compiler.SQLInsertCompiler):
                 params.extend(self.returning_params)
         return statement, tuple(params)
 
+    def _prepared(self, field: Any, row: Any) -> Any:
+        value = field.pre_save(row, add=True)
+        if type(value) in _VALUES:
+            return field.get_db_prep_save(value, connection=self.connection)
+        if _LEAVES_DEFAULTS and isinstance(value, DatabaseDefault):
+            return value
+        return self.prepare_value(field, value)
+
 
 class SQLDeleteCompiler(CompiledStatement, compiler.SQLDeleteCompiler):
     pass
@@ -448,30 +517,45 @@ class SQLUpdateCompiler(CompiledStatement, compiler.SQLUpdateCompiler):
         if (
             only is None
             or type(self) is not SQLUpdateCompiler
+            or _for_update() != _UPDATE
             or len(query.alias_map) != 1
             or query.related_updates
             or not query.values
             or getattr(self, "returning_fields", None)
         ):
             return None
-        connection = self.connection
-        quote_name = self.quote_name if _QUOTES_ALIKE else self.quote_name_unless_alias
-        assignments, params = [], []
-        for field, _, value in query.values:
+        for field, _, value in query.values:  # before the first is told that it will be saved
             if type(value) not in _VALUES or _has_placeholder(field):
                 return None
+        query.get_initial_alias()
+        assignments, params = self._assign(query.values)
+        quote_name = self.quote_name if _QUOTES_ALIKE else self.quote_name_unless_alias
+        update = f"UPDATE {quote_name(query.base_table)} SET"
+        sql = f"{update} {', '.join(assignments)}"
+        try:
+            where, where_params = self.compile(only)
+        except FullResultSet:
+            return sql, tuple(params)
+        params.extend(where_params)
+        return f"{sql} WHERE {where}", tuple(params)
+
+    def _assign(self, values: Any) -> tuple[list[str], list[Any]]:
+        connection = self.connection
+        quote_name = self.quote_name if _QUOTES_ALIKE else self.quote_name_unless_alias
+        assignments: list[str] = []
+        params: list[Any] = []
+        for field, _, value in values:
             sent = field.get_db_prep_save(value, connection=connection)
             if hasattr(sent, "as_sql"):
-                return None
-            if sent is None and not _SENDS_NULL:
+                sql, sql_params = self.compile(sent)
+                assignments.append(f"{quote_name(field.column)} = {sql}")
+                params.extend(sql_params)
+            elif sent is None and not _SENDS_NULL:
                 assignments.append(f"{quote_name(field.column)} = NULL")
             else:
                 assignments.append(f"{quote_name(field.column)} = %s")
                 params.append(sent)
-        where, where_params = self.compile(only)
-        params.extend(where_params)
-        update = f"UPDATE {quote_name(query.base_table)} SET"
-        return f"{update} {', '.join(assignments)} WHERE {where}", tuple(params)
+        return assignments, params
 
     def execute_returning_sql(self, returning_fields: Any) -> Any:  # Django 6.0 and later
         # Without fields it is `execute_sql()`, which marks the statement itself.
