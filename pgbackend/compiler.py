@@ -37,6 +37,7 @@ from django.db.models import NOT_PROVIDED, DurationField, Field, ForeignKey, loo
 from django.db.models.expressions import Col, DatabaseDefault
 from django.db.models.fields import related_lookups
 from django.db.models.sql import Query
+from django.db.models.sql import compiler as sql_compiler
 from django.db.models.sql.datastructures import BaseTable
 from django.db.models.sql.where import AND, WhereNode
 
@@ -64,7 +65,9 @@ def _djangos(*functions: Any) -> tuple[Any, ...] | None:
 
 
 def _for_select() -> tuple[Any, ...]:
-    return compiler.SQLCompiler.as_sql, compiler.SQLCompiler.pre_sql_setup
+    its = compiler.SQLCompiler
+    parts = its.pre_sql_setup, its.setup_query, its.get_select, its.get_extra_select
+    return its.as_sql, its.compile, *parts, Col.as_sql
 
 
 def _for_update() -> tuple[Any, ...]:
@@ -72,13 +75,14 @@ def _for_update() -> tuple[Any, ...]:
 
 
 def _for_insert() -> tuple[Any, ...]:
-    its = compiler.SQLInsertCompiler
-    return its.as_sql, its.pre_save_val, its.prepare_value, its.field_as_sql, its.assemble_as_sql
+    its, base = compiler.SQLInsertCompiler, sql_compiler.SQLInsertCompiler
+    assemble = its.assemble_as_sql, base.assemble_as_sql
+    return its.as_sql, its.pre_save_val, its.prepare_value, its.field_as_sql, *assemble
 
 
 def _for_comparison() -> tuple[Any, ...]:
     exact, builtin, lookup = lookups.Exact, lookups.BuiltinLookup, lookups.Lookup
-    return exact.as_sql, builtin.as_sql, lookup.process_lhs, Col.as_sql
+    return exact.as_sql, builtin.as_sql, lookup.process_lhs, Col.as_sql, Col.resolve_expression
 
 
 _COMPILE = _djangos(compiler.SQLCompiler.compile)
@@ -349,7 +353,12 @@ class SQLCompiler(CompiledStatement, compiler.SQLCompiler):
 
     def get_select(self, with_col_aliases: bool = False) -> tuple[Any, Any, Any]:
         query = self.query
-        if with_col_aliases or type(self) is not SQLCompiler or not _selects_a_model(query):
+        if (
+            with_col_aliases
+            or type(self) is not SQLCompiler
+            or _for_select() != _SELECT
+            or not _selects_a_model(query)
+        ):
             return super().get_select(with_col_aliases=with_col_aliases)
         if (known := self._know_columns()) is not None:
             query.get_initial_alias()  # which counts that the table is used

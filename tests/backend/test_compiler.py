@@ -5,6 +5,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
+import os
+import subprocess
+import sys
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -19,12 +23,14 @@ from django.apps.registry import Apps
 from django.core.exceptions import EmptyResultSet
 from django.db import connection, connections, models, transaction
 from django.db.backends.postgresql import compiler as djangos
-from django.db.models import F, Q, QuerySet, Value, functions
+from django.db.models import F, Q, QuerySet, Value, functions, lookups
 from django.db.models.constants import OnConflict
-from django.db.models.lookups import IntegerFieldExact
+from django.db.models.expressions import Col
+from django.db.models.sql.compiler import SQLCompiler, SQLInsertCompiler, SQLUpdateCompiler
+from django.db.models.sql.datastructures import BaseTable
 from django.db.models.sql.query import ExplainInfo
 from django.db.models.sql.subqueries import DeleteQuery, InsertQuery, UpdateQuery
-from django.db.models.sql.where import OR, XOR
+from django.db.models.sql.where import OR, XOR, WhereNode
 
 from kitchen.models import Dish, Order, OrderLine, Section
 from pgbackend import compiler as ours
@@ -250,31 +256,162 @@ def test_a_lookup_is_compiled_to_the_same_in_the_same_types(name: str) -> None:
     assert type(told[0][1]) is type(told[1][1])
 
 
-def sql_of(query: Any, compilers: Any = ours) -> Any:
-    return compilers.SQLCompiler(query, connection, "default").as_sql()
+def mine(*args: Any) -> Any:
+    return "mine", []
 
 
-@pytest.mark.parametrize("method", ["as_sql", "process_lhs", "get_rhs_op", "as_postgresql"])
-def test_a_lookup_that_somebody_has_patched_says_what_it_likes(
-    monkeypatch: pytest.MonkeyPatch, method: str
-) -> None:
-    class Mine(IntegerFieldExact):
-        def as_sql(self, *args: Any) -> Any:
-            return "mine", ()
+#: Where somebody may have patched Django, and what he may have put there.
+PATCHES: dict[tuple[Any, str], Any] = {
+    (lookups.IntegerFieldExact, "as_sql"): mine,
+    (lookups.IntegerFieldExact, "as_postgresql"): mine,
+    (lookups.IntegerFieldExact, "process_lhs"): mine,
+    (lookups.IntegerFieldExact, "get_rhs_op"): lambda *args: "mine",
+    (lookups.Exact, "as_sql"): mine,
+    (lookups.BuiltinLookup, "as_sql"): mine,
+    (lookups.BuiltinLookup, "process_lhs"): mine,
+    (lookups.Lookup, "process_lhs"): mine,
+    (Col, "as_sql"): mine,
+    (Col, "resolve_expression"): lambda self, *args: Value("mine"),
+    (WhereNode, "as_sql"): mine,
+    (WhereNode, "as_postgresql"): mine,
+    (SQLCompiler, "as_sql"): lambda self, **kwargs: ("mine", ()),
+    (SQLCompiler, "compile"): lambda self, node: ("mine", ()),
+    (SQLCompiler, "pre_sql_setup"): lambda self, **kwargs: pytest.fail("mine"),
+    (SQLCompiler, "setup_query"): lambda self, **kwargs: pytest.fail("mine"),
+    (SQLCompiler, "get_select"): lambda self, **kwargs: pytest.fail("mine"),
+    (SQLCompiler, "get_extra_select"): lambda self, *args: pytest.fail("mine"),
+}
 
-        as_postgresql = as_sql
 
-        def process_lhs(self, *args: Any) -> Any:
-            return "mine", []
+def told(query: Any, compilers: Any) -> Any:
+    try:
+        return compilers.SQLCompiler(query, connection, "default").as_sql()
+    except pytest.fail.Exception as exc:
+        return str(exc)
 
-        def get_rhs_op(self, *args: Any) -> str:
-            return "mine"
 
-    Dish.objects.first()
-    monkeypatch.setattr(IntegerFieldExact, method, getattr(Mine, method), raising=False)
-    for query in (Dish.objects.filter(pk=1).query, Dish.objects.filter(pk=1, position=2).query):
-        assert "mine" in sql_of(query)[0]
-        assert sql_of(query) == sql_of(query, djangos)
+@pytest.mark.parametrize(("owner", "name"), PATCHES)
+def test_what_somebody_has_patched_says_what_it_likes(owner: Any, name: str) -> None:
+    Section.objects.first()
+    one = Section.objects.order_by().filter(pk=1).query
+    two = Section.objects.order_by().filter(pk=1, position=2).query
+    related = Dish.objects.order_by().filter(section=1).query
+    with mock.patch.object(owner, name, PATCHES[owner, name], create=True):
+        for query in (one, two, related):
+            assert told(query, ours) == told(query, djangos)
+        assert "mine" in str(told(one, ours)) + str(told(related, ours))
+
+
+#: The same for what inserts and updates.
+OTHER_PATCHES: dict[tuple[Any, str], Any] = {
+    (SQLUpdateCompiler, "as_sql"): lambda self: ("mine", ()),
+    (SQLUpdateCompiler, "pre_sql_setup"): lambda self: pytest.fail("mine"),
+    (SQLInsertCompiler, "as_sql"): lambda self: [("mine", ())],
+    (SQLInsertCompiler, "pre_save_val"): lambda self, field, row: "mine",
+    (SQLInsertCompiler, "prepare_value"): lambda self, field, value: "mine",
+    (SQLInsertCompiler, "field_as_sql"): lambda self, *args: ("mine", []),
+    (SQLInsertCompiler, "assemble_as_sql"): lambda self, *args: ([["mine"]], [[]]),
+    (DatabaseOperations, "modify_insert_params"): lambda self, *args: ["mine"],
+    (DatabaseOperations, "insert_statement"): lambda self, **kwargs: "mine",
+    (DatabaseOperations, "bulk_insert_sql"): lambda self, *args: "mine",
+    (DatabaseOperations, "on_conflict_suffix_sql"): lambda self, *args: "mine",
+}
+
+
+@pytest.mark.parametrize(("owner", "name"), OTHER_PATCHES)
+def test_what_somebody_has_patched_writes_as_it_likes(owner: Any, name: str) -> None:
+    insert = InsertQuery(Tag)
+    insert.insert_values([Tag._meta.get_field("name")], [Tag(name="x")])
+    update = Tag.objects.filter(pk=1).query.chain(UpdateQuery)
+    update.add_update_values({"name": "x"})
+
+    def written(compilers: Any) -> Any:
+        try:
+            return (
+                compilers.SQLInsertCompiler(insert, connection, "default").as_sql(),
+                compilers.SQLUpdateCompiler(update, connection, "default").as_sql(),
+            )
+        except pytest.fail.Exception as exc:
+            return str(exc)
+
+    with mock.patch.object(owner, name, OTHER_PATCHES[owner, name]):
+        assert written(ours) == written(djangos)
+        assert "mine" in str(written(ours))
+
+
+@pytest.mark.parametrize("patch", ["wrapped", "replaced"])
+def test_what_was_patched_before_the_backend_was_loaded_is_seen(patch: str) -> None:
+    """As in `AppConfig.ready()`, which comes before the first query loads the compilers."""
+    code = f"""
+import functools, django
+django.setup()
+from django.db.models import lookups
+as_sql = lookups.BuiltinLookup.as_sql
+def mine(self, *args):
+    return "mine", ()
+if {patch == "wrapped"}:
+    mine = functools.wraps(as_sql)(mine)
+lookups.BuiltinLookup.as_sql = mine
+from tests.library.models import Tag
+for _ in range(2):
+    print(Tag.objects.filter(pk=1).query)
+"""
+    environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(" WHERE mine") == 2
+
+
+def test_a_table_of_somebody_elses_is_asked() -> None:
+    class Sample(BaseTable):
+        def as_sql(self, compiler: Any, connection: Any) -> Any:
+            return "mine", [3]
+
+    Tag.objects.first()
+    query = Tag.objects.filter(pk=1).query
+    query.alias_map["library_tag"] = Sample("library_tag", "library_tag")
+    assert told(query, ours) == told(query, djangos)
+    assert " FROM mine " in told(query, ours)[0]
+
+
+def test_who_is_told_that_a_value_will_be_saved_is_told_once() -> None:
+    class Counted(models.IntegerField):
+        told = 0
+
+        def get_db_prep_save(self, value: Any, connection: Any) -> Any:
+            Counted.told += 1
+            return super().get_db_prep_save(value, connection)
+
+    model = make_model(number=Counted(), other=models.IntegerField(), name=Upper(max_length=9))
+    for values in ({"number": 1}, {"number": 1, "other": F("pk")}, {"number": 1, "name": "x"}):
+        Counted.told = 0
+        query = model._base_manager.filter(pk=1).query.chain(UpdateQuery)
+        query.add_update_values(values)
+        ours.SQLUpdateCompiler(query, connection, "default").as_sql()
+        assert Counted.told == 1
+
+
+def test_a_query_counts_its_tables_as_djangos() -> None:
+    class Named(models.Func):
+        """An expression that looks for a name when it is compiled."""
+
+        def as_sql(self, compiler: Any, connection: Any, **kwargs: Any) -> Any:
+            F("name").resolve_expression(compiler.query)
+            return "1 = 1", []
+
+    condition = Named(output_field=models.BooleanField())
+    counted = []
+    for compilers in (djangos, ours):
+        query = Tag.objects.filter(condition).query
+        for _ in range(2):
+            told(query, compilers)
+        update = Tag.objects.filter(pk=1).query.chain(UpdateQuery)
+        update.add_update_values({"name": "x"})
+        compilers.SQLUpdateCompiler(update, connection, "default").as_sql()
+        counted.append((query.alias_refcount, update.alias_refcount))
+    assert counted[0] == counted[1]
 
 
 def test_operations_that_cast_a_column_are_asked() -> None:
@@ -282,12 +419,18 @@ def test_operations_that_cast_a_column_are_asked() -> None:
         def lookup_cast(self, lookup_type: str, internal_type: str | None = None) -> str:
             return "abs(%s)"
 
-    other = copy.copy(connections["default"])
-    other.ops = Operations(other)
-    query = Tag.objects.filter(pk=1).query
-    assert ours.SQLCompiler(query, other, "default").as_sql() == (
-        djangos.SQLCompiler(query, other, "default").as_sql()
-    )
+    class OldOperations(DatabaseOperations):
+        def field_cast_sql(self, db_type: str, internal_type: str) -> str:
+            return "abs(%s)"
+
+    for operations in (Operations, OldOperations):
+        other = copy.copy(connections["default"])
+        other.ops = operations(other)
+        query = Tag.objects.filter(pk=1).query
+        with warnings.catch_warnings(action="ignore"):
+            assert ours.SQLCompiler(query, other, "default").as_sql() == (
+                djangos.SQLCompiler(query, other, "default").as_sql()
+            )
 
 
 class Now(models.DateTimeField):
@@ -325,6 +468,14 @@ UPDATES: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
         {"name": "x"},
     ),
     "nothing": lambda: (Dish.objects.filter(pk=1), {}),
+    "all that are less than any": lambda: (
+        Dish.objects.filter(position__lt=10**12),
+        {"name": "x"},
+    ),
+    "values and an expression": lambda: (
+        Order.objects.filter(pk=1),
+        {"note": "x", "promised_minutes": F("promised_minutes") + 1},
+    ),
     "ordered": lambda: (Dish.objects.filter(pk=1).order_by("name"), {"name": "x"}),
     "a date": lambda: (
         Order.objects.filter(pk=1),

@@ -22,10 +22,10 @@ pytestmark = pytest.mark.skipif(sys.version_info < (3, 13), reason="counts are o
 #: More instructions than Django's engine in a sync context, by operation and stack.
 MORE = {
     "SELECT 1": {"sync": 235},
-    "get(pk)": {"sync": -2390, "green": -290, "a-method": 115},
-    "100 rows": {"sync": -1710, "green": 380, "a-method": 2975},
-    "save()": {"sync": -230, "green": 1860, "a-method": 2215},
-    "get(pk) in atomic()": {"sync": 30, "green": 3990},
+    "get(pk)": {"sync": -2255, "green": -165, "a-method": 245},
+    "100 rows": {"sync": -1645, "green": 445, "a-method": 3040},
+    "save()": {"sync": -65, "green": 2030, "a-method": 2385},
+    "get(pk) in atomic()": {"sync": 175, "green": 4130},
 }
 
 
