@@ -57,7 +57,8 @@ def _djangos(*functions: Any) -> tuple[Any, ...] | None:
 
     What wraps a function has globals of its own, whatever it says of itself.
     """
-    names = [function.__globals__["__name__"] for function in functions]
+    # A mock, for one, has none.
+    names = [getattr(function, "__globals__", {}).get("__name__", "") for function in functions]
     return functions if all(name.startswith("django.") for name in names) else None
 
 
