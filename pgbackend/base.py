@@ -284,7 +284,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         current = state.current_state(self)
         if current.connection is not None:
             if PostgresDatabaseWrapper.ensure_connection is not _ENSURE_CONNECTION:
-                self._ensure_connection()  # a patch may refuse what is open, too
+                self._let_patches_refuse()
             return
         if not current.pooled:
             self._ensure_connection()
@@ -297,7 +297,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         """Give `current` a connection, if it has none; return the lease if it is new."""
         if current.connection is not None:
             if PostgresDatabaseWrapper.ensure_connection is not _ENSURE_CONNECTION:
-                self._ensure_connection()  # a patch may refuse what is open, too
+                self._let_patches_refuse()
             return None
         transaction = current.transaction
         if transaction is None:
@@ -325,6 +325,14 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         elif (session := state.async_session(self)) is not None and session.pins:
             lease.pin()
         return lease
+
+    def _let_patches_refuse(self) -> None:
+        """Let who has patched `ensure_connection()` refuse a connection that is open, too.
+
+        Not on the bare loop, where no statement is sent: tests begin to capture queries there.
+        """
+        if bridge.in_greenlet() or not state.in_async_context():
+            self._ensure_connection()
 
     def _ask_patches(self) -> None:
         """Let who has patched `ensure_connection()` refuse, as test cases without a database do.
