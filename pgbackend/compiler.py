@@ -294,6 +294,12 @@ class CompiledStatement:
 
     connection: Any
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if _QUOTES_ALIKE:
+            # Django's keeps a dictionary for each statement, in front of what is kept anyway.
+            self.quote_name = self.connection.ops.quote_name
+
     def compile(self, node: Any) -> Any:
         if (compiler.SQLCompiler.compile,) != _COMPILE:
             return super().compile(node)  # type: ignore[misc]
@@ -316,12 +322,6 @@ class CompiledStatement:
         else:
             sql, params = node.as_sql(self, connection)
         return sql, params
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if _QUOTES_ALIKE:
-            # Django's keeps a dictionary for each statement, in front of what is kept anyway.
-            self.quote_name = self.connection.ops.quote_name
 
     def execute_sql(self, *args: Any, **kwargs: Any) -> Any:
         session = self.connection.async_session()
@@ -346,22 +346,16 @@ class SQLCompiler(CompiledStatement, compiler.SQLCompiler):
     _columns: _Columns | None = None
     _converted: Any = None
 
-    def _know_columns(self) -> _Columns | None:
-        """Look for the columns that the query selects, and let `get_converters()` know."""
-        query = self.query
-        self._columns = _Columns.of(query, self.connection.ops) if _selects_a_model(query) else None
-        return self._columns
+    def _is_djangos(self) -> bool:
+        """Whether nobody has derived from this compiler, or patched what it passes over."""
+        return type(self) is SQLCompiler and _for_select() == _SELECT
 
     def get_select(self, with_col_aliases: bool = False) -> tuple[Any, Any, Any]:
         query = self.query
-        if (
-            with_col_aliases
-            or type(self) is not SQLCompiler
-            or _for_select() != _SELECT
-            or not _selects_a_model(query)
-        ):
+        if with_col_aliases or not self._is_djangos() or not _selects_a_model(query):
             return super().get_select(with_col_aliases=with_col_aliases)
-        if (known := self._know_columns()) is not None:
+        self._columns = known = _Columns.of(query, self.connection.ops)
+        if known is not None:
             query.get_initial_alias()  # which counts that the table is used
             return known.selected_of(query.model)
         opts = query.get_meta()
@@ -374,12 +368,7 @@ class SQLCompiler(CompiledStatement, compiler.SQLCompiler):
         self, with_limits: bool = True, with_col_aliases: bool = False
     ) -> tuple[str, tuple[Any, ...]]:
         query = self.query
-        if (
-            with_col_aliases
-            or type(self) is not SQLCompiler
-            or _for_select() != _SELECT
-            or not _is_usual(query)
-        ):
+        if with_col_aliases or not self._is_djangos() or not _is_usual(query):
             return super().as_sql(with_limits=with_limits, with_col_aliases=with_col_aliases)
         only = _comparison_in(query.where)
         ordered = _is_ordered(query)
@@ -399,7 +388,10 @@ class SQLCompiler(CompiledStatement, compiler.SQLCompiler):
     ) -> tuple[str, tuple[Any, ...]] | None:
         """What `as_sql()` returns, with the same left on this compiler; None if Django must."""
         query: Any = self.query
-        if (known := self._know_columns()) is None:
+        if not _selects_a_model(query):
+            return None
+        self._columns = known = _Columns.of(query, self.connection.ops)
+        if known is None:
             return None
         self.where = query.where
         self.having = self.qualify = None
@@ -538,8 +530,8 @@ class SQLUpdateCompiler(CompiledStatement, compiler.SQLUpdateCompiler):
             if type(value) not in _VALUES or _has_placeholder(field):
                 return None
         query.get_initial_alias()
-        assignments, params = self._assign(query.values)
         quote_name = self.quote_name if _QUOTES_ALIKE else self.quote_name_unless_alias
+        assignments, params = self._assign(query.values, quote_name)
         update = f"UPDATE {quote_name(query.base_table)} SET"
         sql = f"{update} {', '.join(assignments)}"
         try:
@@ -549,9 +541,8 @@ class SQLUpdateCompiler(CompiledStatement, compiler.SQLUpdateCompiler):
         params.extend(where_params)
         return f"{sql} WHERE {where}", tuple(params)
 
-    def _assign(self, values: Any) -> tuple[list[str], list[Any]]:
+    def _assign(self, values: Any, quote_name: Any) -> tuple[list[str], list[Any]]:
         connection = self.connection
-        quote_name = self.quote_name if _QUOTES_ALIKE else self.quote_name_unless_alias
         assignments: list[str] = []
         params: list[Any] = []
         for field, _, value in values:

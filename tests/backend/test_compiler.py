@@ -625,6 +625,40 @@ def test_a_field_is_told_once_that_it_will_be_saved() -> None:
     assert Counted.told == 2
 
 
+def test_all_fields_are_told_that_they_are_saved_before_an_expression_is_compiled() -> None:
+    """A file is saved then; so it is there, or not, as with Django when something fails."""
+
+    class Refusing(models.Func):
+        def as_sql(self, *args: Any, **kwargs: Any) -> Any:
+            raise ZeroDivisionError
+
+    class Counted(models.IntegerField):
+        told = 0
+
+        def pre_save(self, row: Any, add: bool) -> Any:
+            Counted.told += 1
+            return super().pre_save(row, add)
+
+    model = make_model(name=models.CharField(max_length=9), number=Counted())
+    row = model(name=Refusing(output_field=models.CharField()), number=1)
+    for times, compilers in enumerate((djangos, ours), 1):
+        with pytest.raises(ZeroDivisionError):
+            inserted_by(compilers, [row])
+        assert Counted.told == times
+
+
+def test_a_default_that_is_given_to_a_field_without_one_is_written_as_by_django() -> None:
+    default = models.expressions.DatabaseDefault(Value("x"))
+    model = make_model(name=models.CharField(max_length=9), other=models.IntegerField())
+    rows = [model(name=default, other=1)]
+    assert inserted_by(ours, rows) == inserted_by(djangos, rows)
+
+
+def test_features_that_return_nothing_from_one_row_are_asked() -> None:
+    with mock.patch.object(connection.features, "can_return_columns_from_insert", new=False):
+        assert inserted_by(ours, [Tag(name="x")]) == inserted_by(djangos, [Tag(name="x")])
+
+
 def test_operations_that_insert_in_their_own_way_are_asked() -> None:
     class Operations(DatabaseOperations):
         def insert_statement(self, on_conflict: Any = None) -> str:
