@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,31 @@ def test_the_window_lasts_until_each_client_could_be_answered() -> None:
     outcome = loaded(serve, clients=5, warm=0.0, seconds=0.05, patience=5)
     assert outcome.answered >= 5
     assert 15 < outcome.answered / outcome.seconds < 30
+
+
+@pytest.mark.parametrize("seconds", [0.24, 0.29])
+def test_a_rate_is_counted_in_whole_turns(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """See Note [Whole turns]: a burst each 0.1 s, and windows that are no whole number of them."""
+    monkeypatch.setattr(load, "_DRAIN_SECONDS", 0.05)
+    clients = 8
+    together = asyncio.Barrier(clients)
+    bursts: list[float] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while await reader.readuntil(b"\r\n\r\n"):
+                async with asyncio.timeout(0.5):
+                    if await together.wait() == 0:
+                        bursts.append(time.perf_counter())
+                await asyncio.sleep(0.1)
+                writer.write(SIZED)
+        except (asyncio.IncompleteReadError, ConnectionError, TimeoutError):
+            pass  # the clients are done
+        writer.close()
+
+    outcome = loaded(serve, clients=clients, warm=0.0, seconds=seconds, patience=5)
+    assert outcome.answered == 3 * clients
+    assert outcome.seconds == pytest.approx(bursts[3] - bursts[0], rel=0.05)
 
 
 # --- The measurements ---------------------------------------------------------------------------

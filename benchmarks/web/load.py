@@ -7,9 +7,11 @@ latencies of exactly the requests that were sent in the window, reads the server
 ends, and can hold 10,000 requests open; what it costs itself is in every result.
 
 # Note [Whole turns]
-Warm-up and window each take some seconds, and go on until as many answers have come as there are
-clients. A stack that serves 2,000 requests at once brings all of them forward together, and then
-answers them in a burst: a window of fixed length would see none of it, or all.
+Warm-up and window each take some seconds, and end with the answer that makes them whole turns: as
+many answers as there are clients, or twice as many, and so on. A stack that serves 64 or 2,000
+requests at once brings all of them forward together, and then answers them in a burst. A window of
+fixed length would see a burst more or a burst less; from one answer to the same place in a later
+turn there are whole bursts, and the time that they took. The clocks are read in these two steps.
 
 Rate and latencies are those of the good answers that came within the window. A request that was
 open for the whole of it counts as stuck, so none is forgotten.
@@ -24,6 +26,7 @@ import subprocess
 import sys
 import time
 from array import array
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +39,6 @@ _REQUESTS, _PRIME = 997, 7919
 #: Connections that are opened at a time: fewer than a server lets wait.
 _AT_A_TIME = 200
 _RETRY_SECONDS = 0.05
-_LOOK_SECONDS = 0.01
 #: How long what is open is awaited when nothing counts any more.
 _DRAIN_SECONDS = 5.0
 _OK = b"HTTP/1.1 200 "
@@ -167,8 +169,10 @@ class Load:
         self.finished = 0
         """Answers and failures since the first request."""
         self.is_counting = self.is_over = False
+        self._whole = 0
+        """How many of them make whole turns."""
         self._bodies: list[bytes | None] = [None] * len(self.requests)
-        self._idle = asyncio.Event()
+        self._closed, self._idle = asyncio.Event(), asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def connect(self, turn: int) -> Client:
@@ -213,6 +217,8 @@ class Load:
                 self.latencies.append(clock() - client.sent_at)
             else:
                 self.outcome.failed += 1
+        if self.finished == self._whole:
+            self._end_turn()
         if not self.is_over:
             if not client.transport.is_closing():
                 client.send()
@@ -241,26 +247,41 @@ class Load:
     async def run(self) -> Outcome:
         """Warm up, measure, and let the server finish what it has begun."""
         await self.connect_all()
+        self._expect(self.job.warm, self._open_window)
         for client in list(self.clients):
             client.send()
-        await self._whole_turns(self.job.warm)
-        self.is_counting = True
-        begin, cpu, own = clock(), cpu_seconds(self.job.pid), time.process_time()
-        await self._whole_turns(self.job.seconds)
-        self.is_counting, self.is_over = False, True
-        self.outcome.cpu = cpu_seconds(self.job.pid) - cpu
-        self.outcome.own_cpu = time.process_time() - own
-        self._conclude(begin)
+        await self._closed.wait()
         await self._drain(_DRAIN_SECONDS)
         return self.outcome
 
-    async def _whole_turns(self, seconds: float) -> None:
-        """See Note [Whole turns]."""
-        enough = self.finished + len(self.clients)
-        deadline = clock() + max(seconds, self.job.patience)
-        await asyncio.sleep(seconds)
-        while self.finished < enough and clock() < deadline:  # noqa: ASYNC110 - costs each answer nothing
-            await asyncio.sleep(_LOOK_SECONDS)
+    def _expect(self, seconds: float, then: Callable[[], None]) -> None:
+        """Call `then` with the answer that ends a turn; see Note [Whole turns]."""
+        self._whole = self.finished + self.job.clients
+        self._enough = clock() + seconds
+        self._then = then
+        patience = max(seconds, self.job.patience)
+        self._impatience = asyncio.get_running_loop().call_later(patience, then)
+
+    def _end_turn(self) -> None:
+        if clock() < self._enough:
+            self._whole += self.job.clients
+        else:
+            self._impatience.cancel()
+            self._then()
+
+    def _open_window(self) -> None:
+        self.is_counting = True
+        self._begin = clock()
+        self.outcome.cpu, self.outcome.own_cpu = -cpu_seconds(self.job.pid), -time.process_time()
+        self._expect(self.job.seconds, self._close_window)
+
+    def _close_window(self) -> None:
+        self.is_counting, self.is_over = False, True
+        self.outcome.cpu += cpu_seconds(self.job.pid)
+        self.outcome.own_cpu += time.process_time()
+        self._conclude(self._begin)
+        self._whole = 0
+        self._closed.set()
 
     async def flood(self) -> Outcome:
         """Each client sends one request, when a line comes on standard input."""
