@@ -43,10 +43,10 @@ _METHOD = """\
 - ASGI servers are uvicorn with uvloop and httptools, WSGI's is gunicorn with threads and a parser
   in C. Access logs are off, `DEBUG` is off, `MIDDLEWARE` is empty.
 - Clients are one process that keeps a connection for each and sends a request when the last one is
-  answered. Warm-up and window last {warm:g} and {seconds:g} seconds, and longer until the answers in
-  it are a whole number of turns, as many each as there are clients; but at most {patience:g}
-  seconds. (They are answered nearly together: a window that ends between would count a turn more
-  or less.) Server, PostgreSQL and clients share the machine. The clients' process took at most
+  answered. Warm-up and window last {warm:g} and {seconds:g} seconds, and longer until the answers
+  are a whole number of turns, each as many as there are clients, but at most {patience:g} seconds.
+  (Clients are answered nearly together: a window that ends in between would count a turn more or
+  less.) Server, PostgreSQL and clients share the machine. The clients' process took at most
   {share:.0%} of one core.
 - CPU is user and system time of the server process, all threads. Memory is its resident memory, at
   most, in a process that has served fewer clients before. Connections are counted by
