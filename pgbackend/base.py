@@ -293,6 +293,10 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             if lease is not None:
                 lease.maybe_end()
 
+    def close_if_health_check_failed(self) -> None:
+        if state.current_state(self).health_check_enabled:
+            super().close_if_health_check_failed()
+
     def _lease(self, current: State) -> Lease | None:
         """Give `current` a connection, if it has none; return the lease if it is new."""
         if current.connection is not None:
@@ -417,7 +421,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     # --- Cursors ---
 
     def _cursor(self, name: str | None = None) -> Any:
-        if state.is_plain():
+        if state.plain_state(self) is not None:
             return super()._cursor(name)
         state.take_turn(self)
         current, session = state.state_and_session(self)
@@ -457,8 +461,11 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
     def validate_no_broken_transaction(self) -> None:
         # Every statement comes by here, right before it is sent.
-        if not state.is_plain():
+        own = state.plain_state(self)
+        if own is None:
             state.take_turn(self)
+        elif not own.needs_rollback:
+            return
         super().validate_no_broken_transaction()
 
     @cached_property

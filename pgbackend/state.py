@@ -327,9 +327,15 @@ def _look_up(wrapper: Any, blocks: Mapping[Key, Block], known: Session | None) -
     return (known or session(wrapper)).state
 
 
-def is_plain() -> bool:
-    """Whether the running code is synchronous and in no transaction: as in Django."""
-    return _get_running_loop() is None and not _blocks.get() and not _unwinding
+def plain_state(wrapper: Any) -> State | None:
+    """The wrapper's own state where the running code is as in Django, else None.
+
+    That is, where it is synchronous and in no transaction.
+    """
+    if _get_running_loop() is None and not _blocks.get() and not _unwinding:
+        own: State = wrapper._own
+        return own
+    return None
 
 
 def current_scope(wrapper: Any) -> Scope:

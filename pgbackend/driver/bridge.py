@@ -553,7 +553,7 @@ class ParkingLock:
         except ValueError:
             self.release()  # served already: the lock is this waiter's to hand on
 
-    def release(self) -> None:
+    def release(self, *exc_info: object) -> None:
         waiters = self._waiters
         while True:
             if waiters:
@@ -572,6 +572,4 @@ class ParkingLock:
         return self._lock.locked()
 
     __enter__ = acquire
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.release()
+    __exit__ = release  # itself, and not a call of it: each statement takes the lock

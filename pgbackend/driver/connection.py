@@ -289,7 +289,8 @@ class Connection(psycopg.Connection[Any]):
             )
 
     def _check_connection_ok(self) -> None:
-        self._check_lease()
+        if self._lease_ended:
+            self._check_lease()
         super()._check_connection_ok()
 
     @property

@@ -21,11 +21,11 @@ pytestmark = pytest.mark.skipif(sys.version_info < (3, 13), reason="counts are o
 
 #: More instructions than Django's engine in a sync context, by operation and stack.
 MORE = {
-    "SELECT 1": {"sync": 235},
-    "get(pk)": {"sync": -2255, "green": -165, "a-method": 245},
-    "100 rows": {"sync": -1645, "green": 445, "a-method": 3040},
-    "save()": {"sync": -65, "green": 2030, "a-method": 2385},
-    "get(pk) in atomic()": {"sync": 175, "green": 4130},
+    "SELECT 1": {"sync": 150},
+    "get(pk)": {"sync": -2340, "green": -180, "a-method": 230},
+    "100 rows": {"sync": -1730, "green": 430, "a-method": 3020},
+    "save()": {"sync": -155, "green": 2000, "a-method": 2355},
+    "get(pk) in atomic()": {"sync": 0, "green": 4090},
 }
 
 
