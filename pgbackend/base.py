@@ -294,6 +294,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
                 lease.maybe_end()
 
     def close_if_health_check_failed(self) -> None:
+        # Each cursor comes by here. Django looks for its pool first, which takes longer.
         if state.current_state(self).health_check_enabled:
             super().close_if_health_check_failed()
 
