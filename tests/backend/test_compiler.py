@@ -654,6 +654,22 @@ def test_a_default_that_is_given_to_a_field_without_one_is_written_as_by_django(
     assert inserted_by(ours, rows) == inserted_by(djangos, rows)
 
 
+def test_a_default_is_resolved_where_django_resolves_it() -> None:
+    class Counted(models.expressions.DatabaseDefault):
+        resolved = 0
+
+        def resolve_expression(self, *args: Any, **kwargs: Any) -> Any:
+            type(self).resolved += 1
+            return super().resolve_expression(*args, **kwargs)
+
+    model = make_model(name=models.CharField(max_length=9))
+    told = []
+    for compilers in (djangos, ours):
+        Counted.resolved = 0
+        told.append((inserted_by(compilers, [model(name=Counted(Value("x")))]), Counted.resolved))
+    assert told[0] == told[1]
+
+
 def test_features_that_return_nothing_from_one_row_are_asked() -> None:
     with mock.patch.object(connection.features, "can_return_columns_from_insert", new=False):
         assert inserted_by(ours, [Tag(name="x")]) == inserted_by(djangos, [Tag(name="x")])
