@@ -183,7 +183,8 @@ def test_a_queryset_in_all_its_forms_is_iterated_on_the_loop(
             assert len([row async for row in form.aiterator(chunk_size=2)]) == 3, form
         prefetched = books.prefetch_related("tags")
         async for book in prefetched.aiterator(chunk_size=2):
-            assert [tag.name async for tag in book.tags.all()] == ["long", "new"]
+            names = [tag.name async for tag in book.tags.all()]
+            assert sorted(names) == ["long", "new"]  # in no order: the server chooses one
 
     run(main())
     assert threads == []
