@@ -132,8 +132,16 @@ def answering(*replies: bytes, size: int = 1000) -> Serve:
 def loaded(serve: Serve, clients: int = 3, **options: Any) -> load.Outcome:
     """What a load on a server of two requests tells."""
 
+    served: set[asyncio.Task[Any]] = set()
+
+    async def tracked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        served.add(task)
+        await serve(reader, writer)
+
     async def main() -> load.Outcome:
-        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        async with await asyncio.start_server(tracked, "127.0.0.1", 0) as server:
             job = {"warm": 0.03, "seconds": 0.1, "patience": 0.2, **options}
             requests = [f"GET /{n} HTTP/1.1\r\n\r\n" for n in range(2)]
             port = server.sockets[0].getsockname()[1]
@@ -143,6 +151,7 @@ def loaded(serve: Serve, clients: int = 3, **options: Any) -> load.Outcome:
             finally:
                 for client in run.clients:
                     client.transport.abort()
+                await asyncio.gather(*served)
                 await asyncio.sleep(0.01)
 
     return asyncio.run(main())
