@@ -289,7 +289,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         if not current.pooled:
             self._ensure_connection()
         elif bridge.in_greenlet() and not current.closed_in_transaction:
-            lease = self._lease(current)
+            lease = self._lease(current, state.async_session(self))
             if lease is not None:
                 lease.maybe_end()
 
@@ -298,20 +298,29 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         if state.current_state(self).health_check_enabled:
             super().close_if_health_check_failed()
 
-    def _lease(self, current: State) -> Lease | None:
-        """Give `current` a connection, if it has none; return the lease if it is new."""
+    def _lease(self, current: State, session: state.Session | None) -> Lease | None:
+        """Give `current` a connection, if it has none; return the lease if it is new.
+
+        `session` is the running task's.
+        """
         if current.connection is not None:
             if PostgresDatabaseWrapper.ensure_connection is not _ENSURE_CONNECTION:
                 self._let_patches_refuse()
             return None
         transaction = current.transaction
         if transaction is None:
-            return self._take(current, None)
+            return self._take(current, None, session)
         assert transaction.leasing is not None
         with transaction.leasing:
-            return self._take(current, transaction) if current.connection is None else None
+            missing = current.connection is None  # another task may have leased it meanwhile
+            return self._take(current, transaction, session) if missing else None
 
-    def _take(self, current: State, transaction: state.Transaction | None) -> Lease:
+    def _take(
+        self,
+        current: State,
+        transaction: state.Transaction | None,
+        session: state.Session | None,
+    ) -> Lease:
         if PostgresDatabaseWrapper.ensure_connection is not _ENSURE_CONNECTION:
             self._ask_patches()
         lease = None if transaction is None else transaction.borrow()
@@ -327,7 +336,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             lease.task = transaction.owner  # who has begun the block ends it, and the lease
             # psycopg begins with the first statement.
             lease.connection._autocommit = False  # noqa: SLF001
-        elif (session := state.async_session(self)) is not None and session.pins:
+        elif session is not None and session.pins:
             lease.pin()
         return lease
 
@@ -432,13 +441,15 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         if current.transaction is None and not current.autocommit:
             self.set_autocommit(False)  # AUTOCOMMIT is off: each task is in a transaction
             current = state.current_state(self)
-        cursor = self._lease_cursor(current, name, compiled)
+        cursor = self._lease_cursor(current, session, name, compiled)
         if session is not None and compiled:
             session.compiled, session.cursor = False, cursor.cursor
         return cursor
 
-    def _lease_cursor(self, current: State, name: str | None, compiled: bool) -> Any:
-        new = self._lease(current)
+    def _lease_cursor(
+        self, current: State, session: state.Session | None, name: str | None, compiled: bool
+    ) -> Any:
+        new = self._lease(current, session)
         try:
             with self.wrap_database_errors:
                 cursor = self.create_cursor(name)

@@ -443,7 +443,14 @@ def scope_attribute(name: str) -> property:
         if _get_running_loop() is None:
             return getattr(wrapper._own_scope, name)
         if type(here := _running()) is Portal:
-            return getattr(_find(here, wrapper).scope, name)
+            found = here.found
+            if (
+                found is None
+                or found.wrapper is not wrapper
+                or found.settings_dict is not wrapper.settings_dict
+            ):
+                found = _find(here, wrapper)
+            return getattr(found.scope, name)
         return getattr(current_scope(wrapper), name)
 
     def set_(wrapper: Any, value: Any) -> None:
@@ -684,6 +691,8 @@ def check_not_ended(block: Block) -> None:
 
 def take_turn(wrapper: Any) -> None:
     """Wait until a statement of the running code may be sent."""
+    if not _blocks.get() and not _test_blocks and wrapper._own.transaction is None:
+        return  # what `current_block()` would say, for most
     block = current_block(wrapper)
     if block is not None and block.transaction.innermost is not block:
         block.transaction.take_turn(block)

@@ -860,6 +860,8 @@ class _LeasedCursor:
 
     _conn: Any
     closed: bool
+    #: Whether this is a cursor of the server's, with a name.
+    is_on_server = False
     #: Where the cursor was opened, if its being forgotten is worth a warning.
     opened_at: str | None = None
 
@@ -872,7 +874,7 @@ class _LeasedCursor:
         if self.closed:
             return
         try:
-            if self._can_close_on_server():
+            if not self.is_on_server or self._can_close_on_server():
                 super().close()  # type: ignore[misc]
             else:
                 self._close()  # type: ignore[attr-defined]
@@ -886,21 +888,17 @@ class _LeasedCursor:
     def _can_close_on_server(self) -> bool:
         """Whether CLOSE can be sent: not by the garbage collector, in somebody else's task."""
         lease = self._conn.lease
-        if not self.is_on_server() or lease is None or lease.can_wait():
+        if lease is None or lease.can_wait():
             return True
         lease.dirty = True
         return False
-
-    def is_on_server(self) -> bool:
-        """Whether this is a cursor of the server's, with a name."""
-        return getattr(self, "_name", None) is not None
 
     def __del__(self) -> None:
         if getattr(self, "closed", True):
             return
         lease = self._conn.lease
         held = lease is not None and lease.is_held_by_cursors()
-        if self.is_on_server() and lease is not None:
+        if self.is_on_server and lease is not None:
             lease.dirty = True
         self._close()  # type: ignore[attr-defined]
         self._tell_lease()
@@ -918,7 +916,9 @@ class _LeasedCursor:
 def leased_class(cursor_class: type[Any]) -> type[Any]:
     """Return `cursor_class`, with ends that are told to the lease."""
     bases = (_LeasedCursor, _abilities(cursor_class), cursor_class)
-    return type(cursor_class.__name__, bases, {"__module__": __name__})
+    on_server = issubclass(cursor_class, psycopg.ServerCursor)
+    names = {"__module__": __name__, "is_on_server": on_server}
+    return type(cursor_class.__name__, bases, names)
 
 
 def adopt(cursor: Any) -> Any:

@@ -180,11 +180,11 @@ class Lease:
 
     def cursor_opened(self, cursor: Any) -> None:
         self.cursors += 1
-        self.streams += cursor.is_on_server()
+        self.streams += cursor.is_on_server
 
     def cursor_closed(self, cursor: Any) -> None:
         self.cursors -= 1
-        self.streams -= cursor.is_on_server()
+        self.streams -= cursor.is_on_server
         self.maybe_end()
 
     def interrupted(self) -> None:
@@ -548,6 +548,8 @@ class Pool:
         self.loop = loop
         self.thread = threading.get_ident()
         self.closed = False
+        self._resets_all = options.session_reset == "always"
+        self._resets_dirty = options.session_reset != "never"
         #: By number, with a weak reference: a lease that nobody holds any more must be collected.
         self._leases: dict[int, weakref.ref[Lease]] = {}
         self._failure: tuple[float, BaseException] | None = None
@@ -798,8 +800,7 @@ class Pool:
             self._own(self._restore(physical, self._must_reset(lease)), physical)
 
     def _must_reset(self, lease: Lease) -> bool:
-        reset = self.options.session_reset
-        return reset == "always" or (reset == "dirty" and lease.dirty)
+        return self._resets_dirty if lease.dirty else self._resets_all
 
     def _put(self, physical: AsyncConnection) -> None:
         """Hand the connection to psycopg's pool in this very step, if it need not wait.

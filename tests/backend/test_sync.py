@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import copy
 import threading
 from typing import Any
@@ -82,6 +83,17 @@ def test_atomic_and_its_state_are_djangos() -> None:
         transaction.set_rollback(True)
     assert not connection.in_atomic_block and connection.autocommit
     assert not Tag.objects.exists()
+
+
+def test_a_doomed_block_refuses_statements_of_every_context() -> None:
+    def count() -> None:
+        with pytest.raises(transaction.TransactionManagementError, match="atomic"):
+            Tag.objects.count()
+
+    with transaction.atomic():
+        transaction.set_rollback(True)
+        contextvars.Context().run(count)  # which does not know of the block
+        count()
 
 
 def test_server_side_cursors_stream() -> None:
