@@ -2,9 +2,11 @@
 
 Time of the processor (not of the clock: what the server takes does not count) for one operation, on
 Django's engine and on pgbackend, in one process: sync, green, and by the a-methods. The stacks take
-turns; printed is the median of the rounds in microseconds, and its ratio to Django's engine in a
-sync context. With ``--instructions`` it is the number of instructions of Python's own code, which
-says nothing of C code, and is the same on a machine that does other things (Python 3.12 and later).
+turns. In each, as many operations as are counted come first and are not: Python specialises its
+instructions for what runs, and a turn would pay for what the one before has left. Printed is the
+median of the rounds in microseconds, and its ratio to Django's engine in a sync context.
+With ``--instructions`` it is the number of instructions of Python's own code, which says nothing of
+C code, and is the same on a machine that does other things (Python 3.12 and later).
 With ``--loop uvloop`` it is on the loop that uvicorn has.
 Starts a server of its own, or uses that of ``DATABASE_URL``.
 """
@@ -156,7 +158,8 @@ meter: Callable[[], float] = time.process_time
 def sync(alias: str) -> Callable[[str, int], float]:
     def measure(name: str, count: int) -> float:
         work = OPERATIONS[name][0]
-        work(alias)
+        for _ in range(count):
+            work(alias)
         started = meter()
         for _ in range(count):
             work(alias)
@@ -184,7 +187,8 @@ def awaited(alias: str, runner: asyncio.Runner) -> Callable[[str, int], float | 
             return None
 
         async def main() -> float:
-            await work(alias)
+            for _ in range(count):
+                await work(alias)
             started = meter()
             for _ in range(count):
                 await work(alias)

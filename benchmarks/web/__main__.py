@@ -29,7 +29,7 @@ _FULL = {
     "warm": 0.2,
     "patience": 10.0,
     "parked": 10_000,
-    "cost_rounds": 15,
+    "cost_rounds": 31,
 }
 _QUICK = {
     "clients": [1, 16],
