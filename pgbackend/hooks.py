@@ -175,7 +175,10 @@ def _leave_block(
         if atomic._from_testcase:  # noqa: SLF001
             state.join_in_tests(connection, block.parent if block is not None else None)
     if refusal is not None:
-        raise refusal
+        try:
+            raise refusal
+        finally:
+            del refusal, exc_info  # it knows this frame by its traceback
 
 
 def _wait_to_leave(block: state.Block) -> BaseException | None:

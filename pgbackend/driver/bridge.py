@@ -312,9 +312,10 @@ class GreenCoroutine(Coroutine[Any, Any, T]):
         return self._driver.send(value)
 
     def throw(self, *args: Any) -> Any:
-        if self._driver is None:
-            return self._coro.throw(*args)
-        return self._driver.throw(*args)
+        try:
+            return (self._driver or self._coro).throw(*args)
+        finally:
+            del args  # the exception, whose traceback knows this frame
 
     def close(self) -> None:
         (self._driver or self._coro).close()
@@ -427,7 +428,10 @@ def deliver_cancellation() -> None:
         return
     if not here.holding and not here.postponing:
         pending, here.pending = here.pending, None
-        raise pending
+        try:
+            raise pending
+        finally:
+            del pending  # which knows this frame by its traceback
 
 
 def finish(coro: Coroutine[Any, Any, T], budget: float) -> T | None:

@@ -200,7 +200,9 @@ class Connection(psycopg.Connection[Any]):
     given_threshold: int | None = None
     _lease_ended = False
     _committing = False
+    #: When a wait of this process last let the loop serve others; whether one has not since.
     _last_yield = 0.0
+    _kept_busy = False
 
     def __init__(self, pgconn: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(pgconn, *args, **kwargs)
@@ -330,6 +332,8 @@ class Connection(psycopg.Connection[Any]):
             return super().wait(gen, interval, timeout)
         bridge.check_not_collecting()  # before a byte is sent
         try:
+            if Connection._kept_busy:
+                self._maybe_yield(portal, gen)
             return self._wait_green(portal, gen, timeout)
         finally:
             if self.pgconn.status == _BAD:
@@ -340,7 +344,7 @@ class Connection(psycopg.Connection[Any]):
         try:
             state = next(gen)
         except StopIteration as stop:
-            self._maybe_yield(portal)
+            Connection._kept_busy = True
             result: RV = stop.value
             return result
         if self.pgconn.status == _BAD:  # the number of its socket may be another one's by now
@@ -366,7 +370,7 @@ class Connection(psycopg.Connection[Any]):
                 self._cut_off(gen)
             raise
         finally:
-            Connection._last_yield = monotonic()
+            Connection._last_yield, Connection._kept_busy = monotonic(), False
             if self.physical is None or watch is not self.physical.watch:
                 watch.stop()
 
@@ -422,16 +426,26 @@ class Connection(psycopg.Connection[Any]):
             "committed; look before repeating it"
         ) from cancellation
 
-    def _maybe_yield(self, portal: Portal) -> None:
-        """Let the loop serve others, if waits that did not block have kept it busy for long."""
-        if monotonic() - Connection._last_yield >= MAX_BUSY_TIME:
-            with bridge.hold_cancellation():
-                try:
-                    portal.suspend(None)
-                except asyncio.CancelledError as exc:
-                    portal.pending = exc
-            Connection._last_yield = monotonic()
-            bridge.deliver_cancellation()
+    def _maybe_yield(self, portal: Portal, gen: PQGen[Any]) -> None:
+        """Let the loop serve others, if waits that did not block have kept it busy for long.
+
+        Before `gen` has begun: what is interrupted then, psycopg has not done.
+        """
+        if monotonic() - Connection._last_yield < MAX_BUSY_TIME:
+            return
+        try:
+            portal.suspend(None)
+        except asyncio.CancelledError as exc:
+            if not portal.holding:
+                self._clean_up(portal, gen, self._find_watch(), exc)
+                raise
+            portal.pending = portal.pending or exc
+        except bridge.INTERRUPTIONS as exc:
+            self._clean_up(portal, gen, self._find_watch(), exc)
+            raise
+        finally:
+            Connection._last_yield, Connection._kept_busy = monotonic(), False
+        self._check_lease()  # others had their turn
 
     # --- Cancellation ---
 

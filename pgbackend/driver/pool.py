@@ -214,6 +214,7 @@ class Lease:
         self.ended = True
         self.dirty = self.dirty or self.streams > 0
         self.connection.end_lease()
+        self.task = None  # one that was cancelled keeps the traceback, whose frames know this lease
         if self.on_end is not None:
             self.on_end()
             self.on_end = None
@@ -338,6 +339,7 @@ class _Queue(deque[Any]):
                 raise place.error
         finally:
             self.by_task.pop(task, None)
+            del task  # which will know this frame by the traceback of its cancellation
 
     def has(self, task: asyncio.Task[Any]) -> bool:
         """Whether `task` waits: it has neither been served, nor given up."""
@@ -387,6 +389,7 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
             raise asyncio.CancelledError from None
         finally:
             self._waiting.by_task.pop(task, None)
+            del task  # which will know this frame by the traceback of its cancellation
 
     def take_free(self) -> AsyncConnection | None:
         """Do what `getconn()` does when it need not wait, without an await; else return None."""

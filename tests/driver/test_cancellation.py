@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from time import monotonic
@@ -12,14 +14,26 @@ import psycopg
 import pytest
 
 from pgbackend.driver import bridge
+from pgbackend.driver import connection as driver_connection
 from pgbackend.driver.bridge import await_
 from pgbackend.driver.bridge import run as green
 from pgbackend.driver.connection import CLEANUP_BUDGET
-from pgbackend.driver.errors import OutcomeUnknown
+from pgbackend.driver.errors import LeaseEnded, OutcomeUnknown
 from pgbackend.driver.pool import Pool
 from tests.conftest import Runner, wait_for
 from tests.support.link import Link
-from tests.support.sweep import AT_MOST, CANCELLING, Mode, Outcome, sweep
+from tests.support.sweep import (
+    AT_MOST,
+    CANCELLING,
+    Interrupt,
+    Mode,
+    Outcome,
+    as_coroutine,
+    early,
+    late,
+    observed,
+    sweep,
+)
 
 from .conftest import Pools, atomic, fetch, pinned, take_all
 
@@ -60,19 +74,25 @@ def insert_many(pool: Pool, table: str) -> None:
         cursor.execute(f"DELETE FROM {table} WHERE n < 0")
 
 
+def fetch_many(pool: Pool, table: str) -> None:
+    with pinned(pool) as lease, lease.connection.cursor() as cursor:
+        cursor.executemany("SELECT %s::int", [(n,) for n in range(5)], returning=True)
+        assert [result.fetchone() for result in cursor.results()] == [(n,) for n in range(5)]
+
+
 def copy_in(pool: Pool, table: str) -> None:
     with atomic(pool) as connection, connection.cursor() as cursor:
         with cursor.copy(f"COPY {table} FROM STDIN") as copy:
-            for n in range(1, 100):
+            for n in range(1, 20):
                 copy.write_row((-n,))
         cursor.execute(f"DELETE FROM {table} WHERE n < 0")
 
 
 def copy_out(pool: Pool, table: str) -> None:
     with pinned(pool) as lease, lease.connection.cursor() as cursor:
-        query = "COPY (SELECT repeat('x', 1000) FROM generate_series(1, 500)) TO STDOUT"
+        query = "COPY (SELECT repeat('x', 10000) FROM generate_series(1, 50)) TO STDOUT"
         with cursor.copy(query) as copy:
-            assert sum(1 for _ in copy) == 500
+            assert sum(1 for _ in copy) == 50
 
 
 def pipeline(pool: Pool, table: str) -> None:
@@ -109,6 +129,7 @@ OPERATIONS = [
     roll_back,
     iterate,
     insert_many,
+    fetch_many,
     copy_in,
     copy_out,
     pipeline,
@@ -153,6 +174,137 @@ def test_an_operation_that_is_cancelled_anywhere_leaves_everything_whole(
         if operation is insert:
             # What was committed before the cancellation was delivered is there; the rest is not.
             assert after[0][1] == 0 and after[-1][1] == (after[-2][1] if waits else 0) + 1
+
+    run(main())
+
+
+def at_yield(at: int, yields: list[int]) -> Interrupt:
+    """Cancel where the task lets others have their turn and waits for nothing, as noted."""
+
+    def interrupt(number: int, waits_for: Any, task: asyncio.Task[Any]) -> None:
+        if waits_for is None:
+            yields.append(number)
+            if len(yields) == at + 1:
+                task.cancel()
+
+    return interrupt
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=name_of)
+def test_an_operation_that_is_cancelled_where_it_yields_leaves_everything_whole(
+    run: Runner,
+    pools: Pools,
+    table: str,
+    monkeypatch: pytest.MonkeyPatch,
+    operation: Callable[[Pool, str], None],
+) -> None:
+    """As above, where what does not block lets the loop serve others: here, each time."""
+    monkeypatch.setattr(driver_connection, "MAX_BUSY_TIME", 0.0)
+
+    async def main() -> None:
+        pool = pools(max_size=2)
+        for at in range(100):
+            yields: list[int] = []
+
+            observing = observed(green(operation, pool, table), at_yield(at, yields), [])
+            task = asyncio.create_task(as_coroutine(observing))
+            await asyncio.wait([task], timeout=AT_MOST)
+            if len(yields) <= at:
+                return task.result()
+            assert task.cancelled(), (at, task)
+            assert await green(take_all, pool) == 2
+            wait_for(lambda: not pools.sessions("state LIKE 'idle in%'"), "none in a transaction")
+        raise AssertionError("the operation never ends uninterrupted")
+
+    run(main())
+
+
+def test_a_lease_that_ends_while_its_holder_yields_is_refused(
+    run: Runner, pools: Pools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver_connection, "MAX_BUSY_TIME", 0.0)
+
+    async def main() -> None:
+        pool = pools(max_size=1)
+
+        def hold() -> None:
+            lease = pool.lease()
+            lease.pin()
+            with lease.connection.pipeline(), lease.connection.cursor() as cursor:
+                asyncio.get_running_loop().call_soon(lease.end)
+                cursor.execute("SELECT 1")
+
+        with pytest.raises(LeaseEnded):
+            await green(hold)
+        assert await green(take_all, pool) == 1
+
+    run(main())
+
+
+class Kept:
+    """What the frames of an operation hold."""
+
+
+# Once: contextlib keeps an exception that takes the place of another in its generators.
+@pytest.mark.parametrize("mode", [early, late], ids=name_of)
+@pytest.mark.parametrize("operation", [select, insert, iterate, nested], ids=name_of)
+def test_what_a_cancelled_operation_holds_is_let_go_without_the_garbage_collector(
+    run: Runner,
+    pools: Pools,
+    table: str,
+    operation: Callable[[Pool, str], None],
+    mode: Mode,
+) -> None:
+    async def main() -> None:
+        pool = pools(max_size=1)
+        held: list[weakref.ref[Kept]] = []
+
+        def hold() -> None:
+            kept = Kept()
+            held.append(weakref.ref(kept))
+            operation(pool, table)
+
+        async def check(outcome: Outcome) -> None:
+            del outcome.task
+            await asyncio.sleep(0)
+
+        assert await green(take_all, pool) == 1  # connected
+        gc.collect()
+        gc.disable()
+        try:
+            await sweep(lambda: green(hold), mode, check)
+        finally:
+            gc.enable()
+        assert [ref() for ref in held] == [None] * len(held)
+
+    run(main())
+
+
+def test_what_a_cancelled_green_task_holds_is_let_go_without_the_garbage_collector(
+    run: Runner,
+) -> None:
+    async def hold(began: asyncio.Event, held: list[weakref.ref[Kept]]) -> None:
+        kept = Kept()
+        held.append(weakref.ref(kept))
+        began.set()
+        await asyncio.Event().wait()
+
+    async def start() -> None:
+        began, held = asyncio.Event(), list[weakref.ref[Kept]]()
+        task = asyncio.create_task(hold(began, held))
+        await began.wait()
+        task.cancel()
+        await asyncio.wait([task])
+        del task
+        await asyncio.sleep(0)
+        assert [ref() for ref in held] == [None]
+
+    async def main() -> None:
+        gc.disable()
+        try:
+            await bridge.portal(start())
+        finally:
+            gc.enable()
 
     run(main())
 

@@ -89,8 +89,6 @@ def observed(
     coro: Coroutine[Any, Any, Any], interrupt: Interrupt, waits: list[Any]
 ) -> Generator[Any, Any, Any]:
     """Await `coro`, and tell `interrupt` of each wait."""
-    task = asyncio.current_task()
-    assert task is not None
     value: Any = None
     thrown: BaseException | None = None
     while True:
@@ -98,16 +96,21 @@ def observed(
             waits_for = coro.send(value) if thrown is None else coro.throw(thrown)
         except StopIteration as stop:
             return stop.value
+        finally:
+            thrown = None  # its traceback knows this frame
+        task = asyncio.current_task()
+        assert task is not None
         verdict = interrupt(len(waits), waits_for, task)
+        del task  # which will know this frame by the traceback of its cancellation
         waits.append(waits_for)
         if verdict is not None:
             if verdict == "close":
                 coro.close()
-            del coro, waits_for, thrown
+            del coro, waits_for
             waits[-1] = None
             gc.collect()
             return ABANDONED
-        value, thrown = None, None
+        value = None
         try:
             value = yield waits_for
         except BaseException as exc:
