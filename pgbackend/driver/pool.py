@@ -168,9 +168,10 @@ class Lease:
 
     def can_wait(self) -> bool:
         """Whether the caller may send a statement: the holder, where something can wait for it."""
-        if not bridge.in_greenlet():
+        portal = bridge.current()
+        if portal is None:
             return asyncio._get_running_loop() is None
-        if bridge.is_collecting():
+        if portal.closing or bridge.is_collecting():
             return False
         return asyncio.current_task() is self.task or self.pins > 0
 
