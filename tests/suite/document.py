@@ -30,8 +30,9 @@ against one server:
 - **green**: pgbackend with the whole run inside a greenlet on an event loop. Databases are made,
   classes and tests set up, run and torn down there, and async tests run on that same loop, so all
   of it goes through the async pool. The run fails if a statement of the main thread goes over
-  another connection of an alias, or if a wait blocks the loop. (A test that calls `asyncio.run()`
-  by itself, which cannot be done on a loop, is given a thread for it.)
+  another connection of an alias, or if a wait blocks the loop. A test begins when the pool has done
+  what the last one left to it: a session to reset, a connection to open. (A test that calls
+  `asyncio.run()` by itself, which cannot be done on a loop, is given a thread for it.)
 
 A test that has another outcome than in stock, also one that is skipped, is a difference. Each is
 listed in `tests/suite/differences.py` with its reason; one that is not makes a run fail, and so
