@@ -429,17 +429,15 @@ class Connection(psycopg.Connection[Any]):
     def _maybe_yield(self, portal: Portal, gen: PQGen[Any]) -> None:
         """Let the loop serve others, if waits that did not block have kept it busy for long.
 
-        Before `gen` has begun: what is interrupted then, psycopg has not done.
+        Before `gen` has begun: what is interrupted then, psycopg has not done. Not before the end
+        of a transaction, which is not torn, nor in a coroutine that is being closed.
         """
+        if portal.closing or portal.holding:
+            return
         if monotonic() - Connection._last_yield < MAX_BUSY_TIME:
             return
         try:
             portal.suspend(None)
-        except asyncio.CancelledError as exc:
-            if not portal.holding:
-                self._clean_up(portal, gen, self._find_watch(), exc)
-                raise
-            portal.pending = portal.pending or exc
         except bridge.INTERRUPTIONS as exc:
             self._clean_up(portal, gen, self._find_watch(), exc)
             raise

@@ -31,6 +31,7 @@ import pgbackend
 import tests.urls
 from pgbackend import aio
 from pgbackend.driver import bridge
+from pgbackend.driver import connection as driver_connection
 from pgbackend.driver.errors import NothingCommitted, OutcomeUnknown
 from tests.conftest import Runner, wait_for
 from tests.driver.conftest import take_all
@@ -448,6 +449,24 @@ def test_an_operation_that_is_interrupted_anywhere_leaves_everything_whole(
     with settings_of_default(OPTIONS=options):
         points = run(main(), timeout=60)
     print(f"{points} points")
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [each for each in OPERATIONS if each.do.__name__ in ("bulk_create", "nested_atomic", "copy")],
+    ids=lambda operation: operation.do.__name__,
+)
+def test_the_sweep_holds_where_what_does_not_block_always_yields(
+    run: Runner,
+    rows: None,
+    watch: psycopg.Connection[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    operation: Operation,
+) -> None:
+    monkeypatch.setattr(driver_connection, "MAX_BUSY_TIME", 0.0)
+    test_an_operation_that_is_interrupted_anywhere_leaves_everything_whole(
+        run, rows, watch, operation, "growing"
+    )
 
 
 def test_the_sweep_has_more_than_1500_points() -> None:
