@@ -514,7 +514,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     def _set_autocommit_pooled(self, autocommit: bool) -> None:
         # Django's own, but for ensure_connection(): the first statement leases the connection.
         self.validate_no_atomic_block()
-        if autocommit:
+        if autocommit or not self.queries_logged:
             self._set_autocommit(autocommit)
         else:
             with debug_transaction(self, "BEGIN"):
@@ -564,7 +564,14 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             if block is not None and block.moving and not _is_idle(current.connection):
                 # COMMIT was cancelled while it stood behind the statement of a child task.
                 current.connection.rollback()
-            current.connection.autocommit = True
+            current.connection.back_to_autocommit()
+
+    def _commit(self) -> None:
+        if self.queries_logged:
+            super()._commit()
+        elif (connection := self.connection) is not None:
+            with self.wrap_database_errors:
+                connection.commit()
 
     def commit(self) -> None:
         with bridge.postpone_delivery():

@@ -26,16 +26,16 @@ from asgiref.sync import AsyncToSync, SyncToAsync, async_to_sync, iscoroutinefun
 from django.apps import apps
 from django.core.exceptions import PermissionDenied
 from django.core.handlers import exception
+from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.base import BaseHandler
 from django.core.signals import request_finished, request_started
 from django.db import connections, router, transaction
 from django.db.backends.dummy import base as dummy
-from django.dispatch import Signal
 from django.http import Http404
 from django.urls import get_resolver, get_urlconf
 from django.utils import asyncio as django_asyncio
 
-from . import conf, state
+from . import asgi, conf, state
 from .driver import bridge
 
 Policy: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], bool]
@@ -332,7 +332,7 @@ def _alias_of(subject: Any) -> str | None:
 
 def _own_function(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """A function that Django defines and that does not block: green, in place."""
-    if not _is_djangos(func) or conf.has_foreign_alias():
+    if not asgi.is_djangos(func) or conf.has_foreign_alias():
         return False
     module = func.__module__
     name = getattr(func, "__name__", "")
@@ -346,10 +346,6 @@ def _own_function(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
     if module in _MODULES_THAT_HASH or (module, name) == ("django.contrib.admin.sites", "login"):
         return bool(args) and getattr(args[0], "method", None) in ("GET", "HEAD")
     return module not in _MODULES_THAT_BLOCK
-
-
-def _is_djangos(func: Callable[..., Any]) -> bool:
-    return (getattr(func, "__module__", None) or "").startswith("django.")
 
 
 def _plain_error(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -443,10 +439,11 @@ def _hook_django() -> None:
 
 def _hook_handlers() -> None:
     """A request runs in a portal, so that everything below its view is green."""
-    from django.core.handlers.asgi import ASGIHandler
     from django.test.client import AsyncClientHandler
 
     _make_call_green(ASGIHandler)
+    if asgi.is_djangos(ASGIHandler.handle):  # and nobody has patched it
+        ASGIHandler.handle = asgi.handle  # type: ignore[method-assign]
     test: Any = AsyncClientHandler.__call__
 
     @functools.wraps(test)
@@ -466,61 +463,30 @@ def _make_call_green(cls: type[Any]) -> None:
 
     @functools.wraps(call)
     async def __call__(self: Any, scope: Any, receive: Any, send: Any) -> Any:
-        return await bridge.portal(call(self, scope, receive, send))
+        return await bridge.drive(call(self, scope, receive, send))
 
     cls.__call__ = __call__
 
 
-# Note [Tidying up after a request]
-# The receivers of `request_started` and `request_finished` tidy up what a request has used, in the
-# thread that calls them: `close_old_connections`, `reset_queries`. A request may have used its
-# database green, and in a thread (a sync view or middleware). So each receiver is called once: in
-# the request's thread if it has one, as in Django, else in place, because no thread is worth
-# starting for it. In the first case Django's own are called in place too.
-
-
 def _hook_signals_of_requests() -> None:
-    """See Note [Tidying up after a request]."""
+    """See Note [Tidying up after a request] in asgi.py.
+
+    Two signals a request, to receivers that hardly change: let Django remember who they are.
+    """
     for signal in (request_started, request_finished):
-        signal.asend = functools.partial(_asend, signal)  # type: ignore[method-assign]
+        signal.asend = functools.partial(asgi.asend, signal)  # type: ignore[method-assign]
+        signal.sender_receivers_cache = _BySender()
+        signal.use_caching = True
     for name in ("django.core.handlers.asgi", "django.test.client"):
-        importlib.import_module(name).sync_to_async = _hop_of_response  # type: ignore[attr-defined]
+        importlib.import_module(name).sync_to_async = asgi.hop_of_response  # type: ignore[attr-defined]
 
 
-async def _asend(signal: Signal, sender: Any, **named: Any) -> Any:
-    return await _tell(functools.partial(signal.send, sender, **named), signal, sender, named)
+class _BySender(dict[Any, Any]):
+    """What a signal remembers of its senders; of classes only, so that it does not grow."""
 
-
-def _hop_of_response(func: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """`response.close()` sends `request_finished`; a large body is written to disk in a thread."""
-    if getattr(func, "__name__", "") != "close":
-        return sync_to_async(func, **options)
-
-    async def close() -> None:
-        response: Any = func.__self__  # type: ignore[attr-defined]
-        await _tell(func, request_finished, response._handler_class, {})  # noqa: SLF001
-
-    return close
-
-
-async def _tell(tell: Callable[[], Any], signal: Signal, sender: Any, named: dict[str, Any]) -> Any:
-    """Call `tell`, which calls the receivers of a request's signal."""
-    thread_in_use = _thread_in_use()
-    if not thread_in_use and not conf.has_foreign_alias():
-        return await bridge.run(tell)
-    receivers = signal._live_receivers(sender)[0]  # noqa: SLF001
-    own = [receiver for receiver in receivers if _is_djangos(receiver)]
-    if not thread_in_use and len(own) == len(receivers):  # no other that may block
-        return await bridge.run(tell)
-    told = await sync_to_async(tell)()
-    for receiver in own:
-        await bridge.run(receiver, signal=signal, sender=sender, **named)
-    return told
-
-
-def _thread_in_use() -> bool:
-    context = SyncToAsync.thread_sensitive_context.get(None)
-    return context is not None and context in SyncToAsync.context_to_thread_executor
+    def __setitem__(self, sender: Any, receivers: Any) -> None:
+        if isinstance(sender, type):
+            super().__setitem__(sender, receivers)
 
 
 def _hook_channels() -> None:
@@ -554,6 +520,8 @@ def _hook_view_atomic() -> None:
 
     @functools.wraps(make_view_atomic)
     def hooked(self: Any, view: Callable[..., Any]) -> Callable[..., Any]:
+        if not any(each["ATOMIC_REQUESTS"] for each in connections.settings.values()):
+            return view
         if not iscoroutinefunction(view):
             return make_view_atomic(self, view)
         exempt: set[str] = getattr(view, "_non_atomic_requests", set())

@@ -146,11 +146,11 @@ class Scope:
 class Session:
     """One task's use of one database, outside of transactions."""
 
-    __slots__ = ("compiled", "cursor", "pins", "scope", "state", "together")
+    __slots__ = ("_together", "compiled", "cursor", "pins", "scope", "state")
 
     def __init__(self, together: _Sessions, scope: Scope, autocommit: bool) -> None:
-        #: All sessions of the task.
-        self.together = together
+        #: All sessions of the task, which know this one.
+        self._together = weakref.ref(together)
         self.scope = scope
         self.state = State(pooled=True, autocommit=autocommit)
         #: How many `pinned()` blocks the task is in.
@@ -164,16 +164,20 @@ class Session:
         """Hold the connection that there is, or the next one, until `unpin()`."""
         self.pins += 1
         if self.pins == 1:
-            self.together.keep()
+            self._keep()
             if self.state.lease is not None:
                 self.state.lease.pin()
 
     def unpin(self) -> None:
         self.pins -= 1
         if self.pins == 0:
-            self.together.keep()
+            self._keep()
             if self.state.lease is not None:
                 self.state.lease.unpin()
+
+    def _keep(self) -> None:
+        if (together := self._together()) is not None:
+            together.keep()
 
 
 class _Sessions:
@@ -183,7 +187,7 @@ class _Sessions:
     its own.
     """
 
-    __slots__ = ("by_key", "owner")
+    __slots__ = ("__weakref__", "by_key", "owner")
 
     def __init__(self, owner: asyncio.Task[Any] | None) -> None:
         self.owner = None if owner is None else weakref.ref(owner)

@@ -505,9 +505,20 @@ class Connection(psycopg.Connection[Any]):
 
     def commit(self) -> None:
         """Commit; a cancellation that arrives meanwhile is raised when it is done."""
-        with bridge.hold_cancellation(), self._commits():
-            super().commit()
+        self._committing = True
+        try:
+            with bridge.hold_cancellation():
+                super().commit()
+        finally:
+            self._committing = False
         bridge.deliver_cancellation()
+
+    def back_to_autocommit(self) -> None:
+        """Do what ``autocommit = True`` does, in one step if nothing has to be waited for."""
+        if self.lock.locked() or self.pgconn.transaction_status != _IDLE or self._lease_ended:
+            self.autocommit = True  # waits for its turn, or refuses
+        else:
+            self._autocommit = True
 
     def rollback(self) -> None:
         """Roll back; a cancellation that arrives meanwhile is raised when it is done."""

@@ -1,0 +1,153 @@
+"""How a request is served on the event loop: what `hooks` puts in the place of Django's.
+
+Django's own `ASGIHandler.handle()` makes a class, a task group and a group of exceptions for each
+request, and leaves them, with the request and its response, to the garbage collector. It also has
+its signals' receivers called in a thread. Neither is needed where the ORM waits on the loop.
+
+Note [Tidying up after a request]
+The receivers of `request_started` and `request_finished` tidy up what a request has used, in the
+thread that calls them: `close_old_connections`, `reset_queries`. A request may have used its
+database green, and in a thread (a sync view or middleware). So each receiver is called once: in
+the request's thread if it has one, as in Django, else in place, because no thread is worth
+starting for it. In the first case Django's own are called in place too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Coroutine
+from contextlib import closing
+from types import TracebackType
+from typing import Any
+
+from asgiref.sync import SyncToAsync, sync_to_async
+from django.core.exceptions import RequestAborted
+from django.core.handlers.asgi import get_script_prefix
+from django.core.signals import request_finished, request_started
+from django.dispatch import Signal
+from django.urls import set_script_prefix
+
+from . import conf
+from .driver import bridge
+
+
+async def handle(self: Any, scope: Any, receive: Any, send: Any) -> None:
+    """`ASGIHandler.handle()`: read a request, have it answered, and send the response.
+
+    As in Django 6.1, in every version: the view runs in the handler's own task, which is cancelled
+    when the client goes.
+    """
+    try:
+        body = await self.read_body(receive)
+    except RequestAborted:
+        return
+    with closing(body):
+        set_script_prefix(get_script_prefix(scope))
+        await request_started.asend(sender=self.__class__, scope=scope)
+        request, response = self.create_request(scope, body)
+        if response is not None:  # a bad request
+            await self.send_response(response, send)
+        else:
+            with _Connected(self.listen_for_disconnect(receive)):
+                response = await self.run_get_response(request)
+                await self.send_response(response, send)
+        if response is None:
+            await request_finished.asend(sender=self.__class__)
+        else:
+            await close(response)
+
+
+class _Connected:
+    """While the client is there: when it goes, the task that runs the block is cancelled.
+
+    `listen` waits for that, in a task of its own, and raises `RequestAborted`; another error of its
+    is raised at the end of the block. The cancellation ends with the block, as in
+    `asyncio.timeout`, unless the task has been cancelled by others, too.
+    """
+
+    __slots__ = ("_cancelled", "_error", "_listen", "_listener", "_task")
+
+    def __init__(self, listen: Coroutine[Any, Any, None]) -> None:
+        self._listen = listen
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancelled = task.cancelling()
+        self._error: BaseException | None = None
+        self._listener = task.get_loop().create_task(self._listen)
+        self._listener.add_done_callback(self._heard)
+
+    def _heard(self, listener: asyncio.Task[None]) -> None:
+        if not listener.cancelled():  # by a loop that ends
+            self._error = listener.exception()
+            self._task.cancel()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        listener, error = self._listener, self._error
+        listener.remove_done_callback(self._heard)  # which knows the listener
+        if error is not None:
+            self._error = None
+            self._task.uncancel()
+        elif not listener.cancel() and not listener.cancelled():
+            error = listener.exception()  # heard in this very step
+        if error is None:
+            return False
+        if not isinstance(error, RequestAborted):
+            raise error
+        return exc_type is asyncio.CancelledError and self._task.cancelling() <= self._cancelled
+
+
+# --- Signals of a request: Note [Tidying up after a request] --------------------------------------
+
+
+async def asend(signal: Signal, sender: Any, **named: Any) -> Any:
+    """`asend()` of a signal of requests."""
+    return await _tell(functools.partial(signal.send, sender, **named), signal, sender, named)
+
+
+async def close(response: Any) -> None:
+    """Call `response.close()`, which sends `request_finished`."""
+    await _tell(response.close, request_finished, response._handler_class, {})  # noqa: SLF001
+
+
+def hop_of_response(func: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Make a `sync_to_async` that keeps its thread but for `response.close()`.
+
+    It writes large bodies to disk, too.
+    """
+    if getattr(func, "__name__", "") != "close":
+        return sync_to_async(func, **options)
+    return functools.partial(close, func.__self__)  # type: ignore[attr-defined]
+
+
+async def _tell(tell: Callable[[], Any], signal: Signal, sender: Any, named: dict[str, Any]) -> Any:
+    """Call `tell`, which calls the receivers of a request's signal."""
+    thread_in_use = _thread_in_use()
+    if not thread_in_use and not conf.has_foreign_alias():
+        return await bridge.run(tell)
+    receivers = signal._live_receivers(sender)[0]  # noqa: SLF001
+    own = [receiver for receiver in receivers if is_djangos(receiver)]
+    if not thread_in_use and len(own) == len(receivers):  # no other that may block
+        return await bridge.run(tell)
+    told = await sync_to_async(tell)()
+    for receiver in own:
+        await bridge.run(receiver, signal=signal, sender=sender, **named)
+    return told
+
+
+def _thread_in_use() -> bool:
+    context = SyncToAsync.thread_sensitive_context.get(None)
+    return context is not None and context in SyncToAsync.context_to_thread_executor
+
+
+def is_djangos(func: Callable[..., Any]) -> bool:
+    """Whether Django itself defines `func`."""
+    return (getattr(func, "__module__", None) or "").startswith("django.")

@@ -1,0 +1,427 @@
+"""How a request is served: the client may go at any point, and nothing is left of a request."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+from django.core.exceptions import RequestAborted
+from django.core.handlers.asgi import ASGIHandler
+from django.core.signals import request_finished, request_started
+from django.db import connection, transaction
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.urls import path
+
+import pgbackend
+from pgbackend import asgi
+from tests.conftest import Runner
+from tests.library.models import Tag
+
+View = Callable[[HttpRequest], Awaitable[Any]]
+
+
+class Exchange:
+    """One request, and what the server and the receivers of its signals saw of it."""
+
+    def __init__(self, body: bytes = b"") -> None:
+        self.scope: dict[str, Any] = {
+            "type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b"",
+        }  # fmt: skip
+        self.incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.incoming.put_nowait({"type": "http.request", "body": body})
+        self.sent: list[dict[str, Any]] = []
+        self.may_send = asyncio.Event()
+        self.may_send.set()
+        #: Set when the response has begun to be sent.
+        self.sending = asyncio.Event()
+
+    async def receive(self) -> dict[str, Any]:
+        return await self.incoming.get()
+
+    async def send(self, message: dict[str, Any]) -> None:
+        self.sending.set()
+        await self.may_send.wait()
+        self.sent.append(message)
+
+    def hang_up(self) -> None:
+        self.incoming.put_nowait({"type": "http.disconnect"})
+
+    async def serve(self) -> None:
+        await ASGIHandler()(self.scope, self.receive, self.send)
+
+    def start(self) -> asyncio.Task[None]:
+        return asyncio.create_task(self.serve())
+
+    @property
+    def content(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.sent)
+
+
+@pytest.fixture(autouse=True)
+def _leaves_no_task_and_no_lease(run: Runner) -> Iterator[None]:
+    yield
+
+    async def look() -> None:
+        assert all(record.leased == 0 for record in pgbackend.statistics())
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    run(look())
+
+
+@pytest.fixture
+def told() -> Iterator[list[str]]:
+    """The signals of requests, as they are sent."""
+    said: list[str] = []
+
+    def started(**kwargs: Any) -> None:
+        said.append("started")
+
+    def finished(**kwargs: Any) -> None:
+        said.append("finished")
+
+    request_started.connect(started)
+    request_finished.connect(finished)
+    yield said
+    request_started.disconnect(started)
+    request_finished.disconnect(finished)
+
+
+@pytest.fixture
+def serve_by(settings: Any) -> Callable[[View], None]:
+    settings.MIDDLEWARE = []
+
+    def serve_by(view: View) -> None:
+        class urls:  # noqa: N801 - a module
+            urlpatterns = [path("", view)]
+
+        settings.ROOT_URLCONF = urls
+
+    return serve_by
+
+
+class Waiting:
+    """A view that waits in a transaction, and notes how it ends."""
+
+    def __init__(self) -> None:
+        self.waits = asyncio.Event()
+        self.ended_by: type[BaseException] | None = None
+
+    async def answer(self, request: HttpRequest) -> HttpResponse:
+        try:
+            with transaction.atomic():
+                Tag.objects.create(name="never committed")
+                self.waits.set()
+                await asyncio.Event().wait()
+        except BaseException as exc:
+            self.ended_by = type(exc)
+            raise
+        raise AssertionError("nothing wakes it")
+
+
+def test_djangos_own_handler_is_the_one_that_is_replaced() -> None:
+    assert ASGIHandler.handle is asgi.handle
+
+
+def test_the_view_runs_in_the_servers_task_and_needs_no_other_for_its_answer(
+    run: Runner, serve_by: Any, told: list[str]
+) -> None:
+    tasks: list[Any] = []
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        tasks.append(asyncio.current_task())
+        return HttpResponse(request.body + str(Tag.objects.count()).encode())
+
+    async def main() -> None:
+        serve_by(view)
+        exchange = Exchange(b"tags: ")
+        task = exchange.start()
+        await task
+        assert tasks == [task]
+        assert exchange.content == b"tags: 0"
+        assert told == ["started", "finished"]
+
+    run(main())
+
+
+def test_a_client_that_goes_cancels_the_view_whose_transaction_is_rolled_back(
+    run: Runner, serve_by: Any, told: list[str]
+) -> None:
+    async def main() -> None:
+        view = Waiting()
+        serve_by(view.answer)
+        exchange = Exchange()
+        task = exchange.start()
+        await view.waits.wait()
+        exchange.hang_up()
+        await task
+        assert view.ended_by is asyncio.CancelledError
+        assert (task.cancelled(), task.cancelling()) == (False, 0)
+        assert exchange.sent == []
+        assert told == ["started", "finished"]
+        assert not await Tag.objects.aexists()
+
+    run(main())
+
+
+def test_a_client_that_goes_while_it_is_answered_ends_the_request_as_an_answer_does(
+    run: Runner, serve_by: Any, told: list[str]
+) -> None:
+    closed: list[str] = []
+
+    class Response(HttpResponse):
+        def close(self) -> None:
+            closed.append("response")
+            super().close()
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        return Response("never read")
+
+    async def main() -> None:
+        serve_by(view)
+        exchange = Exchange()
+        exchange.may_send.clear()
+        task = exchange.start()
+        await exchange.sending.wait()
+        exchange.hang_up()
+        await task
+        assert exchange.sent == []
+        assert (closed, told) == (["response"], ["started", "finished"])
+
+    run(main())
+
+
+def test_a_client_that_goes_before_its_request_is_read_is_not_served(
+    run: Runner, told: list[str]
+) -> None:
+    async def main() -> None:
+        exchange = Exchange()
+        exchange.incoming.get_nowait()
+        exchange.hang_up()
+        await exchange.serve()
+        assert (exchange.sent, told) == ([], [])
+
+    run(main())
+
+
+def test_a_view_that_answers_although_it_was_cancelled_is_let_do_so(
+    run: Runner, serve_by: Any, told: list[str]
+) -> None:
+    waits = asyncio.Event()
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        try:
+            waits.set()
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return HttpResponse(str(await Tag.objects.acount()))
+        raise AssertionError("nothing wakes it")
+
+    async def main() -> None:
+        serve_by(view)
+        exchange = Exchange()
+        task = exchange.start()
+        await waits.wait()
+        exchange.hang_up()
+        await task
+        assert exchange.content == b"0"
+        assert (told, task.cancelling()) == (["started", "finished"], 0)
+
+    run(main())
+
+
+def test_a_view_that_fails_as_it_is_cancelled_fails_as_in_django(
+    run: Runner, serve_by: Any
+) -> None:
+    waits = asyncio.Event()
+
+    async def content() -> Any:
+        try:
+            waits.set()
+            await asyncio.Event().wait()
+        finally:
+            raise LookupError("of the stream's own")
+        yield b""
+
+    async def view(request: HttpRequest) -> StreamingHttpResponse:
+        return StreamingHttpResponse(content())
+
+    async def main() -> None:
+        serve_by(view)
+        exchange = Exchange()
+        task = exchange.start()
+        await waits.wait()
+        exchange.hang_up()
+        with pytest.raises(LookupError, match="of the stream's own"):
+            await task
+        assert task.cancelling() == 0
+
+    run(main())
+
+
+@pytest.mark.parametrize("client_goes", [False, True])
+def test_a_server_that_cancels_a_request_is_not_taken_for_its_client(
+    run: Runner, serve_by: Any, client_goes: bool
+) -> None:
+    """Both at once: the client's end must not swallow that of the server."""
+
+    async def main() -> None:
+        view = Waiting()
+        serve_by(view.answer)
+        exchange = Exchange()
+        task = exchange.start()
+        await view.waits.wait()
+        if client_goes:
+            exchange.hang_up()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert view.ended_by is asyncio.CancelledError
+
+    run(main())
+
+
+def test_a_server_that_cancels_after_the_client_went_is_heard(run: Runner, serve_by: Any) -> None:
+    cancelled, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        try:
+            cancelled.set()
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+            await may_go_on.wait()
+
+    async def main() -> None:
+        serve_by(view)
+        exchange = Exchange()
+        task = exchange.start()
+        await cancelled.wait()
+        cancelled.clear()
+        exchange.hang_up()
+        await cancelled.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run(main())
+
+
+def test_what_is_no_message_of_a_client_is_the_servers_fault(run: Runner, serve_by: Any) -> None:
+    async def main() -> None:
+        view = Waiting()
+        serve_by(view.answer)
+        exchange = Exchange()
+        task = exchange.start()
+        await view.waits.wait()
+        exchange.incoming.put_nowait({"type": "http.request", "body": b"more"})
+        with pytest.raises(AssertionError, match="Invalid ASGI message"):
+            await task
+        assert view.ended_by is asyncio.CancelledError
+
+    run(main())
+
+
+class Heard:
+    """What ends at the step in which a block ends, before the block could be told."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.done = asyncio.Event()
+
+    async def __call__(self) -> None:
+        self.done.set()
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [RequestAborted(), AssertionError("of the server")])
+def test_what_is_heard_in_the_very_step_in_which_the_answer_is_sent_counts(
+    run: Runner, error: Exception
+) -> None:
+    heard = Heard(error)
+
+    async def block() -> None:
+        with asgi._Connected(heard()):
+            await heard.done.wait()  # wakes before the listener's callbacks are called
+
+    async def main() -> None:
+        if isinstance(error, RequestAborted):
+            await block()
+        else:
+            with pytest.raises(AssertionError, match="of the server"):
+                await block()
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+
+    run(main())
+
+
+def test_a_request_that_cannot_be_read_is_answered(run: Runner, told: list[str]) -> None:
+    async def main() -> None:
+        exchange = Exchange()
+        exchange.scope["query_string"] = exchange.scope["path"] = ""
+        exchange.scope["headers"] = [(b"content-type", b"a; charset=\xff")]
+        await exchange.serve()
+        assert exchange.sent[0]["status"] == 400
+        assert told[0] == "started"
+
+    run(main())
+
+
+def test_a_request_leaves_nothing_to_the_garbage_collector(run: Runner, serve_by: Any) -> None:
+    async def view(request: HttpRequest) -> HttpResponse:
+        await asyncio.sleep(0)  # the listener begins
+        with transaction.atomic():
+            Tag.objects.create(name="a")
+        return HttpResponse(str(list(Tag.objects.all())))
+
+    async def main() -> None:
+        serve_by(view)
+        await Exchange().start()
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            await Exchange().start()
+            await asyncio.sleep(0)  # the listener ends
+            gc.collect()
+            left = [type(each).__qualname__ for each in gc.garbage]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+        assert left == []
+
+    run(main())
+
+
+def test_a_handler_that_somebody_has_derived_is_asked(run: Runner, serve_by: Any) -> None:
+    steps: list[str] = []
+
+    class Handler(ASGIHandler):
+        async def listen_for_disconnect(self, receive: Any) -> None:
+            steps.append("listen")
+            await super().listen_for_disconnect(receive)
+
+        async def run_get_response(self, request: Any) -> Any:
+            steps.append("respond")
+            return await super().run_get_response(request)
+
+        async def send_response(self, response: Any, send: Any) -> None:
+            steps.append("send")
+            await super().send_response(response, send)
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        await asyncio.sleep(0)
+        return HttpResponse(str(connection.in_atomic_block))
+
+    async def main() -> None:
+        serve_by(view)
+        exchange = Exchange()
+        await Handler()(exchange.scope, exchange.receive, exchange.send)
+        assert steps == ["respond", "listen", "send"]
+
+    run(main())
