@@ -513,16 +513,19 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
     def _set_autocommit_pooled(self, autocommit: bool) -> None:
         # Django's own, but for ensure_connection(): the first statement leases the connection.
-        self.validate_no_atomic_block()
+        if state.current_state(self).in_atomic_block:
+            self.validate_no_atomic_block()  # raises
         if autocommit or not self.queries_logged:
             self._set_autocommit(autocommit)
         else:
             with debug_transaction(self, "BEGIN"):
                 self._set_autocommit(autocommit)
-        self.autocommit = autocommit
-        if autocommit and self.run_commit_hooks_on_set_autocommit_on:
-            self.run_commit_hooks_on_set_autocommit_on = False
-            self.run_and_clear_commit_hooks()
+        now = state.current_state(self)
+        now.autocommit = autocommit
+        if autocommit and now.run_commit_hooks_on_set_autocommit_on:
+            now.run_commit_hooks_on_set_autocommit_on = False
+            if now.run_on_commit:
+                self.run_and_clear_commit_hooks()
 
     def _set_autocommit(self, autocommit: bool) -> None:
         current = state.current_state(self)

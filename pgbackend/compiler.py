@@ -129,19 +129,13 @@ def _has_default_or_placeholder(field: Any) -> bool:
     return field.db_default is not NOT_PROVIDED or _has_placeholder(field)
 
 
-#: What Django's operations write an INSERT with.
-_INSERTS = {
-    name: _djangos(getattr(DatabaseOperations, name))
-    for name in (
-        *("bulk_insert_sql", "insert_statement"),
-        *("modify_insert_params", "on_conflict_suffix_sql"),
-    )
-}
+def _for_insert_by(ops: Any) -> tuple[Any, ...]:
+    """What operations write an INSERT with."""
+    bulk, insert = ops.bulk_insert_sql, ops.insert_statement
+    return bulk, insert, ops.modify_insert_params, ops.on_conflict_suffix_sql
 
 
-def _insert_plainly(ops: type[Any]) -> bool:
-    """Whether these operations write an INSERT as Django's do."""
-    return all((getattr(ops, name),) == known for name, known in _INSERTS.items())
+_INSERT_BY = _djangos(*_for_insert_by(DatabaseOperations))
 
 
 def _cast_nothing(ops: type[Any]) -> bool:
@@ -467,7 +461,7 @@ class SQLInsertCompiler(CompiledStatement, compiler.SQLInsertCompiler):
             and features.can_return_columns_from_insert
             and features.can_return_rows_from_bulk_insert
             and features.has_bulk_insert
-            and _insert_plainly(type(self.connection.ops))
+            and _for_insert_by(type(self.connection.ops)) == _INSERT_BY
             and not any(map(_has_default_or_placeholder, query.fields))
         )
 

@@ -489,13 +489,15 @@ class Block:
         self.doomed = False
         #: Whether a statement that opens or ends a block is on its way.
         self.moving = False
-        self.task = None if _get_running_loop() is None else _name_of_task()
+        #: The name of the task that has opened it; None: a thread has.
+        task = None if _get_running_loop() is None else asyncio.current_task()
+        self.task = None if task is None else bridge.name_of(task)
         self.thread = threading.get_ident()
 
     @property
     def owner(self) -> str:
         """Whose block it is, for messages."""
-        return self.task or _name_of_thread(self.thread)
+        return _name_of_thread(self.thread) if self.task is None else f"task {self.task!r}"
 
     def is_stale_in_thread(self, wrapper: Any) -> bool:
         """Whether this block ended long ago, in a sync context, where only the thread counts.
@@ -511,15 +513,16 @@ class Transaction:
 
     # fmt: off
     __slots__ = (
-        "home", "innermost", "leasing", "lender", "owner", "state", "task", "timeout", "waiters",
+        "home", "innermost", "leasing", "lender", "owner", "settings_dict", "state", "task",
+        "waiters",
     )
     # fmt: on
 
-    def __init__(self, state: State, timeout: float) -> None:
+    def __init__(self, state: State, settings_dict: Mapping[str, Any]) -> None:
         self.state = state
+        self.settings_dict = settings_dict
         #: The session whose lease this transaction uses, if there is one.
         self.lender: Session | None = None
-        self.timeout = timeout
         self.innermost: Block | None = Block(self, None)
         #: The loop whose pool gives the connection; None for one that has its own.
         self.home = asyncio._get_running_loop() if state.pooled else None
@@ -577,16 +580,17 @@ class Transaction:
     def take_turn(self, block: Block) -> None:
         """Wait until statements of `block` may run. See Note [Turns].
 
-        Raises `TransactionManagementError` when the block has ended, or after `timeout` seconds.
+        Raises `TransactionManagementError` when the block has ended, or after the pool's `timeout`.
         """
         if self.innermost is block:
             return
-        deadline = monotonic() + self.timeout
+        timeout = conf.pool_timeout(self.settings_dict)
+        deadline = monotonic() + timeout
         while self.innermost is not block:
             check_not_ended(block)
             in_time = self._wait(max(0.0, deadline - monotonic()))
             if not in_time and self.innermost is not block:
-                self._give_up(block)
+                self._give_up(block, timeout)
 
     def _wait(self, timeout: float | None) -> bool:
         waiter = bridge.Waiter()
@@ -597,11 +601,11 @@ class Transaction:
             if waiter in self.waiters:
                 self.waiters.remove(waiter)
 
-    def _give_up(self, block: Block) -> None:
+    def _give_up(self, block: Block, timeout: float) -> None:
         check_not_ended(block)
         assert self.innermost is not None
         raise TransactionManagementError(
-            f"{_name_of_task()} waited {self.timeout:g} s for its turn in a transaction that it "
+            f"{_name_of_task()} waited {timeout:g} s for its turn in a transaction that it "
             f"shares with {self.innermost.owner}, which has an atomic block open inside it. Let "
             "that block end first, or run the task outside with 'pgbackend.detached()'. (How long "
             "to wait is the pool's 'timeout'.)"
@@ -725,7 +729,7 @@ def _set_blocks(wrapper: Any, blocks: Mapping[Key, Block], block: Block | None) 
 
 def begin(wrapper: Any, state: State) -> Transaction:
     """Begin a transaction on `state`, with the running code in its outermost block."""
-    state.transaction = transaction = Transaction(state, conf.pool_timeout(wrapper.settings_dict))
+    state.transaction = transaction = Transaction(state, wrapper.settings_dict)
     assert transaction.innermost is not None
     enter_block(wrapper, transaction.innermost)
     return transaction

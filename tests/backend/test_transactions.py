@@ -295,7 +295,8 @@ def test_waiting_too_long_for_a_turn_names_both_tasks(run: Runner) -> None:
         async with transaction.atomic():
             task = asyncio.create_task(holder(opened, done), name="the holder")
             await opened.wait()
-            state.current_block(connection).transaction.timeout = 0.05
+            shared = state.current_block(connection).transaction
+            shared.settings_dict = {"OPTIONS": {"pool": {"timeout": 0.05}}}
             with pytest.raises(TransactionManagementError, match="the holder") as caught:
                 await Tag.objects.acount()
             assert asyncio.current_task().get_name() in str(caught.value)
