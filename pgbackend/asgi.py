@@ -28,7 +28,7 @@ from django.core.signals import request_finished, request_started
 from django.dispatch import Signal
 from django.urls import set_script_prefix
 
-from . import conf
+from . import conf, state
 from .driver import bridge
 
 
@@ -49,13 +49,18 @@ async def handle(self: Any, scope: Any, receive: Any, send: Any) -> None:
         if response is not None:  # a bad request
             await self.send_response(response, send)
         else:
-            with _Connected(self.listen_for_disconnect(receive)):
+            with _Connected(functools.partial(self.listen_for_disconnect, receive)):
                 response = await self.run_get_response(request)
                 await self.send_response(response, send)
         if response is None:
             await request_finished.asend(sender=self.__class__)
         else:
             await close(response)
+
+
+#: Seconds from the beginning of a view after which it is looked whether the client is still there.
+#: To listen costs as much as a tenth of a short request, which is over by then.
+LISTEN_AFTER = 0.1
 
 
 class _Connected:
@@ -66,9 +71,9 @@ class _Connected:
     `asyncio.timeout`, unless the task has been cancelled by others, too.
     """
 
-    __slots__ = ("_cancelled", "_error", "_listen", "_listener", "_task")
+    __slots__ = ("_cancelled", "_error", "_listen", "_listener", "_task", "_timer")
 
-    def __init__(self, listen: Coroutine[Any, Any, None]) -> None:
+    def __init__(self, listen: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._listen = listen
 
     def __enter__(self) -> None:
@@ -77,7 +82,12 @@ class _Connected:
         self._task = task
         self._cancelled = task.cancelling()
         self._error: BaseException | None = None
-        self._listener = task.get_loop().create_task(self._listen)
+        self._listener: asyncio.Task[None] | None = None
+        self._timer = task.get_loop().call_later(LISTEN_AFTER, self._begin_to_listen)
+
+    def _begin_to_listen(self) -> None:
+        # Green, as all tasks of a request are: somebody may have wrapped what the server gave.
+        self._listener = self._task.get_loop().create_task(bridge.portal(self._listen()))
         self._listener.add_done_callback(self._heard)
 
     def _heard(self, listener: asyncio.Task[None]) -> None:
@@ -91,7 +101,10 @@ class _Connected:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
+        self._timer.cancel()
         listener, error = self._listener, self._error
+        if listener is None:
+            return False
         listener.remove_done_callback(self._heard)  # which knows the listener
         if error is not None:
             self._error = None
@@ -106,6 +119,21 @@ class _Connected:
 
 
 # --- Signals of a request: Note [Tidying up after a request] --------------------------------------
+
+
+def where_needed(receiver: Callable[..., None]) -> Callable[..., None]:
+    """Call `receiver`, which tidies up all connections, where there is something to tidy up.
+
+    After most requests on the loop there is not: each statement has given its connection back. To
+    find that out, Django looks each alias up, and makes it a state.
+    """
+
+    @functools.wraps(receiver)
+    def called(**kwargs: Any) -> None:
+        if not state.is_at_rest() or conf.has_foreign_alias():
+            receiver(**kwargs)
+
+    return called
 
 
 async def asend(signal: Signal, sender: Any, **named: Any) -> Any:

@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeAlias
+from weakref import ReferenceType
 
 from asgiref.local import Local
 from asgiref.sync import AsyncToSync, SyncToAsync, async_to_sync, iscoroutinefunction, sync_to_async
@@ -29,7 +30,7 @@ from django.core.handlers import exception
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.base import BaseHandler
 from django.core.signals import request_finished, request_started
-from django.db import connections, router, transaction
+from django.db import close_old_connections, connections, reset_queries, router, transaction
 from django.db.backends.dummy import base as dummy
 from django.http import Http404
 from django.urls import get_resolver, get_urlconf
@@ -475,10 +476,22 @@ def _hook_signals_of_requests() -> None:
     """
     for signal in (request_started, request_finished):
         signal.asend = functools.partial(asgi.asend, signal)  # type: ignore[method-assign]
+        for receiver in (close_old_connections, reset_queries):
+            _replace_receiver(signal, receiver, asgi.where_needed(receiver))
         signal.sender_receivers_cache = _BySender()
         signal.use_caching = True
     for name in ("django.core.handlers.asgi", "django.test.client"):
         importlib.import_module(name).sync_to_async = asgi.hop_of_response  # type: ignore[attr-defined]
+
+
+def _replace_receiver(signal: Any, receiver: Any, by: Any) -> None:
+    """Put `by` in the place of a receiver, if it is connected.
+
+    The key stays: Django's tests disconnect and connect again what it stands for.
+    """
+    for place, (key, connected, *rest) in enumerate(signal.receivers):
+        if isinstance(connected, ReferenceType) and connected() is receiver:
+            signal.receivers[place] = (key, by, *rest)
 
 
 class _BySender(dict[Any, Any]):

@@ -175,6 +175,16 @@ class Session:
             if self.state.lease is not None:
                 self.state.lease.unpin()
 
+    def is_at_rest(self) -> bool:
+        """Whether nothing is open, and nothing is logged."""
+        state = self.state
+        return (
+            state.connection is None
+            and state.lease is None
+            and state.transaction is None
+            and not self.scope.queries_log
+        )
+
     def _keep(self) -> None:
         if (together := self._together()) is not None:
             together.keep()
@@ -187,11 +197,13 @@ class _Sessions:
     its own.
     """
 
-    __slots__ = ("__weakref__", "by_key", "owner")
+    __slots__ = ("__weakref__", "by_key", "owner", "uses_own")
 
     def __init__(self, owner: asyncio.Task[Any] | None) -> None:
         self.owner = None if owner is None else weakref.ref(owner)
         self.by_key: dict[Key, Session] = {}
+        #: Whether the task has also used what a wrapper has of its own.
+        self.uses_own = False
 
     def belong_to(self, task: asyncio.Task[Any] | None) -> bool:
         return (None if self.owner is None else self.owner()) is task
@@ -259,6 +271,8 @@ class _Found:
         self.session = _session_of(sessions, wrapper) if wrapper._shared else None
         self.scope: Scope = wrapper._own_scope if self.session is None else self.session.scope
         self.state = _look_up(wrapper, blocks, self.session)
+        if self.state is wrapper._own:
+            sessions.uses_own = True
 
 
 def _find(here: bridge.Portal, wrapper: Any) -> _Found:
@@ -276,6 +290,21 @@ def _find(here: bridge.Portal, wrapper: Any) -> _Found:
         return found
     here.found = found = _Found(wrapper, blocks, sessions)
     return found
+
+
+def is_at_rest() -> bool:
+    """Whether the running code is green, and has nothing open and nothing logged on any database.
+
+    What of a request's use of its databases has to be tidied up is none of that.
+    """
+    if type(_running()) is not Portal or _get_running_loop() is None:
+        return False
+    if _blocks.get() or _observers.get() or _test_blocks or _pinned:
+        return False
+    sessions = _sessions.get()
+    if sessions is None or not sessions.belong_to(asyncio.current_task()):
+        return True
+    return not sessions.uses_own and all(each.is_at_rest() for each in sessions.by_key.values())
 
 
 def look_again() -> None:

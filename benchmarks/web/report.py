@@ -29,7 +29,8 @@ Each stack is one server process that answers the same requests for the same row
 connections to PostgreSQL (where a stack has more, its description says so). It is compared with
 *{STACKS[REFERENCE].title}*: a ratio of 2.00× is twice as much, whether that is good or bad. A ratio
 is the median of the ratios of the rounds, each to the reference in the same round; what stands
-before it is the median of the rounds, with half the distance from the least to the most.
+before it is the median of the rounds, with half the distance from the least to the most. One stack
+has no database at all: the difference to it is what the queries take.
 """
 
 _METHOD = """\

@@ -25,6 +25,8 @@ class Stack:
     """``django`` (ASGI), ``wsgi`` or ``starlette``."""
     lacks: Mapping[str, str] = field(default_factory=dict)
     """Endpoints that it cannot serve, with the reason."""
+    is_floor: bool = False
+    """Whether it queries nothing: what it takes is no database backend's."""
 
     def can(self, endpoint: str) -> bool:
         return endpoint not in self.lacks
@@ -93,6 +95,20 @@ _ALL = (
         "pgbackend, QuerySets",
         "Ordinary QuerySets, `atomic()` and a lazy template in async views.",
         {"engine": "pgbackend", "views": "pgbackend_plain", "pool": POOL},
+    ),
+    Stack(
+        "floor",
+        "Django, no database",
+        "What none of the Django stacks can fall below: the same request, view, objects and answer "
+        "on pgbackend's request cycle, but the objects are in memory, and nothing is queried.",
+        {"engine": "pgbackend", "views": "memory", "pool": POOL},
+        lacks={
+            "update": "it writes nothing",
+            "insert": "it writes nothing",
+            "stream": "it has no cursor",
+            "park": "it would hold no connection",
+        },
+        is_floor=True,
     ),
     Stack(
         "sqlalchemy-asyncpg",

@@ -100,7 +100,7 @@ def _failed(figures: Figures, stack: str, endpoint: str, clients: int) -> str:
 
 def score(figures: Figures, ours: Stack) -> list[str]:
     """How often `ours` is better, even and worse than each other stack."""
-    others = [stack for stack in figures.stacks if stack.name not in OURS]
+    others = [stack for stack in figures.stacks if stack.name not in OURS and not stack.is_floor]
     rows = [
         [other.title, *(_count(figures, metric, ours, other) for metric in METRICS)]
         for other in others
@@ -163,7 +163,7 @@ def _losses(figures: Figures, metric: Metric, ours: Stack, endpoint: str) -> Ite
     for clients in figures.clients(endpoint):
         mine = figures.figure(metric, ours.name, endpoint, clients)
         for other in figures.stacks:
-            if other.name in OURS or other.kind == "starlette":
+            if other.name in OURS or other.is_floor or other.kind == "starlette":
                 continue
             theirs = figures.figure(metric, other.name, endpoint, clients)
             if mine and theirs and theirs.is_better(mine, metric):
