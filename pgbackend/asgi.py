@@ -28,7 +28,7 @@ from django.core.signals import request_finished, request_started
 from django.dispatch import Signal
 from django.urls import set_script_prefix
 
-from . import conf, state
+from . import conf, state, wrappers
 from .driver import bridge
 
 
@@ -38,6 +38,7 @@ async def handle(self: Any, scope: Any, receive: Any, send: Any) -> None:
     As in Django 6.1, in every version: the view runs in the handler's own task, which is cancelled
     when the client goes.
     """
+    lent = wrappers.lent()
     try:
         body = await self.read_body(receive)
     except RequestAborted:
@@ -56,6 +57,7 @@ async def handle(self: Any, scope: Any, receive: Any, send: Any) -> None:
             await request_finished.asend(sender=self.__class__)
         else:
             await close(response)
+    wrappers.give_back(lent)
 
 
 #: Seconds from the beginning of a view after which it is looked whether the client is still there.

@@ -29,14 +29,15 @@ from django.core.exceptions import PermissionDenied
 from django.core.handlers import exception
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.base import BaseHandler
-from django.core.signals import request_finished, request_started
+from django.core.signals import request_finished, request_started, setting_changed
 from django.db import close_old_connections, connections, reset_queries, router, transaction
 from django.db.backends.dummy import base as dummy
+from django.db.utils import ConnectionHandler
 from django.http import Http404
 from django.urls import get_resolver, get_urlconf
 from django.utils import asyncio as django_asyncio
 
-from . import asgi, conf, state
+from . import asgi, conf, state, wrappers
 from .driver import bridge
 
 Policy: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], bool]
@@ -432,6 +433,7 @@ def _hook_django() -> None:
         if apps.is_installed(app):
             hook()
     _hook_handlers()
+    _hook_wrappers()
     _hook_signals_of_requests()
     _hook_view_atomic()
     _hook_async_iteration()
@@ -467,6 +469,22 @@ def _make_call_green(cls: type[Any]) -> None:
         return await bridge.drive(call(self, scope, receive, send))
 
     cls.__call__ = __call__
+
+
+def _hook_wrappers() -> None:
+    """A request is given the wrapper object of one that has ended, if there is one."""
+    create = ConnectionHandler.create_connection
+
+    @functools.wraps(create)
+    def create_connection(self: ConnectionHandler, alias: str) -> Any:
+        if self is not connections or not bridge.in_greenlet():
+            return create(self, alias)
+        wrapper = wrappers.take(alias) or create(self, alias)
+        wrappers.lend(wrapper)
+        return wrapper
+
+    ConnectionHandler.create_connection = create_connection  # type: ignore[method-assign]
+    setting_changed.connect(wrappers.forget)
 
 
 def _hook_signals_of_requests() -> None:

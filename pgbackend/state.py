@@ -197,13 +197,15 @@ class _Sessions:
     its own.
     """
 
-    __slots__ = ("__weakref__", "by_key", "owner", "uses_own")
+    __slots__ = ("__weakref__", "by_key", "owner", "uses_own", "wrappers")
 
     def __init__(self, owner: asyncio.Task[Any] | None) -> None:
         self.owner = None if owner is None else weakref.ref(owner)
         self.by_key: dict[Key, Session] = {}
         #: Whether the task has also used what a wrapper has of its own.
         self.uses_own = False
+        #: The wrapper objects that were made for it; see wrappers.py.
+        self.wrappers: list[Any] = []
 
     def belong_to(self, task: asyncio.Task[Any] | None) -> bool:
         return (None if self.owner is None else self.owner()) is task
@@ -280,7 +282,7 @@ def _find(here: bridge.Portal, wrapper: Any) -> _Found:
     found: _Found | None = here.found
     blocks = _blocks.get()
     if found is None:
-        sessions = _find_sessions()
+        sessions = task_sessions()
     elif found.wrapper is not wrapper or found.settings_dict is not wrapper.settings_dict:
         sessions = found.sessions
     else:
@@ -394,7 +396,7 @@ def async_session(wrapper: Any) -> Session | None:
 
 def session(wrapper: Any) -> Session:
     """The running task's session; made at first use. Only in an async context."""
-    return _session_of(_find_sessions(), wrapper)
+    return _session_of(task_sessions(), wrapper)
 
 
 def _session_of(sessions: _Sessions, wrapper: Any) -> Session:
@@ -406,13 +408,21 @@ def _session_of(sessions: _Sessions, wrapper: Any) -> Session:
         return sessions.by_key.setdefault(wrapper._key, new)
 
 
-def _find_sessions() -> _Sessions:
+def task_sessions() -> _Sessions:
+    """The sessions of the running task; made at first use. Only in an async context."""
     sessions = _sessions.get()
     task = asyncio.current_task()
     if sessions is None or not sessions.belong_to(task):
         sessions = (task and _pinned.get(task)) or _Sessions(task)
         _sessions.set(sessions)
     return sessions
+
+
+def wrappers_of_task() -> list[Any] | None:
+    """The wrapper objects that were made for the running task, to be changed; None: none were."""
+    sessions = _sessions.get()
+    mine = sessions is not None and sessions.belong_to(asyncio.current_task())
+    return sessions.wrappers if sessions is not None and mine else None
 
 
 def observe(wrapper: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,51 +13,14 @@ from django.core.handlers.asgi import ASGIHandler
 from django.core.signals import request_finished, request_started
 from django.db import connection, transaction
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
-from django.urls import path
 
 import pgbackend
 from pgbackend import asgi
 from tests.conftest import Runner
 from tests.library.models import Tag
+from tests.support.exchange import Exchange, serve_by
 
-View = Callable[[HttpRequest], Awaitable[Any]]
-
-
-class Exchange:
-    """One request, and what the server and the receivers of its signals saw of it."""
-
-    def __init__(self, body: bytes = b"") -> None:
-        self.scope: dict[str, Any] = {
-            "type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b"",
-        }  # fmt: skip
-        self.incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self.incoming.put_nowait({"type": "http.request", "body": body})
-        self.sent: list[dict[str, Any]] = []
-        self.may_send = asyncio.Event()
-        self.may_send.set()
-        #: Set when the response has begun to be sent.
-        self.sending = asyncio.Event()
-
-    async def receive(self) -> dict[str, Any]:
-        return await self.incoming.get()
-
-    async def send(self, message: dict[str, Any]) -> None:
-        self.sending.set()
-        await self.may_send.wait()
-        self.sent.append(message)
-
-    def hang_up(self) -> None:
-        self.incoming.put_nowait({"type": "http.disconnect"})
-
-    async def serve(self) -> None:
-        await ASGIHandler()(self.scope, self.receive, self.send)
-
-    def start(self) -> asyncio.Task[None]:
-        return asyncio.create_task(self.serve())
-
-    @property
-    def content(self) -> bytes:
-        return b"".join(message.get("body", b"") for message in self.sent)
+__all__ = ["serve_by"]
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +32,11 @@ def _leaves_no_task_and_no_lease(run: Runner) -> Iterator[None]:
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     run(look())
+
+
+@pytest.fixture(autouse=True)
+def _listens_at_once(monkeypatch: Any) -> None:
+    monkeypatch.setattr(asgi, "LISTEN_AFTER", 0.0)
 
 
 @pytest.fixture
@@ -87,19 +55,6 @@ def told() -> Iterator[list[str]]:
     yield said
     request_started.disconnect(started)
     request_finished.disconnect(finished)
-
-
-@pytest.fixture
-def serve_by(settings: Any) -> Callable[[View], None]:
-    settings.MIDDLEWARE = []
-
-    def serve_by(view: View) -> None:
-        class urls:  # noqa: N801 - a module
-            urlpatterns = [path("", view)]
-
-        settings.ROOT_URLCONF = urls
-
-    return serve_by
 
 
 class Waiting:
@@ -343,7 +298,7 @@ def test_what_is_heard_in_the_very_step_in_which_the_answer_is_sent_counts(
     heard = Heard(error)
 
     async def block() -> None:
-        with asgi._Connected(heard()):
+        with asgi._Connected(heard):
             await heard.done.wait()  # wakes before the listener's callbacks are called
 
     async def main() -> None:
@@ -372,20 +327,23 @@ def test_a_request_that_cannot_be_read_is_answered(run: Runner, told: list[str])
 
 
 def test_a_request_leaves_nothing_to_the_garbage_collector(run: Runner, serve_by: Any) -> None:
+    exchanges = [Exchange(), Exchange()]
+    reading = iter(exchanges)
+
     async def view(request: HttpRequest) -> HttpResponse:
-        await asyncio.sleep(0)  # the listener begins
+        await next(reading).listening.wait()
         with transaction.atomic():
             Tag.objects.create(name="a")
         return HttpResponse(str(list(Tag.objects.all())))
 
     async def main() -> None:
         serve_by(view)
-        await Exchange().start()
+        await exchanges[0].start()
         gc.collect()
         gc.disable()
         gc.set_debug(gc.DEBUG_SAVEALL)
         try:
-            await Exchange().start()
+            await exchanges[1].start()
             await asyncio.sleep(0)  # the listener ends
             gc.collect()
             left = [type(each).__qualname__ for each in gc.garbage]
@@ -414,14 +372,32 @@ def test_a_handler_that_somebody_has_derived_is_asked(run: Runner, serve_by: Any
             steps.append("send")
             await super().send_response(response, send)
 
+    exchange = Exchange()
+
     async def view(request: HttpRequest) -> HttpResponse:
-        await asyncio.sleep(0)
+        await exchange.listening.wait()
         return HttpResponse(str(connection.in_atomic_block))
 
     async def main() -> None:
         serve_by(view)
-        exchange = Exchange()
         await Handler()(exchange.scope, exchange.receive, exchange.send)
         assert steps == ["respond", "listen", "send"]
+
+    run(main())
+
+
+def test_a_short_request_is_not_listened_for(run: Runner, serve_by: Any, monkeypatch: Any) -> None:
+    """Its end comes before; and nothing of it is left to begin later."""
+    monkeypatch.setattr(asgi, "LISTEN_AFTER", 0.05)
+    exchange = Exchange()
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(str(await Tag.objects.acount()))
+
+    async def main() -> None:
+        serve_by(view)
+        await exchange.serve()
+        await asyncio.sleep(0.1)
+        assert (exchange.content, exchange.listening.is_set()) == (b"0", False)
 
     run(main())

@@ -1,0 +1,97 @@
+"""The `DatabaseWrapper` objects of requests that have ended, for those that come.
+
+Django makes one for each request that uses a database: some forty attributes, and six helpers that
+know it and so leave it to the garbage collector. Since a wrapper holds nothing of a running query
+(see state.py), it can serve the next request as well, if nobody has changed it meanwhile. (A task
+that a request has left running shares the object with the next, and nothing else.) One whose class
+somebody has derived is left alone: it may keep what belongs to a request.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from django.db import connections
+from django.utils.functional import cached_property
+
+from . import state
+
+#: What a wrapper notes on itself, beside what it was made with and what Django remembers.
+_NOTES = {"_asking_patches", "_own_blocks", "_sharing"}
+
+
+class _Idle(threading.local):
+    """Those of this thread, by alias: a wrapper is for one thread only."""
+
+    MOST = 64
+
+    def __init__(self) -> None:
+        self.by_alias: dict[str, list[Any]] = {}
+
+
+_idle = _Idle()
+#: By class: the names that one has which is as new.
+_names: dict[type[Any], frozenset[str]] = {}
+
+
+def take(alias: str) -> Any:
+    """Return a wrapper for `alias` that is as new, or None."""
+    kept = _idle.by_alias.get(alias)
+    while kept:
+        wrapper = kept.pop()
+        if wrapper.settings_dict is connections.settings.get(alias):
+            return wrapper
+    return None
+
+
+def lend(wrapper: Any) -> None:
+    """Note that `wrapper`, which is as new, is the running task's, to be given back."""
+    cls = type(wrapper)
+    if cls.__module__ in ("pgbackend.base", "pgbackend.gis.base"):
+        if cls not in _names:
+            _names[cls] = frozenset(vars(wrapper)) | _NOTES | _remembered_by(cls)
+        state.task_sessions().wrappers.append(wrapper)
+
+
+def lent() -> int:
+    """How many the running task has."""
+    return len(state.wrappers_of_task() or ())
+
+
+def give_back(all_but: int) -> None:
+    """Keep those of the running task, but for the first, which it had before its request."""
+    found = state.wrappers_of_task()
+    if not found or not state.is_at_rest():
+        return
+    for wrapper in found[all_but:]:
+        kept = _idle.by_alias.setdefault(wrapper.alias, [])
+        if len(kept) < _Idle.MOST and _is_as_new(wrapper):
+            kept.append(wrapper)
+    del found[all_but:]
+
+
+def forget(**kwargs: Any) -> None:
+    """Drop those of this thread: a setting was changed, and they remember some."""
+    _idle.by_alias.clear()
+
+
+def _is_as_new(wrapper: Any) -> bool:
+    own, scope = wrapper._own, wrapper._own_scope
+    return not (
+        own.connection is not None
+        or own.transaction is not None
+        or own.in_atomic_block
+        or own.run_on_commit
+        or scope.execute_wrappers
+        or scope.force_debug_cursor
+        or scope.queries_log
+        or wrapper.allow_thread_sharing
+        or vars(wrapper).keys() - _names[type(wrapper)]
+    )
+
+
+def _remembered_by(cls: type[Any]) -> set[str]:
+    """The names under which objects of `cls` keep what they have found out."""
+    members = {name: member for each in cls.__mro__ for name, member in vars(each).items()}
+    return {name for name, member in members.items() if isinstance(member, cached_property)}
