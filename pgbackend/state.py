@@ -301,7 +301,10 @@ def is_at_rest() -> bool:
     """
     if type(_running()) is not Portal or _get_running_loop() is None:
         return False
-    if _blocks.get() or _observers.get() or _test_blocks or _pinned:
+    if _blocks.get() or _test_blocks or _pinned:
+        return False
+    observers = _observers.get()
+    if observers and any(each.force_debug_cursor for each in observers.values()):
         return False
     sessions = _sessions.get()
     if sessions is None or not sessions.belong_to(asyncio.current_task()):

@@ -76,13 +76,16 @@ class Portal(greenlet):
         """Give `yielded` to the task and wait until the task is stepped again."""
         if self.closing:
             raise PortalClosed("the task was dropped: nothing can be waited for any more")
-        check_not_collecting()
-        parent = self.parent
-        assert parent is not None
-        value = parent.switch(yielded)
-        if self.thrown is None:
-            return value
+        if _collecting is not None:
+            check_not_collecting()
+        value = self.parent.switch(yielded)  # type: ignore[union-attr]  # who runs in it has one
+        if self.thrown is not None:
+            self._raise_thrown()
+        return value
+
+    def _raise_thrown(self) -> None:
         thrown, self.thrown = self.thrown, None
+        assert thrown is not None
         try:
             raise thrown
         finally:

@@ -577,7 +577,8 @@ def test_a_block_that_is_left_with_an_error_is_rolled_back_with_what_is_open_in_
             if how == "fails":
                 raise Oops
             if how == "waits too long":
-                state.current_block(connection).transaction.timeout = 0.05
+                shared = state.current_block(connection).transaction
+                shared.settings_dict = {"OPTIONS": {"pool": {"timeout": 0.05}}}
 
     async def around(*args: Any) -> None:
         if not nested:
