@@ -60,20 +60,25 @@ async def handle(self: Any, scope: Any, receive: Any, send: Any) -> None:
     wrappers.give_back(lent)
 
 
-#: Seconds from the beginning of a view after which it is looked whether the client is still there.
-#: To listen costs as much as a tenth of a short request, which is over by then.
-LISTEN_AFTER = 0.1
-
-
 class _Connected:
     """While the client is there: when it goes, the task that runs the block is cancelled.
 
-    `listen` waits for that, in a task of its own, and raises `RequestAborted`; another error of its
-    is raised at the end of the block. The cancellation ends with the block, as in
-    `asyncio.timeout`, unless the task has been cancelled by others, too.
+    `listen` waits for that, and raises `RequestAborted`; another error of its is raised at the end
+    of the block. The cancellation ends with the block, as in `asyncio.timeout`, unless the task has
+    been cancelled by others, too.
+
+    Note [Listening without a task]
+    Most requests end while the client waits for the answer. So there is no task to listen: the
+    first step of `listen` is taken in a callback of the loop, and leaves a future to wait for. A
+    task goes on when that is done. Where the first step cannot be taken so (somebody has wrapped
+    what the server gave, in code that uses the database, or a timeout), `listen` is begun anew in a
+    task.
     """
 
-    __slots__ = ("_cancelled", "_error", "_listen", "_listener", "_task", "_timer")
+    __slots__ = (
+        *("_cancelled", "_error", "_first_step", "_listen", "_listener", "_listening", "_task"),
+        "_waits_for",
+    )
 
     def __init__(self, listen: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._listen = listen
@@ -84,18 +89,46 @@ class _Connected:
         self._task = task
         self._cancelled = task.cancelling()
         self._error: BaseException | None = None
+        self._listening: Coroutine[Any, Any, None] | None = None
+        self._waits_for: Any = None
         self._listener: asyncio.Task[None] | None = None
-        self._timer = task.get_loop().call_later(LISTEN_AFTER, self._begin_to_listen)
+        self._first_step = task.get_loop().call_soon(self._begin_to_listen)
 
     def _begin_to_listen(self) -> None:
-        # Green, as all tasks of a request are: somebody may have wrapped what the server gave.
-        self._listener = self._task.get_loop().create_task(bridge.portal(self._listen()))
+        listening = self._listen()
+        try:
+            waits_for = listening.send(None)
+        except (RequestAborted, AssertionError) as exc:
+            self._hear(exc)
+        except Exception:
+            self._listen_in_task(self._listen())
+        else:
+            if getattr(waits_for, "_asyncio_future_blocking", False):
+                waits_for._asyncio_future_blocking = False  # noqa: SLF001 - as asyncio's tasks do
+                waits_for.add_done_callback(self._go_on)
+                self._listening, self._waits_for = listening, waits_for
+            else:  # what else a task may wait for
+                self._listen_in_task(bridge.resume(listening, waits_for))
+
+    def _go_on(self, waits_for: Any) -> None:
+        listening, self._listening, self._waits_for = self._listening, None, None
+        if listening is not None:  # else the answer was the last that the server waited for
+            self._listen_in_task(bridge.resume(listening, waits_for))
+
+    def _listen_in_task(self, listening: Coroutine[Any, Any, None]) -> None:
+        # Green, as all tasks of a request are.
+        self._listener = self._task.get_loop().create_task(bridge.portal(listening))
         self._listener.add_done_callback(self._heard)
 
     def _heard(self, listener: asyncio.Task[None]) -> None:
         if not listener.cancelled():  # by a loop that ends
-            self._error = listener.exception()
-            self._task.cancel()
+            error = listener.exception()
+            if error is not None:
+                self._hear(error)
+
+    def _hear(self, error: BaseException) -> None:
+        self._error = error
+        self._task.cancel()
 
     def __exit__(
         self,
@@ -103,21 +136,36 @@ class _Connected:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        self._timer.cancel()
-        listener, error = self._listener, self._error
-        if listener is None:
-            return False
-        listener.remove_done_callback(self._heard)  # which knows the listener
+        error, self._error = self._error, None
         if error is not None:
-            self._error = None
             self._task.uncancel()
-        elif not listener.cancel() and not listener.cancelled():
-            error = listener.exception()  # heard in this very step
+        else:
+            error = self._stop_listening()
         if error is None:
             return False
         if not isinstance(error, RequestAborted):
             raise error
         return exc_type is asyncio.CancelledError and self._task.cancelling() <= self._cancelled
+
+    def _stop_listening(self) -> BaseException | None:
+        """Return what has been heard in this very step."""
+        self._first_step.cancel()
+        if (listening := self._listening) is not None:
+            self._waits_for.remove_done_callback(self._go_on)
+            self._listening = self._waits_for = None
+            try:
+                waits_for = listening.throw(asyncio.CancelledError())
+            except asyncio.CancelledError:
+                return None
+            # It has more to do, of which the request need not know.
+            self._task.get_loop().create_task(bridge.portal(bridge.resume(listening, waits_for)))
+            return None
+        listener = self._listener
+        if listener is not None:
+            listener.remove_done_callback(self._heard)  # which knows the listener
+            if not listener.cancel() and not listener.cancelled():
+                return listener.exception()
+        return None
 
 
 # --- Signals of a request: Note [Tidying up after a request] --------------------------------------

@@ -375,6 +375,32 @@ def portal(coro: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
     return coro if type(getcurrent()) is Portal else GreenCoroutine(coro)
 
 
+async def resume(coro: Coroutine[Any, Any, Any], waits_for: Any) -> Any:
+    """Go on with a coroutine whose first step was taken elsewhere."""
+    return await _Resumed(coro, waits_for)
+
+
+class _Resumed:
+    def __init__(self, coro: Coroutine[Any, Any, Any], waits_for: Any) -> None:
+        self.coro = coro
+        self.waits_for = waits_for
+
+    def __await__(self) -> Any:
+        if self.waits_for is not None:
+            self.waits_for._asyncio_future_blocking = True  # noqa: SLF001
+        waits_for = self.waits_for
+        try:
+            while True:
+                try:
+                    value = yield waits_for
+                except BaseException as exc:
+                    waits_for = self.coro.throw(exc)
+                else:
+                    waits_for = self.coro.send(value)
+        except StopIteration as stop:
+            return stop.value
+
+
 def name_of(task: asyncio.Task[Any]) -> str:
     """The name of `task`, for messages; that of its function where it has been given none."""
     name = task.get_name()

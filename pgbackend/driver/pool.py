@@ -816,7 +816,7 @@ class Pool:
             waits_for = put.send(None)
         except StopIteration:
             return
-        self._own(_resume(put, waits_for), physical)
+        self._own(bridge.resume(put, waits_for), physical)
 
     def _own(self, coro: Coroutine[Any, Any, Any], physical: AsyncConnection) -> None:
         """Run `coro` in a task that belongs to the pool and knows nothing of the caller's."""
@@ -939,32 +939,6 @@ def _plain_task(
     Nor do the tasks that it starts.
     """
     return asyncio.Task(coro, loop=loop, context=contextvars.Context())
-
-
-async def _resume(coro: Coroutine[Any, Any, Any], waits_for: Any) -> None:
-    """Go on with a coroutine whose first step was taken elsewhere."""
-    await _Resumed(coro, waits_for)
-
-
-class _Resumed:
-    def __init__(self, coro: Coroutine[Any, Any, Any], waits_for: Any) -> None:
-        self.coro = coro
-        self.waits_for = waits_for
-
-    def __await__(self) -> Any:
-        if self.waits_for is not None:
-            self.waits_for._asyncio_future_blocking = True  # noqa: SLF001
-        waits_for = self.waits_for
-        try:
-            while True:
-                try:
-                    value = yield waits_for
-                except BaseException as exc:
-                    waits_for = self.coro.throw(exc)
-                else:
-                    waits_for = self.coro.send(value)
-        except StopIteration as stop:
-            return stop.value
 
 
 # --- Pools by loop --------------------------------------------------------------------------------

@@ -34,11 +34,6 @@ def _leaves_no_task_and_no_lease(run: Runner) -> Iterator[None]:
     run(look())
 
 
-@pytest.fixture(autouse=True)
-def _listens_at_once(monkeypatch: Any) -> None:
-    monkeypatch.setattr(asgi, "LISTEN_AFTER", 0.0)
-
-
 @pytest.fixture
 def told() -> Iterator[list[str]]:
     """The signals of requests, as they are sent."""
@@ -284,9 +279,11 @@ class Heard:
 
     def __init__(self, error: Exception) -> None:
         self.error = error
-        self.done = asyncio.Event()
+        self.begun, self.may_end, self.done = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def __call__(self) -> None:
+        self.begun.set()
+        await self.may_end.wait()
         self.done.set()
         raise self.error
 
@@ -299,6 +296,8 @@ def test_what_is_heard_in_the_very_step_in_which_the_answer_is_sent_counts(
 
     async def block() -> None:
         with asgi._Connected(heard):
+            await heard.begun.wait()
+            heard.may_end.set()
             await heard.done.wait()  # wakes before the listener's callbacks are called
 
     async def main() -> None:
@@ -386,18 +385,128 @@ def test_a_handler_that_somebody_has_derived_is_asked(run: Runner, serve_by: Any
     run(main())
 
 
-def test_a_short_request_is_not_listened_for(run: Runner, serve_by: Any, monkeypatch: Any) -> None:
-    """Its end comes before; and nothing of it is left to begin later."""
-    monkeypatch.setattr(asgi, "LISTEN_AFTER", 0.05)
-    exchange = Exchange()
+def test_no_task_listens_and_what_the_server_waits_for_may_end_with_the_answer(
+    run: Runner, serve_by: Any
+) -> None:
+    """As uvicorn does it: the last part of an answer ends the server's wait for the client."""
+    answered = asyncio.Event()
+    complaints: list[Any] = []
+
+    class Served(Exchange):
+        async def receive(self) -> dict[str, Any]:
+            if not self.incoming.empty():
+                return await super().receive()
+            self.listening.set()
+            await answered.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(self, message: dict[str, Any]) -> None:
+            await super().send(message)
+            if message["type"] == "http.response.body":
+                answered.set()
+
+    exchange = Served()
 
     async def view(request: HttpRequest) -> HttpResponse:
-        return HttpResponse(str(await Tag.objects.acount()))
+        await exchange.listening.wait()
+        assert len(asyncio.all_tasks()) == 2, "the server's, and this test"
+        return HttpResponse("answered")
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda loop, context: complaints.append(context))
+        serve_by(view)
+        await exchange.start()
+        for _ in range(3):  # what the loop would still call
+            await asyncio.sleep(0)
+        loop.set_exception_handler(None)
+
+    run(main())
+    assert (exchange.content, complaints) == (b"answered", [])
+
+
+def test_a_wrapped_receive_may_need_a_task(run: Runner, serve_by: Any, told: list[str]) -> None:
+    """A timeout is one task's: the view is not cancelled by that of an ASGI middleware."""
+    ended: list[Any] = []
+
+    class Served(Exchange):
+        async def receive(self) -> dict[str, Any]:
+            while True:
+                try:
+                    async with asyncio.timeout(0.01):
+                        return await super().receive()
+                except TimeoutError:
+                    ended.append(asyncio.current_task())
+
+    exchange = Served()
+    view = Waiting()
+
+    async def main() -> None:
+        serve_by(view.answer)
+        task = exchange.start()
+        await view.waits.wait()
+        while not ended:
+            await asyncio.sleep(0.01)
+        assert view.ended_by is None
+        exchange.hang_up()
+        await task
+        assert view.ended_by is asyncio.CancelledError
+        assert None not in ended
+        assert task not in ended
+
+    run(main())
+
+
+def test_what_a_receive_does_when_it_is_cancelled_may_take_time(run: Runner, serve_by: Any) -> None:
+    steps: list[str] = []
+
+    class Served(Exchange):
+        async def receive(self) -> dict[str, Any]:
+            try:
+                return await super().receive()
+            except asyncio.CancelledError:
+                steps.append("cancelled")
+                await asyncio.sleep(0)
+                raise
+            finally:
+                steps.append("ended")
+
+    exchange = Served()
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        await exchange.listening.wait()
+        return HttpResponse("answered")
 
     async def main() -> None:
         serve_by(view)
         await exchange.serve()
-        await asyncio.sleep(0.1)
-        assert (exchange.content, exchange.listening.is_set()) == (b"0", False)
+        for _ in range(4):
+            await asyncio.sleep(0)
 
     run(main())
+    assert exchange.content == b"answered"
+    assert steps == ["ended", "cancelled", "ended"]
+
+
+def test_what_a_receive_does_when_it_is_cancelled_may_fail(run: Runner, serve_by: Any) -> None:
+    class Served(Exchange):
+        async def receive(self) -> dict[str, Any]:
+            try:
+                return await super().receive()
+            finally:
+                if self.sent:
+                    raise LookupError("of the server's own")
+
+    exchange = Served()
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        await exchange.listening.wait()
+        return HttpResponse("answered")
+
+    async def main() -> None:
+        serve_by(view)
+        with pytest.raises(LookupError, match="of the server's own"):
+            await exchange.serve()
+
+    run(main())
+    assert exchange.content == b"answered"

@@ -22,7 +22,7 @@ import pgbackend
 from pgbackend import aio
 from pgbackend.base import DatabaseWrapper
 from pgbackend.driver import bridge
-from pgbackend.driver.pool import _Resumed
+from pgbackend.driver.bridge import _Resumed
 from tests.conftest import Runner
 from tests.library.models import Tag
 
