@@ -77,7 +77,6 @@ class _Connected:
 
     __slots__ = (
         *("_cancelled", "_error", "_first_step", "_listen", "_listener", "_listening", "_task"),
-        "_waits_for",
     )
 
     def __init__(self, listen: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -90,7 +89,6 @@ class _Connected:
         self._cancelled = task.cancelling()
         self._error: BaseException | None = None
         self._listening: Coroutine[Any, Any, None] | None = None
-        self._waits_for: Any = None
         self._listener: asyncio.Task[None] | None = None
         self._first_step = task.get_loop().call_soon(self._begin_to_listen)
 
@@ -106,13 +104,13 @@ class _Connected:
             if getattr(waits_for, "_asyncio_future_blocking", False):
                 waits_for._asyncio_future_blocking = False  # noqa: SLF001 - as asyncio's tasks do
                 waits_for.add_done_callback(self._go_on)
-                self._listening, self._waits_for = listening, waits_for
+                self._listening = listening
             else:  # what else a task may wait for
                 self._listen_in_task(bridge.resume(listening, waits_for))
 
     def _go_on(self, waits_for: Any) -> None:
-        listening, self._listening, self._waits_for = self._listening, None, None
-        if listening is not None:  # else the answer was the last that the server waited for
+        listening, self._listening = self._listening, None
+        if listening is not None:  # else the answer was what the server waited for
             self._listen_in_task(bridge.resume(listening, waits_for))
 
     def _listen_in_task(self, listening: Coroutine[Any, Any, None]) -> None:
@@ -151,8 +149,7 @@ class _Connected:
         """Return what has been heard in this very step."""
         self._first_step.cancel()
         if (listening := self._listening) is not None:
-            self._waits_for.remove_done_callback(self._go_on)
-            self._listening = self._waits_for = None
+            self._listening = None
             try:
                 waits_for = listening.throw(asyncio.CancelledError())
             except asyncio.CancelledError:

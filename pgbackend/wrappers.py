@@ -60,9 +60,9 @@ def lent() -> int:
 
 
 def give_back(all_but: int) -> None:
-    """Keep those of the running task, but for the first, which it had before its request."""
+    """Keep those of the running task, but for the first, which it had before the request."""
     found = state.wrappers_of_task()
-    if not found or not state.is_at_rest():
+    if not found:
         return
     for wrapper in found[all_but:]:
         kept = _idle.by_alias.setdefault(wrapper.alias, [])

@@ -15,7 +15,7 @@ from django.db import connection, transaction
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 
 import pgbackend
-from pgbackend import asgi
+from pgbackend import asgi, state
 from tests.conftest import Runner
 from tests.library.models import Tag
 from tests.support.exchange import Exchange, serve_by
@@ -510,3 +510,65 @@ def test_what_a_receive_does_when_it_is_cancelled_may_fail(run: Runner, serve_by
 
     run(main())
     assert exchange.content == b"answered"
+
+
+# --- What is tidied up --------------------------------------------------------------------------
+
+
+def test_a_second_request_in_one_task_begins_with_an_empty_query_log(
+    run: Runner, serve_by: Any, settings: Any
+) -> None:
+    settings.DEBUG = True
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        Tag.objects.count()
+        return HttpResponse(str(len(connection.queries)))
+
+    async def main() -> None:
+        serve_by(view)
+        for _ in range(2):
+            exchange = Exchange()
+            await exchange.serve()
+            assert exchange.content == b"1"
+
+    run(main())
+
+
+def test_a_request_empties_the_log_of_who_watches_it_as_in_django(
+    run: Runner, serve_by: Any
+) -> None:
+    async def view(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(str(Tag.objects.count()))
+
+    async def main() -> None:
+        serve_by(view)
+        connection.force_debug_cursor = True
+        await Tag.objects.acount()
+        await Tag.objects.acount()
+        await Exchange().start()
+        assert len(connection.queries) == 1
+        connection.force_debug_cursor = False
+
+    run(main())
+
+
+def test_what_a_wrapper_has_of_its_own_is_tidied_up(run: Runner) -> None:
+    def green() -> None:
+        assert state.is_at_rest()
+        connection.inc_thread_sharing()
+        try:
+            Tag.objects.count()
+            assert not state.is_at_rest()
+        finally:
+            connection.dec_thread_sharing()
+
+    run.green(green)
+
+
+def test_a_signal_remembers_classes_only() -> None:
+    sender = object()
+    request_started.send(sender=sender, scope={})
+    request_started.send(sender=None, scope={})
+    request_started.send(sender=ASGIHandler, scope={})
+    assert ASGIHandler in request_started.sender_receivers_cache
+    assert not {sender, None} & request_started.sender_receivers_cache.keys()
