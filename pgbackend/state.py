@@ -579,8 +579,7 @@ class Transaction:
     def end_with_task(self) -> None:
         """Let a transaction that is managed by hand end, rolled back, with the task that began it.
 
-        Nobody could end it after that. Django 5.2 runs an async view in a task of its own, and
-        `close_old_connections`, which would find it, in another.
+        Nobody could end it after that.
         """
         if self.task is None:
             self.task = asyncio.current_task()
