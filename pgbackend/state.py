@@ -422,10 +422,14 @@ def task_sessions() -> _Sessions:
 
 
 def wrappers_of_task() -> list[Any] | None:
-    """The wrapper objects that were made for the running task, to be changed; None: none were."""
+    """The wrapper objects that were made for the running task, to be changed.
+
+    None where there are none, or it has used what one has of its own.
+    """
     sessions = _sessions.get()
-    mine = sessions is not None and sessions.belong_to(asyncio.current_task())
-    return sessions.wrappers if sessions is not None and mine else None
+    if sessions is None or sessions.uses_own or not sessions.belong_to(asyncio.current_task()):
+        return None
+    return sessions.wrappers
 
 
 def observe(wrapper: Any) -> None:

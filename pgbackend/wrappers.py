@@ -28,8 +28,11 @@ class _Idle(threading.local):
 
     def __init__(self) -> None:
         self.by_alias: dict[str, list[Any]] = {}
+        self.generation = _generation
 
 
+#: Which of the settings, that wrappers remember some of, tests may change.
+_generation = 0
 _idle = _Idle()
 #: By class: the names that one has which is as new.
 _names: dict[type[Any], frozenset[str]] = {}
@@ -37,6 +40,9 @@ _names: dict[type[Any], frozenset[str]] = {}
 
 def take(alias: str) -> Any:
     """Return a wrapper for `alias` that is as new, or None."""
+    if _idle.generation != _generation:
+        _idle.by_alias.clear()
+        _idle.generation = _generation
     kept = _idle.by_alias.get(alias)
     while kept:
         wrapper = kept.pop()
@@ -72,8 +78,9 @@ def give_back(all_but: int) -> None:
 
 
 def forget(**kwargs: Any) -> None:
-    """Drop those of this thread: a setting was changed, and they remember some."""
-    _idle.by_alias.clear()
+    """Drop those of all threads: a setting was changed, and they remember some."""
+    global _generation  # noqa: PLW0603 - a process has one set of settings
+    _generation += 1
 
 
 def _is_as_new(wrapper: Any) -> bool:

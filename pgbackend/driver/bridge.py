@@ -60,7 +60,7 @@ class Portal(greenlet):
         self.raised: BaseException | None = None
         self.closing = False
         #: What its task throws into it: an argument of the switch, as it were. greenlet's `throw()`
-        #: raises an exception of C++, too, which takes as long as nine switches.
+        #: raises an exception of C++, too, which takes much longer than a switch.
         self.thrown: BaseException | None = None
         #: A cancellation that arrived while it had to be held back; see `hold_cancellation`.
         self.pending: asyncio.CancelledError | None = None

@@ -70,20 +70,15 @@ def _share(wrapper: Any) -> None:
         lambda wrapper: wrapper._own_scope.execute_wrappers.append(print),
         lambda wrapper: wrapper._own.run_on_commit.append(print),
         _share,
-        wrappers.forget,
+        lambda wrapper: wrappers.forget(),
     ],
-    ids=["attribute", "patch", "execute_wrapper", "on_commit", "thread sharing", "none"],
+    ids=["attribute", "patch", "execute_wrapper", "on_commit", "thread sharing", "setting"],
 )
 def test_one_that_was_changed_serves_no_other(
-    objects_of_two_requests: Any, meddle: Callable[[Any], Any], request: Any
+    objects_of_two_requests: Any, meddle: Callable[[Any], Any]
 ) -> None:
-    first, second = objects_of_two_requests(
-        lambda wrapper: meddle() if meddle is wrappers.forget else meddle(wrapper)
-    )
-    if meddle is wrappers.forget:  # what was kept is dropped; what is in use is not
-        assert first is second
-    else:
-        assert first is not second
+    first, second = objects_of_two_requests(meddle)
+    assert first is not second
 
 
 def test_one_whose_settings_are_no_more_those_of_its_alias_serves_no_other(
