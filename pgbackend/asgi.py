@@ -95,10 +95,10 @@ class _Connected:
     def _begin_to_listen(self) -> None:
         listening = self._listen()
         try:
-            waits_for = listening.send(None)
+            waits_for = bridge.first_step(listening)
         except (RequestAborted, AssertionError) as exc:
             self._hear(exc)
-        except Exception:
+        except Exception:  # if it has another reason, the task will meet that, too
             self._listen_in_task(self._listen())
         else:
             if getattr(waits_for, "_asyncio_future_blocking", False):

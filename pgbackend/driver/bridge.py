@@ -172,12 +172,16 @@ class _Idle(threading.local):
 
     def __init__(self) -> None:
         self.portals: list[Portal] = []
+        #: Whether the loop has called `first_step()`.
+        self.outside_of_tasks = False
 
 
 _idle = _Idle()
 
 
 def _take_portal() -> Portal:
+    if _idle.outside_of_tasks:
+        raise NotGreen("cannot wait for the database in a callback of the event loop: use a task")
     portals = _idle.portals
     portal = portals.pop() if portals else Portal()
     here = getcurrent()
@@ -373,6 +377,19 @@ class GreenCoroutine(Coroutine[Any, Any, T]):
 def portal(coro: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
     """Return a coroutine that runs `coro` with the synchronous code below it green."""
     return coro if type(getcurrent()) is Portal else GreenCoroutine(coro)
+
+
+def first_step(coro: Coroutine[Any, Any, Any]) -> Any:
+    """Take the first step of `coro` in a callback of the loop; return what it waits for.
+
+    To go on with it is for a task: see `resume()`. Raises what `coro` does, which is `NotGreen`
+    where it uses the database: who holds a connection is a task.
+    """
+    _idle.outside_of_tasks = True
+    try:
+        return coro.send(None)
+    finally:
+        _idle.outside_of_tasks = False
 
 
 async def resume(coro: Coroutine[Any, Any, Any], waits_for: Any) -> Any:

@@ -457,6 +457,36 @@ def test_a_wrapped_receive_may_need_a_task(run: Runner, serve_by: Any, told: lis
     run(main())
 
 
+def test_a_wrapped_receive_may_use_the_a_methods(run: Runner, serve_by: Any) -> None:
+    """A connection has a task for its holder: the wrapper begins again, in one."""
+    began: list[Any] = []
+    ended: list[Any] = []
+
+    class Served(Exchange):
+        async def receive(self) -> dict[str, Any]:
+            if self.incoming.empty():
+                began.append(asyncio.current_task())
+                await Tag.objects.acount()
+                ended.append(began[-1])
+            return await super().receive()
+
+    exchange = Served()
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        await exchange.listening.wait()
+        return HttpResponse(str(await Tag.objects.acount()))
+
+    async def main() -> None:
+        serve_by(view)
+        await exchange.serve()
+        await asyncio.sleep(0)  # the listener ends
+        assert exchange.content == b"0"
+        assert ended == began[1:]
+        assert None not in ended
+
+    run(main())
+
+
 def test_what_a_receive_does_when_it_is_cancelled_may_take_time(run: Runner, serve_by: Any) -> None:
     steps: list[str] = []
 
