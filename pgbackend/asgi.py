@@ -152,8 +152,10 @@ class _Connected:
             self._listening = None
             try:
                 waits_for = listening.throw(asyncio.CancelledError())
-            except asyncio.CancelledError:
+            except (asyncio.CancelledError, StopIteration):
                 return None
+            except Exception as exc:
+                return exc
             # It has more to do, of which the request need not know.
             self._task.get_loop().create_task(bridge.portal(bridge.resume(listening, waits_for)))
             return None

@@ -518,6 +518,30 @@ def test_what_a_receive_does_when_it_is_cancelled_may_take_time(run: Runner, ser
     assert steps == ["ended", "cancelled", "ended"]
 
 
+def test_a_receive_that_is_cancelled_may_say_that_the_client_has_gone(
+    run: Runner, serve_by: Any, told: list[str]
+) -> None:
+    class Served(Exchange):
+        async def receive(self) -> dict[str, Any]:
+            try:
+                return await super().receive()
+            except asyncio.CancelledError:
+                return {"type": "http.disconnect"}
+
+    exchange = Served()
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        await exchange.listening.wait()
+        return HttpResponse("answered")
+
+    async def main() -> None:
+        serve_by(view)
+        await exchange.serve()
+
+    run(main())
+    assert (exchange.content, told) == (b"answered", ["started", "finished"])
+
+
 def test_what_a_receive_does_when_it_is_cancelled_may_fail(run: Runner, serve_by: Any) -> None:
     class Served(Exchange):
         async def receive(self) -> dict[str, Any]:
