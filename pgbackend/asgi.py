@@ -179,14 +179,31 @@ def where_needed(receiver: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(receiver)
     def called(**kwargs: Any) -> None:
-        if not state.is_at_rest() or conf.has_foreign_alias():
+        if not _nothing_to_tidy_up():
             receiver(**kwargs)
 
+    _tidying.add(called)
     return called
+
+
+#: The receivers that `where_needed()` has made.
+_tidying: set[Callable[..., None]] = set()
+
+
+def _nothing_to_tidy_up() -> bool:
+    return state.is_at_rest() and not conf.has_foreign_alias()
 
 
 async def asend(signal: Signal, sender: Any, **named: Any) -> Any:
     """`asend()` of a signal of requests."""
+    receivers, awaited = signal._live_receivers(sender)  # noqa: SLF001
+    if (
+        not awaited
+        and _tidying.issuperset(receivers)
+        and _nothing_to_tidy_up()
+        and not _thread_in_use()
+    ):
+        return [(receiver, None) for receiver in receivers]
     return await _tell(functools.partial(signal.send, sender, **named), signal, sender, named)
 
 

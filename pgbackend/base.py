@@ -19,6 +19,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from types import FrameType
 from typing import Any
 
@@ -33,6 +34,7 @@ from psycopg import IsolationLevel
 from psycopg.pq import TransactionStatus
 
 from . import conf, driver, hooks, state
+from .adapters import with_fast_moments
 from .client import DatabaseClient
 from .creation import DatabaseCreation
 from .cursors import CursorWrapper
@@ -43,8 +45,10 @@ from .driver.pool import Lease, Pool, PoolOptions, close_pools, get_pool
 from .features import DatabaseFeatures
 from .introspection import DatabaseIntrospection
 from .operations import DatabaseOperations
+from .patches import djangos
 from .schema import DatabaseSchemaEditor
 from .state import Scope, State, rollback_attribute, scope_attribute, state_attribute
+from .statements import StatementCursor, called_on, can_execute
 
 CURE = (
     "the ORM was called on the event loop, outside of pgbackend's greenlets ({name}()). Requests "
@@ -64,6 +68,17 @@ class _InThePool:
 
 
 _ENSURE_CONNECTION = PostgresDatabaseWrapper.ensure_connection
+# Each statement comes by these two: they are guarded like the others, with less in between.
+_CURSOR = PostgresDatabaseWrapper.cursor
+_CREATE_CURSOR = PostgresDatabaseWrapper.create_cursor
+_open_cursor: Callable[..., Any] = inspect.unwrap(_CURSOR)
+_create_cursor: Callable[..., Any] = inspect.unwrap(_CREATE_CURSOR)
+
+
+#: What Django's `_cursor()` calls to have a connection.
+_ASKING = frozenset({"_cursor", "close_if_health_check_failed", "ensure_connection"})
+_asks = attrgetter(*_ASKING)
+_DJANGO_ASKS = djangos(*_asks(PostgresDatabaseWrapper))
 
 
 def _guarded(name: str) -> Callable[..., Any]:
@@ -110,6 +125,11 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     for _name in Scope.NAMES:
         locals()[_name] = scope_attribute(_name)
     del _name
+
+    #: What `cursor()` calls, unless somebody overrides or patches it; see statements.py.
+    cursor_calls: tuple[Any, ...]
+    #: The first of these, which see that there is a connection.
+    asks: tuple[Any, ...]
 
     _ready = False
     _asking_patches = False
@@ -196,9 +216,9 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     savepoint_commit = _guarded("savepoint_commit")
     clean_savepoints = _guarded("clean_savepoints")
     chunked_cursor = _guarded("chunked_cursor")
-    cursor = _guarded("cursor")
+    _guarded_cursor = _guarded("cursor")
     _ensure_connection = _guarded("ensure_connection")
-    _create_cursor = _guarded("create_cursor")
+    _guarded_create_cursor = _guarded("create_cursor")
     _close_connection = _guarded("close")
     _commit_transaction = _guarded("commit")
     _roll_back_transaction = _guarded("rollback")
@@ -215,6 +235,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         except ImproperlyConfigured as exc:
             raise exc.with_traceback(None) from None
         params.pop("session_reset", None)
+        params["context"] = with_fast_moments(params["context"], self.timezone)
         return params
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
@@ -289,7 +310,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         if not current.pooled:
             self._ensure_connection()
         elif bridge.in_greenlet() and not current.closed_in_transaction:
-            lease = self._lease(current, state.async_session(self))
+            lease = self.lease_for(current, state.async_session(self))
             if lease is not None:
                 lease.maybe_end()
 
@@ -298,7 +319,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         if state.current_state(self).health_check_enabled:
             super().close_if_health_check_failed()
 
-    def _lease(self, current: State, session: state.Session | None) -> Lease | None:
+    def lease_for(self, current: State, session: state.Session | None) -> Lease | None:
         """Give `current` a connection, if it has none; return the lease if it is new.
 
         `session` is the running task's.
@@ -379,6 +400,12 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             return leasing.result()
         return bridge.await_(asyncio.wrap_future(leasing))
 
+    def lease_alone(self) -> Lease:
+        """Lease a connection for one statement, which is in no transaction."""
+        if PostgresDatabaseWrapper.ensure_connection is not _ENSURE_CONNECTION:
+            self._ask_patches()
+        return self._async_pool().lease()
+
     def _lease_at_home(self) -> Lease:
         return self._async_pool().lease()
 
@@ -430,9 +457,35 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
     # --- Cursors ---
 
+    def cursor(self) -> Any:
+        """Django's; or, for a statement of the ORM's that is fetched at once, one for just that."""
+        if _get_running_loop() is not None:
+            here = _running()
+            if type(here) is not Portal:
+                self.check_context("cursor")
+            elif self._fetches_at_once(here):
+                return StatementCursor(self)
+        if PostgresDatabaseWrapper.cursor is not _CURSOR:
+            return self._guarded_cursor()
+        return _open_cursor(self)
+
+    def _fetches_at_once(self, here: Portal) -> bool:
+        session = state.find(here, self).session
+        if session is None or not session.at_once:
+            return False
+        session.at_once = False
+        if not can_execute(self):
+            return False
+        session.compiled = False
+        return True
+
     def _cursor(self, name: str | None = None) -> Any:
-        if state.plain_state(self) is not None:
-            return super()._cursor(name)
+        own = state.plain_state(self)
+        if own is not None:
+            if own.connection is None or own.health_check_enabled or self._asks_for_connection():
+                return super()._cursor(name)
+            with self.wrap_database_errors:  # what is left of Django's, with a connection
+                return self._prepare_cursor(self.create_cursor(name))  # type: ignore[attr-defined]
         state.take_turn(self)
         current, session = state.state_and_session(self)
         if not current.pooled:
@@ -446,10 +499,18 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             session.compiled, session.cursor = False, cursor.cursor
         return cursor
 
+    def _asks_for_connection(self) -> bool:
+        """Whether somebody has a say in it who has overridden or patched what `_cursor()` calls."""
+        return (
+            _asks(PostgresDatabaseWrapper) != _DJANGO_ASKS
+            or _asks(type(self)) != self.asks
+            or not self.__dict__.keys().isdisjoint(_ASKING)
+        )
+
     def _lease_cursor(
         self, current: State, session: state.Session | None, name: str | None, compiled: bool
     ) -> Any:
-        new = self._lease(current, session)
+        new = self.lease_for(current, session)
         try:
             with self.wrap_database_errors:
                 cursor = self.create_cursor(name)
@@ -466,7 +527,12 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         return CursorWrapper(cursor, self)
 
     def create_cursor(self, name: str | None = None) -> Any:
-        cursor = self._create_cursor(name)
+        if PostgresDatabaseWrapper.create_cursor is not _CREATE_CURSOR:
+            cursor = self._guarded_create_cursor(name)
+        else:
+            if _get_running_loop() is not None:
+                self.check_context("create_cursor")
+            cursor = _create_cursor(self, name)
         if name and state.current_state(self).lease is not None:
             adopt(cursor)  # Django makes server-side cursors without the connection's factory
         return cursor
@@ -655,6 +721,10 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
                 lease.connection.close()
             lease.dirty = True
             lease.end()
+
+
+DatabaseWrapper.cursor_calls = called_on(DatabaseWrapper)
+DatabaseWrapper.asks = _asks(DatabaseWrapper)
 
 
 def _is_idle(connection: driver.Connection) -> bool:

@@ -22,10 +22,11 @@ methods has been patched that is named in the constants below.
 
 from __future__ import annotations
 
+import asyncio
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from itertools import repeat
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any
 from uuid import UUID
 
@@ -38,8 +39,20 @@ from django.db.models.expressions import Col, DatabaseDefault
 from django.db.models.fields import related_lookups
 from django.db.models.sql import Query
 from django.db.models.sql import compiler as sql_compiler
+from django.db.models.sql.constants import (
+    CURSOR,
+    GET_ITERATOR_CHUNK_SIZE,
+    MULTI,
+    ROW_COUNT,
+    SINGLE,
+)
 from django.db.models.sql.datastructures import BaseTable
 from django.db.models.sql.where import AND, WhereNode
+
+from . import statements
+from .patches import djangos
+
+_get_running_loop = asyncio._get_running_loop
 
 #: Since Django 6.1 a compiler quotes every name as its operations do.
 _QUOTES_ALIKE = hasattr(compiler.SQLCompiler, "quote_name")
@@ -52,23 +65,16 @@ _PLAIN: dict[str, set[Any]] = {
 }
 
 
-def _djangos(*functions: Any) -> tuple[Any, ...] | None:
-    """Return functions, to be compared with later; None, like no others, if one is not Django's.
-
-    What wraps a function has globals of its own, whatever it says of itself.
-    """
-    # A mock, for one, has none.
-    names = [getattr(function, "__globals__", {}).get("__name__", "") for function in functions]
-    return functions if all(name.startswith("django.") for name in names) else None
+# What is passed over, as long as it is what it was. (An `attrgetter` looks many up in one call.)
 
 
-# What is passed over, as long as it is what it was.
+_select_methods = attrgetter(
+    *("as_sql", "compile", "pre_sql_setup", "setup_query", "get_select", "get_extra_select")
+)
 
 
 def _for_select() -> tuple[Any, ...]:
-    its = compiler.SQLCompiler
-    parts = its.pre_sql_setup, its.setup_query, its.get_select, its.get_extra_select
-    return its.as_sql, its.compile, *parts, Col.as_sql
+    return *_select_methods(compiler.SQLCompiler), Col.as_sql
 
 
 def _for_update() -> tuple[Any, ...]:
@@ -86,14 +92,20 @@ def _for_comparison() -> tuple[Any, ...]:
     return exact.as_sql, builtin.as_sql, lookup.process_lhs, Col.as_sql, Col.resolve_expression
 
 
-_COMPILE = _djangos(compiler.SQLCompiler.compile)
-_SELECT = _djangos(*_for_select())
-_UPDATE = _djangos(*_for_update())
-_INSERT = _djangos(*_for_insert())
-_WHERE = _djangos(WhereNode.as_sql)
-_COMPARISON = _djangos(*_for_comparison())
+_executing = attrgetter(
+    *("SQLCompiler.execute_sql", "SQLInsertCompiler.execute_sql", "SQLUpdateCompiler.execute_sql"),
+    "cursor_iter",
+)
+
+_EXECUTE = djangos(*_executing(sql_compiler))
+_COMPILE = djangos(compiler.SQLCompiler.compile)
+_SELECT = djangos(*_for_select())
+_UPDATE = djangos(*_for_update())
+_INSERT = djangos(*_for_insert())
+_WHERE = djangos(WhereNode.as_sql)
+_COMPARISON = djangos(*_for_comparison())
 #: Which casts nothing for comparisons; nor does the older one, that Django 5.2 asks, too.
-_CAST = _djangos(DatabaseOperations.lookup_cast)
+_CAST = djangos(DatabaseOperations.lookup_cast)
 _OLD_CAST = getattr(DatabaseOperations, "field_cast_sql", None)
 
 #: Lookups that compare a column, as it is, with a value; and the methods that make them do so.
@@ -107,7 +119,7 @@ _COMPARISONS: dict[type[Any], tuple[Any, ...]] = {
         *(lookups.LessThanOrEqual, lookups.IntegerLessThanOrEqual),
         *(related_lookups.RelatedGreaterThanOrEqual, related_lookups.RelatedLessThanOrEqual),
     )
-    if (methods := _djangos(each.as_sql, each.process_lhs, each.get_rhs_op)) is not None
+    if (methods := djangos(each.as_sql, each.process_lhs, each.get_rhs_op)) is not None
 }
 #: What a lookup puts its parameters in.
 _Params: Any = tuple if django.VERSION >= (6, 0) else list
@@ -135,7 +147,7 @@ def _for_insert_by(ops: Any) -> tuple[Any, ...]:
     return bulk, insert, ops.modify_insert_params, ops.on_conflict_suffix_sql
 
 
-_INSERT_BY = _djangos(*_for_insert_by(DatabaseOperations))
+_INSERT_BY = djangos(*_for_insert_by(DatabaseOperations))
 
 
 def _cast_nothing(ops: type[Any]) -> bool:
@@ -159,12 +171,15 @@ def _are_plain(ops: type[Any]) -> bool:
     return all(module.startswith(("django.", "pgbackend.")) for module in said_by)
 
 
+_MOST_STATEMENTS = 64
+
+
 class _Columns:
     """What `get_select()` returns for a model; see Note [Columns of a model]."""
 
     __slots__ = (
         *("cols", "converters", "fields", "from_", "indexes", "ops", "select", "select_from"),
-        "table",
+        *("statements", "table"),
     )
 
     def __init__(self, made_by: SQLCompiler, fields: Any, found: tuple[Any, Any, Any]) -> None:
@@ -180,6 +195,8 @@ class _Columns:
         self.select_from = f"SELECT {columns} FROM "  # noqa: S608 - all of it is quoted
         self.from_ = self.select_from + made_by.connection.ops.quote_name(self.table)
         self.converters = made_by.get_converters(self.cols)
+        #: Those with one comparison, by what they depend on.
+        self.statements: dict[Any, str] = {}
 
     @classmethod
     def of(cls, query: Any, ops: Any) -> _Columns | None:
@@ -195,13 +212,19 @@ class _Columns:
             return None
         return known
 
+    def keep(self, key: Any, sql: str) -> str:
+        """Keep the words of a statement, for the next one of its kind; return them."""
+        if len(self.statements) >= _MOST_STATEMENTS:  # pages of a list have limits of their own
+            self.statements.clear()
+        return self.statements.setdefault(key, sql)
+
     def selected_of(self, model: Any) -> tuple[Any, Any, Any]:
         """What `get_select()` returns, for the caller to keep."""
         klass_info = {"model": model, "select_fields": self.indexes.copy()}
         return self.select.copy(), klass_info, {}
 
     @classmethod
-    def keep(
+    def remember(
         cls, made_by: SQLCompiler, opts: Any, fields: Any, found: tuple[Any, Any, Any]
     ) -> None:
         """Keep what was `found` of all `fields` for the next query, if it is Django's own."""
@@ -226,6 +249,15 @@ def _is_plain_column(col: Any, field: Any, table: str) -> bool:
     )
 
 
+#: What a query of a model's columns has, where nothing has been asked for beside conditions, an
+#: order and limits.
+_shape = attrgetter(
+    *("default_cols", "selected", "select_related", "annotations", "extra", "deferred_loading"),
+    *("distinct", "combinator", "group_by", "select_for_update", "explain_info", "extra_tables"),
+)
+_SHAPE = _shape(Query(None))
+
+
 def _selects_a_model(query: Any) -> bool:
     """Whether `query` selects the columns of its model: all of them, and nothing else."""
     return bool(
@@ -237,7 +269,14 @@ def _selects_a_model(query: Any) -> bool:
         and not query.extra
         and not query.deferred_loading[0]
         and query.model is not None
-        and query.alias_map  # or `base_table`, which is remembered, would be None
+        and _names_its_table(query)
+    )
+
+
+def _names_its_table(query: Any) -> bool:
+    """Whether the table that `query` is of goes by its own name."""
+    return bool(
+        query.alias_map  # or `base_table`, which is remembered, would be None
         and query.base_table == query.model._meta.db_table  # noqa: SLF001
         # Django 5.2 does not quote a name that is also an alias of the query.
         and (_QUOTES_ALIKE or (len(query.alias_map) == 1 and not query.external_aliases))
@@ -245,17 +284,8 @@ def _selects_a_model(query: Any) -> bool:
 
 
 def _is_usual(query: Any) -> bool:
-    """Whether `query` has none of the parts that `_usual_statement()` does not put in."""
-    return not (
-        query.model is None
-        or query.distinct
-        or query.combinator
-        or query.group_by is not None
-        or query.select_for_update
-        or query.explain_info
-        or query.extra_tables
-        or not query.default_cols
-    )
+    """Whether `query` has no parts that `_usual_statement()` does not put in."""
+    return type(query) is Query and query.model is not None and _shape(query) == _SHAPE
 
 
 def _is_ordered(query: Any) -> bool:
@@ -263,6 +293,19 @@ def _is_ordered(query: Any) -> bool:
         query.extra_order_by
         or query.order_by
         or (query.default_ordering and query.get_meta().ordering)
+    )
+
+
+def _is_plain_comparison(node: Any, ops: type[Any]) -> bool:
+    """Whether `node` compares a column with a value, in Django's way."""
+    kind = type(node)
+    return (
+        (methods := _COMPARISONS.get(kind)) is not None
+        and type(node.lhs) is Col
+        and type(node.rhs) is not bool
+        and methods == (kind.as_sql, kind.process_lhs, kind.get_rhs_op)
+        and _for_comparison() == _COMPARISON
+        and _cast_nothing(ops)
     )
 
 
@@ -287,6 +330,8 @@ class CompiledStatement:
     """A compiler whose statements are marked as compiled by the ORM."""
 
     connection: Any
+    #: The session of the task that executes it, from `execute_sql()` to its end.
+    _session: Any = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -301,14 +346,7 @@ class CompiledStatement:
         as_vendor = getattr(node, "as_" + connection.vendor, None)
         if as_vendor:
             sql, params = as_vendor(self, connection)
-        elif (
-            (methods := _COMPARISONS.get(kind := type(node))) is not None
-            and type(node.lhs) is Col
-            and type(node.rhs) is not bool
-            and methods == (kind.as_sql, kind.process_lhs, kind.get_rhs_op)
-            and _for_comparison() == _COMPARISON
-            and _cast_nothing(type(connection.ops))
-        ):
+        elif _is_plain_comparison(node, type(connection.ops)):
             sql, _ = self.compile(node.lhs)
             value, params = node.process_rhs(self, connection)
             sql = f"{sql} {connection.operators[node.lookup_name] % value}"
@@ -321,8 +359,9 @@ class CompiledStatement:
         session = self.connection.async_session()
         if session is None:
             return super().execute_sql(*args, **kwargs)  # type: ignore[misc]
-        # The next cursor takes the mark. Compiling may run statements of its own before that.
-        outer, session.compiled, session.cursor = (session.compiled, session.cursor), True, None
+        # The next cursor takes the marks. Compiling may run statements of its own before that.
+        outer = session.compiled, session.at_once, session.cursor
+        session.compiled, session.at_once, session.cursor = True, self._asks_first(), None
         try:
             return super().execute_sql(*args, **kwargs)  # type: ignore[misc]
         except BaseException:
@@ -332,10 +371,57 @@ class CompiledStatement:
                 session.cursor.close()
             raise
         finally:
-            session.compiled, session.cursor = outer
+            session.compiled, session.at_once, session.cursor = outer
+
+    def _asks_first(self) -> bool:
+        """Whether Django asks for the cursor before it compiles, and fetches all rows at once."""
+        return False
+
+    def _is_executed_by_django(self) -> bool:
+        """Whether nobody has derived from this compiler, or patched how it executes."""
+        return type(self) in _OWN and _executing(sql_compiler) == _EXECUTE
 
 
-class SQLCompiler(CompiledStatement, compiler.SQLCompiler):
+class _FetchedAtOnce(CompiledStatement):
+    """A compiler whose statements leave nothing to fetch; see statements.py."""
+
+    def execute_sql(self, result_type: Any = MULTI, *args: Any, **kwargs: Any) -> Any:
+        if _get_running_loop() is None:
+            return super(CompiledStatement, self).execute_sql(result_type, *args, **kwargs)  # type: ignore[misc]
+        if (
+            args
+            or kwargs.get("chunked_fetch")
+            or result_type == CURSOR
+            or not self._is_executed_by_django()
+            or not statements.can_execute(self.connection)
+        ):
+            return super().execute_sql(result_type, *args, **kwargs)
+        return self._execute_at_once(result_type, kwargs.get("chunk_size", GET_ITERATOR_CHUNK_SIZE))
+
+    def _execute_at_once(self: Any, result_type: Any, chunk_size: int) -> Any:
+        """What Django's `execute_sql()` does."""
+        try:
+            sql, params = self.as_sql()
+            if not sql:
+                raise EmptyResultSet
+        except EmptyResultSet:
+            return iter([]) if result_type == MULTI else None
+        count, rows = statements.execute(self.connection, sql, params)
+        if result_type == ROW_COUNT:
+            return count
+        if not result_type:
+            return None
+        rows = statements.fetched(self.connection, rows)
+        if result_type == SINGLE:
+            return rows[0][: self.col_count] if rows else None
+        if self.has_extra_select:
+            rows = [row[: self.col_count] for row in rows]
+        if len(rows) <= chunk_size:
+            return [rows] if rows else []
+        return [rows[n : n + chunk_size] for n in range(0, len(rows), chunk_size)]
+
+
+class SQLCompiler(_FetchedAtOnce, compiler.SQLCompiler):
     #: What `get_select()` has found, and the list whose converters it has told.
     _columns: _Columns | None = None
     _converted: Any = None
@@ -355,19 +441,18 @@ class SQLCompiler(CompiledStatement, compiler.SQLCompiler):
         opts = query.get_meta()
         fields = opts.concrete_fields
         found = super().get_select(with_col_aliases=with_col_aliases)
-        _Columns.keep(self, opts, fields, found)
+        _Columns.remember(self, opts, fields, found)
         return found
 
-    def as_sql(
-        self, with_limits: bool = True, with_col_aliases: bool = False
-    ) -> tuple[str, tuple[Any, ...]]:
+    def as_sql(self, with_limits: bool = True, with_col_aliases: bool = False) -> Any:
         query = self.query
         if with_col_aliases or not self._is_djangos() or not _is_usual(query):
             return super().as_sql(with_limits=with_limits, with_col_aliases=with_col_aliases)
         only = _comparison_in(query.where)
         ordered = _is_ordered(query)
         if only is not None and not ordered and len(query.alias_map) == 1:
-            made = self._usual_statement(with_limits, only, ordered)
+            made = self._known_statement(with_limits, only)
+            made = made or self._usual_statement(with_limits, only, ordered)
         else:  # other parts may count what they use
             refcounts_before = query.alias_refcount.copy()
             query.get_initial_alias()
@@ -377,26 +462,60 @@ class SQLCompiler(CompiledStatement, compiler.SQLCompiler):
                 query.reset_refcounts(refcounts_before)
         return made or super().as_sql(with_limits=with_limits)
 
-    def _usual_statement(
-        self, with_limits: bool, only: Any, ordered: bool
-    ) -> tuple[str, tuple[Any, ...]] | None:
-        """What `as_sql()` returns, with the same left on this compiler; None if Django must."""
+    def _known_statement(self, with_limits: bool, only: Any) -> tuple[str, tuple[Any, ...]] | None:
+        """`as_sql()` where one column is compared, whose words need not be put together again."""
         query: Any = self.query
-        if not _selects_a_model(query):
+        known = _Columns.of(query, self.connection.ops)
+        if (
+            known is None
+            or type(query.alias_map.get(known.table)) is not BaseTable
+            or query.external_aliases
+            or not _is_plain_comparison(only, known.ops)
+            or hasattr(only, "as_postgresql")
+            or (compiler.SQLCompiler.compile,) != _COMPILE
+        ):
             return None
-        self._columns = known = _Columns.of(query, self.connection.ops)
-        if known is None:
+        try:
+            value, params = only.process_rhs(self, self.connection)
+        except (EmptyResultSet, FullResultSet):
             return None
+        if value != "%s":
+            return None
+        self._select(known)
+        lhs = only.lhs
+        key: tuple[Any, ...] = type(only), lhs.alias, lhs.target.column
+        if with_limits:
+            key = *key, query.low_mark, query.high_mark
+        sql = known.statements.get(key)
+        if sql is None:
+            where, _ = self.compile(only)
+            sql = known.keep(key, f"{known.from_} WHERE {where}{self._limits(with_limits)}")
+        return sql, tuple(params)
+
+    def _select(self, known: _Columns) -> None:
+        """Leave on this compiler what `as_sql()` leaves there."""
+        query: Any = self.query
+        self._columns = known
         self.where = query.where
         self.having = self.qualify = None
+        self.select, self.klass_info, self.annotation_col_map = known.selected_of(query.model)
+        self.col_count = len(self.select)
+        self.has_extra_select = False
+
+    def _usual_statement(
+        self: Any, with_limits: bool, only: Any, ordered: bool
+    ) -> tuple[str, tuple[Any, ...]] | None:
+        """What `as_sql()` returns, with the same left on this compiler; None if Django must."""
+        query = self.query
+        known = _Columns.of(query, self.connection.ops) if _names_its_table(query) else None
+        if known is None:
+            return None
+        self._select(known)
         if only is None:
             self.where, self.having, self.qualify = query.where.split_having_qualify()
             if self.having or self.qualify:
                 return None
-        self.select, self.klass_info, self.annotation_col_map = known.selected_of(query.model)
-        self.col_count = len(self.select)
         order_by = self.get_order_by() if ordered else ()
-        self.has_extra_select = False
         params: Any = []
         if len(query.alias_map) == 1 and type(query.alias_map[known.table]) is BaseTable:
             sql = known.from_
@@ -411,10 +530,14 @@ class SQLCompiler(CompiledStatement, compiler.SQLCompiler):
             sql += " ORDER BY " + ", ".join([each for _, (each, _, _) in order_by])
             for _, (_, order_params, _) in order_by:
                 params.extend(order_params)
-        if with_limits and query.is_sliced:
-            limit = self.connection.ops.limit_offset_sql(query.low_mark, query.high_mark)
-            sql = f"{sql} {limit}"
-        return sql, tuple(params)
+        return f"{sql}{self._limits(with_limits)}", tuple(params)
+
+    def _limits(self, with_limits: bool) -> str:
+        query: Any = self.query
+        if not with_limits or not query.is_sliced:
+            return ""
+        limits = self.connection.ops.limit_offset_sql(query.low_mark, query.high_mark)
+        return f" {limits}"
 
     def _compile_where(self, where: Any) -> Any:
         try:
@@ -446,6 +569,9 @@ class SQLCompiler(CompiledStatement, compiler.SQLCompiler):
 class SQLInsertCompiler(CompiledStatement, compiler.SQLInsertCompiler):
     def as_sql(self) -> list[tuple[str, tuple[Any, ...]]]:  # type: ignore[override]  # as Django's
         return [self._usual_statement()] if self._is_usual() else super().as_sql()
+
+    def _asks_first(self) -> bool:
+        return self._is_executed_by_django()
 
     def _is_usual(self) -> bool:
         """Whether one row is inserted, of nothing but values and expressions."""
@@ -498,13 +624,18 @@ class SQLInsertCompiler(CompiledStatement, compiler.SQLInsertCompiler):
         return self.prepare_value(field, value)
 
 
-class SQLDeleteCompiler(CompiledStatement, compiler.SQLDeleteCompiler):
+class SQLDeleteCompiler(_FetchedAtOnce, compiler.SQLDeleteCompiler):
     pass
 
 
-class SQLUpdateCompiler(CompiledStatement, compiler.SQLUpdateCompiler):
+class SQLUpdateCompiler(_FetchedAtOnce, compiler.SQLUpdateCompiler):
     def as_sql(self) -> tuple[str, tuple[Any, ...]]:  # type: ignore[override]  # as Django's
         return self._usual_statement() or super().as_sql()
+
+    def _execute_at_once(self: Any, result_type: Any, chunk_size: int) -> Any:
+        if self.query.related_updates:  # of the tables of parents, which have statements of theirs
+            return super(_FetchedAtOnce, self).execute_sql(result_type)
+        return super()._execute_at_once(result_type, chunk_size) or 0
 
     def _usual_statement(self) -> tuple[str, tuple[Any, ...]] | None:
         """What `as_sql()` returns for plain values where a column is one; None if Django must."""
@@ -557,12 +688,16 @@ class SQLUpdateCompiler(CompiledStatement, compiler.SQLUpdateCompiler):
         session = self.connection.async_session() if returning_fields else None
         if session is None:
             return super().execute_returning_sql(returning_fields)
-        outer, session.compiled = session.compiled, True
+        outer = session.compiled, session.at_once
+        session.compiled, session.at_once = True, self._is_executed_by_django()
         try:
             return super().execute_returning_sql(returning_fields)
         finally:
-            session.compiled = outer
+            session.compiled, session.at_once = outer
 
 
-class SQLAggregateCompiler(CompiledStatement, compiler.SQLAggregateCompiler):
+class SQLAggregateCompiler(_FetchedAtOnce, compiler.SQLAggregateCompiler):
     pass
+
+
+_OWN = {SQLAggregateCompiler, SQLCompiler, SQLDeleteCompiler, SQLInsertCompiler, SQLUpdateCompiler}

@@ -53,10 +53,11 @@ def is_shared(alias: str, settings_dict: Mapping[str, Any]) -> bool:
 
 def has_foreign_alias() -> bool:
     """Whether the project uses a database that is not pgbackend's."""
-    return any(
-        not engine_is_ours(entry["ENGINE"]) and entry["ENGINE"] != "django.db.backends.dummy"
-        for entry in connections.settings.values()
-    )
+    for entry in connections.settings.values():  # asked several times in a request: no generator
+        engine = entry["ENGINE"]
+        if not (_engines.get(engine) or engine == _DUMMY or engine_is_ours(engine)):
+            return True
+    return False
 
 
 def engine_is_ours(engine: str) -> bool:
@@ -72,6 +73,12 @@ def engine_is_ours(engine: str) -> bool:
 
 
 _engines: dict[str, bool] = {}
+_DUMMY = "django.db.backends.dummy"
+
+
+def is_debugging() -> bool:
+    """Whether Django keeps all statements, in `connection.queries`."""
+    return bool(settings.DEBUG)
 
 
 def allows_async_unsafe() -> bool:

@@ -146,7 +146,7 @@ class Scope:
 class Session:
     """One task's use of one database, outside of transactions."""
 
-    __slots__ = ("_together", "compiled", "cursor", "pins", "scope", "state")
+    __slots__ = ("_together", "at_once", "compiled", "cursor", "pins", "scope", "state")
 
     def __init__(self, together: _Sessions, scope: Scope, autocommit: bool) -> None:
         #: All sessions of the task, which know this one.
@@ -157,6 +157,9 @@ class Session:
         self.pins = 0
         #: Whether the next cursor is for a statement that the ORM or the backend made.
         self.compiled = False
+        #: Whether it is a compiler of Django's that asks for it, to fetch all rows; see
+        #: statements.py.
+        self.at_once = False
         #: The cursor of the compiled statement that is being executed.
         self.cursor: Any = None
 
@@ -210,6 +213,15 @@ class _Sessions:
     def belong_to(self, task: asyncio.Task[Any] | None) -> bool:
         return (None if self.owner is None else self.owner()) is task
 
+    def are_at_rest(self) -> bool:
+        """Whether nothing is open in any of them, or on a wrapper itself."""
+        if self.uses_own:
+            return False
+        for session in self.by_key.values():  # noqa: SIM110 - asked in each request: no generator
+            if not session.is_at_rest():
+                return False
+        return True
+
     def keep(self) -> None:
         """Let the owner find these again, as long as one of them is pinned.
 
@@ -259,7 +271,7 @@ def current_block(wrapper: Any) -> Block | None:
     return own.transaction.innermost if own.transaction is not None else None
 
 
-class _Found:
+class Found:
     """What has been looked up for a wrapper by code in a portal; see Note [Looking up]."""
 
     __slots__ = ("blocks", "scope", "session", "sessions", "settings_dict", "state", "wrapper")
@@ -277,9 +289,9 @@ class _Found:
             sessions.uses_own = True
 
 
-def _find(here: bridge.Portal, wrapper: Any) -> _Found:
+def find(here: bridge.Portal, wrapper: Any) -> Found:
     """What the code in portal `here` sees. See Note [Looking up]."""
-    found: _Found | None = here.found
+    found: Found | None = here.found
     blocks = _blocks.get()
     if found is None:
         sessions = task_sessions()
@@ -290,7 +302,7 @@ def _find(here: bridge.Portal, wrapper: Any) -> _Found:
             found.blocks = blocks
             found.state = _look_up(wrapper, blocks, found.session)
         return found
-    here.found = found = _Found(wrapper, blocks, sessions)
+    here.found = found = Found(wrapper, blocks, sessions)
     return found
 
 
@@ -309,11 +321,11 @@ def is_at_rest() -> bool:
     sessions = _sessions.get()
     if sessions is None or not sessions.belong_to(asyncio.current_task()):
         return True
-    return not sessions.uses_own and all(each.is_at_rest() for each in sessions.by_key.values())
+    return sessions.are_at_rest()
 
 
 def look_again() -> None:
-    """Something has changed that `_find()` does not look at."""
+    """Something has changed that `find()` does not look at."""
     if (here := bridge.current()) is not None:
         here.found = None
 
@@ -322,7 +334,7 @@ def current_state(wrapper: Any) -> State:
     """The state that the names of `wrapper` stand for, here and now."""
     if _get_running_loop() is not None:
         if type(here := _running()) is Portal:
-            return _find(here, wrapper).state
+            return find(here, wrapper).state
     elif not _unwinding:
         blocks = _blocks.get()
         if not blocks or blocks is wrapper._own_blocks:
@@ -335,7 +347,7 @@ def state_and_session(wrapper: Any) -> tuple[State, Session | None]:
     """Both `current_state()` and `async_session()`."""
     here = _running()
     if type(here) is Portal and _get_running_loop() is not None:
-        found = _find(here, wrapper)
+        found = find(here, wrapper)
         return found.state, found.session
     return current_state(wrapper), async_session(wrapper)
 
@@ -383,7 +395,7 @@ def current_scope(wrapper: Any) -> Scope:
         return own
     here = _running()
     if type(here) is Portal:
-        return _find(here, wrapper).scope
+        return find(here, wrapper).scope
     return session(wrapper).scope if wrapper._shared and in_async_context() else own
 
 
@@ -393,7 +405,7 @@ def async_session(wrapper: Any) -> Session | None:
         return None
     here = _running()
     if type(here) is Portal:
-        return _find(here, wrapper).session
+        return find(here, wrapper).session
     return session(wrapper) if wrapper._shared and in_async_context() else None
 
 
@@ -441,7 +453,7 @@ def state_attribute(name: str) -> property:
     """A name of Django's on the wrapper that stands for the current state's."""
 
     # Properties, because the interpreter calls their functions without a detour. What is usual is
-    # found here, without a call: `_find()` and `current_state()` know the rest.
+    # found here, without a call: `find()` and `current_state()` know the rest.
     def get(wrapper: Any) -> Any:
         if _get_running_loop() is None:
             if not _unwinding:
@@ -465,7 +477,7 @@ def state_attribute(name: str) -> property:
             # those of a transaction that others are in.
             return
         if type(here := _running()) is Portal and _get_running_loop() is not None:
-            setattr(_find(here, wrapper).state, name, value)
+            setattr(find(here, wrapper).state, name, value)
         else:
             setattr(current_state(wrapper), name, value)
 
@@ -499,7 +511,7 @@ def scope_attribute(name: str) -> property:
                 or found.wrapper is not wrapper
                 or found.settings_dict is not wrapper.settings_dict
             ):
-                found = _find(here, wrapper)
+                found = find(here, wrapper)
             return getattr(found.scope, name)
         return getattr(current_scope(wrapper), name)
 

@@ -9,6 +9,12 @@ pipelines, works unchanged in every context.
 `AsyncConnection` is what the pool opens, checks and closes. A *twin* is a `Connection` on the same
 `pgconn`; the pool lends a fresh one with each lease, so that what a former holder kept of its own
 (connection, cursors, COPY) is refused instead of running in somebody else's transaction.
+
+Note [Statements without a twin]
+Most statements are the ORM's own, outside of a transaction: executed, fetched, and over. Nobody
+ever sees the connection or the cursor of these. So they are run on the twin that is lent to nobody,
+and by one cursor, which is as new before each statement; what psycopg has looked up for the same
+statement it knows still, unless a twin was lent meanwhile, whose holder may have registered types.
 """
 
 from __future__ import annotations
@@ -24,12 +30,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from time import monotonic
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeAlias, TypeVar
 
 import psycopg
 from psycopg import errors as e
-from psycopg import waiting
+from psycopg import generators, waiting
+from psycopg._queries import PostgresClientQuery
 from psycopg.abc import PQGen
+from psycopg.adapt import Transformer
 from psycopg.pq import (
     ConnStatus,
     DiagnosticField,
@@ -38,6 +46,7 @@ from psycopg.pq import (
     PipelineStatus,
     TransactionStatus,
 )
+from psycopg.rows import tuple_row
 from psycopg.waiting import Ready, Wait
 
 from . import bridge
@@ -61,6 +70,15 @@ _CANCEL_INTERVAL = 0.2
 _ACTIVE = TransactionStatus.ACTIVE
 _IDLE = TransactionStatus.IDLE
 _BAD = ConnStatus.BAD
+_TUPLES_OK = ExecStatus.TUPLES_OK
+
+#: How many rows a statement has returned or changed, as `Cursor.rowcount`; and those it returned.
+Result: TypeAlias = tuple[int, list[tuple[Any, ...]] | None]
+
+LEASE_ENDED = (
+    "this connection went back to the pool and may serve another task by now: take a new cursor, "
+    "or keep one connection for a block with 'with pgbackend.pinned():'"
+)
 
 #: The connections that no async pool keeps: threads', synchronous pools', copies'.
 _own: set[weakref.ref[Connection]] = set()
@@ -274,6 +292,11 @@ class Connection(psycopg.Connection[Any]):
         assert self.physical is not None
         self.physical.listener = weakref.ref(self)
 
+    def forget_handlers(self) -> None:
+        """Let who prepares the session add handlers as to a new connection's."""
+        self._notice_handlers.clear()
+        self._notify_handlers.clear()
+
     def __del__(self) -> None:  # type: ignore[override]  # psycopg's argument is its own
         if self.physical is None:  # a twin is not reported as left open: the pool has it
             super().__del__()
@@ -282,13 +305,12 @@ class Connection(psycopg.Connection[Any]):
         """Refuse whatever the holder still tries to do with this connection."""
         self._lease_ended = True
         self.lease = None  # two that know each other would be the garbage collector's
+        assert self.physical is not None
+        self.physical.forget_holder()
 
     def _check_lease(self) -> None:
         if self._lease_ended:
-            raise LeaseEnded(
-                "this connection went back to the pool and may serve another task by now: take a "
-                "new cursor, or keep one connection for a block with 'with pgbackend.pinned():'"
-            )
+            raise LeaseEnded(LEASE_ENDED)
 
     def _check_connection_ok(self) -> None:
         if self._lease_ended:
@@ -325,8 +347,8 @@ class Connection(psycopg.Connection[Any]):
         """
         if self._lease_ended:
             self._check_lease()
-        portal = current()
-        if portal is None:
+        portal = bridge.running()
+        if type(portal) is not Portal:
             if self.physical is not None:
                 self.physical.watch.leave()
             return super().wait(gen, interval, timeout)
@@ -607,9 +629,12 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     __module__ = "pgbackend.driver"
 
     watch: Watch
+    #: The one that the others are made of; it is lent to nobody.
     twin: Connection
     #: The twin that hears what the server says unasked.
     listener: weakref.ref[Connection]
+    #: The cursor of `run_statement()`, while no statement uses it.
+    _cursor: Any = None
     _disowned = False
 
     @classmethod
@@ -631,7 +656,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         twin = twin_class(self.pgconn)
         twin.physical = self
         twin._autocommit = self._autocommit  # noqa: SLF001
-        twin._adapters = self._adapters  # noqa: SLF001
+        twin._adapters = self.adapters  # noqa: SLF001
         # One session has one set of prepared statements.
         twin._prepared = self._prepared  # noqa: SLF001
         twin.given_threshold = self.prepare_threshold
@@ -641,11 +666,54 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
             factory = _Probe.wrapped_factory(self.pgconn, factory)
         twin.cursor_factory = leased_class(factory)
         twin.server_cursor_factory = leased_class(psycopg.ServerCursor)
+        self._cursor_class = statement_class(factory)
+        #: Whether nobody's own class would miss being asked for a cursor.
+        self._has_plain_cursors = (
+            twin_class.cursor is Connection.cursor
+            and twin.row_factory is tuple_row
+            and factory.__module__.partition(".")[0] in ("psycopg", "django")
+        )
         self.twin = twin
-        self.listener = weakref.ref(twin)
+        self._hears_itself = self.listener = weakref.ref(twin)
         me = weakref.ref(self)  # as psycopg has it: what hears does not keep what is heard
         self.pgconn.notice_handler = functools.partial(_hear, me, twin._notice_handler)  # noqa: SLF001
         self.pgconn.notify_handler = functools.partial(_hear, me, twin._notify_handler)  # noqa: SLF001
+
+    # --- Statements of which nothing is left but their rows: Note [Statements without a twin] ---
+
+    def run_statement(self, connection: Connection | None, query: Any, params: Any) -> Result:
+        """Execute `query` on a twin, or on the one that is lent to nobody; fetch all rows.
+
+        For who holds the lease, and does nothing else meanwhile. Errors are psycopg's.
+        """
+        if connection is None:
+            connection = self.twin
+            connection._prepared.prepare_threshold = connection.given_threshold  # noqa: SLF001
+        cursor, self._cursor = self._cursor, None
+        if cursor is None:  # or a statement uses it, of another task of the same transaction
+            cursor = self._cursor_class(self.twin)
+            cursor._adapters = self.adapters  # noqa: SLF001 - no copy: a type may be registered
+        cursor._conn = connection  # noqa: SLF001
+        result: Result = cursor.run(query, params)
+        cursor._conn = self.twin  # noqa: SLF001
+        self._cursor = cursor
+        return result
+
+    def makes_cursors_of(self, connection: Connection | None) -> bool:
+        """Whether a cursor of a twin would be like that of `run_statement()`."""
+        return self._has_plain_cursors and (
+            connection is None
+            or (
+                connection.cursor_factory is self.twin.cursor_factory
+                and connection.row_factory is tuple_row
+            )
+        )
+
+    def forget_holder(self) -> None:
+        """A twin goes back, whose holder may have changed what all twins have in common."""
+        self.listener = self._hears_itself
+        if self._cursor is not None:
+            self._cursor._last_query = None  # noqa: SLF001 - nor what it knew of types
 
     def is_alive(self) -> bool:
         """Whether the server has not closed the session, as far as the socket knows.
@@ -825,7 +893,7 @@ class _BeginningCursor:
         return self._begin_gen(query, params, **kwargs)
 
     def _begin_gen(self, query: Any, params: Any, **kwargs: Any) -> PQGen[None]:
-        execute_gen = super()._execute_gen  # type: ignore[misc]
+        execute_gen = self._execute_plainly_gen
         # On the objects, since methods of the class would cost every other statement something.
         self._conn._start_query = _nothing  # noqa: SLF001
         self._execute_send, self._check_results = self._send_with_begin, self._check_with_begin
@@ -850,11 +918,18 @@ class _BeginningCursor:
 
     def _check_with_begin(self, results: list[Any]) -> None:
         del self._check_results
+        self._drop_begun(results)
+        self._check_results(results)
+
+    def _drop_begun(self, results: list[Any]) -> None:
+        """Take the result of BEGIN out."""
         if len(results) > 1:
-            del results[0]  # that of BEGIN
+            del results[0]
         elif self._may_be_sent_again(results[0]):
             raise _NotBegunError
-        self._check_results(results)
+
+    def _execute_plainly_gen(self, query: Any, params: Any, **kwargs: Any) -> PQGen[None]:
+        return super()._execute_gen(query, params, **kwargs)  # type: ignore[misc,no-any-return]
 
     def _may_be_sent_again(self, result: Any) -> bool:
         """Whether `result` says that nothing was executed; nor was it cancelled before it was."""
@@ -875,6 +950,123 @@ def own_class(cursor_class: Any, prepares: bool) -> Any:
     if not prepares and not issubclass(cursor_class, psycopg.ClientCursor):
         return cursor_class
     bases = (_abilities(cursor_class), cursor_class)
+    return type(cursor_class.__name__, bases, {"__module__": __name__})
+
+
+def result_of(cursor: Any) -> Result:
+    """All that a statement has returned, fetched."""
+    rows = cursor.fetchall() if cursor.pgresult.status == _TUPLES_OK else None
+    return cursor.rowcount, rows
+
+
+class _StatementCursor:
+    """The cursor of `AsyncConnection.run_statement()`: nothing of a statement is left in it."""
+
+    _reset: Callable[[], None]
+    _tx: Any
+
+    def run(self, query: Any, params: Any) -> Result:
+        """Execute a statement and fetch all its rows."""
+        self.execute(query, params)  # type: ignore[attr-defined]  # of psycopg's
+        result = result_of(self)
+        self._reset()
+        self._tx.set_pgresult(None)
+        return result
+
+
+class _ClientStatementCursor(_StatementCursor):
+    """One that binds parameters itself, and so needs a few of psycopg's steps only.
+
+    Of these it repeats fewer for the statement that it has executed last, as `executemany()` does.
+    """
+
+    _conn: Any
+    _pgconn: Any
+    _last_query: Any
+    pgresult: Any
+    _check_results: Callable[[list[Any]], None]
+    _drop_begun: Callable[[list[Any]], None]
+    _execute_plainly_gen: Callable[..., PQGen[None]]
+    #: The last statement with its parameters; it keeps how to do that.
+    _merged: PostgresClientQuery = None  # type: ignore[assignment]
+
+    def run(self, query: Any, params: Any) -> Result:
+        conn = self._conn
+        if conn._pipeline or psycopg.Cursor.execute is not _EXECUTE:  # noqa: SLF001
+            return super().run(query, params)
+        if conn.lease is not None:
+            self._last_query = None  # its holder may have registered types meanwhile
+        self._merge(query, params)
+        try:
+            if conn.lease is None:  # lent to nobody, it is used by one task at a time
+                result = conn.wait(self._run_gen())
+            else:
+                with conn.lock:
+                    result = conn.wait(self._run_gen_in_turn(query, params))
+        except e._NO_TRACEBACK as exc:  # noqa: SLF001 - as psycopg does
+            raise exc.with_traceback(None)  # noqa: B904 - it is the same
+        return self._fetch(result)
+
+    def _merge(self, query: Any, params: Any) -> None:
+        merged = self._merged
+        if query == self._last_query and type(params) is tuple and merged._order is None:  # noqa: SLF001
+            literal = self._tx.as_literal
+            merged.params = tuple([b"NULL" if each is None else literal(each) for each in params])
+            try:
+                merged.query = merged.template % merged.params
+            except TypeError:
+                merged.dump(params)  # says that they are too many, or too few
+            return
+        self._last_query = None
+        self._tx = Transformer(self)  # type: ignore[arg-type]  # a mixin
+        self._merged = PostgresClientQuery(self._tx)
+        self._merged.convert(query, params)
+        self._last_query = query
+
+    def _run_gen(self, begin: bytes = b"") -> PQGen[Any]:
+        merged = self._merged
+        self._pgconn.send_query(begin + merged.query)
+        merged.query, merged.params = b"", None  # they may be secret
+        results = yield from generators.execute(self._pgconn)
+        if begin:
+            self._drop_begun(results)
+        self._check_results(results)
+        yield from self._conn._prepared.maintain_gen(self._conn)  # noqa: SLF001
+        return results[0]
+
+    def _run_gen_in_turn(self, query: Any, params: Any) -> PQGen[Any]:
+        conn = self._conn
+        if conn._autocommit or conn.pgconn.transaction_status != _IDLE:  # noqa: SLF001
+            result = yield from self._run_gen()
+            return result
+        try:
+            result = yield from self._run_gen(conn._get_tx_start_command() + b"; ")  # noqa: SLF001
+        except _NotBegunError:
+            yield from self._execute_plainly_gen(query, params)
+            result = self.pgresult
+            self._reset()
+        return result
+
+    def _fetch(self, result: Any) -> Result:
+        if result.status != _TUPLES_OK:
+            count = result.command_tuples
+            return (-1 if count is None else count), None
+        count, tx = result.ntuples, self._tx
+        tx.set_pgresult(result)
+        rows = tx.load_rows(0, count, tuple)
+        tx.set_pgresult(None)
+        return count, rows
+
+
+_EXECUTE = psycopg.Cursor.execute
+
+
+@functools.lru_cache(maxsize=64)
+def statement_class(cursor_class: type[Any]) -> type[Any]:
+    """Return `cursor_class`, with `run()`."""
+    on_client = issubclass(cursor_class, psycopg.ClientCursor)
+    runs = _ClientStatementCursor if on_client else _StatementCursor
+    bases = (runs, _abilities(cursor_class), cursor_class)
     return type(cursor_class.__name__, bases, {"__module__": __name__})
 
 

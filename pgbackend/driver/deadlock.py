@@ -38,6 +38,11 @@ def find(asking: Task, holders: Iterable[Task | None], queued: Queued) -> set[Ta
     return found if asking in found else None
 
 
+def waits_for(task: Task | None, future: asyncio.Future[Any] | None) -> bool:
+    """Whether `task` waits for `future`, and nothing in between."""
+    return future is not None and getattr(task, "_fut_waiter", None) is future
+
+
 def _waits_for(task: Task | None, queued: Queued) -> list[Task | None]:
     """Those of whom one must go on before `task` can; empty if it may go on by other means."""
     future: Any = getattr(task, "_fut_waiter", None)

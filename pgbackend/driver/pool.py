@@ -43,10 +43,13 @@ from psycopg_pool.pool_async import (
 from . import bridge, deadlock, errors, events
 from .connection import (
     CLEANUP_BUDGET,
+    LEASE_ENDED,
     AsyncConnection,
     ConnectArguments,
     Connection,
+    Result,
     forget_own_connections,
+    result_of,
 )
 
 logger = logging.getLogger("pgbackend.driver")
@@ -124,7 +127,7 @@ class Lease:
 
     __slots__ = (
         "__weakref__",
-        "connection",
+        "_connection",
         "cursors",
         "dirty",
         "ended",
@@ -151,7 +154,16 @@ class Lease:
         self.dirty = False
         self.ended = False
         self.on_end: Callable[[], None] | None = None
-        self.connection = physical.twin.lend(self)
+        self._connection: Connection | None = None
+
+    @property
+    def connection(self) -> Connection:
+        """The twin that the holder uses; made when first asked for."""
+        if self._connection is None:
+            if self.ended:
+                raise errors.LeaseEnded(LEASE_ENDED)
+            self._connection = self.physical.twin.lend(self)
+        return self._connection
 
     def __repr__(self) -> str:
         state = "ended" if self.ended else f"held for {monotonic() - self.since:.2f} s"
@@ -165,6 +177,21 @@ class Lease:
     def holder(self) -> str:
         """The name of who holds it, for messages."""
         return bridge.name_of(self.task) if self.task is not None else "no task"
+
+    def execute(
+        self, query: Any, params: Any, adapt: Callable[[Any], None] | None = None
+    ) -> Result:
+        """Execute a statement, green, and fetch all its rows, with no cursor left.
+
+        `adapt` may prepare the cursor. Errors are psycopg's.
+        """
+        if adapt is None and self.physical.makes_cursors_of(self._connection):
+            return self.physical.run_statement(self._connection, query, params)
+        with self.connection.cursor() as cursor:
+            if adapt is not None:
+                adapt(cursor)
+            cursor.execute(query, params)
+            return result_of(cursor)
 
     def can_wait(self) -> bool:
         """Whether the caller may send a statement: the holder, where something can wait for it."""
@@ -214,12 +241,19 @@ class Lease:
             return
         self.ended = True
         self.dirty = self.dirty or self.streams > 0
-        self.connection.end_lease()
+        if self._connection is not None:
+            self._connection.end_lease()
         self.task = None  # one that was cancelled keeps the traceback, whose frames know this lease
         if self.on_end is not None:
             self.on_end()
             self.on_end = None
         self.pool.release(self)
+
+    def disown(self) -> None:
+        """End in a forked child: the connection is the parent's."""
+        self.ended = True
+        if self._connection is not None:
+            self._connection.end_lease()
 
 
 class _WorkerCancelled(BaseException):
@@ -264,16 +298,15 @@ class _Turn:
         finally:
             timer.cancel()
 
-    def wait(self, portal: bridge.Portal, timeout: float) -> bool:
-        """The same as `wait_timeout()`, for green code."""
-        timer = self._loop.call_later(timeout, self._set, False)
-        try:
-            return bridge.wait_future(portal, self._future)
-        finally:
-            timer.cancel()
+    def wait(self, portal: bridge.Portal) -> bool:
+        """Wait in green code; the queue sees to the timeout."""
+        return bridge.wait_future(portal, self._future)
 
     def notify_all(self) -> None:
         self._set(True)
+
+    def time_out(self) -> None:
+        self._set(False)
 
     def _set(self, value: bool) -> None:
         if not self._future.done():
@@ -298,11 +331,13 @@ class _Alarm(asyncio.Event):
 class _Place(WaitingClient[AsyncConnection]):
     """The place in the queue of one who waits in a greenlet; the queue sets its `_cond`."""
 
-    __slots__ = ()
+    __slots__ = ("deadline",)
 
     def __init__(self) -> None:
         self.conn = None
         self.error = None
+        #: Until when it waits, by the clock of the loop.
+        self.deadline = 0.0
 
 
 class _Queue(deque[Any]):
@@ -312,6 +347,8 @@ class _Queue(deque[Any]):
         super().__init__()
         self.layer = layer
         self.by_task: dict[asyncio.Task[Any] | None, Any] = {}
+        #: For the place that waits until then; those behind it wait at least as long.
+        self._timer: asyncio.TimerHandle | None = None
 
     def append(self, client: Any) -> None:
         task = asyncio.current_task()
@@ -333,14 +370,39 @@ class _Queue(deque[Any]):
         """Wait in `portal` until `place` has a connection; raise its error, or `PoolTimeout`."""
         task = asyncio.current_task()
         turn: _Turn = place._cond  # type: ignore[assignment]  # noqa: SLF001
+        self._time(place, timeout)
         try:
-            if not turn.wait(portal, timeout):
+            if not turn.wait(portal):
                 place.error = psycopg_pool.PoolTimeout("no connection came in time")
             if place.error is not None:
                 raise place.error
         finally:
             self.by_task.pop(task, None)
             del task  # which will know this frame by the traceback of its cancellation
+
+    def _time(self, place: _Place, timeout: float) -> None:
+        """See that `place` waits no longer than `timeout`: one timer for the whole queue."""
+        loop = self.layer.loop
+        place.deadline = loop.time() + timeout
+        if self._timer is None:
+            self._timer = loop.call_later(timeout, self._time_out)
+
+    def stop_timing(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _time_out(self) -> None:
+        self._timer = None
+        loop = self.layer.loop
+        now = loop.time()
+        for place in self:
+            if type(place) is not _Place or place.error is not None or place.conn is not None:
+                continue
+            if place.deadline > now:
+                self._timer = loop.call_later(place.deadline - now, self._time_out)
+                return
+            place._cond.time_out()  # type: ignore[attr-defined]  # noqa: SLF001
 
     def has(self, task: asyncio.Task[Any]) -> bool:
         """Whether `task` waits: it has neither been served, nor given up."""
@@ -537,6 +599,7 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
     def abandon(self) -> None:
         """End without waiting: what `close()` does, when no task can be waited for any more."""
         self._closed = True
+        self._waiting.stop_timing()
         self._pool.clear()
         for task in [*self._workers, self._sched_runner]:
             if task is not None and not task.get_loop().is_closed():
@@ -745,6 +808,8 @@ class Pool:
 
     def check_deadlock(self, task: asyncio.Task[Any]) -> None:
         """Raise `PoolDeadlock` if `task`, which begins to wait, would wait for itself."""
+        if self._newest_works():  # as it does nearly always: then nobody waits for ever
+            return
         circle = deadlock.find(task, self.holders(), self._queued)
         if circle is None:
             return
@@ -762,6 +827,13 @@ class Pool:
             "held: let the inner code take part in the transaction instead of being detached, or "
             "run it before or after the block; take the databases in one order everywhere"
         )
+
+    def _newest_works(self) -> bool:
+        """Whether the newest lease's holder waits for the server, and for nothing else."""
+        for ref in reversed(self._leases.values()):
+            lease = ref()
+            return lease is not None and deadlock.waits_for(lease.task, lease.physical.watch.future)
+        return False
 
     def _queued(self, task: asyncio.Task[Any]) -> list[asyncio.Task[Any] | None] | None:
         for pool in self._neighbours():
@@ -792,7 +864,7 @@ class Pool:
             held = monotonic() - lease.since
             pid = 0 if status == _UNKNOWN else pgconn.backend_pid
             events.emit(events.Released(self.name, pid, held, status == _UNKNOWN))
-        if status == _IDLE and not self._must_reset(lease):
+        if status == _IDLE and not (self._resets_dirty if lease.dirty else self._resets_all):
             if not self._psycopg.put_free(physical):
                 self._put(physical)
         elif status == _UNKNOWN:
@@ -801,10 +873,8 @@ class Pool:
             physical.close_now()
             self._put(physical)
         else:
-            self._own(self._restore(physical, self._must_reset(lease)), physical)
-
-    def _must_reset(self, lease: Lease) -> bool:
-        return self._resets_dirty if lease.dirty else self._resets_all
+            resets = self._resets_dirty if lease.dirty else self._resets_all
+            self._own(self._restore(physical, resets), physical)
 
     def _put(self, physical: AsyncConnection) -> None:
         """Hand the connection to psycopg's pool in this very step, if it need not wait.
@@ -847,6 +917,7 @@ class Pool:
                 await physical.rollback()
                 if reset:
                     await physical.execute("DISCARD ALL")
+                    physical.twin.forget_handlers()
                     await self._configure(physical)
         except Exception as exc:
             logger.info("closing a connection of %r that could not be reset: %s", self.name, exc)
@@ -902,8 +973,7 @@ class Pool:
         """Leave all to the parent process: not a byte on its sockets, also if code unwinds."""
         self.closed = True
         for lease in self.held():
-            lease.ended = True
-            lease.connection.end_lease()
+            lease.disown()
         for physical in list(self.made):
             physical.disown()
 

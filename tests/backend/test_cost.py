@@ -21,11 +21,11 @@ pytestmark = pytest.mark.skipif(sys.version_info < (3, 13), reason="counts are o
 
 #: More instructions than Django's engine in a sync context, by operation and stack.
 MORE = {
-    "SELECT 1": {"sync": 150},
-    "get(pk)": {"sync": -2340, "green": -330, "a-method": 80},
-    "100 rows": {"sync": -1730, "green": 280, "a-method": 2870},
-    "save()": {"sync": -155, "green": 1850, "a-method": 2205},
-    "get(pk) in atomic()": {"sync": -210, "green": 3290},
+    "SELECT 1": {"sync": 90},
+    "get(pk)": {"sync": -2680, "green": -2150, "a-method": -1745},
+    "100 rows": {"sync": -1890, "green": -1340, "a-method": 1255},
+    "save()": {"sync": -195, "green": 495, "a-method": 845},
+    "get(pk) in atomic()": {"sync": -500, "green": 2035},
 }
 
 

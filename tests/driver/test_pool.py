@@ -531,6 +531,60 @@ def test_an_exhausted_pool_says_who_holds_what(run: Runner, pools: Pools) -> Non
     run(main())
 
 
+@pytest.mark.parametrize("cancelled", [None, 0, 1, 2])
+def test_who_waits_gives_up_at_a_time_of_its_own(
+    run: Runner, pools: Pools, cancelled: int | None
+) -> None:
+    """One timer serves the whole queue; those ahead may be served, or go, meanwhile."""
+
+    async def main() -> None:
+        pool = pools(max_size=1, timeout=0.3)
+        began: dict[int, float] = {}
+        waited: dict[int, float] = {}
+        holding, released = await hold_one(pool)
+
+        def wait(number: int) -> None:
+            began[number] = monotonic()
+            with pytest.raises(PoolTimeout):
+                pool.lease()
+            waited[number] = monotonic() - began[number]
+
+        waiting = []
+        for number in range(3):
+            waiting.append(asyncio.create_task(green(wait, number)))
+            await until(lambda number=number: pool.statistics().waiting == number + 1)
+            await asyncio.sleep(0.05)
+        if cancelled is not None:
+            waiting[cancelled].cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        assert waited.keys() == {0, 1, 2} - {cancelled}
+        assert min(waited.values()) > 0.29, "nobody gives up with the one ahead"
+        assert pool.statistics().waiting == 0
+        released.set()
+        await holding
+        with_a_connection = await green(fetch, pool, "SELECT 1")
+        assert with_a_connection == [(1,)]
+
+    run(main())
+
+
+def test_the_queue_has_no_timer_when_nobody_waits(run: Runner, pools: Pools) -> None:
+    async def main() -> None:
+        pool = pools(max_size=1, timeout=0.2)
+        await green(fetch, pool, "SELECT 1")
+        queue = pool._psycopg._waiting
+        for _ in range(2):  # a timer that has fired in vain is not the last
+            holding, released = await hold_one(pool)
+            waiting = asyncio.create_task(green(fetch, pool, "SELECT 1"))
+            await until(lambda: pool.statistics().waiting)
+            assert queue._timer is not None
+            released.set()
+            await asyncio.gather(holding, waiting)
+            await until(lambda: queue._timer is None)
+
+    run(main())
+
+
 def test_more_than_max_waiting_are_refused(run: Runner, pools: Pools) -> None:
     async def main() -> None:
         pool = pools(max_size=1, max_waiting=2)

@@ -1,0 +1,15 @@
+"""Telling whether what is passed over is still Django's own: tools and tests patch it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def djangos(*functions: Any) -> tuple[Any, ...] | None:
+    """Return functions, to be compared with later; None, like no others, if one is not Django's.
+
+    What wraps a function has globals of its own, whatever it says of itself.
+    """
+    # A mock, for one, has none.
+    names = [getattr(function, "__globals__", {}).get("__name__", "") for function in functions]
+    return functions if all(name.startswith("django.") for name in names) else None

@@ -1,0 +1,167 @@
+"""Statements that the ORM made: executed and fetched in one step.
+
+Django's compilers open a cursor, execute one statement, fetch all of its rows and close the cursor.
+To do it as it is written is to lend a connection, to make a cursor of psycopg's and to wrap it, and
+to see to the errors of the database four times. `execute()` does the same at once, and gives the
+connection back before the first row is looked at. Where Django's own code asks for the cursor, it
+gets a `StatementCursor`.
+
+It is done only where nobody could tell the difference. `can_execute()` looks for who observes
+statements (`connection.queries`, `execute_wrapper()`), and for who has overridden or patched what
+is passed over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from functools import partial
+from operator import attrgetter
+from typing import Any, Self
+
+import psycopg
+from django.apps import apps
+from django.db.backends import utils
+from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
+from django.db.backends.postgresql.psycopg_any import register_tzloader
+from psycopg.postgres import types
+from psycopg.pq import Format
+
+from . import conf, state
+from .driver import bridge
+from .driver.bridge import Portal
+from .driver.connection import LEASE_ENDED, Result
+from .driver.errors import LeaseEnded
+from .driver.pool import Lease
+from .patches import djangos
+from .state import Session, State
+
+#: What a wrapper's `cursor()` calls on the wrapper.
+_CALLED = (
+    *(
+        "cursor",
+        "_cursor",
+        "_prepare_cursor",
+        "create_cursor",
+        "ensure_connection",
+        "get_new_connection",
+    ),
+    *("make_cursor", "validate_no_broken_transaction", "validate_thread_sharing"),
+)
+_NAMES = frozenset(_CALLED)
+_get_running_loop = asyncio._get_running_loop
+_TIMESTAMPTZ: int = types["timestamptz"].oid
+
+#: These as a class of wrappers has them; and what they call of Django's.
+called_on: Callable[[type[Any]], tuple[Any, ...]] = attrgetter(*_CALLED)
+_called_on_djangos = attrgetter(
+    *("cursor", "_prepare_cursor", "create_cursor", "validate_thread_sharing")
+)
+_executing = attrgetter("execute", "_execute_with_wrappers", "_execute")
+
+_DJANGOS = djangos(*_called_on_djangos(PostgresDatabaseWrapper))
+_EXECUTE = djangos(*_executing(utils.CursorWrapper))
+
+
+def can_execute(wrapper: Any) -> bool:
+    """Whether `execute()` does all that the next cursor of `wrapper` would do, here and now."""
+    here = bridge.running()
+    if type(here) is not Portal or _get_running_loop() is None:
+        return False
+    found = state.find(here, wrapper)
+    scope, current = found.scope, found.state
+    return bool(
+        current.pooled
+        and (current.autocommit or current.transaction is not None)
+        and not scope.execute_wrappers
+        and not scope.force_debug_cursor
+        and called_on(type(wrapper)) == wrapper.cursor_calls
+        and wrapper.__dict__.keys().isdisjoint(_NAMES)
+        and _called_on_djangos(PostgresDatabaseWrapper) == _DJANGOS
+        and _executing(utils.CursorWrapper) == _EXECUTE
+        and apps.ready
+        and not conf.is_debugging()
+    )
+
+
+def execute(wrapper: Any, sql: Any, params: Any = None) -> Result:
+    """Execute a statement, and fetch its rows. Raises what Django's cursor raises."""
+    if wrapper._thread_ident != threading.get_ident():
+        wrapper.validate_thread_sharing()  # raises, or not
+    state.take_turn(wrapper)
+    current, session = state.state_and_session(wrapper)
+    assert session is not None
+    if current.needs_rollback:
+        wrapper.validate_no_broken_transaction()  # raises
+    with wrapper.wrap_database_errors:
+        if current.transaction is not None or current.connection is not None or session.pins:
+            return _run(wrapper, _lease_of(wrapper, current, session), sql, params)
+        lease = wrapper.lease_alone()
+        try:
+            return _run(wrapper, lease, sql, params)
+        finally:
+            lease.end()
+
+
+def fetched(wrapper: Any, rows: list[tuple[Any, ...]] | None) -> list[tuple[Any, ...]]:
+    """The rows of a statement that returns some; raises what Django's cursor raises else."""
+    if rows is None:
+        with wrapper.wrap_database_errors:
+            raise psycopg.ProgrammingError("the last operation didn't produce records")
+    return rows
+
+
+def _lease_of(wrapper: Any, current: State, session: Session) -> Lease:
+    """The connection that is held already, or from here on, when it is the statement's turn."""
+    wrapper.lease_for(current, session)
+    wrapper.validate_no_broken_transaction()
+    if current.lease is None:
+        raise LeaseEnded(LEASE_ENDED)
+    return current.lease
+
+
+def _run(wrapper: Any, lease: Lease, sql: Any, params: Any) -> Result:
+    timezone = wrapper.timezone
+    loader: Any = lease.physical.adapters.get_loader(_TIMESTAMPTZ, Format.TEXT)
+    adapt = None if loader.timezone == timezone else partial(register_tzloader, timezone)
+    return lease.execute(sql, params, adapt)
+
+
+class StatementCursor:
+    """What a compiler of Django's does with a cursor, for one statement after the other."""
+
+    __slots__ = ("_position", "_rows", "db", "rowcount")
+
+    def __init__(self, wrapper: Any) -> None:
+        self.db = wrapper
+        self._rows: list[tuple[Any, ...]] | None = None
+        self._position = 0
+        self.rowcount = -1
+
+    def execute(self, sql: Any, params: Any = None) -> StatementCursor:
+        """Execute a statement, and fetch its rows."""
+        self.rowcount, self._rows = execute(self.db, sql, params)
+        self._position = 0
+        return self
+
+    def fetchone(self) -> Any:
+        rows = self.fetchmany(1)
+        return rows[0] if rows else None
+
+    def fetchmany(self, size: int = 1) -> list[tuple[Any, ...]]:
+        rows, position = fetched(self.db, self._rows), self._position
+        self._position = position + size
+        return rows[position : position + size]
+
+    def fetchall(self) -> list[tuple[Any, ...]]:
+        return self.fetchmany(len(fetched(self.db, self._rows)))
+
+    def close(self) -> None:
+        self._rows = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
