@@ -565,8 +565,9 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         self, autocommit: bool, force_begin_transaction_with_broken_autocommit: bool = False
     ) -> None:
         self.check_context("set_autocommit")
-        if state.current_state(self).pooled:
-            self._set_autocommit_pooled(autocommit)
+        current = state.current_state(self)
+        if current.pooled:
+            self._set_autocommit_pooled(current, autocommit)
             if not autocommit and not force_begin_transaction_with_broken_autocommit:
                 # By hand: `Atomic`, which knows where it ends, has that flag set.
                 transaction = state.current_state(self).transaction
@@ -577,15 +578,17 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         if autocommit:
             bridge.deliver_cancellation()
 
-    def _set_autocommit_pooled(self, autocommit: bool) -> None:
+    def _set_autocommit_pooled(self, current: State, autocommit: bool) -> None:
         # Django's own, but for ensure_connection(): the first statement leases the connection.
-        if state.current_state(self).in_atomic_block:
+        if current.in_atomic_block:
             self.validate_no_atomic_block()  # raises
-        if autocommit or not self.queries_logged:
-            self._set_autocommit(autocommit)
-        else:
+        if autocommit:
+            self._end_pooled(current)
+        elif self.queries_logged:
             with debug_transaction(self, "BEGIN"):
-                self._set_autocommit(autocommit)
+                self._begin_pooled(current)
+        else:
+            self._begin_pooled(current)
         now = state.current_state(self)
         now.autocommit = autocommit
         if autocommit and now.run_commit_hooks_on_set_autocommit_on:
@@ -594,16 +597,15 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
                 self.run_and_clear_commit_hooks()
 
     def _set_autocommit(self, autocommit: bool) -> None:
+        super()._set_autocommit(autocommit)
         current = state.current_state(self)
-        if not current.pooled:
-            super()._set_autocommit(autocommit)
-            if autocommit:
-                state.end(self, current)
-            elif current.transaction is None:
-                state.begin(self, current)
-        elif autocommit:
-            self._end_pooled(current)
+        if autocommit:
+            state.end(self, current)
         elif current.transaction is None:
+            state.begin(self, current)
+
+    def _begin_pooled(self, current: State) -> None:
+        if current.transaction is None:
             transaction = state.begin(self, State(pooled=True))
             if current.lease is not None:
                 transaction.lender = state.session(self)

@@ -14,7 +14,8 @@ Note [Statements without a twin]
 Most statements are the ORM's own, outside of a transaction: executed, fetched, and over. Nobody
 ever sees the connection or the cursor of these. So they are run on the twin that is lent to nobody,
 and by one cursor, which is as new before each statement; what psycopg has looked up for the same
-statement it knows still, unless a twin was lent meanwhile, whose holder may have registered types.
+statement it knows still, unless a holder of a twin has looked at its types meanwhile, and so may
+have registered one.
 """
 
 from __future__ import annotations
@@ -216,6 +217,8 @@ class Connection(psycopg.Connection[Any]):
     lease: Any = None
     #: The `prepare_threshold` that each lease begins with.
     given_threshold: int | None = None
+    #: What is lent of a twin.
+    lent_class: type[Connection]
     _lease_ended = False
     _committing = False
     #: When a wait of this process last let the loop serve others; whether one has not since.
@@ -275,7 +278,7 @@ class Connection(psycopg.Connection[Any]):
 
     def lend(self, lease: Any) -> Connection:
         """Return a twin of this twin for `lease`: same session, an identity of its own."""
-        twin = object.__new__(type(self))
+        twin: Connection = object.__new__(self.lent_class)
         twin.__dict__.update(self.__dict__)
         twin.lease = lease
         twin.lock = bridge.ParkingLock()  # type: ignore[assignment]
@@ -303,10 +306,10 @@ class Connection(psycopg.Connection[Any]):
 
     def end_lease(self) -> None:
         """Refuse whatever the holder still tries to do with this connection."""
+        assert self.physical is not None
+        self.physical.forget_holder(types_seen=self.lease is None or self.lease.types_seen)
         self._lease_ended = True
         self.lease = None  # two that know each other would be the garbage collector's
-        assert self.physical is not None
-        self.physical.forget_holder()
 
     def _check_lease(self) -> None:
         if self._lease_ended:
@@ -588,6 +591,27 @@ class Connection(psycopg.Connection[Any]):
                 yield transaction
 
 
+class _LentConnection:
+    """A twin that is lent: it tells when somebody looks at its types, who may register one."""
+
+    lease: Any
+    physical: AsyncConnection
+
+    @property
+    def adapters(self) -> Any:
+        if self.lease is not None:
+            self.lease.types_seen = True
+        else:  # a former holder's
+            self.physical.forget_types()
+        return super().adapters  # type: ignore[misc]
+
+
+@functools.lru_cache(maxsize=64)
+def _lent_class(twin_class: Any) -> Any:
+    names = {"__module__": twin_class.__module__, "__qualname__": twin_class.__qualname__}
+    return type(twin_class.__name__, (_LentConnection, twin_class), names)
+
+
 class Transaction(psycopg.Transaction):
     """psycopg's transaction or savepoint, at whose end a cancellation is held back."""
 
@@ -655,6 +679,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     def _grow_twin(self, twin_class: type[Connection], cursor_factory: Any) -> None:
         twin = twin_class(self.pgconn)
         twin.physical = self
+        twin.lent_class = _lent_class(twin_class)  # type: ignore[arg-type]  # a class has a hash
         twin._autocommit = self._autocommit  # noqa: SLF001
         twin._adapters = self.adapters  # noqa: SLF001
         # One session has one set of prepared statements.
@@ -709,11 +734,16 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
             )
         )
 
-    def forget_holder(self) -> None:
+    def forget_holder(self, *, types_seen: bool) -> None:
         """A twin goes back, whose holder may have changed what all twins have in common."""
         self.listener = self._hears_itself
+        if types_seen:
+            self.forget_types()
+
+    def forget_types(self) -> None:
+        """Let the next statement look up again how its values are sent and loaded."""
         if self._cursor is not None:
-            self._cursor._last_query = None  # noqa: SLF001 - nor what it knew of types
+            self._cursor._last_query = None  # noqa: SLF001
 
     def is_alive(self) -> bool:
         """Whether the server has not closed the session, as far as the socket knows.
@@ -994,8 +1024,8 @@ class _ClientStatementCursor(_StatementCursor):
         conn = self._conn
         if conn._pipeline or psycopg.Cursor.execute is not _EXECUTE:  # noqa: SLF001
             return super().run(query, params)
-        if conn.lease is not None:
-            self._last_query = None  # its holder may have registered types meanwhile
+        if conn.lease is not None and conn.lease.types_seen:
+            self._last_query = None  # its holder may have registered one meanwhile
         self._merge(query, params)
         try:
             if conn.lease is None:  # lent to nobody, it is used by one task at a time

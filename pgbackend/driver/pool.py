@@ -138,6 +138,7 @@ class Lease:
         "since",
         "streams",
         "task",
+        "types_seen",
     )
 
     def __init__(self, pool: Pool, physical: AsyncConnection) -> None:
@@ -155,6 +156,8 @@ class Lease:
         self.ended = False
         self.on_end: Callable[[], None] | None = None
         self._connection: Connection | None = None
+        #: Whether somebody has looked at its types, and so may have registered one.
+        self.types_seen = False
 
     @property
     def connection(self) -> Connection:

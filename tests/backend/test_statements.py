@@ -436,6 +436,35 @@ def test_types_that_a_holder_registers_are_known_to_later_statements(run: Runner
     assert run.green(green)[:2] == ["x", "X"]
 
 
+def test_a_type_that_is_registered_in_a_block_is_known_at_once(run: Runner) -> None:
+    class Shouting(TextLoader):
+        def load(self, data: Any) -> str:
+            return str(super().load(data)).upper()
+
+    class Whispering(TextLoader):
+        def load(self, data: Any) -> str:
+            return str(super().load(data)).lower()
+
+    def green() -> list[str]:
+        Author.objects.create(name="Xy")
+        asked = Author.objects.annotate(found=RawSQL("name::text", ()))
+        found = [asked.get().found]
+        with transaction.atomic():
+            found.append(asked.get().found)
+            twin = connection.connection
+            adapters = twin.adapters
+            adapters.register_loader("text", Shouting)
+            found.append(asked.get().found)
+            adapters.register_loader("text", Whispering)
+            found.append(asked.get().found)
+        found.append(asked.get().found)
+        twin.adapters.register_loader("text", Shouting)  # of a lease that is over
+        found.append(asked.get().found)
+        return found
+
+    assert run.green(green) == ["Xy", "Xy", "XY", "xy", "xy", "XY"]
+
+
 def test_a_prepare_threshold_of_a_holder_is_not_the_next_ones(run_once: Runner) -> None:
     options = connections["default"].settings_dict["OPTIONS"]
 
