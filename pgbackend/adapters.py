@@ -6,10 +6,13 @@ import functools
 from datetime import UTC, tzinfo
 from typing import Any
 
-from django.db.backends.postgresql import psycopg_any
+from psycopg import adapters
 from psycopg.adapt import AdaptersMap
 from psycopg.postgres import types
 from psycopg.pq import Format
+
+_TIMESTAMPTZ = types["timestamptz"].oid
+_PSYCOPGS: Any = adapters.get_loader(_TIMESTAMPTZ, Format.TEXT)
 
 
 @functools.lru_cache
@@ -21,13 +24,13 @@ def with_fast_moments(template: AdaptersMap, timezone: tzinfo) -> AdaptersMap:
     """
     if timezone is not UTC:
         return template
-    djangos: Any = template.get_loader(types["timestamptz"].oid, Format.TEXT)
+    djangos: Any = template.get_loader(_TIMESTAMPTZ, Format.TEXT)
 
     class UTCLoader(djangos):  # type: ignore[misc]
         def __new__(cls, oid: int, context: Any = None) -> Any:
             # The session's, which may have been set since it was prepared.
             if _timezone_of(context) == b"UTC":
-                return psycopg_any.orig_tz_loader_cls(oid, context)
+                return _PSYCOPGS(oid, context)
             return djangos(oid, context)
 
     fast = AdaptersMap(template)

@@ -68,7 +68,9 @@ class _InThePool:
 
 
 _ENSURE_CONNECTION = PostgresDatabaseWrapper.ensure_connection
-# Each statement comes by these two: they are guarded like the others, with less in between.
+# Each statement, and each transaction, comes by these: they are guarded like the others, with less
+# in between.
+_COMMIT = PostgresDatabaseWrapper.commit
 _CURSOR = PostgresDatabaseWrapper.cursor
 _CREATE_CURSOR = PostgresDatabaseWrapper.create_cursor
 _open_cursor: Callable[..., Any] = inspect.unwrap(_CURSOR)
@@ -646,7 +648,18 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
     def commit(self) -> None:
         with bridge.postpone_delivery():
-            self._commit_transaction()
+            current = state.current_state(self)
+            if not current.pooled or PostgresDatabaseWrapper.commit is not _COMMIT:
+                self._commit_transaction()
+                return
+            # What Django does, on a state that is looked up once.
+            self.check_context("commit")
+            self.validate_thread_sharing()
+            if current.in_atomic_block:
+                self.validate_no_atomic_block()  # raises
+            self._commit()
+            current.errors_occurred = False
+            current.run_commit_hooks_on_set_autocommit_on = True
 
     def rollback(self) -> None:
         with bridge.postpone_delivery():
