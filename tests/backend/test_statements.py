@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from django.apps import apps
 from django.db import (
     DatabaseError,
     IntegrityError,
@@ -24,8 +25,9 @@ from django.db.backends import utils
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
 from django.db.models import F, Value
 from django.db.models.expressions import RawSQL
-from django.db.models.functions import Now
+from django.db.models.functions import Length, Now
 from django.db.models.sql import compiler
+from django.db.models.sql.constants import CURSOR, MULTI, ROW_COUNT, SINGLE
 from django.db.transaction import TransactionManagementError
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
@@ -617,3 +619,110 @@ def test_a_factory_that_a_holder_has_set_is_asked(run_once: Runner, name: str) -
 
     original: Any = None
     run_once.green(green)
+
+
+# --- What it is not for ---------------------------------------------------------------------------
+
+
+def test_a_cursor_that_is_asked_for_is_given(run: Runner, at_once: list[str]) -> None:
+    Author.objects.create(name="x")
+
+    def green() -> Any:
+        made = Author.objects.values_list("name").query.get_compiler("default")
+        with made.execute_sql(CURSOR) as cursor:
+            return cursor.description[0].name, cursor.fetchall()
+
+    assert run.green(green) == green() == ("name", [("x",)])
+    assert at_once == []
+
+
+def test_rows_that_are_streamed_are_not_fetched_at_once(run: Runner, at_once: list[str]) -> None:
+    Tag.objects.bulk_create(Tag(name=f"{n}") for n in range(5))
+    assert run.green(lambda: len(list(Tag.objects.iterator(chunk_size=2)))) == 5
+    assert at_once == []
+
+
+def test_what_is_asked_for_is_returned(run: Runner, at_once: list[str]) -> None:
+    Tag.objects.bulk_create(Tag(name=name) for name in ("ccc", "a", "bb"))
+
+    def results() -> list[Any]:
+        names = Tag.objects.order_by(Length("name")).values_list("name")
+        few, none = names.filter(name__lt="c"), names.filter(name="nobody")
+        return [
+            list(names.distinct()),  # with a column more than was asked for
+            *(
+                query.query.get_compiler("default").execute_sql(result_type)
+                for result_type in (MULTI, SINGLE, ROW_COUNT, None)
+                for query in (names, few, none, names.distinct())
+            ),
+            list(names.none().query.get_compiler("default").execute_sql(MULTI)),
+            names.none().query.get_compiler("default").execute_sql(SINGLE),
+        ]
+
+    expected = results()
+    assert run.green(results) == expected
+    assert len(at_once) == 17
+
+
+def test_without_autocommit_statements_are_in_a_transaction(run: Runner) -> None:
+    def green() -> list[int]:
+        Tag.objects.create(name="x")
+        counts = [Tag.objects.count()]
+        connection.rollback()
+        counts.append(Tag.objects.count())
+        Tag.objects.create(name="y")
+        connection.commit()
+        counts.append(Tag.objects.count())
+        return counts
+
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setitem(connections["default"].settings_dict, "AUTOCOMMIT", False)
+        assert run.green(green) == [1, 0, 1]
+
+
+def test_a_copy_of_the_wrapper_has_a_connection_of_its_own(run: Runner, leases: list[Any]) -> None:
+    Author.objects.create(name="x")
+
+    def green() -> bool:
+        own = connections["default"].copy()
+        try:
+            made = Author.objects.values_list("name").query.get_compiler(connection=own)
+            assert made.execute_sql(MULTI) == [[("x",)]]
+            return own.connection is not None
+        finally:
+            own.close()
+
+    assert run.green(green)
+    assert leases == []
+
+
+def test_before_the_apps_are_ready_django_warns(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def green() -> None:
+        monkeypatch.setattr(apps, "ready", False)
+        try:
+            with pytest.warns(RuntimeWarning, match="during app initialization"):
+                Author.objects.count()
+        finally:
+            monkeypatch.undo()
+
+    run.green(green)
+
+
+@pytest.mark.parametrize("name", ["ensure_connection", "close_if_health_check_failed"])
+@pytest.mark.parametrize(
+    "owner", [PostgresDatabaseWrapper, base.DatabaseWrapper, None], ids=["django", "ours", "object"]
+)
+def test_in_a_sync_context_who_sees_to_the_connection_is_asked(owner: Any, name: str) -> None:
+    Author.objects.create(name="x")
+    connection.connection.close()
+    connection.close()
+    Author.objects.count()  # there is a connection, and nothing to do
+    seen: list[str] = []
+    patched = _patched_on_the_object(name, seen) if owner is None else _patched(owner, name, seen)
+    with patched:
+        Author.objects.count()
+    assert seen or (owner, name) == (PostgresDatabaseWrapper, "close_if_health_check_failed"), (
+        "ours calls Django's where health checks are on"
+    )
