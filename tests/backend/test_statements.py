@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, timezone
@@ -726,3 +727,20 @@ def test_in_a_sync_context_who_sees_to_the_connection_is_asked(owner: Any, name:
     assert seen or (owner, name) == (PostgresDatabaseWrapper, "close_if_health_check_failed"), (
         "ours calls Django's where health checks are on"
     )
+
+
+def test_a_wrapper_of_another_thread_is_refused(run: Runner) -> None:
+    made: list[Any] = []
+
+    def make() -> None:
+        made.append(base.DatabaseWrapper(connections.settings["default"], "default"))
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+
+    def green() -> None:
+        Author.objects.all().query.get_compiler(connection=made[0]).execute_sql(MULTI)
+
+    with pytest.raises(DatabaseError, match="can only be used in that same thread"):
+        run.green(green)
