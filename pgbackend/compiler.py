@@ -330,8 +330,6 @@ class CompiledStatement:
     """A compiler whose statements are marked as compiled by the ORM."""
 
     connection: Any
-    #: The session of the task that executes it, from `execute_sql()` to its end.
-    _session: Any = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -482,8 +480,8 @@ class SQLCompiler(_FetchedAtOnce, compiler.SQLCompiler):
         if value != "%s":
             return None
         self._select(known)
-        lhs = only.lhs
-        key: tuple[Any, ...] = type(only), lhs.alias, lhs.target.column
+        operator = self.connection.operators[only.lookup_name]
+        key: tuple[Any, ...] = operator, only.lhs.alias, only.lhs.target.column
         if with_limits:
             key = *key, query.low_mark, query.high_mark
         sql = known.statements.get(key)

@@ -719,6 +719,8 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
             cursor = self._cursor_class(self.twin)
             cursor._adapters = self.adapters  # noqa: SLF001 - no copy: a type may be registered
         cursor._conn = connection  # noqa: SLF001
+        if connection.lease is not None and connection.lease.types_seen:
+            cursor._last_query = None  # noqa: SLF001 - its holder may have registered one meanwhile
         result: Result = cursor.run(query, params)
         cursor._conn = self.twin  # noqa: SLF001
         self._cursor = cursor
@@ -1024,8 +1026,6 @@ class _ClientStatementCursor(_StatementCursor):
         conn = self._conn
         if conn._pipeline or psycopg.Cursor.execute is not _EXECUTE:  # noqa: SLF001
             return super().run(query, params)
-        if conn.lease is not None and conn.lease.types_seen:
-            self._last_query = None  # its holder may have registered one meanwhile
         self._merge(query, params)
         try:
             if conn.lease is None:  # lent to nobody, it is used by one task at a time

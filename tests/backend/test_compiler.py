@@ -415,6 +415,21 @@ def test_a_query_counts_its_tables_as_djangos() -> None:
     assert counted[0] == counted[1]
 
 
+def test_a_wrapper_compares_by_operators_of_its_own() -> None:
+    other = copy.copy(connections["default"])
+    other.operators = {**connection.operators, "exact": "IS NOT DISTINCT FROM %s"}
+    query = Tag.objects.filter(pk=1)
+    for by in (connection, other, connection, other):
+        sql, _ = query.query.get_compiler(connection=by).as_sql()
+        assert ("IS NOT DISTINCT FROM %s" in sql) is (by is other)
+
+
+def test_statements_of_many_pages_are_not_all_kept() -> None:
+    for page in range(200):
+        str(Tag.objects.filter(pk=1)[page : page + 1].query)
+    assert 0 < len(Tag._meta._pgbackend_columns.statements) <= 64
+
+
 def test_operations_that_cast_a_column_are_asked() -> None:
     class Operations(DatabaseOperations):
         def lookup_cast(self, lookup_type: str, internal_type: str | None = None) -> str:

@@ -439,7 +439,13 @@ def test_types_that_a_holder_registers_are_known_to_later_statements(run: Runner
     assert run.green(green)[:2] == ["x", "X"]
 
 
-def test_a_type_that_is_registered_in_a_block_is_known_at_once(run: Runner) -> None:
+@pytest.mark.parametrize("by_the_server", [False, True])
+def test_a_type_that_is_registered_in_a_block_is_known_at_once(
+    run: Runner, by_the_server: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = connections["default"].settings_dict["OPTIONS"]
+    monkeypatch.setitem(options, "server_side_binding", by_the_server)
+
     class Shouting(TextLoader):
         def load(self, data: Any) -> str:
             return str(super().load(data)).upper()
