@@ -470,7 +470,6 @@ class SQLCompiler(_FetchedAtOnce, compiler.SQLCompiler):
             or query.external_aliases
             or not _is_plain_comparison(only, known.ops)
             or hasattr(only, "as_postgresql")
-            or (compiler.SQLCompiler.compile,) != _COMPILE
         ):
             return None
         try:

@@ -424,6 +424,35 @@ def test_a_wrapper_compares_by_operators_of_its_own() -> None:
         assert ("IS NOT DISTINCT FROM %s" in sql) is (by is other)
 
 
+def test_a_lookup_says_what_it_compares_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    query = Tag.objects.filter(name="x")
+    for _ in range(2):  # the second time it is known
+        assert compiled(query, ours) == compiled(query, djangos)
+
+    def prepared(self: Any, value: Any, connection: Any) -> Any:
+        return "upper(%s)", [value]
+
+    with monkeypatch.context() as patches:
+        patches.setattr(lookups.Exact, "get_db_prep_lookup", prepared)
+        assert compiled(query, ours) == compiled(query, djangos)
+        assert "upper(%s)" in compiled(query, ours)[0][0]
+
+
+def test_a_statement_that_is_known_is_no_others() -> None:
+    some = Tag.objects.filter(pk=1)
+    queries = [
+        *(some, some[:1], some[:21], some[3:5], some[2:]),
+        *(Tag.objects.filter(pk=2), Tag.objects.filter(name="x"), Tag.objects.filter(pk__gt=1)),
+        *(Tag.objects.filter(pk__lt=1)[:1], Dish.objects.filter(pk=1), Tag.objects.exclude(pk=1)),
+    ]
+    for query in [*queries, *queries]:
+        assert compiled(query, ours) == compiled(query, djangos)
+        made = [
+            each.SQLCompiler(query.query.chain(), connection, "default") for each in (ours, djangos)
+        ]
+        assert made[0].as_sql(with_limits=False) == made[1].as_sql(with_limits=False)
+
+
 def test_statements_of_many_pages_are_not_all_kept() -> None:
     for page in range(200):
         str(Tag.objects.filter(pk=1)[page : page + 1].query)

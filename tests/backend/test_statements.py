@@ -31,7 +31,7 @@ from django.db.models.sql import compiler
 from django.db.models.sql.constants import CURSOR, MULTI, ROW_COUNT, SINGLE
 from django.db.transaction import TransactionManagementError
 from django.test import override_settings
-from django.test.utils import CaptureQueriesContext
+from django.test.utils import CaptureQueriesContext, isolate_apps
 from psycopg.types.string import TextLoader
 
 import pgbackend
@@ -78,6 +78,7 @@ def every_statement() -> list[Any]:
         [tag.name for tag in Tag.objects.raw("SELECT * FROM library_tag WHERE name = %s", ["2"])],
         Tag.objects.filter(name="three").delete()[0],
         Tag.objects.filter(name="nobody").update(name="x"),
+        Tag.objects.none().update(name="x"),
         Tag.objects.all()._raw_delete("default"),
     ]
 
@@ -94,6 +95,36 @@ def test_every_kind_of_statement_says_what_it_says_in_a_sync_context(
     kinds = {sql.split()[0] for sql in at_once}
     assert kinds == {"SELECT", "INSERT", "UPDATE", "DELETE", "EXPLAIN"}
     assert alone == len(at_once) - alone == 19
+
+
+@isolate_apps("tests.library")
+def test_a_row_in_two_tables_is_updated_in_both(run: Runner, at_once: list[str]) -> None:
+    class Child(Tag):
+        more = models.CharField(max_length=10)
+
+        class Meta:
+            app_label = "library"
+
+    def green() -> list[Any]:
+        child = Child.objects.create(name="one", more="1")
+        done = [
+            Child.objects.update(name="two", more="2"),
+            Child.objects.filter(more="2").update(name="three"),
+            Child.objects.filter(more="nobody").update(name="four", more="4"),
+        ]
+        child.refresh_from_db()
+        return [done, child.name, child.more, child.delete()[0]]
+
+    with connection.schema_editor() as editor:
+        editor.create_model(Child)
+    try:
+        expected = green()
+        assert expected == [[1, 1, 0], "three", "2", 2]
+        assert run.green(green) == expected
+    finally:
+        with connection.schema_editor() as editor:
+            editor.delete_model(Child)
+    assert at_once
 
 
 def test_many_rows_come_in_the_chunks_of_django(run: Runner, at_once: list[str]) -> None:
@@ -407,7 +438,8 @@ def test_nothing_of_a_statement_is_left_but_its_words(run_once: Runner) -> None:
                 Author.objects.create(name="a secret")
                 assert Author.objects.filter(name="a secret")[0].name == "a secret"
         Author.objects.filter(name="a secret").update(name="another secret")
-        list(Author.objects.filter(name="another secret"))
+        with transaction.atomic():
+            list(Author.objects.filter(name="another secret"))
         [pool] = base.get_pool.__globals__["_by_loop"][asyncio.get_running_loop()].pools.values()
         [physical] = pool.made
         cursor = physical._cursor
@@ -469,9 +501,14 @@ def test_a_type_that_is_registered_in_a_block_is_known_at_once(
         found.append(asked.get().found)
         twin.adapters.register_loader("text", Shouting)  # of a lease that is over
         found.append(asked.get().found)
+        with transaction.atomic():
+            Author.objects.count()
+            asked.get()
+            connection.connection.adapters.register_loader("text", Whispering)
+        found.append(asked.get().found)
         return found
 
-    assert run.green(green) == ["Xy", "Xy", "XY", "xy", "xy", "XY"]
+    assert run.green(green) == ["Xy", "Xy", "XY", "xy", "xy", "XY", "xy"]
 
 
 def test_a_prepare_threshold_of_a_holder_is_not_the_next_ones(run_once: Runner) -> None:
