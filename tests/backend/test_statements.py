@@ -305,6 +305,25 @@ def test_a_row_that_is_saved_may_use_its_connection(
     assert len(at_once) == len(kept) + 1
 
 
+def test_raw_sql_in_a_row_that_is_saved_leaves_nothing_in_the_session(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pre_save(row: Any, add: bool) -> Any:
+        with connection.cursor() as cursor:
+            cursor.execute("SET application_name = 'of a row'")
+        return row.name
+
+    def green() -> list[str]:
+        Author.objects.create(name="x")
+        named = Author.objects.annotate(found=RawSQL("current_setting('application_name')", ()))
+        with monkeypatch.context() as patches:
+            patches.setattr(Tag._meta.get_field("name"), "pre_save", pre_save)
+            Tag.objects.create(name="x")
+        return [named.get().found for _ in range(3)]
+
+    assert "of a row" not in run.green(green)
+
+
 # --- Connections ----------------------------------------------------------------------------------
 
 
