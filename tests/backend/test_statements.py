@@ -35,7 +35,7 @@ from django.test.utils import CaptureQueriesContext, isolate_apps
 from psycopg.types.string import TextLoader
 
 import pgbackend
-from pgbackend import base, driver, statements
+from pgbackend import aio, base, driver, statements
 from pgbackend.driver.errors import LeaseEnded
 from tests.conftest import Runner
 from tests.library.models import Author, Tag
@@ -353,6 +353,31 @@ def test_tasks_that_share_a_transaction_share_its_connection(run: Runner) -> Non
             return [author.found for author in await asyncio.gather(*asked)]
 
     assert run(main()) == list(range(20))
+
+
+@pytest.mark.parametrize("rows", [0, 1], ids=["an empty block", "one with a statement"])
+@pytest.mark.parametrize("statement", ["a SELECT", "an INSERT"])
+def test_a_task_whose_block_has_ended_is_refused(run: Runner, statement: str, rows: int) -> None:
+    async def main() -> None:
+        ended = asyncio.Event()
+
+        async def late() -> None:
+            await ended.wait()
+            if statement == "a SELECT":
+                Author.objects.count()
+            else:
+                Author.objects.create(name="late")
+
+        async with transaction.atomic():
+            for _ in range(rows):
+                await Author.objects.acreate(name="x")
+            task = asyncio.create_task(late())
+        ended.set()
+        with pytest.raises(TransactionManagementError, match="that has ended"):
+            await task
+        assert await Author.objects.acount() == rows
+
+    run(aio.portal(main()))
 
 
 def test_pinned_the_statements_of_the_orm_see_the_session(run: Runner) -> None:
