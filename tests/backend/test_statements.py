@@ -342,6 +342,27 @@ def test_a_statement_holds_its_connection_while_it_is_executed(run: Runner) -> N
     run(main())
 
 
+def test_an_error_that_is_kept_keeps_no_connection(run: Runner) -> None:
+    """Its traceback knows the frames that leased one."""
+
+    async def main() -> None:
+        await Tag.objects.acreate(name="x")
+        with pytest.raises(IntegrityError) as error:
+            await Tag.objects.acreate(name="x")
+        assert pgbackend.statistics()[0].leased == 0, error
+
+        asked = Tag.objects.annotate(slept=RawSQL("pg_sleep(5)", ())).aget()
+        sleeping = asyncio.create_task(asked)
+        while not pgbackend.statistics()[0].leased:
+            await asyncio.sleep(0)
+        sleeping.cancel()
+        with pytest.raises(asyncio.CancelledError) as cancellation:
+            await sleeping
+        assert pgbackend.statistics()[0].leased == 0, cancellation
+
+    run(main())
+
+
 def test_tasks_that_share_a_transaction_share_its_connection(run: Runner) -> None:
     async def main() -> list[int]:
         async with transaction.atomic():
@@ -495,11 +516,17 @@ def test_nothing_of_a_statement_is_left_but_its_words(run_once: Runner) -> None:
     run_once.green(green)
 
 
-def test_types_that_a_holder_registers_are_known_to_later_statements(run: Runner) -> None:
-    class Shouting(TextLoader):
-        def load(self, data: Any) -> str:
-            return str(super().load(data)).upper()
+class Shouting(TextLoader):
+    def load(self, data: Any) -> str:
+        return str(super().load(data)).upper()
 
+
+class Whispering(TextLoader):
+    def load(self, data: Any) -> str:
+        return str(super().load(data)).lower()
+
+
+def test_types_that_a_holder_registers_are_known_to_later_statements(run: Runner) -> None:
     def green() -> list[str]:
         Author.objects.create(name="x")
         asked = Author.objects.annotate(found=RawSQL("name::text", ()))
@@ -521,14 +548,6 @@ def test_a_type_that_is_registered_in_a_block_is_known_at_once(
 ) -> None:
     options = connections["default"].settings_dict["OPTIONS"]
     monkeypatch.setitem(options, "server_side_binding", by_the_server)
-
-    class Shouting(TextLoader):
-        def load(self, data: Any) -> str:
-            return str(super().load(data)).upper()
-
-    class Whispering(TextLoader):
-        def load(self, data: Any) -> str:
-            return str(super().load(data)).lower()
 
     def green() -> list[str]:
         Author.objects.create(name="Xy")
