@@ -33,7 +33,7 @@ from django.utils.functional import cached_property
 from psycopg import IsolationLevel
 from psycopg.pq import TransactionStatus
 
-from . import conf, driver, hooks, state
+from . import blocks, conf, driver, hooks, state, statements
 from .adapters import with_fast_moments
 from .client import DatabaseClient
 from .creation import DatabaseCreation
@@ -48,7 +48,7 @@ from .operations import DatabaseOperations
 from .patches import djangos
 from .schema import DatabaseSchemaEditor
 from .state import Scope, State, rollback_attribute, scope_attribute, state_attribute
-from .statements import StatementCursor, called_on, can_execute
+from .statements import StatementCursor, can_execute
 
 CURE = (
     "the ORM was called on the event loop, outside of pgbackend's greenlets ({name}()). Requests "
@@ -70,7 +70,7 @@ class _InThePool:
 _ENSURE_CONNECTION = PostgresDatabaseWrapper.ensure_connection
 # Each statement, and each transaction, comes by these: they are guarded like the others, with less
 # in between.
-_COMMIT = PostgresDatabaseWrapper.commit
+_COMMIT = PostgresDatabaseWrapper._commit  # type: ignore[attr-defined]  # noqa: SLF001
 _CURSOR = PostgresDatabaseWrapper.cursor
 _CREATE_CURSOR = PostgresDatabaseWrapper.create_cursor
 _open_cursor: Callable[..., Any] = inspect.unwrap(_CURSOR)
@@ -130,6 +130,8 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
     #: What `cursor()` calls, unless somebody overrides or patches it; see statements.py.
     cursor_calls: tuple[Any, ...]
+    #: The same for what `Atomic` calls; see blocks.py.
+    block_calls: tuple[Any, ...]
     #: The first of these, which see that there is a connection.
     asks: tuple[Any, ...]
 
@@ -493,9 +495,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         if not current.pooled:
             return super()._cursor(name)
         compiled = session is not None and session.compiled
-        if current.transaction is None and not current.autocommit:
-            self.set_autocommit(False)  # AUTOCOMMIT is off: each task is in a transaction
-            current = state.current_state(self)
+        current = self.begin_if_due(current)
         cursor = self._lease_cursor(current, session, name, compiled)
         if session is not None and compiled:
             session.compiled, session.cursor = False, cursor.cursor
@@ -585,18 +585,12 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         if current.in_atomic_block:
             self.validate_no_atomic_block()  # raises
         if autocommit:
-            self._end_pooled(current)
+            self.end_pooled(current)
         elif self.queries_logged:
             with debug_transaction(self, "BEGIN"):
-                self._begin_pooled(current)
+                self.begin_pooled(current)
         else:
-            self._begin_pooled(current)
-        now = state.current_state(self)
-        now.autocommit = autocommit
-        if autocommit and now.run_commit_hooks_on_set_autocommit_on:
-            now.run_commit_hooks_on_set_autocommit_on = False
-            if now.run_on_commit:
-                self.run_and_clear_commit_hooks()
+            self.begin_pooled(current)
 
     def _set_autocommit(self, autocommit: bool) -> None:
         super()._set_autocommit(autocommit)
@@ -606,30 +600,53 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         elif current.transaction is None:
             state.begin(self, current)
 
-    def _begin_pooled(self, current: State) -> None:
-        if current.transaction is None:
-            transaction = state.begin(self, State(pooled=True))
-            if current.lease is not None:
-                transaction.lender = state.session(self)
+    def begin_if_due(self, current: State) -> State:
+        """Begin the transaction that each task is in where AUTOCOMMIT is off; return its state."""
+        if current.transaction is not None or current.autocommit:
+            return current
+        self.set_autocommit(False)
+        return state.current_state(self)
 
-    def _end_pooled(self, current: State) -> None:
-        """Give the connection back, and hand the hooks to who runs them after that."""
+    def begin_pooled(self, current: State) -> State:
+        """Begin a transaction, unless `current` is in one; return its state."""
+        if current.transaction is not None:
+            current.autocommit = False
+            return current
+        begun = State(pooled=True)
+        transaction = state.begin(self, begun)
         if current.lease is not None:
-            if current.connection.closed:
-                # Its end was interrupted by what Django does not catch (GeneratorExit).
-                current.run_on_commit = []
-            else:
-                self._end_on_connection(current)
-            if current.transaction is None:
-                current.lease.end()
-            else:
-                current.transaction.give_up_lease()
+            transaction.lender = state.session(self)
+        return begun
+
+    def end_pooled(self, current: State) -> None:
+        """Give the connection of `current` back, end its transaction, and run the hooks of it."""
+        if current.lease is not None:
+            self._end_lease(current)
+        now = current
+        if current.transaction is not None:
+            state.end(self, current)
+            now = state.current_state(self)
+            now.run_on_commit = current.run_on_commit
+            now.run_commit_hooks_on_set_autocommit_on = (
+                current.run_commit_hooks_on_set_autocommit_on
+            )
+        now.autocommit = True
+        if now.run_commit_hooks_on_set_autocommit_on:
+            if now.run_on_commit:
+                self.run_and_clear_commit_hooks()
+            now.run_commit_hooks_on_set_autocommit_on = False
+
+    def _end_lease(self, current: State) -> None:
+        assert current.lease is not None
+        if current.connection.closed:
+            # Its end was interrupted by what Django does not catch (GeneratorExit).
+            current.run_on_commit = []
+        else:
+            self._end_on_connection(current)
         if current.transaction is None:
-            return
-        state.end(self, current)
-        now = state.current_state(self)
-        now.run_on_commit = current.run_on_commit
-        now.run_commit_hooks_on_set_autocommit_on = current.run_commit_hooks_on_set_autocommit_on
+            current.lease.end()
+        else:
+            current.transaction.give_up_lease()
 
     def _end_on_connection(self, current: State) -> None:
         with self.wrap_database_errors:
@@ -640,7 +657,8 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             current.connection.back_to_autocommit()
 
     def _commit(self) -> None:
-        if self.queries_logged:
+        djangos: Any = PostgresDatabaseWrapper
+        if self.queries_logged or djangos._commit is not _COMMIT:  # noqa: SLF001
             super()._commit()
         elif (connection := self.connection) is not None:
             with self.wrap_database_errors:
@@ -648,18 +666,15 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
     def commit(self) -> None:
         with bridge.postpone_delivery():
-            current = state.current_state(self)
-            if not current.pooled or PostgresDatabaseWrapper.commit is not _COMMIT:
-                self._commit_transaction()
-                return
-            # What Django does, on a state that is looked up once.
-            self.check_context("commit")
-            self.validate_thread_sharing()
-            if current.in_atomic_block:
-                self.validate_no_atomic_block()  # raises
-            self._commit()
-            current.errors_occurred = False
-            current.run_commit_hooks_on_set_autocommit_on = True
+            self._commit_transaction()
+
+    def commit_pooled(self, current: State) -> None:
+        """What `commit()` does in the end, where nobody has a say in it; see blocks.py."""
+        if current.connection is not None:
+            with self.wrap_database_errors:
+                current.connection.commit()
+        current.errors_occurred = False
+        current.run_commit_hooks_on_set_autocommit_on = True
 
     def rollback(self) -> None:
         with bridge.postpone_delivery():
@@ -738,7 +753,8 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             lease.end()
 
 
-DatabaseWrapper.cursor_calls = called_on(DatabaseWrapper)
+DatabaseWrapper.cursor_calls = statements.called_on(DatabaseWrapper)
+DatabaseWrapper.block_calls = blocks.called_on(DatabaseWrapper)
 DatabaseWrapper.asks = _asks(DatabaseWrapper)
 
 

@@ -81,10 +81,14 @@ def _for_update() -> tuple[Any, ...]:
     return compiler.SQLUpdateCompiler.as_sql, compiler.SQLUpdateCompiler.pre_sql_setup
 
 
+_inserting = attrgetter(
+    *("as_sql", "pre_save_val", "prepare_value", "field_as_sql", "assemble_as_sql")
+)
+
+
 def _for_insert() -> tuple[Any, ...]:
-    its, base = compiler.SQLInsertCompiler, sql_compiler.SQLInsertCompiler
-    assemble = its.assemble_as_sql, base.assemble_as_sql
-    return its.as_sql, its.pre_save_val, its.prepare_value, its.field_as_sql, *assemble
+    base = sql_compiler.SQLInsertCompiler
+    return *_inserting(compiler.SQLInsertCompiler), base.assemble_as_sql, base.get_converters
 
 
 def _for_comparison() -> tuple[Any, ...]:
@@ -141,22 +145,24 @@ def _has_default_or_placeholder(field: Any) -> bool:
     return field.db_default is not NOT_PROVIDED or _has_placeholder(field)
 
 
-def _for_insert_by(ops: Any) -> tuple[Any, ...]:
-    """What operations write an INSERT with."""
-    bulk, insert = ops.bulk_insert_sql, ops.insert_statement
-    return bulk, insert, ops.modify_insert_params, ops.on_conflict_suffix_sql
-
-
-_INSERT_BY = djangos(*_for_insert_by(DatabaseOperations))
+_RETURNING = "returning_columns" if django.VERSION >= (6, 0) else "return_insert_columns"
+#: What operations write an INSERT with, and read what it returns.
+_inserting_by = attrgetter(
+    *("bulk_insert_sql", "insert_statement", "modify_insert_params", "on_conflict_suffix_sql"),
+    *(_RETURNING, "fetch_returned_rows")
+    if django.VERSION >= (6, 0)
+    else (_RETURNING, "fetch_returned_insert_columns"),
+)
+_INSERT_BY = djangos(*_inserting_by(DatabaseOperations))
+_insert_features = attrgetter(
+    *("can_return_columns_from_insert", "can_return_rows_from_bulk_insert", "has_bulk_insert"),
+)
+_INSERTS_AND_RETURNS = (True, True, True)
 
 
 def _cast_nothing(ops: type[Any]) -> bool:
     """Whether these operations leave a column that is compared as it is."""
     return (ops.lookup_cast,) == _CAST and getattr(ops, "field_cast_sql", None) is _OLD_CAST
-
-
-def _returning(ops: Any) -> Any:
-    return ops.returning_columns if django.VERSION >= (6, 0) else ops.return_insert_columns
 
 
 def _is_plain(field: Any) -> bool:
@@ -172,6 +178,58 @@ def _are_plain(ops: type[Any]) -> bool:
 
 
 _MOST_STATEMENTS = 64
+
+
+class _Insert:
+    """The words of an INSERT of one row, by the fields that it has and returns."""
+
+    __slots__ = (
+        *("columns", "into", "keeps", "ops", "returning", "returning_params", "returns_as_is"),
+        *("sql", "table"),
+    )
+
+    def __init__(self, made_by: SQLInsertCompiler, fields: Any, returning_fields: Any) -> None:
+        ops, opts = made_by.connection.ops, made_by.query.get_meta()
+        #: What these words are found by is the identity of the fields: they live as long.
+        self.keeps = list(fields), list(returning_fields)
+        self.ops = type(ops)
+        self.table = opts.db_table
+        self.columns = [field.column for field in fields]
+        names = ", ".join(map(ops.quote_name, self.columns))
+        self.into = f"INSERT INTO {ops.quote_name(self.table)} ({names})"
+        sql, self.returning_params = "", ()
+        if returning_fields:
+            sql, self.returning_params = getattr(ops, _RETURNING)(returning_fields)
+        self.returning = sql and f" {sql}"
+        placeholders = ", ".join(["%s"] * len(self.columns))
+        self.sql = f"{self.into} VALUES ({placeholders}){self.returning}"
+        cols = [field.get_col(self.table) for field in returning_fields]
+        #: Whether nothing converts what is returned.
+        self.returns_as_is = not made_by.get_converters(cols) and all(
+            map(_is_plain_column, cols, returning_fields, repeat(self.table))
+        )
+
+    @classmethod
+    def of(cls, made_by: SQLInsertCompiler, returning_fields: Any) -> _Insert | None:
+        """The words for what `made_by` is to insert; None if a field has a say in them."""
+        query: Any = made_by.query
+        fields, opts = query.fields, query.model._meta  # noqa: SLF001
+        known: dict[Any, _Insert] = opts.__dict__.get("_pgbackend_inserts", {})
+        key = tuple(map(id, fields)), tuple(map(id, returning_fields))
+        words = known.get(key)
+        if (
+            words is not None
+            and words.table == opts.db_table
+            and words.ops is type(made_by.connection.ops)
+            and words.columns == [field.column for field in fields]
+        ):
+            return words
+        if any(map(_has_default_or_placeholder, fields)):
+            return None
+        words = cls(made_by, fields, returning_fields)
+        if _are_plain(words.ops) and len(known) < _MOST_STATEMENTS:
+            opts._pgbackend_inserts = {**known, key: words}  # noqa: SLF001
+        return words
 
 
 class _Columns:
@@ -565,7 +623,29 @@ class SQLCompiler(_FetchedAtOnce, compiler.SQLCompiler):
 
 class SQLInsertCompiler(CompiledStatement, compiler.SQLInsertCompiler):
     def as_sql(self) -> list[tuple[str, tuple[Any, ...]]]:  # type: ignore[override]  # as Django's
-        return [self._usual_statement()] if self._is_usual() else super().as_sql()
+        words = _Insert.of(self, self.returning_fields or ()) if self._is_usual() else None
+        return super().as_sql() if words is None else [self._usual_statement(words)]
+
+    def execute_sql(self, returning_fields: Any = None) -> Any:  # type: ignore[override]  # as Django's
+        if (
+            _get_running_loop() is None
+            or not self._is_usual()
+            or not self._is_executed_by_django()
+            or (words := _Insert.of(self, returning_fields or ())) is None
+            or not statements.can_execute(self.connection)
+        ):
+            return super().execute_sql(returning_fields)
+        self.returning_fields = returning_fields
+        connection = self.connection
+        _, rows = statements.execute(connection, *self._usual_statement(words))
+        if not returning_fields:
+            return []
+        returned = statements.fetched(connection, rows)
+        if words.returns_as_is:
+            return returned
+        cols = [field.get_col(words.table) for field in returning_fields]
+        converters = self.get_converters(cols)
+        return list(self.apply_converters(returned, converters)) if converters else returned
 
     def _asks_first(self) -> bool:
         return self._is_executed_by_django()
@@ -573,7 +653,6 @@ class SQLInsertCompiler(CompiledStatement, compiler.SQLInsertCompiler):
     def _is_usual(self) -> bool:
         """Whether one row is inserted, of nothing but values and expressions."""
         query: Any = self.query
-        features = self.connection.features
         return bool(
             type(self) is SQLInsertCompiler
             and _for_insert() == _INSERT
@@ -581,18 +660,34 @@ class SQLInsertCompiler(CompiledStatement, compiler.SQLInsertCompiler):
             and query.fields
             and not query.raw
             and query.on_conflict is None
-            and features.can_return_columns_from_insert
-            and features.can_return_rows_from_bulk_insert
-            and features.has_bulk_insert
-            and _for_insert_by(type(self.connection.ops)) == _INSERT_BY
-            and not any(map(_has_default_or_placeholder, query.fields))
+            and _insert_features(self.connection.features) == _INSERTS_AND_RETURNS
+            and _inserting_by(type(self.connection.ops)) == _INSERT_BY
         )
 
-    def _usual_statement(self) -> tuple[str, tuple[Any, ...]]:
-        query, connection = self.query, self.connection
+    def _usual_statement(self, words: _Insert) -> tuple[str, tuple[Any, ...]]:
+        self.returning_params = words.returning_params
+        values = self._prepared_values()
+        for value in values:
+            if hasattr(value, "as_sql"):
+                return self._with_expressions(words, values)
+        return words.sql, (*values, *words.returning_params)
+
+    def _prepared_values(self) -> list[Any]:
+        row, connection = self.query.objs[0], self.connection
+        values: list[Any] = []
+        for field in self.query.fields:
+            value = field.pre_save(row, add=True)
+            if type(value) in _VALUES:
+                value = field.get_db_prep_save(value, connection=connection)
+            elif not (_LEAVES_DEFAULTS and isinstance(value, DatabaseDefault)):
+                value = self.prepare_value(field, value)
+            values.append(value)
+        return values
+
+    def _with_expressions(self, words: _Insert, values: list[Any]) -> tuple[str, tuple[Any, ...]]:
         placeholders: list[str] = []
         params: list[Any] = []
-        for value in [self._prepared(field, query.objs[0]) for field in query.fields]:
+        for value in values:
             if hasattr(value, "as_sql"):
                 sql, sent = self.compile(value)
                 placeholders.append(sql)
@@ -600,25 +695,8 @@ class SQLInsertCompiler(CompiledStatement, compiler.SQLInsertCompiler):
             else:
                 placeholders.append("%s")
                 params.append(value)
-        quote_name = connection.ops.quote_name
-        columns = ", ".join([quote_name(field.column) for field in query.fields])
-        table = quote_name(query.get_meta().db_table)
-        into = f"INSERT INTO {table} ({columns})"
-        statement = f"{into} VALUES ({', '.join(placeholders)})"
-        if self.returning_fields:
-            returning, self.returning_params = _returning(connection.ops)(self.returning_fields)
-            if returning:
-                statement = f"{statement} {returning}"
-                params.extend(self.returning_params)
-        return statement, tuple(params)
-
-    def _prepared(self, field: Any, row: Any) -> Any:
-        value = field.pre_save(row, add=True)
-        if type(value) in _VALUES:
-            return field.get_db_prep_save(value, connection=self.connection)
-        if _LEAVES_DEFAULTS and isinstance(value, DatabaseDefault):
-            return value
-        return self.prepare_value(field, value)
+        params.extend(words.returning_params)
+        return f"{words.into} VALUES ({', '.join(placeholders)}){words.returning}", tuple(params)
 
 
 class SQLDeleteCompiler(_FetchedAtOnce, compiler.SQLDeleteCompiler):

@@ -37,7 +37,7 @@ from django.http import Http404
 from django.urls import get_resolver, get_urlconf
 from django.utils import asyncio as django_asyncio
 
-from . import asgi, conf, state, wrappers
+from . import asgi, blocks, conf, wrappers
 from .driver import bridge
 
 Policy: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], bool]
@@ -89,8 +89,7 @@ def run_coroutine_function(func: Callable[[], Awaitable[Any]]) -> Any:
 def _hook_atomic() -> None:  # noqa: C901 - five short methods
     """`Atomic` takes its turn among the tasks of its transaction, and knows coroutines.
 
-    Its own code runs unedited; before it, the block is opened (or its turn awaited), and after it,
-    the block is ended. See Note [Turns] in state.py.
+    See blocks.py.
     """
     atomic = transaction.Atomic
     enter, leave, call = atomic.__enter__, atomic.__exit__, atomic.__call__
@@ -99,7 +98,7 @@ def _hook_atomic() -> None:  # noqa: C901 - five short methods
     def __enter__(self: Any) -> None:
         connection = transaction.get_connection(self.using)
         if is_ours(connection):
-            _enter_block(connection, self, enter)
+            blocks.enter(connection, self, enter)
         else:
             enter(self)
 
@@ -110,7 +109,7 @@ def _hook_atomic() -> None:  # noqa: C901 - five short methods
             leave(self, *exc_info)
             return
         with bridge.postpone_delivery():
-            _leave_block(connection, self, functools.partial(leave, self), exc_info)
+            blocks.leave(connection, self, leave, exc_info)
 
     async def __aenter__(self: Any) -> None:
         await bridge.run(self.__enter__)
@@ -132,91 +131,6 @@ def _hook_atomic() -> None:  # noqa: C901 - five short methods
 
     for method in (__enter__, __exit__, __aenter__, __aexit__, __call__):
         setattr(atomic, method.__name__, method)
-
-
-def _enter_block(connection: Any, atomic: Any, enter: Callable[[Any], None]) -> None:
-    connection.check_context("transaction.atomic")
-    state.take_turn(connection)
-    parent = state.current_block(connection)
-    nested = parent is not None and parent.transaction.state.transaction is not None
-    if nested:
-        assert parent is not None
-        block = parent.transaction.push(parent)
-        state.enter_block(connection, block)
-    try:
-        enter(atomic)
-    except BaseException:
-        if nested:
-            block.transaction.pop(block)
-            state.leave_block(connection, parent)
-        raise
-    if nested:
-        block.transaction.settle(block)
-    if atomic._from_testcase:  # noqa: SLF001
-        state.join_in_tests(connection, state.current_block(connection))
-
-
-def _leave_block(
-    connection: Any, atomic: Any, leave: Callable[..., None], exc_info: tuple[Any, ...]
-) -> None:
-    block = state.current_block(connection)
-    refusal = None
-    try:
-        if block is not None and not block.ended:
-            if exc_info[0] is None and (refusal := _wait_to_leave(block)) is not None:
-                exc_info = (type(refusal), refusal, refusal.__traceback__)
-            if not block.ended:
-                _begin_to_end(connection, block, failed=exc_info[0] is not None)
-        if block is None or not block.claimed:
-            leave(*exc_info)
-        elif exc_info[0] is None:
-            state.check_not_ended(block)
-    finally:
-        if block is not None:
-            _end_block(connection, block)
-        if atomic._from_testcase:  # noqa: SLF001
-            state.join_in_tests(connection, block.parent if block is not None else None)
-    if refusal is not None:
-        try:
-            raise refusal
-        finally:
-            del refusal, exc_info  # it knows this frame by its traceback
-
-
-def _wait_to_leave(block: state.Block) -> BaseException | None:
-    """Wait until nothing is open inside `block`; return why it must be rolled back instead."""
-    try:
-        block.transaction.take_turn(block)
-    except BaseException as exc:
-        return exc
-    return None
-
-
-def _begin_to_end(connection: Any, block: state.Block, *, failed: bool) -> None:
-    """From here on only the running code sends statements. See Note [Turns] in state.py."""
-    if failed:
-        block.transaction.claim(block)
-    state.enter_block(connection, block.transaction.push(block))
-
-
-def _end_block(connection: Any, block: state.Block) -> None:
-    ending = block.transaction.innermost
-    if ending is not None and ending.parent is block:
-        block.doomed = False
-        block.transaction.pop(ending)
-        state.enter_block(connection, block)
-    if block.parent is not None:
-        if not block.ended:
-            block.transaction.pop(block)
-        state.leave_block(connection, block.parent)
-    elif not block.transaction.state.in_atomic_block and not block.ended:
-        # Autocommit was not set again: the connection was closed inside the block, or the end of
-        # the block was interrupted. The pool rolls back what is open.
-        ended = block.transaction.state
-        if ended.commit_on_exit or ended.connection is None:
-            state.end(connection, ended)
-            if ended.lease is not None:
-                ended.lease.end()
 
 
 # --- async_unsafe -------------------------------------------------------------------------------

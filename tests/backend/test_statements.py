@@ -39,6 +39,7 @@ from pgbackend import aio, base, driver, statements
 from pgbackend.driver.errors import LeaseEnded
 from tests.conftest import Runner
 from tests.library.models import Author, Tag
+from tests.support.patches import patched, patched_on_the_object
 
 
 @pytest.fixture
@@ -145,35 +146,6 @@ def test_many_rows_come_in_the_chunks_of_django(run: Runner, at_once: list[str])
 
 
 @contextmanager
-def _patched(owner: Any, name: str, seen: list[str]) -> Iterator[None]:
-    original = getattr(owner, name)
-
-    def patch(self: Any, *args: Any, **kwargs: Any) -> Any:
-        seen.append(name)
-        return original(self, *args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patches:
-        patches.setattr(owner, name, patch)
-        yield
-
-
-@contextmanager
-def _patched_on_the_object(name: str, seen: list[str]) -> Iterator[None]:
-    wrapper = connections["default"]
-    original = getattr(wrapper, name)
-
-    def patch(*args: Any, **kwargs: Any) -> Any:
-        seen.append(name)
-        return original(*args, **kwargs)
-
-    setattr(wrapper, name, patch)
-    try:
-        yield
-    finally:
-        delattr(wrapper, name)
-
-
-@contextmanager
 def _wrapping(seen: list[str]) -> Iterator[None]:
     def wrapper(execute: Any, sql: str, *args: Any) -> Any:
         seen.append(sql)
@@ -204,8 +176,8 @@ OBSERVERS: dict[str, Callable[[list[str]], Any]] = {
     "CaptureQueriesContext": _capturing,
     "DEBUG": _debugging,
     **{
-        f"{owner.__module__}.{owner.__name__}.{name}": lambda seen, owner=owner, name=name: (
-            _patched(owner, name, seen)
+        f"{owner.__module__}.{owner.__name__}.{name}": lambda seen, owner=owner, name=name: patched(
+            owner, name, seen
         )
         for owner, names in {
             utils.CursorWrapper: ("execute", "_execute_with_wrappers", "_execute"),
@@ -223,7 +195,7 @@ OBSERVERS: dict[str, Callable[[list[str]], Any]] = {
         for name in names
     },
     **{
-        f"connection.{name}": lambda seen, name=name: _patched_on_the_object(name, seen)
+        f"connection.{name}": lambda seen, name=name: patched_on_the_object(name, seen)
         for name in (
             *("cursor", "_cursor", "create_cursor", "make_cursor", "_prepare_cursor"),
             *("validate_no_broken_transaction", "validate_thread_sharing"),
@@ -827,8 +799,8 @@ def test_in_a_sync_context_who_sees_to_the_connection_is_asked(owner: Any, name:
     connection.close()
     Author.objects.count()  # there is a connection, and nothing to do
     seen: list[str] = []
-    patched = _patched_on_the_object(name, seen) if owner is None else _patched(owner, name, seen)
-    with patched:
+    watched = patched_on_the_object(name, seen) if owner is None else patched(owner, name, seen)
+    with watched:
         Author.objects.count()
     assert seen or (owner, name) == (PostgresDatabaseWrapper, "close_if_health_check_failed"), (
         "ours calls Django's where health checks are on"

@@ -1,0 +1,313 @@
+"""The ends of an `atomic` block that are done in one step: nobody can tell the difference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+from django.db import (
+    DatabaseError,
+    InterfaceError,
+    OperationalError,
+    connection,
+    connections,
+    transaction,
+)
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
+from django.test import override_settings
+from django.test.utils import CaptureQueriesContext
+
+import pgbackend
+from pgbackend import base, blocks, driver
+from tests.conftest import Runner
+from tests.library.models import Book, Entry
+from tests.support.patches import patched, patched_on_the_object
+
+
+@pytest.fixture
+def in_one_step(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ends of blocks that were done in one step."""
+    seen: list[str] = []
+
+    def record(name: str) -> None:
+        original = getattr(blocks, name)
+
+        def recorded(*args: Any) -> Any:
+            seen.append(name)
+            return original(*args)
+
+        monkeypatch.setattr(blocks, name, recorded)
+
+    record("_open_outermost")
+    record("_commit_outermost")
+    return seen
+
+
+def what_is_seen() -> dict[str, Any]:
+    return {
+        name: getattr(connection, name)
+        for name in (
+            *("autocommit", "commit_on_exit", "in_atomic_block", "needs_rollback"),
+            *("closed_in_transaction", "errors_occurred", "run_commit_hooks_on_set_autocommit_on"),
+            *("atomic_blocks", "run_on_commit", "savepoint_ids", "savepoint_state"),
+        )
+    }
+
+
+def one_block(atomic: Any) -> list[dict[str, Any]]:
+    """What Django's names say before, in and after a block; in a hook, too."""
+    seen = [what_is_seen()]
+    with atomic:
+        seen.append(what_is_seen())
+        connection.errors_occurred = True
+        Entry.objects.create(text="x")
+        transaction.on_commit(lambda: seen.append(what_is_seen()))
+        seen.append({**what_is_seen(), "run_on_commit": len(connection.run_on_commit)})
+    seen.append(what_is_seen())
+    return seen
+
+
+def test_the_names_of_django_say_what_they_say_in_a_sync_context(
+    run: Runner, in_one_step: list[str]
+) -> None:
+    atomic = transaction.atomic()
+    expected = one_block(atomic)
+    assert in_one_step == []
+    assert run.green(lambda: one_block(atomic)) == expected
+    assert in_one_step == ["_open_outermost", "_commit_outermost"]
+    assert Entry.objects.count() == 2
+
+
+def test_a_flag_that_was_left_is_reset_as_in_sync_code(run: Runner, in_one_step: list[str]) -> None:
+    def green() -> bool:
+        connection.needs_rollback = True
+        connection.commit_on_exit = False
+        with transaction.atomic():
+            Entry.objects.create(text="x")
+        return connection.commit_on_exit and not connection.needs_rollback
+
+    assert run.green(green)
+    assert len(in_one_step) == 2
+    assert Entry.objects.count() == 1
+
+
+# --- What is not usual is Django's ----------------------------------------------------------------
+
+
+class _Left(Exception):
+    pass
+
+
+def nested() -> None:
+    with transaction.atomic(), transaction.atomic():
+        Entry.objects.create(text="x")
+
+
+def nested_without_savepoint() -> None:
+    with transaction.atomic(), transaction.atomic(savepoint=False):
+        Entry.objects.create(text="x")
+
+
+def rolled_back_by_hand() -> None:
+    with transaction.atomic():
+        Entry.objects.create(text="x")
+        transaction.set_rollback(True)
+
+
+def left_with_an_error() -> None:
+    with pytest.raises(_Left), transaction.atomic():
+        Entry.objects.create(text="x")
+        raise _Left
+
+
+def inside_a_transaction_by_hand() -> None:
+    transaction.set_autocommit(False)
+    with transaction.atomic():
+        Entry.objects.create(text="x")
+    transaction.rollback()
+    transaction.set_autocommit(True)
+
+
+def closed_inside() -> None:
+    with transaction.atomic():
+        Entry.objects.create(text="x")
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("block", "steps", "rows"),
+    [
+        (nested, ["_open_outermost", "_commit_outermost"], 1),
+        (nested_without_savepoint, ["_open_outermost", "_commit_outermost"], 1),
+        (rolled_back_by_hand, ["_open_outermost"], 0),
+        (left_with_an_error, ["_open_outermost"], 0),
+        (inside_a_transaction_by_hand, [], 0),
+        (closed_inside, ["_open_outermost"], 0),
+    ],
+)
+def test_only_the_outermost_block_that_is_committed_is_done_in_one_step(
+    run: Runner, in_one_step: list[str], block: Callable[[], None], steps: list[str], rows: int
+) -> None:
+    def green() -> bool:
+        block()
+        return connection.get_autocommit() and not connection.in_atomic_block
+
+    assert run.green(green)
+    assert in_one_step == steps
+    assert Entry.objects.count() == rows
+
+
+def test_without_autocommit_a_block_is_djangos(run: Runner, in_one_step: list[str]) -> None:
+    def green() -> int:
+        with transaction.atomic():
+            Entry.objects.create(text="x")
+        transaction.rollback()
+        return Entry.objects.count()
+
+    settings = connections.settings["default"]
+    settings["AUTOCOMMIT"] = False
+    try:
+        assert run.green(green) == 0
+    finally:
+        settings["AUTOCOMMIT"] = True
+    assert in_one_step == []
+
+
+def test_a_copy_of_the_wrapper_has_blocks_of_its_own(run: Runner, in_one_step: list[str]) -> None:
+    def green() -> int:
+        alone = connection.copy()
+        connections["other"] = alone
+        try:
+            with transaction.atomic(using="other"):
+                Entry.objects.using("other").create(text="x")
+        finally:
+            alone.close()
+            del connections["other"]
+        return Entry.objects.count()
+
+    assert run.green(green) == 1
+    assert in_one_step == []
+
+
+def test_a_pinned_connection_is_that_of_the_block(run: Runner, in_one_step: list[str]) -> None:
+    def backend() -> int:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_backend_pid()")
+            return int(cursor.fetchone()[0])
+
+    def green() -> set[int]:
+        with pgbackend.pinned():
+            pids = {backend()}
+            with transaction.atomic():
+                pids.add(backend())
+            return pids | {backend()}
+
+    assert len(run.green(green)) == 1
+    assert len(in_one_step) == 2
+
+
+# --- Who observes the ends of a block sees them ---------------------------------------------------
+
+
+@contextmanager
+def _capturing(seen: list[str]) -> Iterator[None]:
+    with CaptureQueriesContext(connection) as captured:
+        yield
+    seen += [query["sql"] for query in captured if query["sql"] in ("BEGIN", "COMMIT")]
+
+
+@contextmanager
+def _debugging(seen: list[str]) -> Iterator[None]:
+    with override_settings(DEBUG=True):
+        connection.queries_log.clear()
+        yield
+        seen += [query["sql"] for query in connection.queries if query["sql"] == "COMMIT"]
+        connection.queries_log.clear()
+
+
+OBSERVERS: dict[str, Callable[[list[str]], Any]] = {
+    "CaptureQueriesContext": _capturing,
+    "DEBUG": _debugging,
+    **{
+        f"{owner.__module__}.{owner.__name__}.{name}": lambda seen, owner=owner, name=name: patched(
+            owner, name, seen
+        )
+        for owner, names in {
+            BaseDatabaseWrapper: ("_commit", "commit"),  # the first is Sentry's way
+            PostgresDatabaseWrapper: ("_commit", "commit"),
+            base.DatabaseWrapper: ("_commit", "commit", "get_autocommit", "set_autocommit"),
+            driver.Connection: ("commit",),
+            psycopg.Connection: ("commit",),
+        }.items()
+        for name in names
+    },
+    **{
+        f"connection.{name}": lambda seen, name=name: patched_on_the_object(name, seen)
+        for name in ("_commit", "commit", "get_autocommit", "set_autocommit")
+    },
+}
+
+
+@pytest.mark.parametrize("observer", OBSERVERS)
+def test_who_observes_the_ends_of_a_block_sees_them(run_once: Runner, observer: str) -> None:
+    def green() -> int:
+        seen: list[str] = []
+        with OBSERVERS[observer](seen), transaction.atomic():
+            Entry.objects.create(text="x")
+        return len(seen)
+
+    green()  # connects
+    expected = green()
+    assert expected > 0, "in a sync context"
+    assert run_once.green(green) == expected
+
+
+# --- A COMMIT that fails --------------------------------------------------------------------------
+
+
+def test_a_commit_that_is_refused_is_rolled_back(run: Runner, in_one_step: list[str]) -> None:
+    def green() -> list[Any]:
+        hooks: list[str] = []
+        with pytest.raises(DatabaseError, match="foreign key"), transaction.atomic():
+            Book.objects.create(title="of nobody", author_id=0)  # the constraint is deferred
+            transaction.on_commit(lambda: hooks.append("ran"))
+        with transaction.atomic():
+            Entry.objects.create(text="x")
+        return [hooks, Book.objects.count(), what_is_seen()]
+
+    expected = green()
+    assert run.green(green) == expected
+    assert in_one_step == ["_open_outermost", "_commit_outermost"] * 2
+    assert Entry.objects.count() == 2
+
+
+def test_a_connection_that_dies_before_the_commit_is_not_used_again(
+    run: Runner, in_one_step: list[str]
+) -> None:
+    def green() -> int:
+        with pytest.raises((OperationalError, InterfaceError)), transaction.atomic():
+            Entry.objects.create(text="x")
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_backend_pid()")
+                pid = cursor.fetchone()[0]
+            with psycopg.connect(connection.connection.info.dsn, password=None) as other:
+                other.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+        return Entry.objects.count()
+
+    assert run.green(green) == 0
+    assert in_one_step == ["_open_outermost", "_commit_outermost"]
+
+
+def test_a_block_that_another_thread_ends_is_refused_as_djangos(run: Runner) -> None:
+    def green() -> None:
+        wrapper = connections["default"]
+        with pytest.raises(DatabaseError, match="created in thread"), transaction.atomic():
+            Entry.objects.create(text="x")
+            inside, wrapper._thread_ident = wrapper._thread_ident, 0  # type: ignore[attr-defined]
+        wrapper._thread_ident = inside  # type: ignore[attr-defined]
+
+    run.green(green)
