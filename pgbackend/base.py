@@ -585,7 +585,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         if current.in_atomic_block:
             self.validate_no_atomic_block()  # raises
         if autocommit:
-            self.end_pooled(current)
+            self.end_pooled(current, state.current_block(self))
         elif self.queries_logged:
             with debug_transaction(self, "BEGIN"):
                 self.begin_pooled(current)
@@ -618,10 +618,13 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             transaction.lender = state.session(self)
         return begun
 
-    def end_pooled(self, current: State) -> None:
-        """Give the connection of `current` back, end its transaction, and run the hooks of it."""
+    def end_pooled(self, current: State, block: state.Block | None) -> None:
+        """Give the connection of `current` back, end its transaction, and run the hooks of it.
+
+        `block` is the one that is ended.
+        """
         if current.lease is not None:
-            self._end_lease(current)
+            self._end_lease(current, block)
         now = current
         if current.transaction is not None:
             state.end(self, current)
@@ -636,25 +639,24 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
                 self.run_and_clear_commit_hooks()
             now.run_commit_hooks_on_set_autocommit_on = False
 
-    def _end_lease(self, current: State) -> None:
+    def _end_lease(self, current: State, block: state.Block | None) -> None:
         assert current.lease is not None
         if current.connection.closed:
             # Its end was interrupted by what Django does not catch (GeneratorExit).
             current.run_on_commit = []
         else:
-            self._end_on_connection(current)
+            self._end_on_connection(current.connection, block)
         if current.transaction is None:
             current.lease.end()
         else:
             current.transaction.give_up_lease()
 
-    def _end_on_connection(self, current: State) -> None:
+    def _end_on_connection(self, connection: Any, block: state.Block | None) -> None:
         with self.wrap_database_errors:
-            block = state.current_block(self)
-            if block is not None and block.moving and not _is_idle(current.connection):
+            if block is not None and block.moving and not _is_idle(connection):
                 # COMMIT was cancelled while it stood behind the statement of a child task.
-                current.connection.rollback()
-            current.connection.back_to_autocommit()
+                connection.rollback()
+            connection.back_to_autocommit()
 
     def _commit(self) -> None:
         djangos: Any = PostgresDatabaseWrapper

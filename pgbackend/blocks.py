@@ -88,12 +88,12 @@ def leave(
             if exc_info[0] is None and (refusal := _wait_to_leave(block)) is not None:
                 exc_info = (type(refusal), refusal, refusal.__traceback__)
             if not block.ended:
+                if exc_info[0] is None and _ends_as_most(wrapper, block):
+                    _commit_outermost(wrapper, block)
+                    return
                 _begin_to_end(wrapper, block, failed=exc_info[0] is not None)
         if block is None or not block.claimed:
-            if exc_info[0] is None and block is not None and _ends_as_most(wrapper, block):
-                _commit_outermost(wrapper, block.transaction.state)
-            else:
-                leave_djangos(atomic, *exc_info)
+            leave_djangos(atomic, *exc_info)
         elif exc_info[0] is None:
             state.check_not_ended(block)
     finally:
@@ -162,17 +162,19 @@ def _where_nothing_is_open(here: Portal, wrapper: Any) -> State | None:
     return None
 
 
+_what_counts = attrgetter(
+    *("pooled", "in_atomic_block", "commit_on_exit", "needs_rollback", "closed_in_transaction"),
+    "savepoint_ids",
+)
+_TO_BE_COMMITTED: tuple[Any, ...] = (True, True, True, False, False, [])
+
+
 def _ends_as_most(wrapper: Any, block: Block) -> bool:
     """Whether `block`, which is left without an error, is committed, and nothing else."""
     ending = block.transaction.state
     return bool(
         block.parent is None
-        and ending.pooled
-        and ending.in_atomic_block
-        and ending.commit_on_exit
-        and not ending.needs_rollback
-        and not ending.closed_in_transaction
-        and not ending.savepoint_ids
+        and _what_counts(ending) == _TO_BE_COMMITTED
         and len(ending.atomic_blocks) == 1
         and block.transaction.home is _get_running_loop()
         and type(_running()) is Portal
@@ -201,7 +203,9 @@ def _open_outermost(wrapper: Any, atomic: Any, current: State) -> None:
     begun.atomic_blocks.append(atomic)
 
 
-def _commit_outermost(wrapper: Any, ending: State) -> None:
+def _commit_outermost(wrapper: Any, block: Block) -> None:
+    ending = block.transaction.state
+    block_of_end = block.transaction.push(block)  # no statement of others goes with the COMMIT
     ending.atomic_blocks.pop()
     ending.in_atomic_block = False  # or nothing might be committed, nor rolled back
     try:
@@ -217,4 +221,4 @@ def _commit_outermost(wrapper: Any, ending: State) -> None:
         if ending.closed_in_transaction:
             ending.connection = None
         else:
-            wrapper.end_pooled(ending)
+            wrapper.end_pooled(ending, block_of_end)

@@ -23,10 +23,13 @@ methods has been patched that is named in the constants below.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from functools import partial
 from itertools import repeat
 from operator import attrgetter, is_
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -68,40 +71,34 @@ _PLAIN: dict[str, set[Any]] = {
 # What is passed over, as long as it is what it was. (An `attrgetter` looks many up in one call.)
 
 
-_select_methods = attrgetter(
-    *("as_sql", "compile", "pre_sql_setup", "setup_query", "get_select", "get_extra_select")
+def _methods(owner: Any, names: str) -> Callable[[], Any]:
+    """A function that looks `names` up on `owner`, in a call of C."""
+    return partial(attrgetter(*names.split()), owner)
+
+
+_for_select = _methods(
+    SimpleNamespace(SQLCompiler=compiler.SQLCompiler, Col=Col),
+    "SQLCompiler.as_sql SQLCompiler.compile SQLCompiler.pre_sql_setup SQLCompiler.setup_query "
+    "SQLCompiler.get_select SQLCompiler.get_extra_select Col.as_sql",
 )
-
-
-def _for_select() -> tuple[Any, ...]:
-    return *_select_methods(compiler.SQLCompiler), Col.as_sql
-
-
-def _for_update() -> tuple[Any, ...]:
-    return compiler.SQLUpdateCompiler.as_sql, compiler.SQLUpdateCompiler.pre_sql_setup
-
-
-_inserting = attrgetter(
-    *("as_sql", "pre_save_val", "prepare_value", "field_as_sql", "assemble_as_sql")
+_for_update = _methods(compiler.SQLUpdateCompiler, "as_sql pre_sql_setup")
+_for_insert = _methods(
+    SimpleNamespace(its=compiler.SQLInsertCompiler, base=sql_compiler.SQLInsertCompiler),
+    "its.as_sql its.pre_save_val its.prepare_value its.field_as_sql its.assemble_as_sql "
+    "base.assemble_as_sql base.get_converters",
 )
-
-
-def _for_insert() -> tuple[Any, ...]:
-    base = sql_compiler.SQLInsertCompiler
-    return *_inserting(compiler.SQLInsertCompiler), base.assemble_as_sql, base.get_converters
-
-
-def _for_comparison() -> tuple[Any, ...]:
-    exact, builtin, lookup = lookups.Exact, lookups.BuiltinLookup, lookups.Lookup
-    return exact.as_sql, builtin.as_sql, lookup.process_lhs, Col.as_sql, Col.resolve_expression
-
-
-_executing = attrgetter(
-    *("SQLCompiler.execute_sql", "SQLInsertCompiler.execute_sql", "SQLUpdateCompiler.execute_sql"),
+_for_comparison = _methods(
+    SimpleNamespace(lookups=lookups, Col=Col),
+    "lookups.Exact.as_sql lookups.BuiltinLookup.as_sql lookups.Lookup.process_lhs Col.as_sql "
+    "Col.resolve_expression",
+)
+_for_executing = _methods(
+    sql_compiler,
+    "SQLCompiler.execute_sql SQLInsertCompiler.execute_sql SQLUpdateCompiler.execute_sql "
     "cursor_iter",
 )
 
-_EXECUTE = djangos(*_executing(sql_compiler))
+_EXECUTE = djangos(*_for_executing())
 _COMPILE = djangos(compiler.SQLCompiler.compile)
 _SELECT = djangos(*_for_select())
 _UPDATE = djangos(*_for_update())
@@ -435,7 +432,7 @@ class CompiledStatement:
 
     def _is_executed_by_django(self) -> bool:
         """Whether nobody has derived from this compiler, or patched how it executes."""
-        return type(self) in _OWN and _executing(sql_compiler) == _EXECUTE
+        return type(self) in _OWN and _for_executing() == _EXECUTE
 
 
 class _FetchedAtOnce(CompiledStatement):

@@ -208,6 +208,8 @@ def _hop(policy: Policy) -> Callable[..., Any]:
     def hop(func: Callable[..., Any] | None = None, **options: Any) -> Any:
         if func is None:
             return functools.partial(hop, **options)
+        if policy is _orm and not conf.has_foreign_alias():
+            return functools.partial(bridge.run, func)  # whatever it will be called with
 
         async def call(*args: Any, **kwargs: Any) -> Any:
             if policy(func, args, kwargs):
@@ -393,8 +395,10 @@ def _hook_wrappers() -> None:
     def create_connection(self: ConnectionHandler, alias: str) -> Any:
         if self is not connections or not bridge.in_greenlet():
             return create(self, alias)
-        wrapper = wrappers.take(alias) or create(self, alias)
-        wrappers.lend(wrapper)
+        wrapper = wrappers.take(alias)
+        if wrapper is None:
+            wrapper = create(self, alias)
+            wrappers.lend(wrapper)
         return wrapper
 
     ConnectionHandler.create_connection = create_connection  # type: ignore[method-assign]
@@ -465,7 +469,10 @@ def _hook_view_atomic() -> None:
 
     @functools.wraps(make_view_atomic)
     def hooked(self: Any, view: Callable[..., Any]) -> Callable[..., Any]:
-        if not any(each["ATOMIC_REQUESTS"] for each in connections.settings.values()):
+        for settings_dict in connections.settings.values():  # in each request: no generator
+            if settings_dict["ATOMIC_REQUESTS"]:
+                break
+        else:
             return view
         if not iscoroutinefunction(view):
             return make_view_atomic(self, view)

@@ -281,11 +281,18 @@ class Found:
         self.settings_dict = wrapper.settings_dict
         self.blocks = blocks
         self.sessions = sessions
+        own: State = wrapper._own
         #: None for a wrapper with a connection of its own.
-        self.session = _session_of(sessions, wrapper) if wrapper._shared else None
-        self.scope: Scope = wrapper._own_scope if self.session is None else self.session.scope
+        self.session: Session | None = None
+        self.scope: Scope = wrapper._own_scope
+        if wrapper._shared:
+            self.session = session = _session_of(sessions, wrapper)
+            self.scope = session.scope
+            if not blocks and not _test_blocks and own.connection is own.transaction is None:
+                self.state = session.state  # what `_look_up()` finds most often
+                return
         self.state = _look_up(wrapper, blocks, self.session)
-        if self.state is wrapper._own:
+        if self.state is own:
             sessions.uses_own = True
 
 
@@ -418,9 +425,10 @@ def _session_of(sessions: _Sessions, wrapper: Any) -> Session:
     try:
         return sessions.by_key[id(wrapper.settings_dict)]
     except KeyError:
-        scope = Scope(_observers.get().get(wrapper._key), wrapper.queries_limit)
-        new = Session(sessions, scope, wrapper.settings_dict["AUTOCOMMIT"])
-        return sessions.by_key.setdefault(wrapper._key, new)
+        settings_dict = wrapper.settings_dict
+        scope = Scope(_observers.get().get(id(settings_dict)), wrapper.queries_limit)
+        new = Session(sessions, scope, settings_dict["AUTOCOMMIT"])
+        return sessions.by_key.setdefault(id(settings_dict), new)
 
 
 def task_sessions() -> _Sessions:
@@ -689,7 +697,8 @@ class Transaction:
         if parent is not None and parent.doomed:
             parent.doomed = False
             self.state.needs_rollback = True
-        self._wake()
+        if self.waiters:
+            self._wake()
 
     def claim(self, block: Block) -> None:
         """End the blocks that are open inside `block`, which is about to be rolled back.
@@ -773,7 +782,8 @@ def leave_block(wrapper: Any, parent: Block | None) -> None:
     if parent is not None:
         enter_block(wrapper, parent)
         return
-    blocks = {key: block for key, block in _blocks.get().items() if key != wrapper._key}
+    blocks = {**_blocks.get()}
+    blocks.pop(wrapper._key, None)
     _set_blocks(wrapper, blocks, None)
 
 

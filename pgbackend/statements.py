@@ -114,8 +114,12 @@ def fetched(wrapper: Any, rows: list[tuple[Any, ...]] | None) -> list[tuple[Any,
 
 def _lease_of(wrapper: Any, current: State, session: Session) -> Lease:
     """The connection that is held already, or from here on, when it is the statement's turn."""
+    missing = current.connection is None
     wrapper.lease_for(current, session)
-    wrapper.validate_no_broken_transaction()
+    if missing:  # and while it was waited for, others may have had their turns
+        state.take_turn(wrapper)
+        if current.needs_rollback:
+            wrapper.validate_no_broken_transaction()  # raises
     if current.lease is None:
         raise LeaseEnded(LEASE_ENDED)
     return current.lease

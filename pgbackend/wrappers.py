@@ -39,7 +39,7 @@ _names: dict[type[Any], frozenset[str]] = {}
 
 
 def take(alias: str) -> Any:
-    """Return a wrapper for `alias` that is as new, or None."""
+    """Return a wrapper for `alias` that is as new, lent to the running task; or None."""
     if _idle.generation != _generation:
         _idle.by_alias.clear()
         _idle.generation = _generation
@@ -47,6 +47,7 @@ def take(alias: str) -> Any:
     while kept:
         wrapper = kept.pop()
         if wrapper.settings_dict is connections.settings.get(alias):
+            state.task_sessions().wrappers.append(wrapper)
             return wrapper
     return None
 

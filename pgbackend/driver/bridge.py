@@ -307,13 +307,15 @@ async def _as_coroutine(awaitable: Awaitable[T]) -> T:
     return await awaitable
 
 
-async def drive(coro: Coroutine[Any, Any, T]) -> T:
-    """Await `coro` with the synchronous code below it green: `portal()`, for who awaits at once."""
+def drive(coro: Coroutine[Any, Any, T]) -> Awaitable[T]:
+    """Return `coro` with the synchronous code below it green: `portal()`, for who awaits at once.
+
+    No coroutine of its own, which each step would have to go through.
+    """
     if type(getcurrent()) is Portal:
-        return await coro
+        return coro
     make_child_tasks_green(asyncio.get_running_loop())
-    result: T = await _drive(await_, (coro,), {})
-    return result
+    return _drive(await_, (coro,), {})
 
 
 class GreenCoroutine(Coroutine[Any, Any, T]):

@@ -53,7 +53,7 @@ def what_is_seen() -> dict[str, Any]:
         for name in (
             *("autocommit", "commit_on_exit", "in_atomic_block", "needs_rollback"),
             *("closed_in_transaction", "errors_occurred", "run_commit_hooks_on_set_autocommit_on"),
-            *("atomic_blocks", "run_on_commit", "savepoint_ids", "savepoint_state"),
+            *("atomic_blocks", "run_on_commit", "savepoint_ids"),
         )
     }
 

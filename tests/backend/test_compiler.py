@@ -41,7 +41,8 @@ from tests.library.models import Tag
 @pytest.fixture(autouse=True)
 def _nothing_is_known() -> Iterator[None]:
     for model in (Dish, Order, OrderLine, Section, Tag):
-        vars(model._meta).pop("_pgbackend_columns", None)
+        for name in ("_pgbackend_columns", "_pgbackend_inserts"):
+            vars(model._meta).pop(name, None)
     yield
 
 
@@ -734,6 +735,72 @@ def test_operations_that_insert_in_their_own_way_are_asked() -> None:
     ]
     assert told[0] == told[1]
     assert "mine" in told[1][0][0]
+
+
+# The words of an INSERT are kept with the model, by its fields.
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The words that were put together while they were not known."""
+    made: list[Any] = []
+    make = ours._Insert.__init__
+
+    def recorded(self: Any, *args: Any) -> None:
+        make(self, *args)
+        made.append(self)
+
+    monkeypatch.setattr(ours._Insert, "__init__", recorded)
+    return made
+
+
+def test_the_words_of_an_insert_are_put_together_once(kept: list[Any]) -> None:
+    model = make_model(name=models.CharField(max_length=9), number=models.IntegerField(default=1))
+    for row in (
+        model(name="x"),
+        model(name="y", number=7),
+        model(name=functions.Lower(Value("X"))),
+    ):
+        assert inserted_by(ours, [row]) == inserted_by(djangos, [row])
+    assert len(kept) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: mock.patch.object(model._meta, "db_table", "library_other"),
+        lambda model: mock.patch.object(model._meta.get_field("name"), "column", "other"),
+        lambda model: mock.patch.object(connections["default"], "ops", _Quoting(connection)),
+    ],
+)
+def test_what_the_words_of_an_insert_depend_on_is_looked_at(change: Any, kept: list[Any]) -> None:
+    model = make_model(name=models.CharField(max_length=9))
+    before = inserted_by(ours, [model(name="x")])
+    with change(model):
+        assert inserted_by(ours, [model(name="x")]) == inserted_by(djangos, [model(name="x")])
+        assert inserted_by(ours, [model(name="x")]) != before
+    assert inserted_by(ours, [model(name="x")]) == before
+    for rows, returning in (([model(name="x")], False), ([model(pk=1, name="x")], True)):
+        expected = inserted_by(djangos, rows, returning=returning)
+        assert inserted_by(ours, rows, returning=returning) == expected != before
+
+
+class _Quoting(DatabaseOperations):
+    def quote_name(self, name: str) -> str:
+        return f'"{name.strip(chr(34)).upper()}"'
+
+
+def test_the_words_of_no_more_inserts_are_kept_than_are_of_use(kept: list[Any]) -> None:
+    model = make_model(**{f"number_{n}": models.IntegerField(default=1) for n in range(7)})
+    fields = model._meta.local_concrete_fields[1:]
+    for chosen in range(1, 128):
+        query = InsertQuery(model)
+        query.insert_values([each for n, each in enumerate(fields) if chosen & 1 << n], [model()])
+        made = ours.SQLInsertCompiler(query, connection, "default")
+        made.returning_fields = None
+        made.as_sql()
+    assert len(kept) == 127
+    assert len(model._meta._pgbackend_inserts) == ours._MOST_STATEMENTS
 
 
 @pytest.mark.parametrize(

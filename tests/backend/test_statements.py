@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
+import django
 import psycopg
 import pytest
 from django.apps import apps
@@ -23,7 +24,11 @@ from django.db import (
     transaction,
 )
 from django.db.backends import utils
+from django.db.backends.base.operations import BaseDatabaseOperations
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
+from django.db.backends.postgresql.operations import (
+    DatabaseOperations as PostgresDatabaseOperations,
+)
 from django.db.models import F, Value
 from django.db.models.expressions import RawSQL
 from django.db.models.functions import Length, Now
@@ -224,6 +229,63 @@ def test_who_observes_statements_sees_those_of_the_orm(run_once: Runner, observe
     assert min(run_once.green(green)) > 0
     with_a_block = run_once.green(transaction.atomic(green))
     assert min(with_a_block) > 0
+
+
+_FETCHING = "fetch_returned_rows" if django.VERSION >= (6, 0) else "fetch_returned_insert_columns"
+_RETURNING = "returning_columns" if django.VERSION >= (6, 0) else "return_insert_columns"
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (compiler.SQLInsertCompiler, "execute_sql"),
+        (compiler.SQLCompiler, "get_converters"),
+        (BaseDatabaseOperations, _FETCHING),
+        (PostgresDatabaseOperations, _FETCHING),
+        (PostgresDatabaseOperations, _RETURNING),
+        (PostgresDatabaseOperations, "bulk_insert_sql"),
+        (utils.CursorWrapper, "execute"),
+    ],
+)
+def test_who_observes_inserts_sees_them(run_once: Runner, owner: Any, name: str) -> None:
+    def green() -> int:
+        seen: list[str] = []
+        with patched(owner, name, seen):
+            assert Tag.objects.create(name="x").pk
+        Tag.objects.all().delete()
+        return len(seen)
+
+    expected = green()
+    assert expected > 0, "in a sync context"
+    assert run_once.green(green) == expected
+
+
+@isolate_apps("tests.library")
+def test_what_a_row_is_given_by_the_database_is_converted(run: Runner, at_once: list[str]) -> None:
+    class Key(models.BigAutoField):
+        def from_db_value(self, value: int, *args: object) -> str:
+            return f"row {value}"
+
+    class Row(models.Model):  # noqa: DJ008 - nobody reads it
+        id = Key(primary_key=True)
+        name = models.CharField(max_length=9)
+
+        class Meta:
+            app_label = "library"
+
+    def green() -> list[Any]:
+        with connection.cursor() as cursor:
+            cursor.execute("TRUNCATE library_row RESTART IDENTITY")
+        return [Row.objects.create(name=name).pk for name in "xy"]
+
+    with connection.schema_editor() as editor:
+        editor.create_model(Row)
+    try:
+        assert run.green(green) == green() == ["row 1", "row 2"]
+    finally:
+        with connection.schema_editor() as editor:
+            editor.delete_model(Row)
+    assert len(at_once) == 2
 
 
 def test_a_cursor_of_ones_own_is_djangos_also_inside_a_statement(
