@@ -38,7 +38,7 @@ from django.core.exceptions import EmptyResultSet, FullResultSet
 from django.db.backends.postgresql import compiler
 from django.db.backends.postgresql.operations import DatabaseOperations
 from django.db.models import NOT_PROVIDED, DurationField, Field, ForeignKey, lookups
-from django.db.models.expressions import Col, DatabaseDefault
+from django.db.models.expressions import Col, CombinedExpression, DatabaseDefault, Value
 from django.db.models.fields import related_lookups
 from django.db.models.sql import Query
 from django.db.models.sql import compiler as sql_compiler
@@ -81,7 +81,13 @@ _for_select = _methods(
     "SQLCompiler.as_sql SQLCompiler.compile SQLCompiler.pre_sql_setup SQLCompiler.setup_query "
     "SQLCompiler.get_select SQLCompiler.get_extra_select Col.as_sql",
 )
-_for_update = _methods(compiler.SQLUpdateCompiler, "as_sql pre_sql_setup")
+_for_update = _methods(
+    SimpleNamespace(
+        its=compiler.SQLUpdateCompiler, Combined=CombinedExpression, Value=Value, Col=Col
+    ),
+    "its.as_sql its.pre_sql_setup Combined.resolve_expression Value.resolve_expression "
+    "Col.resolve_expression",
+)
 _for_insert = _methods(
     SimpleNamespace(its=compiler.SQLInsertCompiler, base=sql_compiler.SQLInsertCompiler),
     "its.as_sql its.pre_save_val its.prepare_value its.field_as_sql its.assemble_as_sql "
@@ -155,6 +161,14 @@ _insert_features = attrgetter(
     *("can_return_columns_from_insert", "can_return_rows_from_bulk_insert", "has_bulk_insert"),
 )
 _INSERTS_AND_RETURNS = (True, True, True)
+
+
+def _is_resolved(value: Any) -> bool:
+    """Whether `value` is computed from columns and values, and resolving would only copy it."""
+    kind = type(value)
+    if kind is CombinedExpression:
+        return _is_resolved(value.lhs) and _is_resolved(value.rhs)
+    return kind is Col or (kind is Value and value.for_save)
 
 
 def _cast_nothing(ops: type[Any]) -> bool:
@@ -710,7 +724,11 @@ class SQLUpdateCompiler(_FetchedAtOnce, compiler.SQLUpdateCompiler):
         return super()._execute_at_once(result_type, chunk_size) or 0
 
     def _usual_statement(self) -> tuple[str, tuple[Any, ...]] | None:
-        """What `as_sql()` returns for plain values where a column is one; None if Django must."""
+        """What `as_sql()` returns where a column is one value; None if Django must.
+
+        It sets plain values, and what is computed from columns and values: that has been resolved
+        when it was put into the query, and Django resolves it again.
+        """
         query: Any = self.query
         only = _comparison_in(query.where)
         if (
@@ -724,7 +742,9 @@ class SQLUpdateCompiler(_FetchedAtOnce, compiler.SQLUpdateCompiler):
         ):
             return None
         for field, _, value in query.values:  # before the first is told that it will be saved
-            if type(value) not in _VALUES or _has_placeholder(field):
+            if _has_placeholder(field):
+                return None
+            if type(value) not in _VALUES and not _is_resolved(value):
                 return None
         query.get_initial_alias()
         quote_name = self.quote_name if _QUOTES_ALIKE else self.quote_name_unless_alias

@@ -25,7 +25,7 @@ from django.db import connection, connections, models, transaction
 from django.db.backends.postgresql import compiler as djangos
 from django.db.models import F, Q, QuerySet, Value, functions, lookups
 from django.db.models.constants import OnConflict
-from django.db.models.expressions import Col
+from django.db.models.expressions import Col, CombinedExpression
 from django.db.models.sql.compiler import SQLCompiler, SQLInsertCompiler, SQLUpdateCompiler
 from django.db.models.sql.datastructures import BaseTable
 from django.db.models.sql.query import ExplainInfo
@@ -307,6 +307,9 @@ def test_what_somebody_has_patched_says_what_it_likes(owner: Any, name: str) -> 
 OTHER_PATCHES: dict[tuple[Any, str], Any] = {
     (SQLUpdateCompiler, "as_sql"): lambda self: ("mine", ()),
     (SQLUpdateCompiler, "pre_sql_setup"): lambda self: pytest.fail("mine"),
+    (CombinedExpression, "resolve_expression"): lambda self, *args, **kwargs: Value("mine"),
+    (Value, "resolve_expression"): lambda self, *args, **kwargs: pytest.fail("mine"),
+    (Col, "resolve_expression"): lambda self, *args, **kwargs: pytest.fail("mine"),
     (SQLInsertCompiler, "as_sql"): lambda self: [("mine", ())],
     (SQLInsertCompiler, "pre_save_val"): lambda self, field, row: "mine",
     (SQLInsertCompiler, "prepare_value"): lambda self, field, value: "mine",
@@ -324,7 +327,7 @@ def test_what_somebody_has_patched_writes_as_it_likes(owner: Any, name: str) -> 
     insert = InsertQuery(Tag)
     insert.insert_values([Tag._meta.get_field("name")], [Tag(name="x")])
     update = Tag.objects.filter(pk=1).query.chain(UpdateQuery)
-    update.add_update_values({"name": "x"})
+    update.add_update_values({"name": F("name") + Value("x")})
 
     def written(compilers: Any) -> Any:
         try:
@@ -507,6 +510,35 @@ UPDATES: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
     "by a column": lambda: (Dish.objects.filter(position=F("pk")), {"name": "x"}),
     "by a join": lambda: (Dish.objects.filter(section__name="y"), {"name": "x"}),
     "an expression": lambda: (Dish.objects.filter(pk=1), {"position": F("position") + 1}),
+    "computed": lambda: (
+        Dish.objects.filter(pk=1),
+        {
+            "position": 2 * F("position") - (F("id") + Value(3)) % 7,
+            "price": F("price") * Decimal(2),
+        },
+    ),
+    "of another column": lambda: (Dish.objects.filter(pk=1), {"position": F("id")}),
+    "a value": lambda: (Dish.objects.filter(pk=1), {"position": Value(3)}),
+    "a later time": lambda: (
+        Order.objects.filter(pk=1),
+        {"created_at": F("created_at") + timedelta(1)},
+    ),
+    "of a function": lambda: (
+        Dish.objects.filter(pk=1),
+        {"position": functions.Abs("position") + 1, "name": functions.Upper(F("name"))},
+    ),
+    "of an annotation": lambda: (
+        Dish.objects.annotate(more=F("position") + 1).filter(pk=1),
+        {"position": F("more") + 1},
+    ),
+    "a choice": lambda: (
+        Dish.objects.filter(pk=1),
+        {"position": models.Case(models.When(pk=1, then=Value(3)), default=Value(4)) + 1},
+    ),
+    "a subquery": lambda: (
+        Dish.objects.filter(pk=1),
+        {"position": models.Subquery(Section.objects.values("pk")[:1])},
+    ),
     "an instance": lambda: (Dish.objects.filter(pk=1), {"section": Section(pk=3)}),
     "a key": lambda: (Dish.objects.filter(pk=1), {"section": 3}),
     "named in SQL": lambda: (
