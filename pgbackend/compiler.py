@@ -23,13 +23,10 @@ methods has been patched that is named in the constants below.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from functools import partial
 from itertools import repeat
 from operator import attrgetter, is_
-from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -53,7 +50,7 @@ from django.db.models.sql.datastructures import BaseTable
 from django.db.models.sql.where import AND, WhereNode
 
 from . import statements
-from .patches import djangos
+from .patches import djangos, lookup
 
 _get_running_loop = asyncio._get_running_loop
 
@@ -68,40 +65,38 @@ _PLAIN: dict[str, set[Any]] = {
 }
 
 
-# What is passed over, as long as it is what it was. (An `attrgetter` looks many up in one call.)
+# What is passed over, as long as it is what it was.
 
-
-def _methods(owner: Any, names: str) -> Callable[[], Any]:
-    """A function that looks `names` up on `owner`, in a call of C."""
-    return partial(attrgetter(*names.split()), owner)
-
-
-_for_select = _methods(
-    SimpleNamespace(SQLCompiler=compiler.SQLCompiler, Col=Col),
-    "SQLCompiler.as_sql SQLCompiler.compile SQLCompiler.pre_sql_setup SQLCompiler.setup_query "
-    "SQLCompiler.get_select SQLCompiler.get_extra_select Col.as_sql",
+_for_select = lookup(
+    "its.as_sql its.compile its.pre_sql_setup its.setup_query its.get_select its.get_extra_select "
+    "Col.as_sql",
+    its=compiler.SQLCompiler,
+    Col=Col,
 )
-_for_update = _methods(
-    SimpleNamespace(
-        its=compiler.SQLUpdateCompiler, Combined=CombinedExpression, Value=Value, Col=Col
-    ),
+_for_update = lookup(
     "its.as_sql its.pre_sql_setup Combined.resolve_expression Value.resolve_expression "
     "Col.resolve_expression",
+    its=compiler.SQLUpdateCompiler,
+    Combined=CombinedExpression,
+    Value=Value,
+    Col=Col,
 )
-_for_insert = _methods(
-    SimpleNamespace(its=compiler.SQLInsertCompiler, base=sql_compiler.SQLInsertCompiler),
+_for_insert = lookup(
     "its.as_sql its.pre_save_val its.prepare_value its.field_as_sql its.assemble_as_sql "
     "base.assemble_as_sql base.get_converters",
+    its=compiler.SQLInsertCompiler,
+    base=sql_compiler.SQLInsertCompiler,
 )
-_for_comparison = _methods(
-    SimpleNamespace(lookups=lookups, Col=Col),
+_for_comparison = lookup(
     "lookups.Exact.as_sql lookups.BuiltinLookup.as_sql lookups.Lookup.process_lhs Col.as_sql "
     "Col.resolve_expression",
+    lookups=lookups,
+    Col=Col,
 )
-_for_executing = _methods(
-    sql_compiler,
-    "SQLCompiler.execute_sql SQLInsertCompiler.execute_sql SQLUpdateCompiler.execute_sql "
-    "cursor_iter",
+_for_executing = lookup(
+    "sql.SQLCompiler.execute_sql sql.SQLInsertCompiler.execute_sql "
+    "sql.SQLUpdateCompiler.execute_sql sql.cursor_iter",
+    sql=sql_compiler,
 )
 
 _EXECUTE = djangos(*_for_executing())

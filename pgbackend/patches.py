@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from operator import attrgetter
+from types import SimpleNamespace
 from typing import Any
+
+
+def lookup(names: str, **owners: Any) -> Callable[[], tuple[Any, ...]]:
+    """Return a function that looks `names` (``owner.name``, two at least) up, in one call of C."""
+    return partial(attrgetter(*names.split()), SimpleNamespace(**owners))
 
 
 def djangos(*functions: Any) -> tuple[Any, ...] | None:

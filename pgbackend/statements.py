@@ -34,7 +34,7 @@ from .driver.bridge import Portal
 from .driver.connection import LEASE_ENDED, Result
 from .driver.errors import LeaseEnded
 from .driver.pool import Lease
-from .patches import djangos
+from .patches import djangos, lookup
 from .state import Session, State
 
 #: What a wrapper's `cursor()` calls on the wrapper.
@@ -51,22 +51,24 @@ _CALLED = (
 )
 _NAMES = frozenset(_CALLED)
 _get_running_loop = asyncio._get_running_loop
+_running = bridge.running
 _TIMESTAMPTZ: int = types["timestamptz"].oid
 
 #: These as a class of wrappers has them; and what they call of Django's.
 called_on: Callable[[type[Any]], tuple[Any, ...]] = attrgetter(*_CALLED)
-_called_on_djangos = attrgetter(
-    *("cursor", "_prepare_cursor", "create_cursor", "validate_thread_sharing")
+_called = lookup(
+    "its.cursor its._prepare_cursor its.create_cursor its.validate_thread_sharing "
+    "utils.CursorWrapper.execute utils.CursorWrapper._execute_with_wrappers "
+    "utils.CursorWrapper._execute",
+    its=PostgresDatabaseWrapper,
+    utils=utils,
 )
-_executing = attrgetter("execute", "_execute_with_wrappers", "_execute")
-
-_DJANGOS = djangos(*_called_on_djangos(PostgresDatabaseWrapper))
-_EXECUTE = djangos(*_executing(utils.CursorWrapper))
+_DJANGOS = djangos(*_called())
 
 
 def can_execute(wrapper: Any) -> bool:
     """Whether `execute()` does all that the next cursor of `wrapper` would do, here and now."""
-    here = bridge.running()
+    here = _running()
     if type(here) is not Portal or _get_running_loop() is None:
         return False
     found = state.find(here, wrapper)
@@ -78,8 +80,7 @@ def can_execute(wrapper: Any) -> bool:
         and not scope.force_debug_cursor
         and called_on(type(wrapper)) == wrapper.cursor_calls
         and wrapper.__dict__.keys().isdisjoint(_NAMES)
-        and _called_on_djangos(PostgresDatabaseWrapper) == _DJANGOS
-        and _executing(utils.CursorWrapper) == _EXECUTE
+        and _called() == _DJANGOS
         and apps.ready
         and not conf.is_debugging()
     )

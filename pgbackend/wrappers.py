@@ -10,6 +10,8 @@ somebody has derived is left alone: it may keep what belongs to a request.
 from __future__ import annotations
 
 import threading
+from collections import deque
+from operator import attrgetter
 from typing import Any
 
 from django.db import connections
@@ -84,19 +86,17 @@ def forget(**kwargs: Any) -> None:
     _generation += 1
 
 
+#: What code may have left on a wrapper itself; and what a new one has there.
+_left = attrgetter(
+    *("_own.connection", "_own.transaction", "_own.in_atomic_block", "_own.run_on_commit"),
+    *("_own_scope.execute_wrappers", "_own_scope.force_debug_cursor", "_own_scope.queries_log"),
+    "allow_thread_sharing",
+)
+_NOTHING: tuple[Any, ...] = (None, None, False, [], [], False, deque(), False)
+
+
 def _is_as_new(wrapper: Any) -> bool:
-    own, scope = wrapper._own, wrapper._own_scope
-    return not (
-        own.connection is not None
-        or own.transaction is not None
-        or own.in_atomic_block
-        or own.run_on_commit
-        or scope.execute_wrappers
-        or scope.force_debug_cursor
-        or scope.queries_log
-        or wrapper.allow_thread_sharing
-        or vars(wrapper).keys() - _names[type(wrapper)]
-    )
+    return _left(wrapper) == _NOTHING and vars(wrapper).keys() <= _names[type(wrapper)]
 
 
 def _remembered_by(cls: type[Any]) -> set[str]:
