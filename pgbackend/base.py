@@ -45,7 +45,7 @@ from .driver.pool import Lease, Pool, PoolOptions, close_pools, get_pool
 from .features import DatabaseFeatures
 from .introspection import DatabaseIntrospection
 from .operations import DatabaseOperations
-from .patches import djangos
+from .patches import djangos, if_djangos
 from .schema import DatabaseSchemaEditor
 from .state import Scope, State, rollback_attribute, scope_attribute, state_attribute
 from .statements import StatementCursor, can_execute
@@ -67,14 +67,14 @@ class _InThePool:
     closed = False
 
 
-_ENSURE_CONNECTION = PostgresDatabaseWrapper.ensure_connection
+_ENSURE_CONNECTION = if_djangos(PostgresDatabaseWrapper.ensure_connection)
 # Each statement, and each transaction, comes by these: they are guarded like the others, with less
 # in between.
-_COMMIT = PostgresDatabaseWrapper._commit  # type: ignore[attr-defined]  # noqa: SLF001
-_CURSOR = PostgresDatabaseWrapper.cursor
-_CREATE_CURSOR = PostgresDatabaseWrapper.create_cursor
-_open_cursor: Callable[..., Any] = inspect.unwrap(_CURSOR)
-_create_cursor: Callable[..., Any] = inspect.unwrap(_CREATE_CURSOR)
+_COMMIT = if_djangos(PostgresDatabaseWrapper._commit)  # type: ignore[attr-defined]  # noqa: SLF001
+_CURSOR = if_djangos(PostgresDatabaseWrapper.cursor)
+_CREATE_CURSOR = if_djangos(PostgresDatabaseWrapper.create_cursor)
+_open_cursor: Callable[..., Any] = inspect.unwrap(PostgresDatabaseWrapper.cursor)
+_create_cursor: Callable[..., Any] = inspect.unwrap(PostgresDatabaseWrapper.create_cursor)
 
 
 #: What Django's `_cursor()` calls to have a connection.
@@ -87,11 +87,11 @@ def _guarded(name: str) -> Callable[..., Any]:
     """Django's method `name` with our guard in the place of `async_unsafe`'s.
 
     Django's refuses wherever a loop runs; green code may call the method, since it does not block.
-    A method that somebody has patched since (Django's test cases do) is called as it is; the patch
-    may call what it stands for, which it has found here.
+    A method that somebody has patched (Sentry does, before this is loaded; Django's test cases,
+    afterwards) is called as it is; the patch may call what it stands for, which it has found here.
     """
-    unsafe = getattr(PostgresDatabaseWrapper, name)
-    method = inspect.unwrap(unsafe)
+    unsafe = if_djangos(getattr(PostgresDatabaseWrapper, name))
+    method = inspect.unwrap(getattr(PostgresDatabaseWrapper, name))
 
     @functools.wraps(method)
     def guarded(self: DatabaseWrapper, *args: Any, **kwargs: Any) -> Any:

@@ -14,6 +14,11 @@ def lookup(names: str, **owners: Any) -> Callable[[], tuple[Any, ...]]:
     return partial(attrgetter(*names.split()), SimpleNamespace(**owners))
 
 
+def if_djangos(function: Any) -> Any:
+    """Return `function`, to be compared with later; None, like no other, if it is not Django's."""
+    return None if djangos(function) is None else function
+
+
 def djangos(*functions: Any) -> tuple[Any, ...] | None:
     """Return functions, to be compared with later; None, like no others, if one is not Django's.
 

@@ -1088,7 +1088,10 @@ class _ClientStatementCursor(_StatementCursor):
         return count, rows
 
 
-_EXECUTE = psycopg.Cursor.execute
+#: None, which no other method is, if somebody has patched it before.
+_EXECUTE: Any = psycopg.Cursor.execute
+if getattr(_EXECUTE, "__globals__", {}).get("__name__") != psycopg.Cursor.__module__:
+    _EXECUTE = None
 
 
 @functools.lru_cache(maxsize=64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import suppress
 from typing import Any
 
@@ -25,6 +26,7 @@ from pgbackend.driver import bridge
 from pgbackend.driver.bridge import _Resumed
 from tests.conftest import Runner
 from tests.library.models import Tag
+from tests.support.processes import Program, run_all
 
 
 def test_a_wrapper_that_threads_share_keeps_one_connection(run: Runner, leases: list[Any]) -> None:
@@ -293,3 +295,29 @@ def test_a_new_wrapper_has_what_djangos_is_made_with() -> None:
         for name in set(part.NAMES) & vars(djangos).keys():
             assert getattr(part, name) == getattr(djangos, name), name
     assert ours.queries_log.maxlen == djangos.queries_log.maxlen
+
+
+def test_who_has_patched_a_class_before_the_backend_was_loaded_is_asked(conninfo: str) -> None:
+    """As Sentry does, in the settings."""
+    patched = [
+        (owner, name)
+        for owner, names in {
+            "django.db.backends.postgresql.base:DatabaseWrapper": (
+                *("_commit", "commit", "rollback", "savepoint", "savepoint_commit"),
+                *("savepoint_rollback", "cursor", "create_cursor", "ensure_connection"),
+                "validate_no_broken_transaction",
+            ),
+            "django.db.backends.utils:CursorWrapper": ("execute", "_execute_with_wrappers"),
+            "django.db.models.sql.compiler:SQLCompiler": ("execute_sql",),
+            "psycopg:Connection": ("commit", "rollback"),
+            "psycopg:Cursor": ("execute",),
+        }.items()
+        for name in names
+    ]
+    environment = {"DATABASE_URL": conninfo}
+    finished = run_all(Program([EARLY, *each], environment=environment) for each in patched)
+    seen = {each: json.loads(one.check()) for each, one in zip(patched, finished, strict=True)}
+    assert all(in_sync > 0 and green > 0 for in_sync, green in seen.values()), seen
+
+
+EARLY = "tests/support/early.py"
