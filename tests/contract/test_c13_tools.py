@@ -49,6 +49,12 @@ def test_a_tool_sees_the_statements_of_async_views(watched: dict[str, Finished],
     assert seen["sync"] == [count]
 
 
+def test_sentry_sees_the_commit_of_an_async_view(watched: dict[str, Finished]) -> None:
+    """With its option `db_transaction_spans`."""
+    seen = json.loads(watched["sentry"].check())["block"]
+    assert [statement.split()[0] for statement in seen] == ["SELECT", "UPDATE", "INSERT", "COMMIT"]
+
+
 # --- Django's own ---------------------------------------------------------------------------------
 
 

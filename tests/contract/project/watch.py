@@ -1,7 +1,7 @@
 """What a tool sees of the statements of views: ``watch.py sentry``.
 
 Prints a JSON object with the statements that it saw of an async view, of three requests to that
-view together, and of a sync view.
+view together, of a sync view, and of an async view with a transaction.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ def sentry():
         transport=Kept,
         traces_sample_rate=1.0,
         auto_enabling_integrations=False,
-        integrations=[DjangoIntegration()],
+        integrations=[DjangoIntegration(db_transaction_spans=True)],
     )
     return seen
 
@@ -102,7 +102,7 @@ def said():
     """The statements seen since the last time, without what a tool adds for its own use."""
     statements = [*seen, *(silk_saw() if TOOL == "silk" else [])]
     seen.clear()
-    return [statement for statement in statements if "shop_" in statement]
+    return [each for each in statements if "shop_" in each or (TOOL, each) == ("sentry", "COMMIT")]
 
 
 async def get(application, path):
@@ -153,6 +153,8 @@ def main():
         answer["together"] = said()
         get_sync("/page/sync/")
         answer["sync"] = said()
+        asyncio.run(get(application, "/sell/tea/"))
+        answer["block"] = said()
         print(json.dumps(answer))
     finally:
         runner.teardown_databases(databases)
