@@ -1090,7 +1090,7 @@ class _ClientStatementCursor(_StatementCursor):
 
 #: None, which no other method is, if somebody has patched it before.
 _EXECUTE: Any = psycopg.Cursor.execute
-if getattr(_EXECUTE, "__globals__", {}).get("__name__") != psycopg.Cursor.__module__:
+if not getattr(_EXECUTE, "__globals__", {}).get("__name__", "").startswith("psycopg."):
     _EXECUTE = None
 
 
