@@ -155,7 +155,6 @@ def _where_nothing_is_open(here: Portal, wrapper: Any) -> State | None:
         session is not None
         and current is session.state  # and so nobody else's turn
         and current.autocommit
-        and not current.in_atomic_block
         and _has_djangos_ends(wrapper, session.scope)
     ):
         return current
@@ -175,8 +174,6 @@ def _ends_as_most(wrapper: Any, block: Block) -> bool:
     return bool(
         block.parent is None
         and _what_counts(ending) == _TO_BE_COMMITTED
-        and len(ending.atomic_blocks) == 1
-        and block.transaction.home is _get_running_loop()
         and type(_running()) is Portal
         and wrapper._thread_ident == threading.get_ident()
         and _has_djangos_ends(wrapper, state.session(wrapper).scope)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 import pytest
+from django.core.exceptions import SynchronousOnlyOperation
 from django.db import (
     DatabaseError,
     InterfaceError,
@@ -22,7 +25,7 @@ from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 
 import pgbackend
-from pgbackend import base, blocks, driver
+from pgbackend import aio, base, blocks, driver
 from tests.conftest import Runner
 from tests.library.models import Book, Entry
 from tests.support.patches import patched, patched_on_the_object
@@ -208,6 +211,34 @@ def test_a_pinned_connection_is_that_of_the_block(run: Runner, in_one_step: list
 
     assert len(run.green(green)) == 1
     assert len(in_one_step) == 2
+
+
+def test_others_take_part_in_a_block_of_a_test(run: Runner) -> None:
+    async def another() -> int:
+        return await Entry.objects.acount()
+
+    async def main() -> list[int]:
+        atomic = transaction.atomic()
+        atomic._from_testcase = True  # type: ignore[attr-defined]
+        async with atomic:
+            await Entry.objects.acreate(text="x")
+            inside = await asyncio.create_task(another(), context=contextvars.Context())
+            transaction.set_rollback(True)
+        return [inside, await another()]
+
+    assert run(main()) == [1, 0]
+
+
+def test_a_block_is_not_ended_on_the_bare_loop(run_once: Runner) -> None:
+    async def main() -> int:
+        atomic = transaction.atomic()
+        await aio.run(atomic.__enter__)
+        await Entry.objects.acreate(text="x")
+        with pytest.raises(SynchronousOnlyOperation):
+            atomic.__exit__(None, None, None)
+        return await Entry.objects.acount()
+
+    assert run_once(main()) == 0
 
 
 # --- Who observes the ends of a block sees them ---------------------------------------------------
