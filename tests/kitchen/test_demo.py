@@ -59,9 +59,11 @@ def test_it_serves_its_pages_and_closes_on_a_signal(start, number) -> None:
             client.stream("GET", "/board/events/") as board,
             client.stream("GET", "/status/feed/") as status,
         ):
+            feed = status.iter_text()
+            assert any("event: numbers" in chunk for chunk in feed), "before it is stopped"
             assert demo.stop(number) == 0
             assert board.read().startswith(b"retry: ")
-            assert b"event: numbers" in status.read()
+            "".join(feed)  # ends, in order
     banner, _, rest = demo.output.partition("Sign in as 'chef', password ")
     assert banner.split()[:3] == ["Quince", "is", "open."]
     assert rest.split(maxsplit=1)[1].strip() == "The kitchen is closed."
