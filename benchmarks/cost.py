@@ -98,7 +98,7 @@ def define() -> None:
 
 
 def _operations(row: Any, loaded: dict[str, Any]) -> dict[str, Callable[[str], Any]]:
-    from django.db import connections, transaction
+    from django.db import connections, models, transaction
 
     def raw(alias: str) -> None:
         with connections[alias].cursor() as cursor:
@@ -109,12 +109,20 @@ def _operations(row: Any, loaded: dict[str, Any]) -> dict[str, Callable[[str], A
         with transaction.atomic(using=alias):
             row.objects.using(alias).get(pk=7)
 
+    def insert(alias: str) -> None:
+        with transaction.atomic(using=alias):
+            row.objects.using(alias).create(name="one more", number=1, price=1)
+
     return {
         "SELECT 1": raw,
         "get(pk)": lambda alias: row.objects.using(alias).get(pk=7),
         "100 rows": lambda alias: list(row.objects.using(alias).all()),
         "save()": lambda alias: loaded[alias].save(using=alias),
         "get(pk) in atomic()": block,
+        "update(F)": lambda alias: (
+            row.objects.using(alias).filter(pk=7).update(number=models.F("number") + 1)
+        ),
+        "create() in atomic()": insert,  # the last: the table grows
     }
 
 
