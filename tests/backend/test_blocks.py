@@ -28,6 +28,7 @@ import pgbackend
 from pgbackend import aio, base, blocks, driver
 from tests.conftest import Runner
 from tests.library.models import Book, Entry
+from tests.support.fixtures import settings_of_default
 from tests.support.patches import patched, patched_on_the_object
 
 
@@ -239,6 +240,35 @@ def test_a_block_is_not_ended_on_the_bare_loop(run_once: Runner) -> None:
         return await Entry.objects.acount()
 
     assert run_once(main()) == 0
+
+
+def test_a_block_that_is_doomed_while_a_statement_waits_for_its_connection_refuses_it(
+    run_once: Runner,
+) -> None:
+    async def holding(held: asyncio.Event, free: asyncio.Event) -> None:
+        async with transaction.atomic():
+            await Entry.objects.acount()
+            held.set()
+            await free.wait()
+
+    async def main() -> None:
+        held, free = asyncio.Event(), asyncio.Event()
+        other = asyncio.create_task(holding(held, free), context=contextvars.Context())
+        await held.wait()
+        async with transaction.atomic():
+            insert = asyncio.create_task(Entry.objects.acreate(text="x"))
+            while not pgbackend.statistics()[0].waiting:
+                await asyncio.sleep(0)
+            transaction.set_rollback(True)
+            free.set()
+            with pytest.raises(transaction.TransactionManagementError):
+                await insert
+        await other
+
+    options = connections.settings["default"]["OPTIONS"]
+    with settings_of_default(OPTIONS={**options, "pool": {"max_size": 1}}):
+        run_once(main())
+    assert Entry.objects.count() == 0
 
 
 # --- Who observes the ends of a block sees them ---------------------------------------------------
