@@ -215,7 +215,5 @@ def _commit_outermost(wrapper: Any, block: Block) -> None:
                 wrapper.close()
             raise
     finally:
-        if ending.closed_in_transaction:
-            ending.connection = None
-        else:
-            wrapper.end_pooled(ending, block_of_end)
+        # Nobody can have closed it inside the block meanwhile: it is no longer marked as one.
+        wrapper.end_pooled(ending, block_of_end)
