@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import sys
 from collections.abc import Callable, Coroutine
 from contextlib import closing
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from asgiref.sync import SyncToAsync, sync_to_async
 from django.core.exceptions import RequestAborted
@@ -30,6 +31,7 @@ from django.urls import set_script_prefix
 
 from . import conf, state, wrappers
 from .driver import bridge
+from .patches import djangos, lookup
 
 
 async def handle(self: Any, scope: Any, receive: Any, send: Any) -> None:
@@ -194,16 +196,78 @@ def _nothing_to_tidy_up() -> bool:
     return state.is_at_rest() and not conf.has_foreign_alias()
 
 
+class BySender(dict[Any, Any]):
+    """What a signal of requests remembers of its senders; of classes only, so that it does not grow.
+
+    Two signals a request, to receivers that hardly change: who they are need not be found out anew.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own: dict[type[Any], _Own] = {}
+
+    def __setitem__(self, sender: Any, receivers: Any) -> None:
+        if isinstance(sender, type):
+            super().__setitem__(sender, receivers)
+
+
+class _Own(NamedTuple):
+    """Who is told by a signal of requests, if all of them are Django's own."""
+
+    remembered: Any
+    """What Django remembers of the same; another one as soon as a receiver comes or goes."""
+    tidying: tuple[Any, ...]
+    others: tuple[Any, ...] | None
+    """None: not all of them are Django's own."""
+
+    @classmethod
+    def of(cls, signal: Signal, sender: Any) -> _Own | None:
+        by_sender: Any = signal.sender_receivers_cache
+        own: _Own | None = by_sender.own.get(sender)
+        if own is None or own.remembered is not by_sender.get(sender):
+            own = cls._find(signal, by_sender, sender)
+        return None if own.others is None or _signals() != _DJANGOS else own
+
+    @classmethod
+    def _find(cls, signal: Signal, by_sender: Any, sender: Any) -> _Own:
+        receivers, awaited = signal._live_receivers(sender)  # noqa: SLF001
+        tidying = tuple(each for each in receivers if each in _tidying)
+        others = tuple(each for each in receivers if each not in _tidying)
+        known = not awaited and all(map(_is_of_djangos_module, others))
+        own = cls(by_sender.get(sender), tidying, others if known else None)
+        if own.remembered is not None:
+            by_sender.own[sender] = own
+        return own
+
+
+_signals = lookup("Signal.send Signal._live_receivers", Signal=Signal)
+_DJANGOS = djangos(*_signals())
+
+
+def _is_of_djangos_module(receiver: Any) -> bool:
+    """Whether Django's code defines this function, in a module: it lives as long as the process."""
+    name = getattr(receiver, "__name__", "")
+    module = sys.modules.get(getattr(receiver, "__module__", None) or "")
+    return is_djangos(receiver) and vars(module).get(name) is receiver
+
+
+def send(signal: Signal, sender: Any, **named: Any) -> Any:
+    """`send()` of a signal of requests."""
+    own = _Own.of(signal, sender)
+    if own is None or not _nothing_to_tidy_up():
+        return Signal.send(signal, sender, **named)
+    assert own.others is not None
+    told = [(receiver, None) for receiver in own.tidying]
+    for receiver in own.others:
+        told.append((receiver, receiver(signal=signal, sender=sender, **named)))
+    return told
+
+
 async def asend(signal: Signal, sender: Any, **named: Any) -> Any:
     """`asend()` of a signal of requests."""
-    receivers, awaited = signal._live_receivers(sender)  # noqa: SLF001
-    if (
-        not awaited
-        and _tidying.issuperset(receivers)
-        and _nothing_to_tidy_up()
-        and not _thread_in_use()
-    ):
-        return [(receiver, None) for receiver in receivers]
+    own = _Own.of(signal, sender)
+    if own is not None and not own.others and _nothing_to_tidy_up() and not _thread_in_use():
+        return [(receiver, None) for receiver in own.tidying]
     return await _tell(functools.partial(signal.send, sender, **named), signal, sender, named)
 
 

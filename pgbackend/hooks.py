@@ -406,15 +406,13 @@ def _hook_wrappers() -> None:
 
 
 def _hook_signals_of_requests() -> None:
-    """See Note [Tidying up after a request] in asgi.py.
-
-    Two signals a request, to receivers that hardly change: let Django remember who they are.
-    """
+    """See Note [Tidying up after a request] in asgi.py."""
     for signal in (request_started, request_finished):
+        signal.send = functools.partial(asgi.send, signal)  # type: ignore[method-assign]
         signal.asend = functools.partial(asgi.asend, signal)  # type: ignore[method-assign]
         for receiver in (close_old_connections, reset_queries):
             _replace_receiver(signal, receiver, asgi.where_needed(receiver))
-        signal.sender_receivers_cache = _BySender()
+        signal.sender_receivers_cache = asgi.BySender()
         signal.use_caching = True
     for name in ("django.core.handlers.asgi", "django.test.client"):
         importlib.import_module(name).sync_to_async = asgi.hop_of_response  # type: ignore[attr-defined]
@@ -428,14 +426,6 @@ def _replace_receiver(signal: Any, receiver: Any, by: Any) -> None:
     for place, (key, connected, *rest) in enumerate(signal.receivers):
         if isinstance(connected, ReferenceType) and connected() is receiver:
             signal.receivers[place] = (key, by, *rest)
-
-
-class _BySender(dict[Any, Any]):
-    """What a signal remembers of its senders; of classes only, so that it does not grow."""
-
-    def __setitem__(self, sender: Any, receivers: Any) -> None:
-        if isinstance(sender, type):
-            super().__setitem__(sender, receivers)
 
 
 def _hook_channels() -> None:
