@@ -502,6 +502,31 @@ def _hook_async_iteration() -> None:
     iterable._async_generator = _async_generator  # noqa: SLF001
     for cls in (QuerySet, RawQuerySet):
         _hook_aiter(cls)
+    _hook_aiterator(QuerySet, iterable.__aiter__)
+
+
+def _hook_aiterator(cls: Any, djangos_aiter: Any) -> None:
+    """`aiterator()` hands out the generator of its rows, with none of its own around it.
+
+    Each row would go through both; and to close the outer one would leave the inner one, with its
+    cursor and its lease, to the garbage collector.
+    """
+    original = cls.aiterator
+
+    @functools.wraps(original)
+    def aiterator(self: Any, chunk_size: int = 2000) -> AsyncIterator[Any]:
+        settings_dict = connections.settings[self.db]
+        if (
+            chunk_size <= 0
+            or self._prefetch_related_lookups
+            or self._iterable_class.__aiter__ is not djangos_aiter
+            or not conf.engine_is_ours(settings_dict["ENGINE"])
+        ):
+            return original(self, chunk_size)  # type: ignore[no-any-return]
+        on_server = not settings_dict.get("DISABLE_SERVER_SIDE_CURSORS")
+        return aiter(self._iterable_class(self, chunked_fetch=on_server, chunk_size=chunk_size))
+
+    cls.aiterator = aiterator
 
 
 def _hook_aiter(cls: Any) -> None:

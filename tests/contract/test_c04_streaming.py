@@ -242,6 +242,19 @@ def test_aiterator_gives_its_connection_back_wherever_it_is_abandoned(
     run(aio.portal(main()) if green else main())
 
 
+@pytest.mark.parametrize("count", range(1, ROWS))
+def test_aclose_of_an_aiterator_has_given_its_connection_back_when_it_returns(
+    run: Runner, kind: str, count: int
+) -> None:
+    async def main() -> None:
+        rows = aiter(tags().aiterator(chunk_size=1))
+        await aread(rows, count)
+        await rows.aclose()
+        assert pgbackend.statistics()[0].leased == 0
+
+    run(main())
+
+
 @pytest.mark.parametrize("count", range(ROWS + 1))
 @pytest.mark.parametrize("between", [False, True], ids=["in a fetch", "between rows"])
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["iterator", "aiterator"])
