@@ -478,6 +478,11 @@ def _hook_view_atomic() -> None:
     BaseHandler.make_view_atomic = hooked  # type: ignore[method-assign]
 
 
+#: Objects that are made of a chunk's rows at a time: few enough to be in the processor's cache when
+#: they are looked at.
+_AT_A_TIME = 100
+
+
 def _hook_async_iteration() -> None:
     """`aiterator()` fetches its chunks green, and closes its cursor when it is closed."""
     from django.db.models.query import BaseIterable, QuerySet, RawQuerySet
@@ -492,8 +497,8 @@ def _hook_async_iteration() -> None:
             return
         rows = iter(self)
         try:
-            while chunk := await bridge.run(_take, rows, self.chunk_size):
-                for item in chunk:
+            while ready := await bridge.run(_take, rows, min(self.chunk_size, _AT_A_TIME)):
+                for item in ready:
                     yield item
         finally:
             if hasattr(rows, "close"):

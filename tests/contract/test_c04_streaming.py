@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from django.db import connection, transaction
+from django.db.models import signals
 
 import pgbackend
 from pgbackend import aio
@@ -423,6 +424,28 @@ def test_two_tasks_stream_at_once_each_on_its_own_connection(run: Runner, kind: 
 
 
 # --- Memory ---------------------------------------------------------------------------------------
+
+
+def test_objects_are_made_of_a_chunks_rows_a_few_at_a_time(run: Runner, kind: str) -> None:
+    Tag.objects.bulk_create(Tag(name=f"more {number:04}") for number in range(500))
+    made: list[str] = []
+
+    def note(instance: Tag, **kwargs: Any) -> None:
+        made.append(instance.name)
+
+    async def main() -> None:
+        seen = []
+        async for tag in tags().aiterator(chunk_size=400):
+            seen.append(tag.name)
+            assert len(made) - len(seen) < 100
+        assert seen == made == sorted(made)
+        assert len(seen) == ROWS + 500
+
+    signals.post_init.connect(note, Tag)
+    try:
+        run(main())
+    finally:
+        signals.post_init.disconnect(note, Tag)
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["iterator", "aiterator"])
