@@ -19,12 +19,14 @@ import functools
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import closing
+from io import BytesIO
 from types import TracebackType
 from typing import Any, NamedTuple
 
 from asgiref.sync import SyncToAsync, sync_to_async
+from django.conf import settings
 from django.core.exceptions import RequestAborted
-from django.core.handlers.asgi import get_script_prefix
+from django.core.handlers.asgi import ASGIHandler, get_script_prefix
 from django.core.signals import request_finished, request_started
 from django.dispatch import Signal
 from django.urls import set_script_prefix
@@ -42,7 +44,7 @@ async def handle(self: Any, scope: Any, receive: Any, send: Any) -> None:
     """
     lent = wrappers.lent()
     try:
-        body = await self.read_body(receive)
+        body = await _read_body(self, receive)
     except RequestAborted:
         return
     with closing(body):
@@ -60,6 +62,28 @@ async def handle(self: Any, scope: Any, receive: Any, send: Any) -> None:
         else:
             await close(response)
     wrappers.give_back(lent)
+
+
+async def _read_body(handler: Any, receive: Any) -> Any:
+    """What `ASGIHandler.read_body()` returns, without a file where one small message is all."""
+    if type(handler).read_body is not _READ_BODY:
+        return await handler.read_body(receive)
+    message = await receive()
+    if message["type"] == "http.request" and not message.get("more_body", False):
+        body = message.get("body", b"")
+        if not body or len(body) <= settings.FILE_UPLOAD_MAX_MEMORY_SIZE:
+            return BytesIO(body)
+    messages = iter((message,))
+
+    async def receive_again() -> Any:
+        for received in messages:
+            return received
+        return await receive()
+
+    return await handler.read_body(receive_again)
+
+
+_READ_BODY: Any = ASGIHandler.read_body
 
 
 class _Connected:
@@ -197,9 +221,9 @@ def _nothing_to_tidy_up() -> bool:
 
 
 class BySender(dict[Any, Any]):
-    """What a signal of requests remembers of its senders; of classes only, so that it does not grow.
+    """What a signal of requests remembers of its senders, which are classes: so it does not grow.
 
-    Two signals a request, to receivers that hardly change: who they are need not be found out anew.
+    There are two signals a request, to receivers that hardly change.
     """
 
     def __init__(self) -> None:
@@ -257,10 +281,8 @@ def send(signal: Signal, sender: Any, **named: Any) -> Any:
     if own is None or not _nothing_to_tidy_up():
         return Signal.send(signal, sender, **named)
     assert own.others is not None
-    told = [(receiver, None) for receiver in own.tidying]
-    for receiver in own.others:
-        told.append((receiver, receiver(signal=signal, sender=sender, **named)))
-    return told
+    told = [(receiver, receiver(signal=signal, sender=sender, **named)) for receiver in own.others]
+    return [(receiver, None) for receiver in own.tidying] + told
 
 
 async def asend(signal: Signal, sender: Any, **named: Any) -> Any:

@@ -27,16 +27,28 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from itertools import repeat
 from operator import attrgetter, is_
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import django
 from django.core.exceptions import EmptyResultSet, FullResultSet
 from django.db.backends.postgresql import compiler
 from django.db.backends.postgresql.operations import DatabaseOperations
-from django.db.models import NOT_PROVIDED, DurationField, Field, ForeignKey, lookups
+from django.db.models import (
+    NOT_PROVIDED,
+    AutoField,
+    BigAutoField,
+    BigIntegerField,
+    DurationField,
+    Field,
+    ForeignKey,
+    IntegerField,
+    SmallAutoField,
+    SmallIntegerField,
+    lookups,
+)
 from django.db.models.expressions import Col, CombinedExpression, DatabaseDefault, Value
-from django.db.models.fields import related_lookups
+from django.db.models.fields import AutoFieldMixin, related_lookups
 from django.db.models.sql import Query
 from django.db.models.sql import compiler as sql_compiler
 from django.db.models.sql.constants import (
@@ -125,6 +137,25 @@ _COMPARISONS: dict[type[Any], tuple[Any, ...]] = {
 }
 #: What a lookup puts its parameters in.
 _Params: Any = tuple if django.VERSION >= (6, 0) else list
+
+_INTEGER_FIELDS = {
+    *(BigIntegerField, IntegerField, SmallIntegerField),
+    *(AutoField, BigAutoField, SmallAutoField),
+}
+_PREPARING = ("get_db_prep_value", "get_internal_type")
+_prepared_by = attrgetter("adapt_integerfield_value", "integer_field_range")
+_for_integers = lookup(
+    "lookups.IntegerFieldOverflow.process_rhs lookups.Lookup.process_rhs "
+    "lookups.FieldGetDbPrepValueMixin.get_db_prep_lookup IntegerField.get_db_prep_value "
+    "Field.get_db_prep_value AutoFieldMixin.get_db_prep_value ops.adapt_integerfield_value "
+    "ops.integer_field_range",
+    lookups=lookups,
+    AutoFieldMixin=AutoFieldMixin,
+    IntegerField=IntegerField,
+    Field=Field,
+    ops=DatabaseOperations,
+)
+_INTEGERS = djangos(*_for_integers())
 
 #: Types of which no value is an expression, nor a model's instance.
 _VALUES = {
@@ -238,6 +269,32 @@ class _Insert:
         return words
 
 
+class _Integers(NamedTuple):
+    """What Django sends in the place of an integer that is compared with a column of integers."""
+
+    least: int
+    most: int
+    kind: Any
+
+    @classmethod
+    def of(cls, comparison: Any, ops: Any, sent: Any) -> _Integers | None:
+        """What `sent`, of Django's making, stands for; None if others have a say in it."""
+        field = comparison.lhs.target
+        if (
+            type(field) not in _INTEGER_FIELDS
+            or field is not comparison.lhs.output_field
+            or not vars(field).keys().isdisjoint(_PREPARING)
+            or type(comparison).process_rhs is not lookups.IntegerFieldOverflow.process_rhs
+            or _prepared_by(type(ops)) != _prepared_by(DatabaseOperations)
+            or type(comparison.rhs) is not int
+        ):
+            return None
+        return cls(*ops.integer_field_range(field.get_internal_type()), type(sent))
+
+    def takes(self, value: int) -> bool:
+        return self.least <= value <= self.most and _for_integers() == _INTEGERS
+
+
 class _Columns:
     """What `get_select()` returns for a model; see Note [Columns of a model]."""
 
@@ -259,8 +316,8 @@ class _Columns:
         self.select_from = f"SELECT {columns} FROM "  # noqa: S608 - all of it is quoted
         self.from_ = self.select_from + made_by.connection.ops.quote_name(self.table)
         self.converters = made_by.get_converters(self.cols)
-        #: Those with one comparison, by what they depend on.
-        self.statements: dict[Any, str] = {}
+        #: Those with one comparison, by what they depend on; and how integers are sent in them.
+        self.statements: dict[Any, tuple[str, _Integers | None]] = {}
 
     @classmethod
     def of(cls, query: Any, ops: Any) -> _Columns | None:
@@ -276,11 +333,11 @@ class _Columns:
             return None
         return known
 
-    def keep(self, key: Any, sql: str) -> str:
-        """Keep the words of a statement, for the next one of its kind; return them."""
+    def keep(self, key: Any, sql: str, sends: _Integers | None) -> None:
+        """Keep the words of a statement, for the next one of its kind."""
         if len(self.statements) >= _MOST_STATEMENTS:  # pages of a list have limits of their own
             self.statements.clear()
-        return self.statements.setdefault(key, sql)
+        self.statements[key] = sql, sends
 
     def selected_of(self, model: Any) -> tuple[Any, Any, Any]:
         """What `get_select()` returns, for the caller to keep."""
@@ -536,21 +593,26 @@ class SQLCompiler(_FetchedAtOnce, compiler.SQLCompiler):
             or hasattr(only, "as_postgresql")
         ):
             return None
-        try:
-            value, params = only.process_rhs(self, self.connection)
-        except (EmptyResultSet, FullResultSet):
-            return None
-        if value != "%s":
-            return None
-        self._select(known)
+        kind, value, column = type(only), only.rhs, only.lhs.target.column
         operator = self.connection.operators[only.lookup_name]
-        key: tuple[Any, ...] = operator, only.lhs.alias, only.lhs.target.column
+        key: tuple[Any, ...] = kind, operator, only.lhs.alias, column
         if with_limits:
             key = *key, query.low_mark, query.high_mark
-        sql = known.statements.get(key)
+        sql, sends = known.statements.get(key, (None, None))
+        if sends is not None and type(value) is int and sends.takes(value):
+            params: tuple[Any, ...] = (sends.kind(value),)
+        else:
+            try:
+                value, params = only.process_rhs(self, self.connection)
+            except (EmptyResultSet, FullResultSet):
+                return None
+            if value != "%s":
+                return None
+        self._select(known)
         if sql is None:
             where, _ = self.compile(only)
-            sql = known.keep(key, f"{known.from_} WHERE {where}{self._limits(with_limits)}")
+            sql = f"{known.from_} WHERE {where}{self._limits(with_limits)}"
+            known.keep(key, sql, _Integers.of(only, self.connection.ops, params[0]))
         return sql, tuple(params)
 
     def _select(self, known: _Columns) -> None:

@@ -79,33 +79,35 @@ class State:
         "savepoint_state",
     )
     # fmt: on
-    __slots__ = (*NAMES, "__weakref__", "asked", "is_new", "lease", "pooled", "transaction")
+
+    # What a new one has, here once for all of them: each request makes one.
+
+    #: Whether who has patched `ensure_connection()` has let a connection be made.
+    asked = False
+    #: Whether its connection is one that the pool has just made; see `prepared()`.
+    is_new = False
+    lease: Lease | None = None
+    transaction: Transaction | None = None
+    connection: Any = None
+    in_atomic_block = False
+    savepoint_state = 0
+    commit_on_exit = True
+    needs_rollback = False
+    rollback_exc: BaseException | None = None
+    close_at: float | None = None
+    closed_in_transaction = False
+    errors_occurred = False
+    health_check_enabled = False
+    health_check_done = False
+    run_commit_hooks_on_set_autocommit_on = False
+    isolation_level: Any = None
 
     def __init__(self, *, pooled: bool = False, autocommit: bool = False) -> None:
         self.pooled = pooled
-        #: Whether who has patched `ensure_connection()` has let a connection be made.
-        self.asked = False
-        #: Whether its connection is one that the pool has just made; see `prepared()`.
-        self.is_new = False
-        self.lease: Lease | None = None
-        self.transaction: Transaction | None = None
-        self.connection: Any = None
         self.autocommit = autocommit
-        self.in_atomic_block = False
-        self.savepoint_state = 0
         self.savepoint_ids: list[str | None] = []
         self.atomic_blocks: list[Any] = []
-        self.commit_on_exit = True
-        self.needs_rollback = False
-        self.rollback_exc: BaseException | None = None
-        self.close_at: float | None = None
-        self.closed_in_transaction = False
-        self.errors_occurred = False
-        self.health_check_enabled = False
-        self.health_check_done = False
         self.run_on_commit: list[Any] = []
-        self.run_commit_hooks_on_set_autocommit_on = False
-        self.isolation_level: Any = None
 
     def copy(self) -> State:
         """Return a state of its own with the same values, as `copy.copy(connection)` has it."""
