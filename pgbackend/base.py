@@ -414,7 +414,10 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         return self._async_pool().lease()
 
     def _async_pool(self) -> Pool:
-        return get_pool((self._key, self.settings_dict["NAME"]), self.alias, self._pool_options)
+        settings_dict = self.settings_dict
+        return get_pool(
+            (id(settings_dict), settings_dict["NAME"]), self.alias, self._pool_options
+        )
 
     def _pool_options(self) -> PoolOptions:
         try:

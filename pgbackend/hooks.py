@@ -388,7 +388,14 @@ def _make_call_green(cls: type[Any]) -> None:
 
 
 def _hook_wrappers() -> None:
-    """A request is given the wrapper object of one that has ended, if there is one."""
+    """A request is given the wrapper object of one that has ended, if there is one.
+
+    And it is looked up in fewer steps.
+    """
+    made, objects = connections.all(initialized_only=True), wrappers.Objects()
+    for wrapper in made:
+        setattr(objects, wrapper.alias, wrapper)
+    connections._connections = objects
     create = ConnectionHandler.create_connection
 
     @functools.wraps(create)

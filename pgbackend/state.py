@@ -774,6 +774,17 @@ def take_turn(wrapper: Any) -> None:
         block.transaction.take_turn(block)
 
 
+def state_in_turn(wrapper: Any) -> tuple[State, Session | None]:
+    """`state_and_session()`, when it is the turn of the running code."""
+    here = _running()
+    if type(here) is Portal and _get_running_loop() is not None:
+        found = find(here, wrapper)
+        if not found.blocks and not _test_blocks and wrapper._own.transaction is None:
+            return found.state, found.session  # nobody takes turns
+    take_turn(wrapper)
+    return state_and_session(wrapper)
+
+
 def enter_block(wrapper: Any, block: Block) -> None:
     """Make `block` the one that the running code, and tasks that it starts, are in."""
     _set_blocks(wrapper, {**_blocks.get(), wrapper._key: block}, block)

@@ -90,8 +90,7 @@ def execute(wrapper: Any, sql: Any, params: Any = None) -> Result:
     """Execute a statement, and fetch its rows. Raises what Django's cursor raises."""
     if wrapper._thread_ident != threading.get_ident():
         wrapper.validate_thread_sharing()  # raises, or not
-    state.take_turn(wrapper)
-    current, session = state.state_and_session(wrapper)
+    current, session = state.state_in_turn(wrapper)
     assert session is not None
     if current.needs_rollback:
         wrapper.validate_no_broken_transaction()  # raises

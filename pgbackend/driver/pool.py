@@ -188,8 +188,9 @@ class Lease:
 
         `adapt` may prepare the cursor. Errors are psycopg's.
         """
-        if adapt is None and self.physical.makes_cursors_of(self._connection):
-            return self.physical.run_statement(self._connection, query, params)
+        physical, connection = self.physical, self._connection
+        if adapt is None and physical.makes_cursors_of(connection):
+            return physical.run_statement(connection, query, params)
         with self.connection.cursor() as cursor:
             if adapt is not None:
                 adapt(cursor)
@@ -470,7 +471,9 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         connection._pool = self  # noqa: SLF001
         return connection
 
-    def wait_free(self, portal: bridge.Portal, timeout: float) -> AsyncConnection | None:
+    def wait_free(
+        self, portal: bridge.Portal, timeout: float, began: float
+    ) -> AsyncConnection | None:
         """Do what `getconn()` does when it must wait, in `portal`, with no coroutine in between.
 
         Returns None, at once, when there is more to it: a pool to open or to grow, a user's check.
@@ -479,25 +482,26 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
             return None
         if self._check or self.max_waiting or self._pool or timeout <= 0 or self._lock.locked():
             return None
-        self._stats[self._REQUESTS_NUM] += 1
+        stats, queue = self._stats, self._waiting
+        stats[self._REQUESTS_NUM] += 1
         place = _Place()
-        self._waiting.append(place)
+        queue.append(place)
         # The garbage collector may have given one back, before it could see this place.
-        if self._pool and self._waiting.withdraw(place):
+        if self._pool and queue.withdraw(place):
             return self._pop_free()
-        self._stats[self._REQUESTS_QUEUED] += 1
-        began = monotonic()
+        stats[self._REQUESTS_QUEUED] += 1
         try:
-            self._waiting.wait(portal, place, timeout)
+            queue.wait(portal, place, timeout)
         except BaseException as exc:
-            self._stats[self._REQUESTS_ERRORS] += not isinstance(exc, GeneratorExit)
+            stats[self._REQUESTS_ERRORS] += not isinstance(exc, GeneratorExit)
             self._leave_queue(place)
             raise
         finally:
-            self._stats[self._REQUESTS_WAIT_MS] += int(1000 * (monotonic() - began))
-        assert place.conn is not None
-        place.conn._pool = self  # noqa: SLF001
-        return place.conn
+            stats[self._REQUESTS_WAIT_MS] += int(1000 * (monotonic() - began))
+        connection = place.conn
+        assert connection is not None
+        connection._pool = self  # noqa: SLF001
+        return connection
 
     def put_free(self, connection: AsyncConnection) -> bool:
         """Do what `putconn()` does with an idle connection, if there is no more to it than that."""
@@ -665,7 +669,7 @@ class Pool:
         """Take a connection, green. Raises what `errors` says of pools, or the server's error."""
         bridge.check_not_collecting()
         started = monotonic()
-        physical = self._psycopg.take_free() or self._wait()
+        physical = self._psycopg.take_free() or self._wait(started)
         if physical is None or not physical.is_alive():
             physical = bridge.await_(self._get(started, physical))
         lease = Lease(self, physical)
@@ -676,17 +680,17 @@ class Pool:
             )
         return lease
 
-    def _wait(self) -> AsyncConnection | None:
+    def _wait(self, started: float) -> AsyncConnection | None:
         """Wait for a connection where nothing needs to be done for it; else return None."""
         portal = bridge.current()
         if portal is None or self.closed:
             return None
-        self.check_failure()
-        began = monotonic()
+        if self._failure is not None:
+            self.check_failure()
         try:
-            return self._psycopg.wait_free(portal, self._psycopg.timeout)
+            return self._psycopg.wait_free(portal, self._psycopg.timeout, started)
         except psycopg_pool.PoolTimeout:
-            raise self._timed_out(monotonic() - began) from self._cause()
+            raise self._timed_out(monotonic() - started) from self._cause()
         except psycopg_pool.PoolClosed:
             raise self._closed_error() from None
 
