@@ -621,17 +621,19 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             transaction.lender = state.session(self)
         return begun
 
-    def end_pooled(self, current: State, block: state.Block | None) -> None:
+    def end_pooled(
+        self, current: State, block: state.Block | None, session: state.Session | None = None
+    ) -> None:
         """Give the connection of `current` back, end its transaction, and run the hooks of it.
 
-        `block` is the one that is ended.
+        `block` is the one that is ended; `session` the running task's, if it has been looked up.
         """
         if current.lease is not None:
             self._end_lease(current, block)
         now = current
         if current.transaction is not None:
             state.end(self, current)
-            now = state.current_state(self)
+            now = state.state_outside(self, session)
             now.run_on_commit = current.run_on_commit
             now.run_commit_hooks_on_set_autocommit_on = (
                 current.run_commit_hooks_on_set_autocommit_on

@@ -26,7 +26,7 @@ from . import conf, state
 from .driver import bridge
 from .driver.bridge import Portal
 from .patches import djangos
-from .state import Block, Scope, State
+from .state import Block, Scope, Session, State
 
 _get_running_loop = asyncio._get_running_loop
 _running = bridge.running
@@ -88,8 +88,9 @@ def leave(
             if exc_info[0] is None and (refusal := _wait_to_leave(block)) is not None:
                 exc_info = (type(refusal), refusal, refusal.__traceback__)
             if not block.ended:
-                if exc_info[0] is None and _ends_as_most(wrapper, block):
-                    _commit_outermost(wrapper, block)
+                session = None if exc_info[0] is not None else _where_most_end(wrapper, block)
+                if session is not None:
+                    _commit_outermost(wrapper, block, session)
                     return
                 _begin_to_end(wrapper, block, failed=exc_info[0] is not None)
         if block is None or not block.claimed:
@@ -168,16 +169,21 @@ _what_counts = attrgetter(
 _TO_BE_COMMITTED: tuple[Any, ...] = (True, True, True, False, False, [])
 
 
-def _ends_as_most(wrapper: Any, block: Block) -> bool:
-    """Whether `block`, which is left without an error, is committed, and nothing else."""
+def _where_most_end(wrapper: Any, block: Block) -> Session | None:
+    """The running task's session if `block`, which is left without an error, is just committed."""
     ending = block.transaction.state
-    return bool(
+    here = _running()
+    if (
         block.parent is None
         and _what_counts(ending) == _TO_BE_COMMITTED
-        and type(_running()) is Portal
+        and type(here) is Portal
+        and _get_running_loop() is not None
         and wrapper._thread_ident == threading.get_ident()
-        and _has_djangos_ends(wrapper, state.session(wrapper).scope)
-    )
+    ):
+        session = state.find(here, wrapper).session
+        if session is not None and _has_djangos_ends(wrapper, session.scope):
+            return session
+    return None
 
 
 def _has_djangos_ends(wrapper: Any, scope: Scope) -> bool:
@@ -200,7 +206,7 @@ def _open_outermost(wrapper: Any, atomic: Any, current: State) -> None:
     begun.atomic_blocks.append(atomic)
 
 
-def _commit_outermost(wrapper: Any, block: Block) -> None:
+def _commit_outermost(wrapper: Any, block: Block, session: Session) -> None:
     ending = block.transaction.state
     block_of_end = block.transaction.push(block)  # no statement of others goes with the COMMIT
     ending.atomic_blocks.pop()
@@ -216,4 +222,4 @@ def _commit_outermost(wrapper: Any, block: Block) -> None:
             raise
     finally:
         # Nobody can have closed it inside the block meanwhile: it is no longer marked as one.
-        wrapper.end_pooled(ending, block_of_end)
+        wrapper.end_pooled(ending, block_of_end, session)

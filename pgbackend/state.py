@@ -361,6 +361,14 @@ def state_and_session(wrapper: Any) -> tuple[State, Session | None]:
     return current_state(wrapper), async_session(wrapper)
 
 
+def state_outside(wrapper: Any, session: Session | None) -> State:
+    """`current_state()` of green code that has just left its outermost block; its `session`."""
+    own: State = wrapper._own
+    if session is None or _test_blocks or not own.connection is own.transaction is None:
+        return current_state(wrapper)
+    return session.state
+
+
 def _look_up(wrapper: Any, blocks: Mapping[Key, Block], known: Session | None) -> State:
     if blocks:
         block = blocks.get(id(wrapper.settings_dict))
@@ -779,7 +787,11 @@ def state_in_turn(wrapper: Any) -> tuple[State, Session | None]:
     here = _running()
     if type(here) is Portal and _get_running_loop() is not None:
         found = find(here, wrapper)
-        if not found.blocks and not _test_blocks and wrapper._own.transaction is None:
+        block = found.blocks.get(id(wrapper.settings_dict)) if found.blocks else None
+        if block is not None:
+            if block.transaction.innermost is block:
+                return found.state, found.session
+        elif not _test_blocks and wrapper._own.transaction is None:
             return found.state, found.session  # nobody takes turns
     take_turn(wrapper)
     return state_and_session(wrapper)
