@@ -15,8 +15,10 @@ starting for it. In the first case Django's own are called in place too.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import sys
+import threading
 from collections.abc import Callable, Coroutine
 from contextlib import closing
 from io import BytesIO
@@ -99,10 +101,16 @@ class _Connected:
     task goes on when that is done. Where the first step cannot be taken so (somebody has wrapped
     what the server gave, in code that uses the database, or a timeout), `listen` is begun anew in a
     task.
+
+    Note [Busy requests]
+    A request that waits for nothing but its databases has mostly ended within milliseconds, and
+    would have listened for nothing. So it begins when it waits for something else, or when it has
+    lasted for `LISTEN_AFTER`.
     """
 
     __slots__ = (
-        *("_cancelled", "_error", "_first_step", "_listen", "_listener", "_listening", "_task"),
+        *("_cancelled", "_context", "_error", "_first_step", "_listen", "_listener", "_listening"),
+        *("_portal", "_task"),
     )
 
     def __init__(self, listen: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -116,7 +124,28 @@ class _Connected:
         self._error: BaseException | None = None
         self._listening: Coroutine[Any, Any, None] | None = None
         self._listener: asyncio.Task[None] | None = None
-        self._first_step = task.get_loop().call_soon(self._begin_to_listen)
+        self._first_step: asyncio.Handle | None = None
+        self._context: contextvars.Context | None = None  # that of a callback will be its own
+        self._portal = portal = bridge.current()
+        if portal is None or portal.on_wait is not None:  # a request in a request
+            self._portal = None
+            self.listen_soon()
+        else:
+            portal.on_wait = self.listen_soon
+            self._context = contextvars.copy_context()
+            _busy.add(self, task.get_loop())
+
+    def listen_soon(self) -> None:
+        """Begin to listen, in the loop's next turn."""
+        self._no_more_busy()
+        loop = self._task.get_loop()
+        self._first_step = loop.call_soon(self._begin_to_listen, context=self._context)
+
+    def _no_more_busy(self) -> None:
+        portal, self._portal = self._portal, None
+        if portal is not None:
+            portal.on_wait = None
+            _busy.requests.pop(self, None)
 
     def _begin_to_listen(self) -> None:
         listening = self._listen()
@@ -173,7 +202,9 @@ class _Connected:
 
     def _stop_listening(self) -> BaseException | None:
         """Return what has been heard in this very step."""
-        self._first_step.cancel()
+        self._no_more_busy()
+        if self._first_step is not None:
+            self._first_step.cancel()
         if (listening := self._listening) is not None:
             self._listening = None
             try:
@@ -191,6 +222,46 @@ class _Connected:
             if not listener.cancel() and not listener.cancelled():
                 return listener.exception()
         return None
+
+
+#: Seconds that a request may wait for its databases only, before its client is listened to.
+LISTEN_AFTER = 0.05
+
+
+class _Busy(threading.local):
+    """The requests of the thread's loop that have waited for nothing but their databases."""
+
+    def __init__(self) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+        #: In the order in which they came, with the time of the loop when they are listened to.
+        self.requests: dict[_Connected, float] = {}
+        self._timed = False
+
+    def add(self, request: _Connected, loop: asyncio.AbstractEventLoop) -> None:
+        if self.loop is not loop:
+            self.loop, self.requests, self._timed = loop, {}, False
+        self.requests[request] = loop.time() + LISTEN_AFTER
+        if not self._timed:
+            self._time(loop)
+
+    def _time(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Look at them soon: one timer for all, not for each that is due a little later."""
+        self._timed = True
+        loop.call_later(LISTEN_AFTER / 2, self._look, loop, context=contextvars.Context())
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self.loop is not loop:
+            return
+        now = loop.time()
+        for request in [request for request, due in self.requests.items() if due <= now]:
+            request.listen_soon()
+        if self.requests:
+            self._time(loop)
+        else:
+            self._timed = False
+
+
+_busy = _Busy()
 
 
 # --- Signals of a request: Note [Tidying up after a request] --------------------------------------

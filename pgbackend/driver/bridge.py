@@ -47,8 +47,8 @@ class Portal(greenlet):
 
     # fmt: off
     __slots__ = (
-        "checked", "closing", "found", "holding", "pending", "postponing", "raised", "returned",
-        "thrown", "working",
+        "checked", "closing", "found", "holding", "on_wait", "pending", "postponing", "raised",
+        "returned", "thrown", "working",
     )
     # fmt: on
 
@@ -71,6 +71,9 @@ class Portal(greenlet):
         #: What `state` has found for the code in it; until the next step, which may be another
         #: task's.
         self.found: Any = None
+        #: Called before the code in it waits for an awaitable: for what is not a database's socket
+        #: or a turn.
+        self.on_wait: Callable[[], None] | None = None
 
     def suspend(self, yielded: Any) -> Any:
         """Give `yielded` to the task and wait until the task is stepped again."""
@@ -197,6 +200,7 @@ def _take_portal() -> Portal:
 def _keep_portal(portal: Portal) -> None:
     """Put `portal` away for the next function, unless the last one has left something in it."""
     portal.returned = portal.raised = portal.pending = portal.found = portal.gr_context = None
+    portal.on_wait = None
     portals = _idle.portals
     as_new = not (portal.closing or portal.holding or portal.postponing or portal.checked)
     if as_new and len(portals) < _Idle.MOST:
@@ -292,6 +296,8 @@ def await_(awaitable: Awaitable[T]) -> T:
     try:
         yielded = coro.send(None)
         while True:
+            if here.on_wait is not None:
+                here.on_wait()
             try:
                 value = here.suspend(yielded)
             except BaseException as exc:  # the coroutine decides

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 from collections.abc import Iterator
+from io import BytesIO
 from typing import Any
 
 import pytest
@@ -12,10 +14,11 @@ from django.core.exceptions import RequestAborted
 from django.core.handlers.asgi import ASGIHandler
 from django.core.signals import request_finished, request_started
 from django.db import connection, transaction
+from django.dispatch import Signal
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 
 import pgbackend
-from pgbackend import asgi, state
+from pgbackend import aio, asgi, state
 from tests.conftest import Runner
 from tests.library.models import Tag
 from tests.support.exchange import Exchange, serve_by
@@ -566,6 +569,197 @@ def test_what_a_receive_does_when_it_is_cancelled_may_fail(run: Runner, serve_by
     assert exchange.content == b"answered"
 
 
+# --- What is read ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("parts", "in_memory"),
+    [([b""], True), ([b"all"], True), ([b"a", b"ll"], False), ([b"more than ten"], False)],
+)
+def test_a_body_is_read_whether_or_not_it_comes_at_once(
+    run: Runner, serve_by: Any, settings: Any, parts: list[bytes], in_memory: bool
+) -> None:
+    settings.FILE_UPLOAD_MAX_MEMORY_SIZE = 10
+    streams: list[Any] = []
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        streams.append(request._stream)
+        return HttpResponse(request.body)
+
+    async def main() -> None:
+        serve_by(view)
+        exchange = Exchange(parts[0])
+        exchange.incoming.get_nowait()
+        for part in parts:
+            message = {"type": "http.request", "body": part, "more_body": part is not parts[-1]}
+            exchange.incoming.put_nowait(message)
+        await exchange.serve()
+        assert exchange.content == b"".join(parts)
+        assert (type(streams[0]) is BytesIO) == in_memory
+        assert streams[0].closed
+
+    run(main())
+
+
+def test_a_handler_that_reads_in_its_own_way_is_asked(run: Runner, serve_by: Any) -> None:
+    class Handler(ASGIHandler):
+        async def read_body(self, receive: Any) -> BytesIO:
+            with await super().read_body(receive) as body:
+                return BytesIO(body.read().upper())
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(request.body)
+
+    async def main() -> None:
+        serve_by(view)
+        exchange = Exchange(b"loud")
+        await Handler()(exchange.scope, exchange.receive, exchange.send)
+        assert exchange.content == b"LOUD"
+
+    run(main())
+
+
+# --- Note [Busy requests]
+
+
+def test_a_request_that_waits_for_its_database_only_and_not_for_long_does_not_listen(
+    run: Runner, serve_by: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asgi, "LISTEN_AFTER", 60.0)
+    exchange = Exchange()
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        with transaction.atomic():
+            Tag.objects.create(name="a")
+        return HttpResponse(f"tags: {Tag.objects.count()}")
+
+    async def main() -> None:
+        serve_by(view)
+        await aio.run(Tag.objects.count)  # the pool is open
+        await exchange.start()
+        assert not asgi._busy.requests
+        assert not exchange.listening.is_set()
+        assert exchange.content == b"tags: 1"
+
+    run(main())
+
+
+@pytest.mark.parametrize("waits_for", ["database", "other"])
+def test_a_client_that_has_gone_is_noticed_whatever_the_view_waits_for(
+    run: Runner, serve_by: Any, waits_for: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if waits_for == "other":  # it is noticed without the timer
+        monkeypatch.setattr(asgi, "LISTEN_AFTER", 60.0)
+    value = contextvars.ContextVar("value", default="the loop's")
+    heard: list[str] = []
+    ended: list[type[BaseException]] = []
+
+    class Served(Exchange):
+        async def receive(self) -> dict[str, Any]:
+            heard.append(value.get())
+            return await super().receive()
+
+        async def serve(self) -> None:
+            value.set("the request's")
+            await super().serve()
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        try:
+            if waits_for == "other":
+                await asyncio.Event().wait()
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_sleep(20)")
+        except BaseException as exc:
+            ended.append(type(exc))
+            raise
+        raise AssertionError("the client has gone")
+
+    async def main() -> None:
+        serve_by(view)
+        await aio.run(Tag.objects.count)  # the pool is open
+        first, second = Served(), Served()
+        for exchange in (first, second):
+            exchange.hang_up()
+        async with asyncio.timeout(10):
+            await asyncio.gather(first.start(), second.start())
+        assert ended == [asyncio.CancelledError] * 2
+        assert heard == ["the request's"] * 4
+        assert not asgi._busy.requests
+
+    run(main())
+
+
+def test_a_busy_request_whose_coroutine_is_closed_is_forgotten(run: Runner, serve_by: Any) -> None:
+    waits = asyncio.Event()
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        waits.set()
+        return HttpResponse(f"tags: {Tag.objects.count()}")
+
+    async def main() -> None:
+        serve_by(view)
+        await aio.run(Tag.objects.count)  # the pool is open
+        serving = Exchange().serve()
+        waits_for = serving.send(None)
+        assert waits.is_set()
+        assert len(asgi._busy.requests) == 1
+        serving.close()
+        del waits_for
+        assert not asgi._busy.requests
+
+    run(main())
+
+
+def test_a_request_in_a_request_leaves_the_outer_one_listening(
+    run: Runner, serve_by: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asgi, "LISTEN_AFTER", 60.0)
+    outer, inner = Exchange(), Exchange()
+    exchanges = iter((outer, inner))
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        if next(exchanges) is inner:
+            return HttpResponse(f"tags: {Tag.objects.count()}")
+        await inner.serve()
+        await asyncio.Event().wait()
+        raise AssertionError("the client has gone")
+
+    async def main() -> None:
+        serve_by(view)
+        await aio.run(Tag.objects.count)  # the pool is open
+        outer.hang_up()
+        async with asyncio.timeout(10):
+            await outer.start()
+        assert (inner.content, outer.content) == (b"tags: 0", b"")
+
+    run(main())
+
+
+def test_requests_of_a_loop_that_has_ended_are_not_listened_to_on_the_next(
+    run: Runner, serve_by: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The timer of the one that has ended never fires: the next needs one of its own."""
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        return HttpResponse(f"tags: {Tag.objects.count()}")
+
+    async def slow(request: HttpRequest) -> HttpResponse:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_sleep(20)")
+        raise AssertionError("the client has gone")
+
+    async def main(view: Any, exchange: Exchange) -> None:
+        serve_by(view)
+        await aio.run(Tag.objects.count)  # the pool is open
+        await exchange.start()
+
+    run(main(view, Exchange()))
+    gone = Exchange()
+    gone.hang_up()
+    run(asyncio.wait_for(main(slow, gone), 10))
+    assert gone.sent == []
+
+
 # --- What is tidied up --------------------------------------------------------------------------
 
 
@@ -626,3 +820,103 @@ def test_a_signal_remembers_classes_only() -> None:
     request_started.send(sender=ASGIHandler, scope={})
     assert ASGIHandler in request_started.sender_receivers_cache
     assert not {sender, None} & request_started.sender_receivers_cache.keys()
+
+
+# --- Who is told --------------------------------------------------------------------------------
+
+
+def test_who_is_told_of_a_request_may_change(run: Runner, serve_by: Any) -> None:
+    told: list[str] = []
+
+    def note(**kwargs: Any) -> None:
+        told.append("note")
+
+    async def later(**kwargs: Any) -> None:
+        told.append("later")
+
+    class Noter:
+        def note(self, **kwargs: Any) -> None:
+            told.append("noter")
+
+    def like_djangos(**kwargs: Any) -> None:
+        told.append("like Django's")
+
+    like_djangos.__module__ = "django.test.client"
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        return HttpResponse("answered")
+
+    async def tell() -> list[str]:
+        told.clear()
+        await Exchange().serve()
+        return sorted(told)
+
+    async def main() -> None:
+        nonlocal like_djangos
+        serve_by(view)
+        for signal in (request_started, request_finished):
+            assert await tell() == []
+            for receiver, name in ((note, "note"), (later, "later")):
+                signal.connect(receiver)
+                assert await tell() == [name]
+                signal.disconnect(receiver)
+                assert await tell() == []
+        noter = Noter()
+        request_finished.connect(noter.note)
+        request_started.connect(like_djangos)
+        assert await tell() == ["like Django's", "noter"]
+        del noter, like_djangos
+        gc.collect()
+        assert await tell() == []
+
+    run(main())
+
+
+def test_who_patches_how_receivers_are_found_is_asked(
+    run: Runner, serve_by: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Sentry does."""
+    asked: list[Any] = []
+    find = Signal._live_receivers
+
+    def patched(signal: Signal, sender: Any) -> Any:
+        asked.append(signal)
+        return find(signal, sender)
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        return HttpResponse("answered")
+
+    async def main() -> None:
+        serve_by(view)
+        await Exchange().serve()
+        monkeypatch.setattr(Signal, "_live_receivers", patched)
+        await Exchange().serve()
+        assert {request_started, request_finished} <= set(asked)
+
+    run(main())
+
+
+def test_a_function_of_djangos_that_is_told_of_the_start_is_told(
+    run: Runner, serve_by: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def close_caches(**kwargs: Any) -> None:
+        told.append("started")
+
+    close_caches.__module__ = "django.core.cache"
+    monkeypatch.setattr("django.core.cache.close_caches", close_caches)
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        return HttpResponse("answered")
+
+    async def main() -> None:
+        serve_by(view)
+        await Exchange().serve()
+
+    request_started.connect(close_caches)
+    try:
+        run(main())
+    finally:
+        request_started.disconnect(close_caches)
+    assert told == ["started"]
