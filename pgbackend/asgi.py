@@ -15,7 +15,6 @@ starting for it. In the first case Django's own are called in place too.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import functools
 import sys
 import threading
@@ -26,7 +25,6 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from asgiref.sync import SyncToAsync, sync_to_async
-from django.conf import settings
 from django.core.exceptions import RequestAborted
 from django.core.handlers.asgi import ASGIHandler, get_script_prefix
 from django.core.signals import request_finished, request_started
@@ -73,7 +71,7 @@ async def _read_body(handler: Any, receive: Any) -> Any:
     message = await receive()
     if message["type"] == "http.request" and not message.get("more_body", False):
         body = message.get("body", b"")
-        if not body or len(body) <= settings.FILE_UPLOAD_MAX_MEMORY_SIZE:
+        if not body or len(body) <= conf.most_in_memory():
             return BytesIO(body)
     messages = iter((message,))
 
@@ -125,14 +123,14 @@ class _Connected:
         self._listening: Coroutine[Any, Any, None] | None = None
         self._listener: asyncio.Task[None] | None = None
         self._first_step: asyncio.Handle | None = None
-        self._context: contextvars.Context | None = None  # that of a callback will be its own
+        self._context: Any = None  # that of a callback will be its own
         self._portal = portal = bridge.current()
         if portal is None or portal.on_wait is not None:  # a request in a request
             self._portal = None
             self.listen_soon()
         else:
             portal.on_wait = self.listen_soon
-            self._context = contextvars.copy_context()
+            self._context = state.context_here()
             _busy.add(self, task.get_loop())
 
     def listen_soon(self) -> None:
@@ -247,7 +245,7 @@ class _Busy(threading.local):
     def _time(self, loop: asyncio.AbstractEventLoop) -> None:
         """Look at them soon: one timer for all, not for each that is due a little later."""
         self._timed = True
-        loop.call_later(LISTEN_AFTER / 2, self._look, loop, context=contextvars.Context())
+        loop.call_later(LISTEN_AFTER / 2, self._look, loop, context=state.no_context())
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         if self.loop is not loop:

@@ -415,9 +415,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
     def _async_pool(self) -> Pool:
         settings_dict = self.settings_dict
-        return get_pool(
-            (id(settings_dict), settings_dict["NAME"]), self.alias, self._pool_options
-        )
+        return get_pool((id(settings_dict), settings_dict["NAME"]), self.alias, self._pool_options)
 
     def _pool_options(self) -> PoolOptions:
         try:

@@ -289,7 +289,8 @@ class _Integers(NamedTuple):
             or type(comparison.rhs) is not int
         ):
             return None
-        return cls(*ops.integer_field_range(field.get_internal_type()), type(sent))
+        least, most = ops.integer_field_range(field.get_internal_type())
+        return cls(least, most, type(sent))
 
     def takes(self, value: int) -> bool:
         return self.least <= value <= self.most and _for_integers() == _INTEGERS

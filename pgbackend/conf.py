@@ -89,6 +89,12 @@ def is_debugging() -> bool:
         return bool(settings.DEBUG)
 
 
+def most_in_memory() -> int:
+    """How many bytes of a request's body are kept in memory."""
+    most: int = settings.FILE_UPLOAD_MAX_MEMORY_SIZE
+    return most
+
+
 def allows_async_unsafe() -> bool:
     """Whether `DJANGO_ALLOW_ASYNC_UNSAFE` is set; its meaning is Django's."""
     return bool(os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"))

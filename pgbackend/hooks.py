@@ -37,7 +37,7 @@ from django.http import Http404
 from django.urls import get_resolver, get_urlconf
 from django.utils import asyncio as django_asyncio
 
-from . import asgi, blocks, conf, wrappers
+from . import asgi, blocks, conf, state, wrappers
 from .driver import bridge
 
 Policy: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], bool]
@@ -392,10 +392,10 @@ def _hook_wrappers() -> None:
 
     And it is looked up in fewer steps.
     """
-    made, objects = connections.all(initialized_only=True), wrappers.Objects()
+    made, objects = connections.all(initialized_only=True), state.Objects()
     for wrapper in made:
         setattr(objects, wrapper.alias, wrapper)
-    connections._connections = objects
+    connections._connections = objects  # type: ignore[attr-defined]  # noqa: SLF001 - a Local
     create = ConnectionHandler.create_connection
 
     @functools.wraps(create)
@@ -534,7 +534,8 @@ def _hook_aiterator(cls: Any, djangos_aiter: Any) -> None:
             or self._iterable_class.__aiter__ is not djangos_aiter
             or not conf.engine_is_ours(settings_dict["ENGINE"])
         ):
-            return original(self, chunk_size)  # type: ignore[no-any-return]
+            rows: AsyncIterator[Any] = original(self, chunk_size)
+            return rows
         on_server = not settings_dict.get("DISABLE_SERVER_SIDE_CURSORS")
         return aiter(self._iterable_class(self, chunked_fetch=on_server, chunk_size=chunk_size))
 

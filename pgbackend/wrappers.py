@@ -5,18 +5,12 @@ know it and so leave it to the garbage collector. Since a wrapper holds nothing 
 (see state.py), it can serve the next request as well, if nobody has changed it meanwhile. (A task
 that a request has left running shares the object with the next, and nothing else.) One whose class
 somebody has derived is left alone: it may keep what belongs to a request.
-
-Whose they are is looked up for each statement: `Objects` does that in a third of the steps that
-asgiref's `Local` takes.
 """
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import deque
-from collections.abc import Mapping
-from contextvars import ContextVar
 from operator import attrgetter
 from typing import Any
 
@@ -25,60 +19,8 @@ from django.utils.functional import cached_property
 
 from . import state
 
-_get_running_loop = asyncio._get_running_loop
-
 #: What a wrapper notes on itself, beside what it was made with and what Django remembers.
 _NOTES = {"_asking_patches", "_own_blocks", "_sharing"}
-
-
-class Objects:
-    """The `DatabaseWrapper` objects by alias, as attributes: each thread has its own.
-
-    Under a running loop each context has: tasks inherit those of who starts them. That is what
-    asgiref's ``Local(thread_critical=True)`` does, which `django.db.connections` is made with.
-    """
-
-    __slots__ = ("_here",)
-
-    def __init__(self) -> None:
-        object.__setattr__(self, "_here", _OfThread())
-
-    def __getattr__(self, alias: str) -> Any:
-        here = self._here
-        try:
-            if _get_running_loop() is None:
-                return here.objects[alias]
-            return here.in_context.get()[alias]
-        except KeyError:
-            raise AttributeError(f"no connection {alias!r} here") from None
-
-    def __setattr__(self, alias: str, wrapper: Any) -> None:
-        here = self._here
-        if _get_running_loop() is None:
-            here.objects[alias] = wrapper
-        else:
-            here.in_context.set({**here.in_context.get(), alias: wrapper})
-
-    def __delattr__(self, alias: str) -> None:
-        getattr(self, alias)  # raises AttributeError
-        here = self._here
-        if _get_running_loop() is None:
-            del here.objects[alias]
-        else:
-            left = {key: one for key, one in here.in_context.get().items() if key != alias}
-            here.in_context.set(left)
-
-
-class _OfThread(threading.local):
-    def __init__(self) -> None:
-        self.objects: dict[str, Any] = {}
-        # One for each thread: what another thread has made is not seen in a copy of its context.
-        self.in_context: ContextVar[Mapping[str, Any]] = ContextVar(
-            "pgbackend.objects", default=_NO_OBJECTS
-        )
-
-
-_NO_OBJECTS: Mapping[str, Any] = {}
 
 
 class _Idle(threading.local):

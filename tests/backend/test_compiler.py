@@ -23,6 +23,7 @@ from django.apps.registry import Apps
 from django.core.exceptions import EmptyResultSet
 from django.db import connection, connections, models, transaction
 from django.db.backends.postgresql import compiler as djangos
+from django.db.backends.postgresql.operations import DatabaseOperations as DjangosOperations
 from django.db.models import F, Q, QuerySet, Value, functions, lookups
 from django.db.models.constants import OnConflict
 from django.db.models.expressions import Col, CombinedExpression
@@ -455,6 +456,86 @@ def test_a_statement_that_is_known_is_no_others() -> None:
             each.SQLCompiler(query.query.chain(), connection, "default") for each in (ours, djangos)
         ]
         assert made[0].as_sql(with_limits=False) == made[1].as_sql(with_limits=False)
+
+
+class Cents(models.IntegerField):
+    def get_db_prep_value(self, value: Any, connection: Any, prepared: bool = False) -> Any:
+        return value * 100
+
+
+@pytest.fixture(scope="module")
+def numbers() -> Any:
+    class Numbers(models.Model):
+        auto = models.BigAutoField(primary_key=True)
+        whole = models.IntegerField()
+        big = models.BigIntegerField()
+        small = models.SmallIntegerField()
+        positive = models.PositiveIntegerField()
+        cents = Cents()
+        given = models.IntegerField()
+        other = models.ForeignKey("self", models.CASCADE)
+
+        class Meta:
+            app_label = "numbers"
+            apps = Apps()
+
+    given: Any = Numbers._meta.get_field("given")
+    given.get_db_prep_value = lambda value, connection, prepared=False: value + 1
+    return Numbers
+
+
+def sent(query: QuerySet[Any], compilers: Any) -> Any:
+    """The statement, and its parameters with their types."""
+    try:
+        sql, params = compilers.SQLCompiler(query.query.chain(), connection, "default").as_sql()
+    except EmptyResultSet:
+        return "nothing can be found"
+    return sql, [(type(each), each) for each in params]
+
+
+FIELDS = ("auto", "whole", "big", "small", "positive", "cents", "given", "other")
+VALUES = (5, 0, -5, 32767, 32768, -32769, 2**31 - 1, 2**31, 2**63 - 1, 2**63, "7", 1.5, True)
+
+
+@pytest.mark.parametrize("lookup", ["exact", "gt", "lte"])
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_number_is_sent_as_django_sends_it(numbers: Any, field: str, lookup: str) -> None:
+    for value in (*VALUES, *reversed(VALUES)):
+        query = numbers._base_manager.filter(**{f"{field}__{lookup}": value})
+        assert sent(query, ours) == sent(query, djangos), value
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (lookups.IntegerFieldOverflow, "process_rhs"),
+        (lookups.Lookup, "process_rhs"),
+        (lookups.FieldGetDbPrepValueMixin, "get_db_prep_lookup"),
+        (models.IntegerField, "get_db_prep_value"),
+        (models.Field, "get_db_prep_value"),
+        (models.fields.AutoFieldMixin, "get_db_prep_value"),
+        (DjangosOperations, "adapt_integerfield_value"),
+        (DjangosOperations, "integer_field_range"),
+    ],
+)
+def test_who_patches_how_a_number_is_sent_is_asked(owner: Any, name: str) -> None:
+    asked: list[Any] = []
+    original = getattr(owner, name)
+
+    def patched(*args: Any, **kwargs: Any) -> Any:
+        asked.append(args)
+        return original(*args, **kwargs)
+
+    queries = [Tag.objects.filter(pk=1), Section.objects.filter(position=1).order_by()]
+    for query in (*queries, *queries):
+        sent(query, ours)
+    with mock.patch.object(owner, name, patched):
+        for query in queries:
+            assert sent(query, ours) == sent(query, djangos)
+        times = len(asked)
+        for query in queries:
+            sent(query, djangos)
+    assert times == 2 * (len(asked) - times) > 0
 
 
 def test_statements_of_many_pages_are_not_all_kept() -> None:
