@@ -46,7 +46,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
 from typing import Any, TypeAlias
@@ -525,9 +525,14 @@ no_context = contextvars.Context
 
 def state_attribute(name: str) -> property:
     """A name of Django's on the wrapper that stands for the current state's."""
+    return property(_getter(name), _setter(name))
 
-    # Properties, because the interpreter calls their functions without a detour. What is usual is
-    # found here, without a call: `find()` and `current_state()` know the rest.
+
+# Functions of properties, because the interpreter calls these without a detour. What is usual is
+# found here, without a call: `find()` and `current_state()` know the rest.
+
+
+def _getter(name: str) -> Callable[[Any], Any]:
     def get(wrapper: Any) -> Any:
         if _get_running_loop() is None:
             if not _unwinding:
@@ -545,17 +550,27 @@ def state_attribute(name: str) -> property:
                 return getattr(found.state, name)
         return getattr(current_state(wrapper), name)
 
+    return get
+
+
+def _setter(name: str) -> Callable[[Any, Any], None]:
     def set_(wrapper: Any, value: Any) -> None:
         if not wrapper._ready:
             # What a wrapper is made with, its state and scope have already; and it must not reset
             # those of a transaction that others are in.
             return
-        if type(here := _running()) is Portal and _get_running_loop() is not None:
+        if _get_running_loop() is None:
+            if not _unwinding:
+                blocks = _blocks.get()
+                if not blocks or blocks is wrapper._own_blocks:
+                    setattr(wrapper._own, name, value)
+                    return
+        elif type(here := _running()) is Portal:
             setattr(find(here, wrapper).state, name, value)
-        else:
-            setattr(current_state(wrapper), name, value)
+            return
+        setattr(current_state(wrapper), name, value)
 
-    return property(get, set_)
+    return set_
 
 
 def _doom(wrapper: Any, value: Any) -> None:

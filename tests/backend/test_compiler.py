@@ -479,6 +479,9 @@ def numbers() -> Any:
             app_label = "numbers"
             apps = Apps()
 
+        def __str__(self) -> str:
+            return str(self.pk)
+
     given: Any = Numbers._meta.get_field("given")
     given.get_db_prep_value = lambda value, connection, prepared=False: value + 1
     return Numbers
