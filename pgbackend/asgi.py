@@ -315,6 +315,7 @@ class _Own(NamedTuple):
 
     @classmethod
     def of(cls, signal: Signal, sender: Any) -> _Own | None:
+        """Those whom `signal` tells of `sender`; None if there are others among them."""
         by_sender: Any = signal.sender_receivers_cache
         own: _Own | None = by_sender.own.get(sender)
         if own is None or own.remembered is not by_sender.get(sender):
@@ -339,9 +340,10 @@ _DJANGOS = djangos(*_signals())
 
 def _is_of_djangos_module(receiver: Any) -> bool:
     """Whether Django's code defines this function, in a module: it lives as long as the process."""
-    name = getattr(receiver, "__name__", "")
-    module = sys.modules.get(getattr(receiver, "__module__", None) or "")
-    return is_djangos(receiver) and vars(module).get(name) is receiver
+    if not is_djangos(receiver):
+        return False
+    module = sys.modules.get(receiver.__module__)
+    return getattr(module, getattr(receiver, "__name__", ""), None) is receiver
 
 
 def send(signal: Signal, sender: Any, **named: Any) -> Any:

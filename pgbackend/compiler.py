@@ -272,6 +272,7 @@ class _Insert:
 class _Integers(NamedTuple):
     """What Django sends in the place of an integer that is compared with a column of integers."""
 
+    field: Any
     least: int
     most: int
     kind: Any
@@ -290,10 +291,16 @@ class _Integers(NamedTuple):
         ):
             return None
         least, most = ops.integer_field_range(field.get_internal_type())
-        return cls(least, most, type(sent))
+        return cls(field, least, most, type(sent))
 
-    def takes(self, value: int) -> bool:
-        return self.least <= value <= self.most and _for_integers() == _INTEGERS
+    def include(self, value: Any, column: Any) -> bool:
+        """Whether `value`, which is compared with `column`, is one of them."""
+        return (
+            type(value) is int
+            and column.target is self.field is column.output_field
+            and self.least <= value <= self.most
+            and _for_integers() == _INTEGERS
+        )
 
 
 class _Columns:
@@ -317,7 +324,7 @@ class _Columns:
         self.select_from = f"SELECT {columns} FROM "  # noqa: S608 - all of it is quoted
         self.from_ = self.select_from + made_by.connection.ops.quote_name(self.table)
         self.converters = made_by.get_converters(self.cols)
-        #: Those with one comparison, by what they depend on; and how integers are sent in them.
+        #: Those with one comparison, by what they depend on; and what integers it may be with.
         self.statements: dict[Any, tuple[str, _Integers | None]] = {}
 
     @classmethod
@@ -334,11 +341,11 @@ class _Columns:
             return None
         return known
 
-    def keep(self, key: Any, sql: str, sends: _Integers | None) -> None:
+    def keep(self, key: Any, sql: str, integers: _Integers | None) -> None:
         """Keep the words of a statement, for the next one of its kind."""
         if len(self.statements) >= _MOST_STATEMENTS:  # pages of a list have limits of their own
             self.statements.clear()
-        self.statements[key] = sql, sends
+        self.statements[key] = sql, integers
 
     def selected_of(self, model: Any) -> tuple[Any, Any, Any]:
         """What `get_select()` returns, for the caller to keep."""
@@ -599,9 +606,9 @@ class SQLCompiler(_FetchedAtOnce, compiler.SQLCompiler):
         key: tuple[Any, ...] = kind, operator, only.lhs.alias, column
         if with_limits:
             key = *key, query.low_mark, query.high_mark
-        sql, sends = known.statements.get(key, (None, None))
-        if sends is not None and type(value) is int and sends.takes(value):
-            params: tuple[Any, ...] = (sends.kind(value),)
+        sql, integers = known.statements.get(key, (None, None))
+        if integers is not None and integers.include(value, only.lhs):
+            params: tuple[Any, ...] = (integers.kind(value),)
         else:
             try:
                 value, params = only.process_rhs(self, self.connection)

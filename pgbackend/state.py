@@ -364,9 +364,9 @@ def state_and_session(wrapper: Any) -> tuple[State, Session | None]:
 def state_outside(wrapper: Any, session: Session | None) -> State:
     """`current_state()` of green code that has just left its outermost block; its `session`."""
     own: State = wrapper._own
-    if session is None or _test_blocks or not own.connection is own.transaction is None:
-        return current_state(wrapper)
-    return session.state
+    if session is not None and not _test_blocks and own.connection is own.transaction is None:
+        return session.state
+    return current_state(wrapper)
 
 
 def _look_up(wrapper: Any, blocks: Mapping[Key, Block], known: Session | None) -> State:

@@ -685,8 +685,7 @@ class Pool:
         portal = bridge.current()
         if portal is None or self.closed:
             return None
-        if self._failure is not None:
-            self.check_failure()
+        self.check_failure()
         try:
             return self._psycopg.wait_free(portal, self._psycopg.timeout, started)
         except psycopg_pool.PoolTimeout:

@@ -508,6 +508,23 @@ def test_a_number_is_sent_as_django_sends_it(numbers: Any, field: str, lookup: s
         assert sent(query, ours) == sent(query, djangos), value
 
 
+def test_a_number_is_sent_as_the_field_says_that_it_is_compared_with(numbers: Any) -> None:
+    """A column that others stand for, too."""
+    query = numbers._base_manager.filter(whole=5)
+    for _ in range(2):
+        assert sent(query, ours) == sent(query, djangos)
+    col = query.query.where.children[0].lhs
+    cents = numbers._meta.get_field("cents")
+    for other in (
+        Col(col.alias, col.target, cents),
+        Col(col.alias, copy.copy(cents), cents),
+    ):
+        other.target.column = "whole"
+        query = numbers._base_manager.all()
+        query.query.where.add(lookups.IntegerFieldExact(other, 5), "AND")
+        assert sent(query, ours) == sent(query, djangos)
+
+
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
