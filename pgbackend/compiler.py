@@ -145,7 +145,7 @@ _INTEGER_FIELDS = {
 _PREPARING = ("get_db_prep_value", "get_internal_type")
 _prepared_by = attrgetter("adapt_integerfield_value", "integer_field_range")
 _for_integers = lookup(
-    "lookups.IntegerFieldOverflow.process_rhs lookups.Lookup.process_rhs "
+    "lookups.IntegerFieldOverflow.process_rhs lookups.Exact.process_rhs lookups.Lookup.process_rhs "
     "lookups.FieldGetDbPrepValueMixin.get_db_prep_lookup IntegerField.get_db_prep_value "
     "Field.get_db_prep_value AutoFieldMixin.get_db_prep_value ops.adapt_integerfield_value "
     "ops.integer_field_range",
@@ -278,16 +278,13 @@ class _Integers(NamedTuple):
     kind: Any
 
     @classmethod
-    def of(cls, comparison: Any, ops: Any, sent: Any) -> _Integers | None:
+    def of(cls, field: Any, ops: Any, sent: Any) -> _Integers | None:
         """What `sent`, of Django's making, stands for; None if others have a say in it."""
-        field = comparison.lhs.target
         if (
             type(field) not in _INTEGER_FIELDS
-            or field is not comparison.lhs.output_field
             or not vars(field).keys().isdisjoint(_PREPARING)
-            or type(comparison).process_rhs is not lookups.IntegerFieldOverflow.process_rhs
             or _prepared_by(type(ops)) != _prepared_by(DatabaseOperations)
-            or type(comparison.rhs) is not int
+            or not isinstance(sent, int)
         ):
             return None
         least, most = ops.integer_field_range(field.get_internal_type())
@@ -601,9 +598,8 @@ class SQLCompiler(_FetchedAtOnce, compiler.SQLCompiler):
             or hasattr(only, "as_postgresql")
         ):
             return None
-        kind, value, column = type(only), only.rhs, only.lhs.target.column
-        operator = self.connection.operators[only.lookup_name]
-        key: tuple[Any, ...] = kind, operator, only.lhs.alias, column
+        value, operator = only.rhs, self.connection.operators[only.lookup_name]
+        key: tuple[Any, ...] = operator, only.lhs.alias, only.lhs.target.column
         if with_limits:
             key = *key, query.low_mark, query.high_mark
         sql, integers = known.statements.get(key, (None, None))
@@ -620,7 +616,7 @@ class SQLCompiler(_FetchedAtOnce, compiler.SQLCompiler):
         if sql is None:
             where, _ = self.compile(only)
             sql = f"{known.from_} WHERE {where}{self._limits(with_limits)}"
-            known.keep(key, sql, _Integers.of(only, self.connection.ops, params[0]))
+            known.keep(key, sql, _Integers.of(only.lhs.target, self.connection.ops, params[0]))
         return sql, tuple(params)
 
     def _select(self, known: _Columns) -> None:

@@ -508,27 +508,52 @@ def test_a_number_is_sent_as_django_sends_it(numbers: Any, field: str, lookup: s
         assert sent(query, ours) == sent(query, djangos), value
 
 
+def comparing(model: Any, *lookup: Any) -> QuerySet[Any]:
+    """A query with a lookup that nobody has prepared."""
+    query = model._base_manager.all()
+    query.query.get_initial_alias()
+    query.query.where.add(lookups.IntegerFieldExact(*lookup), "AND")
+    return query
+
+
 def test_a_number_is_sent_as_the_field_says_that_it_is_compared_with(numbers: Any) -> None:
     """A column that others stand for, too."""
     query = numbers._base_manager.filter(whole=5)
-    for _ in range(2):
-        assert sent(query, ours) == sent(query, djangos)
+    assert sent(query, ours) == sent(query, djangos)
     col = query.query.where.children[0].lhs
-    cents = numbers._meta.get_field("cents")
-    for other in (
-        Col(col.alias, col.target, cents),
-        Col(col.alias, copy.copy(cents), cents),
-    ):
-        other.target.column = "whole"
-        query = numbers._base_manager.all()
-        query.query.where.add(lookups.IntegerFieldExact(other, 5), "AND")
+    cents = copy.copy(numbers._meta.get_field("cents"))
+    cents.column = "whole"
+    for other in (Col(col.alias, col.target, cents), Col(col.alias, cents), col):
+        query = comparing(numbers, other, 5)
         assert sent(query, ours) == sent(query, djangos)
+
+
+def test_what_no_number_was_sent_for_says_nothing_of_numbers(numbers: Any) -> None:
+    col = numbers._meta.get_field("auto").get_col("numbers_numbers")
+    lookup = comparing(numbers, col, 5)
+    lookup.query.where.children[0].rhs = "5"
+    for query in (lookup, lookup, numbers._base_manager.filter(auto=5), lookup):
+        assert sent(query, ours) == sent(query, djangos)
+
+
+def test_operations_that_send_numbers_in_their_own_way_are_asked() -> None:
+    class Operations(DatabaseOperations):
+        def adapt_integerfield_value(self, value: Any, internal_type: str) -> Any:
+            return super().adapt_integerfield_value(value + 1, internal_type)
+
+    wrapper = copy.copy(connections["default"])
+    wrapper.ops = Operations(wrapper)
+    query = Section.objects.filter(position=5).order_by()
+    for _ in range(4):
+        made = ours.SQLCompiler(query.query.chain(), wrapper, "default")
+        assert made.as_sql()[1] == (6,)
 
 
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
         (lookups.IntegerFieldOverflow, "process_rhs"),
+        (lookups.Exact, "process_rhs"),
         (lookups.Lookup, "process_rhs"),
         (lookups.FieldGetDbPrepValueMixin, "get_db_prep_lookup"),
         (models.IntegerField, "get_db_prep_value"),
