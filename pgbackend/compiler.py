@@ -278,10 +278,12 @@ class _Integers(NamedTuple):
     kind: Any
 
     @classmethod
-    def of(cls, field: Any, ops: Any, sent: Any) -> _Integers | None:
+    def of(cls, column: Any, ops: Any, sent: Any) -> _Integers | None:
         """What `sent`, of Django's making, stands for; None if others have a say in it."""
+        field = column.target
         if (
-            type(field) not in _INTEGER_FIELDS
+            field is not column.output_field
+            or type(field) not in _INTEGER_FIELDS
             or not vars(field).keys().isdisjoint(_PREPARING)
             or _prepared_by(type(ops)) != _prepared_by(DatabaseOperations)
             or not isinstance(sent, int)
@@ -616,7 +618,7 @@ class SQLCompiler(_FetchedAtOnce, compiler.SQLCompiler):
         if sql is None:
             where, _ = self.compile(only)
             sql = f"{known.from_} WHERE {where}{self._limits(with_limits)}"
-            known.keep(key, sql, _Integers.of(only.lhs.target, self.connection.ops, params[0]))
+            known.keep(key, sql, _Integers.of(only.lhs, self.connection.ops, params[0]))
         return sql, tuple(params)
 
     def _select(self, known: _Columns) -> None:
