@@ -37,7 +37,7 @@ from django.http import Http404
 from django.urls import get_resolver, get_urlconf
 from django.utils import asyncio as django_asyncio
 
-from . import asgi, blocks, conf, state, wrappers
+from . import asgi, blocks, conf, wrappers
 from .driver import bridge
 
 Policy: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], bool]
@@ -388,14 +388,7 @@ def _make_call_green(cls: type[Any]) -> None:
 
 
 def _hook_wrappers() -> None:
-    """A request is given the wrapper object of one that has ended, if there is one.
-
-    And it is looked up in fewer steps.
-    """
-    made, objects = connections.all(initialized_only=True), state.Objects()
-    for wrapper in made:
-        setattr(objects, wrapper.alias, wrapper)
-    connections._connections = objects  # type: ignore[attr-defined]  # noqa: SLF001 - a Local
+    """A request is given the wrapper object of one that has ended, if there is one."""
     create = ConnectionHandler.create_connection
 
     @functools.wraps(create)

@@ -467,57 +467,6 @@ def observe(wrapper: Any) -> None:
     _observers.set({**_observers.get(), wrapper._key: current_scope(wrapper)})
 
 
-class Objects:
-    """The `DatabaseWrapper` objects by alias, as attributes: each thread has its own.
-
-    Under a running loop each context has: tasks inherit those of who starts them. That is what
-    asgiref's ``Local(thread_critical=True)`` does, which `django.db.connections` is made with; but
-    whose they are is looked up for each statement, and this does it in a third of the steps.
-    """
-
-    __slots__ = ("_here",)
-
-    def __init__(self) -> None:
-        object.__setattr__(self, "_here", _OfThread())
-
-    def __getattr__(self, alias: str) -> Any:
-        here = self._here
-        try:
-            if _get_running_loop() is None:
-                return here.objects[alias]
-            return here.in_context.get()[alias]
-        except KeyError:
-            raise AttributeError(f"no connection {alias!r} here") from None
-
-    def __setattr__(self, alias: str, wrapper: Any) -> None:
-        here = self._here
-        if _get_running_loop() is None:
-            here.objects[alias] = wrapper
-        else:
-            here.in_context.set({**here.in_context.get(), alias: wrapper})
-
-    def __delattr__(self, alias: str) -> None:
-        getattr(self, alias)  # raises AttributeError
-        here = self._here
-        if _get_running_loop() is None:
-            del here.objects[alias]
-        else:
-            left = {key: one for key, one in here.in_context.get().items() if key != alias}
-            here.in_context.set(left)
-
-
-class _OfThread(threading.local):
-    def __init__(self) -> None:
-        self.objects: dict[str, Any] = {}
-        # One for each thread: what another thread has made is not seen in a copy of its context.
-        self.in_context: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar(
-            "pgbackend.objects", default=_NO_OBJECTS
-        )
-
-
-_NO_OBJECTS: Mapping[str, Any] = {}
-
-
 #: The context of the running code, for what the loop calls later on its behalf; and an empty one.
 context_here = contextvars.copy_context
 no_context = contextvars.Context

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from asgiref.local import Local
 from django.db import connection, connections, transaction
 from django.http import HttpRequest, HttpResponse
 
-from pgbackend import aio, state, wrappers
+from pgbackend import wrappers
 from pgbackend.base import DatabaseWrapper
 from tests.conftest import Runner
 from tests.library.models import Tag
@@ -178,62 +174,3 @@ def test_a_request_within_a_request_keeps_its_own(run: Runner, serve_by: Any) ->
 
     run(main())
     assert inner.content == b"0"
-
-
-# --- Whose wrapper objects there are ------------------------------------------------------------
-
-
-@pytest.mark.parametrize("make", [lambda: Local(thread_critical=True), state.Objects])
-def test_objects_are_seen_where_asgirefs_local_shows_them(run: Runner, make: Any) -> None:
-    """asgiref's passes the same test."""
-    local = make()
-    local.alias = "of the thread"
-
-    async def child(value: str) -> str:
-        inherited = local.alias
-        local.alias = value
-        await asyncio.sleep(0)
-        assert local.alias == value
-        return inherited
-
-    def in_another_thread() -> None:
-        assert not hasattr(local, "alias")
-        local.alias = "of another thread"
-
-    async def main() -> None:
-        assert not hasattr(local, "alias")
-        with pytest.raises(AttributeError):
-            del local.alias
-        local.alias = "of the loop"
-        tasks = [asyncio.create_task(child(str(number))) for number in range(3)]
-        assert await asyncio.gather(*tasks) == ["of the loop"] * 3
-        assert local.alias == "of the loop"
-        await asyncio.to_thread(in_another_thread)  # with a copy of this context
-        assert await aio.run(lambda: local.alias) == "of the loop"
-        del local.alias
-        assert not hasattr(local, "alias")
-
-    run(main())
-    assert local.alias == "of the thread"
-    del local.alias
-    assert not hasattr(local, "alias")
-    with pytest.raises(AttributeError):
-        del local.alias
-
-
-def test_the_wrapper_object_of_a_thread_is_there_before_and_after_the_backend_is_ready() -> None:
-    """The backend is loaded by the first object that is made; it must not be lost."""
-    code = """
-        import django
-        from django.conf import settings
-        settings.configure(DATABASES={"default": {"ENGINE": "pgbackend", "NAME": "none"}})
-        from django.db import connections
-        first = connections["default"]
-        django.setup()
-        assert connections["default"] is first
-        print(type(connections._connections).__module__)
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "pgbackend.state"
