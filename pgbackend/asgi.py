@@ -73,12 +73,10 @@ async def _read_body(handler: Any, receive: Any) -> Any:
         body = message.get("body", b"")
         if not body or len(body) <= conf.most_in_memory():
             return BytesIO(body)
-    messages = iter((message,))
+    received = [message]
 
     async def receive_again() -> Any:
-        for received in messages:
-            return received
-        return await receive()
+        return received.pop() if received else await receive()
 
     return await handler.read_body(receive_again)
 
@@ -277,12 +275,12 @@ def where_needed(receiver: Callable[..., None]) -> Callable[..., None]:
         if not _nothing_to_tidy_up():
             receiver(**kwargs)
 
-    _tidying.add(called)
+    _tidying[id(called)] = called
     return called
 
 
-#: The receivers that `where_needed()` has made.
-_tidying: set[Callable[..., None]] = set()
+#: The receivers that `where_needed()` has made, by identity: somebody's may have no hash.
+_tidying: dict[int, Callable[..., None]] = {}
 
 
 def _nothing_to_tidy_up() -> bool:
@@ -324,9 +322,9 @@ class _Own(NamedTuple):
 
     @classmethod
     def _find(cls, signal: Signal, by_sender: Any, sender: Any) -> _Own:
-        receivers, awaited = signal._live_receivers(sender)  # noqa: SLF001
-        tidying = tuple(each for each in receivers if each in _tidying)
-        others = tuple(each for each in receivers if each not in _tidying)
+        receivers, awaited = signal._live_receivers(sender)  # noqa: SLF001 - whom Django would tell
+        tidying = tuple(each for each in receivers if id(each) in _tidying)
+        others = tuple(each for each in receivers if id(each) not in _tidying)
         known = not awaited and all(map(_is_of_djangos_module, others))
         own = cls(by_sender.get(sender), tidying, others if known else None)
         if own.remembered is not None:

@@ -60,6 +60,12 @@ def has_foreign_alias() -> bool:
     return False
 
 
+def alias_is_ours(alias: str) -> bool:
+    """Whether `alias` is a database of pgbackend's; one that there is not is Django's to refuse."""
+    settings_dict = connections.settings.get(alias)
+    return settings_dict is not None and engine_is_ours(settings_dict["ENGINE"])
+
+
 def engine_is_ours(engine: str) -> bool:
     """Whether `engine` names pgbackend, or a backend whose wrapper derives from it."""
     try:

@@ -231,7 +231,7 @@ def _orm(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     alias = kwargs.get("using") or next(
         filter(None, map(_alias_of, (getattr(func, "__self__", None), *args))), None
     )
-    return alias is not None and conf.engine_is_ours(connections.settings[alias]["ENGINE"])
+    return alias is not None and conf.alias_is_ours(alias)
 
 
 def _alias_of(subject: Any) -> str | None:
@@ -301,8 +301,7 @@ def _cache(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
     model = getattr(cache, "cache_model_class", None)
     if model is None:
         return False
-    alias = router.db_for_write(model)
-    return conf.engine_is_ours(connections.settings[alias]["ENGINE"])
+    return conf.alias_is_ours(router.db_for_write(model))
 
 
 _CACHES_IN_MEMORY = ("django.core.cache.backends.dummy", "django.core.cache.backends.locmem")
@@ -491,7 +490,7 @@ def _hook_async_iteration() -> None:
     in_threads = iterable._async_generator  # noqa: SLF001
 
     async def _async_generator(self: Any) -> AsyncIterator[Any]:
-        if not conf.engine_is_ours(connections.settings[self.queryset.db]["ENGINE"]):
+        if not conf.alias_is_ours(self.queryset.db):
             async for item in in_threads(self):
                 yield item
             return
@@ -520,16 +519,15 @@ def _hook_aiterator(cls: Any, djangos_aiter: Any) -> None:
 
     @functools.wraps(original)
     def aiterator(self: Any, chunk_size: int = 2000) -> AsyncIterator[Any]:
-        settings_dict = connections.settings[self.db]
         if (
             chunk_size <= 0
             or self._prefetch_related_lookups
             or self._iterable_class.__aiter__ is not djangos_aiter
-            or not conf.engine_is_ours(settings_dict["ENGINE"])
+            or not conf.alias_is_ours(self.db)
         ):
             rows: AsyncIterator[Any] = original(self, chunk_size)
             return rows
-        on_server = not settings_dict.get("DISABLE_SERVER_SIDE_CURSORS")
+        on_server = not connections.settings[self.db].get("DISABLE_SERVER_SIDE_CURSORS")
         return aiter(self._iterable_class(self, chunked_fetch=on_server, chunk_size=chunk_size))
 
     cls.aiterator = aiterator
@@ -545,8 +543,7 @@ def _hook_aiter(cls: Any) -> None:
 
     @functools.wraps(original)
     def __aiter__(self: Any) -> Any:
-        ours = conf.engine_is_ours(connections.settings[self.db]["ENGINE"])
-        return _FetchedRows(self) if ours else original(self)
+        return _FetchedRows(self) if conf.alias_is_ours(self.db) else original(self)
 
     cls.__aiter__ = __aiter__
 

@@ -500,7 +500,7 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
             stats[self._REQUESTS_WAIT_MS] += int(1000 * (monotonic() - began))
         connection = place.conn
         assert connection is not None
-        connection._pool = self  # noqa: SLF001
+        connection._pool = self  # noqa: SLF001 - as `getconn()` does
         return connection
 
     def put_free(self, connection: AsyncConnection) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import gc
 from collections.abc import Iterator
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
@@ -689,6 +690,11 @@ def test_a_client_that_has_gone_is_noticed_whatever_the_view_waits_for(
     run(main())
 
 
+def test_a_client_that_has_gone_is_noticed_as_soon_as_the_readme_says() -> None:
+    """At the second look after its time at the latest; and a look is half of that time."""
+    assert asgi.LISTEN_AFTER * 1.5 < 0.1
+
+
 def test_a_busy_request_whose_coroutine_is_closed_is_forgotten(run: Runner, serve_by: Any) -> None:
     waits = asyncio.Event()
 
@@ -871,6 +877,36 @@ def test_who_is_told_of_a_request_may_change(run: Runner, serve_by: Any) -> None
         assert await tell() == []
 
     run(main())
+
+
+def test_a_receiver_without_a_hash_is_told(run: Runner, serve_by: Any) -> None:
+    told: list[str] = []
+
+    @dataclass
+    class Receiver:
+        name: str
+
+        def __call__(self, **kwargs: Any) -> None:
+            told.append(self.name)
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        return HttpResponse("answered")
+
+    async def main() -> None:
+        serve_by(view)
+        exchange = Exchange()
+        await exchange.serve()
+        assert exchange.content == b"answered"
+
+    started, finished = Receiver("started"), Receiver("finished")
+    request_started.connect(started)
+    request_finished.connect(finished)
+    try:
+        run(main())
+    finally:
+        request_started.disconnect(started)
+        request_finished.disconnect(finished)
+    assert told == ["started", "finished"]
 
 
 def test_who_patches_how_receivers_are_found_is_asked(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from django.db import connection, transaction
 from django.db.models import signals
+from django.db.utils import ConnectionDoesNotExist
 
 import pgbackend
 from pgbackend import aio
@@ -98,6 +99,19 @@ def test_aiterator_keeps_one_lease_until_it_is_exhausted(
         assert seen == [f"tag {number}" for number in range(ROWS)]
         assert leased() == 0
         assert len(leases) == 2
+
+    run(main())
+
+
+@pytest.mark.parametrize("how", ["aiterator", "async for"])
+def test_an_alias_that_there_is_not_is_djangos_error_at_the_first_row(
+    run: Runner, how: str
+) -> None:
+    async def main() -> None:
+        queryset = tags().using("nowhere")
+        rows = aiter(queryset.aiterator() if how == "aiterator" else queryset)
+        with pytest.raises(ConnectionDoesNotExist, match="'nowhere' doesn't exist"):
+            await anext(rows)
 
     run(main())
 
