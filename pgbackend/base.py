@@ -631,7 +631,11 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         now = current
         if current.transaction is not None:
             state.end(self, current)
-            now = state.state_outside(self, session)
+            # Hooks are run by Django, on the state that it finds.
+            if session is None or current.run_on_commit:
+                now = state.current_state(self)
+            else:
+                now = session.state
             now.run_on_commit = current.run_on_commit
             now.run_commit_hooks_on_set_autocommit_on = (
                 current.run_commit_hooks_on_set_autocommit_on

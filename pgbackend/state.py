@@ -361,14 +361,6 @@ def state_and_session(wrapper: Any) -> tuple[State, Session | None]:
     return current_state(wrapper), async_session(wrapper)
 
 
-def state_outside(wrapper: Any, session: Session | None) -> State:
-    """`current_state()` of green code that has just left its outermost block; its `session`."""
-    own: State = wrapper._own
-    if session is not None and not _test_blocks and own.connection is own.transaction is None:
-        return session.state
-    return current_state(wrapper)
-
-
 def _look_up(wrapper: Any, blocks: Mapping[Key, Block], known: Session | None) -> State:
     if blocks:
         block = blocks.get(id(wrapper.settings_dict))
