@@ -61,7 +61,7 @@ from django.db.models.sql.constants import (
 from django.db.models.sql.datastructures import BaseTable
 from django.db.models.sql.where import AND, WhereNode
 
-from . import statements
+from . import objects, statements
 from .patches import djangos, lookup
 
 _get_running_loop = asyncio._get_running_loop
@@ -348,6 +348,7 @@ class _Columns:
 
     def selected_of(self, model: Any) -> tuple[Any, Any, Any]:
         """What `get_select()` returns, for the caller to keep."""
+        model = objects.standing_for(model)
         klass_info = {"model": model, "select_fields": self.indexes.copy()}
         return self.select.copy(), klass_info, {}
 
@@ -364,6 +365,13 @@ class _Columns:
         ):
             # There, and nowhere else, it is forgotten together with the model.
             opts._pgbackend_columns = cls(made_by, fields, found)  # noqa: SLF001
+
+
+def _with_makers(found: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+    """What `get_select()` has found, for the objects to be made by `objects`."""
+    if found[1] is not None:
+        objects.stand_in(found[1])
+    return found
 
 
 def _is_plain_column(col: Any, field: Any, table: str) -> bool:
@@ -558,8 +566,10 @@ class SQLCompiler(_FetchedAtOnce, compiler.SQLCompiler):
 
     def get_select(self, with_col_aliases: bool = False) -> tuple[Any, Any, Any]:
         query = self.query
-        if with_col_aliases or not self._is_djangos() or not _selects_a_model(query):
+        if with_col_aliases or not self._is_djangos():
             return super().get_select(with_col_aliases=with_col_aliases)
+        if not _selects_a_model(query):
+            return _with_makers(super().get_select(with_col_aliases=with_col_aliases))
         self._columns = known = _Columns.of(query, self.connection.ops)
         if known is not None:
             query.get_initial_alias()  # which counts that the table is used
@@ -568,7 +578,7 @@ class SQLCompiler(_FetchedAtOnce, compiler.SQLCompiler):
         fields = opts.concrete_fields
         found = super().get_select(with_col_aliases=with_col_aliases)
         _Columns.remember(self, opts, fields, found)
-        return found
+        return _with_makers(found)
 
     def as_sql(self, with_limits: bool = True, with_col_aliases: bool = False) -> Any:
         query = self.query

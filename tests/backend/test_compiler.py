@@ -42,7 +42,7 @@ from tests.library.models import Tag
 @pytest.fixture(autouse=True)
 def _nothing_is_known() -> Iterator[None]:
     for model in (Dish, Order, OrderLine, Section, Tag):
-        for name in ("_pgbackend_columns", "_pgbackend_inserts"):
+        for name in ("_pgbackend_columns", "_pgbackend_inserts", "_pgbackend_maker"):
             vars(model._meta).pop(name, None)
     yield
 
@@ -68,7 +68,7 @@ def _models_of(klass_info: Any) -> Any:
     if klass_info is None:
         return None
     related = [_models_of(each) for each in klass_info.get("related_klass_infos", ())]
-    return klass_info["model"], klass_info["select_fields"], related
+    return klass_info["model"]._meta.model, klass_info["select_fields"], related
 
 
 def changed(queryset: QuerySet[Any], **attributes: Any) -> QuerySet[Any]:

@@ -1,0 +1,159 @@
+"""Objects of models, made from the rows of a query.
+
+Django makes an object by `Model.from_db()` and `Model.__init__()`, which ask each field for its
+name, and look for defaults and keywords that a row never leaves to them: a fifth of a request for a
+hundred rows. So where both are Django's own, a `Maker` stands in for the model in what a compiler
+says of its columns (`klass_info`). Its `from_db()` does the same, written out for the fields of the
+model, as `dataclasses` writes an `__init__()`.
+
+Note [Makers]
+A model is left alone if it has an `__init__`, a `__new__`, a `__setattr__` or a `from_db` of its
+own (asked for each query, since tools patch them), or if somebody listens to its `pre_init` or
+`post_init`. Attributes are set, so fields with descriptors have their say; but for the key of a
+foreign object: the descriptor only sees that an object that is cached for another key is forgotten,
+and a new object has none.
+"""
+
+from __future__ import annotations
+
+import keyword
+from collections.abc import Callable
+from inspect import getattr_static
+from operator import attrgetter
+from typing import Any
+
+from django.db.models import Model
+from django.db.models import base as models_base
+from django.db.models.fields.related_descriptors import ForeignKeyDeferredAttribute
+from django.db.models.signals import post_init, pre_init
+
+from .patches import djangos
+
+#: What an object is made with, as a class has it.
+_making = attrgetter("__init__", "__new__", "__setattr__", "from_db.__func__")
+_MAKING: Any = _making(Model)
+if djangos(Model.__init__, Model.from_db.__func__) is None:  # type: ignore[attr-defined]
+    _MAKING = None
+
+#: Whether the state of an object that ends clears what it has cached, and makes it for that.
+_STATE_CLEARS = hasattr(models_base.ModelState, "__del__")
+
+_SOURCE = """\
+def from_db(db, field_names, values, *, fetch_mode=None):
+    if (
+        len(values) != {count}
+        or pre_init.receivers != maker.pre_init
+        or post_init.receivers != maker.post_init
+    ):
+        return from_django(db, field_names, values, fetch_mode)
+    new = make(model)
+    new._state = state = ModelState()
+    {targets}, = values
+    state.adding = False
+    state.db = db
+    if fetch_mode is not None:
+        state.fetch_mode = fetch_mode
+    {and_more}
+    return new
+"""
+
+
+def stand_in(klass_info: Any) -> None:
+    """Put makers in the place of the models in `klass_info`, where nobody could tell."""
+    klass_info["model"] = standing_for(klass_info["model"])
+    for related in klass_info.get("related_klass_infos", ()):
+        stand_in(related)
+
+
+def standing_for(model: Any) -> Any:
+    """Return the maker of `model`; itself where a maker would make anything else than Django."""
+    opts = model._meta  # noqa: SLF001
+    maker: Maker | None = opts.__dict__.get("_pgbackend_maker")
+    if maker is None or maker.fields is not opts.concrete_fields or maker.model is not model:
+        if not _can_be_written(model, opts.concrete_fields):
+            return model
+        maker = opts._pgbackend_maker = Maker(model, opts.concrete_fields)  # noqa: SLF001
+    try:
+        if _making(model) != _MAKING:
+            return model
+    except AttributeError:  # `from_db` is no method
+        return model
+    if pre_init.receivers != maker.pre_init or post_init.receivers != maker.post_init:
+        if pre_init.has_listeners(model) or post_init.has_listeners(model):
+            return model
+        maker.note_listeners()
+    return maker
+
+
+class Maker:
+    """What stands for a model where objects are made of rows; all else is the model's."""
+
+    __slots__ = ("fields", "from_db", "model", "post_init", "pre_init")
+
+    def __init__(self, model: Any, fields: Any) -> None:
+        self.model = model
+        #: What it depends on. Django makes another list when the fields of the model change.
+        self.fields = fields
+        #: Who listened to other models, when nobody listened to this one.
+        self.pre_init: list[Any] = []
+        self.post_init: list[Any] = []
+        self.from_db = _write_from_db(self)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def note_listeners(self) -> None:
+        """Nobody listens to the model, of those who listen now."""
+        self.pre_init, self.post_init = pre_init.receivers.copy(), post_init.receivers.copy()
+
+
+def _can_be_written(model: Any, fields: Any) -> bool:
+    return (
+        type(model).__call__ is type.__call__
+        # What comes after `Model` among its bases, and is called by that.
+        and super(Model, model).__init__ is object.__init__
+        and all(map(_is_a_name, [field.attname for field in fields]))
+    )
+
+
+def _is_a_name(attname: str) -> bool:
+    # Of others, the compiler may make another name.
+    return attname.isascii() and attname.isidentifier() and not keyword.iskeyword(attname)
+
+
+def _write_from_db(maker: Maker) -> Callable[..., Any]:
+    """Write `from_db()` for the fields of a model."""
+    model: Any = maker.model
+    names = [field.attname for field in maker.fields]
+    source = _SOURCE.format(
+        count=len(names),
+        targets=", ".join([_target(model, name) for name in names]),
+        and_more="state.fields_cache = {}" if _STATE_CLEARS else "",
+    )
+
+    def from_django(db: Any, field_names: Any, values: Any, fetch_mode: Any) -> Any:
+        options = {} if fetch_mode is None else {"fetch_mode": fetch_mode}
+        return model.from_db(db, field_names, values, **options)
+
+    written: dict[str, Any] = {
+        "ModelState": models_base.ModelState,
+        "from_django": from_django,
+        "make": object.__new__,
+        "maker": maker,
+        "model": model,
+        "post_init": post_init,
+        "pre_init": pre_init,
+    }
+    exec(compile(source, f"<from_db() of {model.__qualname__}>", "exec"), written)  # noqa: S102 - names are checked
+    from_db: Any = written["from_db"]
+    # Django looks whether it is its own, which takes `fetch_mode`: as this one does.
+    from_db.__func__ = _MAKING[-1]
+    return from_db  # type: ignore[no-any-return]  # written
+
+
+def _target(model: Any, attname: str) -> str:
+    """What the value of a field is assigned to; see Note [Makers]."""
+    kind: Any = type(getattr_static(model, attname, None))
+    if kind is ForeignKeyDeferredAttribute and djangos(kind.__set__):
+        return f"new.__dict__[{attname!r}]"
+    return f"new.{attname}"
