@@ -404,11 +404,11 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             return leasing.result()
         return bridge.await_(asyncio.wrap_future(leasing))
 
-    def lease_alone(self) -> Lease:
-        """Lease a connection for one statement, which is in no transaction."""
+    def pool_alone(self) -> Pool:
+        """Return the pool to lease a connection from, for one statement in no transaction."""
         if PostgresDatabaseWrapper.ensure_connection is not _ENSURE_CONNECTION:
             self._ask_patches()
-        return self._async_pool().lease()
+        return self._async_pool()
 
     def _lease_at_home(self) -> Lease:
         return self._async_pool().lease()

@@ -133,16 +133,26 @@ class Scope:
     """What observes the statements of some code: Django's query log and its wrappers."""
 
     NAMES = ("execute_wrappers", "force_debug_cursor", "queries_log")
-    __slots__ = NAMES
+    __slots__ = ("_limit", "execute_wrappers", "force_debug_cursor", "log")
 
     def __init__(self, observer: Scope | None, limit: int) -> None:
         self.force_debug_cursor: bool = observer is not None and observer.force_debug_cursor
         self.execute_wrappers: list[Any] = list(observer.execute_wrappers) if observer else []
-        self.queries_log: deque[Any] = (
-            observer.queries_log
-            if observer is not None and observer.force_debug_cursor
-            else deque(maxlen=limit)
-        )
+        self._limit = limit
+        #: None as long as nobody has looked at it: a deque has room for 64 from the start.
+        self.log: deque[Any] | None = None
+        if observer is not None and observer.force_debug_cursor:
+            self.log = observer.queries_log
+
+    @property
+    def queries_log(self) -> deque[Any]:
+        if self.log is None:
+            self.log = deque(maxlen=self._limit)
+        return self.log
+
+    @queries_log.setter
+    def queries_log(self, value: deque[Any]) -> None:
+        self.log = value
 
 
 class Session:
@@ -187,7 +197,7 @@ class Session:
             state.connection is None
             and state.lease is None
             and state.transaction is None
-            and not self.scope.queries_log
+            and not self.scope.log
         )
 
     def _keep(self) -> None:

@@ -97,7 +97,7 @@ def execute(wrapper: Any, sql: Any, params: Any = None) -> Result:
     with wrapper.wrap_database_errors:
         if current.transaction is not None or current.connection is not None or session.pins:
             return _run(wrapper, _lease_of(wrapper, current, session), sql, params)
-        lease = wrapper.lease_alone()
+        lease = wrapper.pool_alone().lease()
         try:
             return _run(wrapper, lease, sql, params)
         finally:

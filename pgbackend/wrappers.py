@@ -10,7 +10,6 @@ somebody has derived is left alone: it may keep what belongs to a request.
 from __future__ import annotations
 
 import threading
-from collections import deque
 from operator import attrgetter
 from typing import Any
 
@@ -89,10 +88,10 @@ def forget(**kwargs: Any) -> None:
 #: What code may have left on a wrapper itself; and what a new one has there.
 _left = attrgetter(
     *("_own.connection", "_own.transaction", "_own.in_atomic_block", "_own.run_on_commit"),
-    *("_own_scope.execute_wrappers", "_own_scope.force_debug_cursor", "_own_scope.queries_log"),
+    *("_own_scope.execute_wrappers", "_own_scope.force_debug_cursor", "_own_scope.log"),
     "allow_thread_sharing",
 )
-_NOTHING: tuple[Any, ...] = (None, None, False, [], [], False, deque(), False)
+_NOTHING: tuple[Any, ...] = (None, None, False, [], [], False, None, False)
 
 
 def _is_as_new(wrapper: Any) -> bool:

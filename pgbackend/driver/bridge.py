@@ -77,14 +77,32 @@ class Portal(greenlet):
 
     def suspend(self, yielded: Any) -> Any:
         """Give `yielded` to the task and wait until the task is stepped again."""
-        if self.closing:
-            raise PortalClosed("the task was dropped: nothing can be waited for any more")
-        if _collecting is not None:
-            check_not_collecting()
+        if self.closing or _collecting is not None:
+            self._check_may_wait()
         value = self.parent.switch(yielded)  # type: ignore[union-attr]  # who runs in it has one
         if self.thrown is not None:
             self._raise_thrown()
         return value
+
+    def wait_for(self, future: asyncio.Future[T]) -> T:
+        """Wait for `future`, with nothing between it and the task.
+
+        Not by `suspend()`: greenlet makes an object for each frame that a switch leaves behind.
+        """
+        if not future.done():
+            if self.closing or _collecting is not None:
+                self._check_may_wait()
+            # What `Future.__await__` does before it yields itself: the task checks for it.
+            future._asyncio_future_blocking = True  # noqa: SLF001 - asyncio's protocol for futures
+            self.parent.switch(future)  # type: ignore[union-attr]
+            if self.thrown is not None:
+                self._raise_thrown()
+        return future.result()
+
+    def _check_may_wait(self) -> None:
+        if self.closing:
+            raise PortalClosed("the task was dropped: nothing can be waited for any more")
+        check_not_collecting()
 
     def _raise_thrown(self) -> None:
         thrown, self.thrown = self.thrown, None
@@ -525,7 +543,7 @@ def finish(coro: Coroutine[Any, Any, T], budget: float) -> T | None:
             done = loop.create_future()
             task.add_done_callback(functools.partial(_settle, done))
             try:
-                wait_future(here, done)
+                here.wait_for(done)
             except asyncio.CancelledError as exc:
                 here.pending = here.pending or exc
     except BaseException:
@@ -539,15 +557,6 @@ def finish(coro: Coroutine[Any, Any, T], budget: float) -> T | None:
 def _settle(future: asyncio.Future[None], _: object) -> None:
     if not future.done():
         future.set_result(None)
-
-
-def wait_future(here: Portal, future: asyncio.Future[T]) -> T:
-    """Wait in portal `here` for `future`, with nothing between it and the task."""
-    if not future.done():
-        # What `Future.__await__` does before it yields itself: the task checks for it.
-        future._asyncio_future_blocking = True  # noqa: SLF001 - asyncio's protocol for futures
-        here.suspend(future)
-    return future.result()
 
 
 # --- Parking: waiting for a turn, in a greenlet or in a thread ------------------------------------
@@ -575,7 +584,7 @@ class Waiter:
             return self._event.wait(timeout)
         timer = None if timeout is None else self._loop.call_later(timeout, self._set, False)
         try:
-            return bool(wait_future(self._portal, self._future))
+            return bool(self._portal.wait_for(self._future))
         finally:
             if timer is not None:
                 timer.cancel()

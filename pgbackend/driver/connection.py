@@ -140,7 +140,7 @@ class Watch:
         self.future = self.loop.create_future()
         timer = None if timeout is None else self.loop.call_later(timeout, self._wake, 0)
         try:
-            bridge.wait_future(portal, self.future)
+            portal.wait_for(self.future)
         finally:
             self.future = None
             if timer is not None:

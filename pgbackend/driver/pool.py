@@ -277,17 +277,18 @@ def _forget_connecting(exc: Exception) -> None:
     exc.__traceback__ = traceback
 
 
-class _Turn:
-    """What psycopg_pool's client waits for, in the place of its `asyncio.Condition`.
+class _Notified:
+    """What psycopg_pool notifies its client by, in the place of an `asyncio.Condition`.
 
     Needs no lock, since nothing is awaited between what it guards. (Python 3.11's `wait_for()`,
     cancelled twice, would let go of a lock that it does not hold, and swallow a cancellation that
     comes together with the connection.)
     """
 
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._future: asyncio.Future[bool] = self._loop.create_future()
+    __slots__ = ()
+
+    future: asyncio.Future[bool]
+    """True when the client is served, or failed; False when its time is over."""
 
     async def __aenter__(self) -> None:
         pass
@@ -295,26 +296,29 @@ class _Turn:
     async def __aexit__(self, *exc_info: object) -> None:
         pass
 
-    async def wait_timeout(self, timeout: float) -> bool:
-        timer = self._loop.call_later(timeout, self._set, False)
-        try:
-            return await self._future
-        finally:
-            timer.cancel()
-
-    def wait(self, portal: bridge.Portal) -> bool:
-        """Wait in green code; the queue sees to the timeout."""
-        return bridge.wait_future(portal, self._future)
-
     def notify_all(self) -> None:
-        self._set(True)
+        if not self.future.done():
+            self.future.set_result(True)
 
     def time_out(self) -> None:
-        self._set(False)
+        if not self.future.done():
+            self.future.set_result(False)
 
-    def _set(self, value: bool) -> None:
-        if not self._future.done():
-            self._future.set_result(value)
+
+class _Condition(_Notified):
+    """That of a client which waits in a coroutine."""
+
+    __slots__ = ("future",)
+
+    def __init__(self) -> None:
+        self.future = asyncio.get_running_loop().create_future()
+
+    async def wait_timeout(self, timeout: float) -> bool:
+        timer = self.future.get_loop().call_later(timeout, self.time_out)
+        try:
+            return await self.future
+        finally:
+            timer.cancel()
 
 
 class _Alarm(asyncio.Event):
@@ -332,16 +336,21 @@ class _Alarm(asyncio.Event):
             return False
 
 
-class _Place(WaitingClient[AsyncConnection]):
-    """The place in the queue of one who waits in a greenlet; the queue sets its `_cond`."""
+class _Place(_Notified, WaitingClient[AsyncConnection]):
+    """The place in the queue of one who waits in a greenlet: the client, and its condition."""
 
-    __slots__ = ("deadline",)
+    __slots__ = ("deadline", "future")
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.conn = None
         self.error = None
+        self.future = loop.create_future()
         #: Until when it waits, by the clock of the loop.
         self.deadline = 0.0
+
+    @property
+    def _cond(self) -> Any:  # type: ignore[override]  # nobody sets it
+        return self
 
 
 class _Queue(deque[Any]):
@@ -359,7 +368,8 @@ class _Queue(deque[Any]):
         assert task is not None
         self.layer.check_deadlock(task)
         self.by_task[task] = client
-        client._cond = _Turn()  # noqa: SLF001
+        if type(client) is not _Place:
+            client._cond = _Condition()  # noqa: SLF001
         super().append(client)
 
     def withdraw(self, client: Any) -> bool:
@@ -370,21 +380,7 @@ class _Queue(deque[Any]):
         self.by_task.pop(asyncio.current_task(), None)
         return True
 
-    def wait(self, portal: bridge.Portal, place: _Place, timeout: float) -> None:
-        """Wait in `portal` until `place` has a connection; raise its error, or `PoolTimeout`."""
-        task = asyncio.current_task()
-        turn: _Turn = place._cond  # type: ignore[assignment]  # noqa: SLF001
-        self._time(place, timeout)
-        try:
-            if not turn.wait(portal):
-                place.error = psycopg_pool.PoolTimeout("no connection came in time")
-            if place.error is not None:
-                raise place.error
-        finally:
-            self.by_task.pop(task, None)
-            del task  # which will know this frame by the traceback of its cancellation
-
-    def _time(self, place: _Place, timeout: float) -> None:
+    def time(self, place: _Place, timeout: float) -> None:
         """See that `place` waits no longer than `timeout`: one timer for the whole queue."""
         loop = self.layer.loop
         place.deadline = loop.time() + timeout
@@ -406,7 +402,7 @@ class _Queue(deque[Any]):
             if place.deadline > now:
                 self._timer = loop.call_later(place.deadline - now, self._time_out)
                 return
-            place._cond.time_out()  # type: ignore[attr-defined]  # noqa: SLF001
+            place.time_out()
 
     def has(self, task: asyncio.Task[Any]) -> bool:
         """Whether `task` waits: it has neither been served, nor given up."""
@@ -484,19 +480,24 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
             return None
         stats, queue = self._stats, self._waiting
         stats[self._REQUESTS_NUM] += 1
-        place = _Place()
+        place = _Place(self.layer.loop)
         queue.append(place)
         # The garbage collector may have given one back, before it could see this place.
         if self._pool and queue.withdraw(place):
             return self._pop_free()
         stats[self._REQUESTS_QUEUED] += 1
+        queue.time(place, timeout)
         try:
-            queue.wait(portal, place, timeout)
+            if not portal.wait_for(place.future):
+                place.error = psycopg_pool.PoolTimeout("no connection came in time")
+            if place.error is not None:
+                raise place.error
         except BaseException as exc:
             stats[self._REQUESTS_ERRORS] += not isinstance(exc, GeneratorExit)
             self._leave_queue(place)
             raise
         finally:
+            queue.by_task.pop(asyncio.current_task(), None)
             stats[self._REQUESTS_WAIT_MS] += int(1000 * (monotonic() - began))
         connection = place.conn
         assert connection is not None
@@ -514,7 +515,7 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
             client = self._waiting.popleft()
             if client.conn is None and client.error is None:
                 client.conn = connection
-                client._cond.notify_all()  # noqa: SLF001
+                client._cond.notify_all()  # noqa: SLF001 - as psycopg_pool does
                 return True
         self._pool.append(connection)
         return True

@@ -398,7 +398,7 @@ def test_a_connection_given_to_who_stops_waiting_is_not_lost(
         stop = {
             "cancelled": waiting.cancel,
             "closed": waiting.get_coro().close,
-            "timed out": lambda: place._cond._set(False),
+            "timed out": place.time_out,
         }[how]
         for act in (lease.end, stop) if given_first else (stop, lease.end):
             act()
