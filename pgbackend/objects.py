@@ -33,7 +33,7 @@ from .patches import djangos
 _making = attrgetter("__init__", "__new__", "__setattr__", "from_db.__func__")
 _MAKING: Any = _making(Model)
 if djangos(Model.__init__, Model.from_db.__func__) is None:  # type: ignore[attr-defined]
-    _MAKING = None
+    _MAKING = None  # as no class has it
 
 #: Whether the state of an object that ends clears what it has cached, and makes it for that.
 _STATE_CLEARS = hasattr(models_base.ModelState, "__del__")
@@ -67,17 +67,17 @@ def stand_in(klass_info: Any) -> None:
 
 def standing_for(model: Any) -> Any:
     """Return the maker of `model`; itself where a maker would make anything else than Django."""
-    opts = model._meta  # noqa: SLF001
-    maker: Maker | None = opts.__dict__.get("_pgbackend_maker")
-    if maker is None or maker.fields is not opts.concrete_fields or maker.model is not model:
-        if not _can_be_written(model, opts.concrete_fields):
-            return model
-        maker = opts._pgbackend_maker = Maker(model, opts.concrete_fields)  # noqa: SLF001
     try:
         if _making(model) != _MAKING:
             return model
     except AttributeError:  # `from_db` is no method
         return model
+    opts = model._meta  # noqa: SLF001
+    maker: Maker | None = opts.__dict__.get("_pgbackend_maker")
+    if maker is None or maker.fields is not opts.concrete_fields:
+        if not _can_be_written(model, opts.concrete_fields):
+            return model
+        maker = opts._pgbackend_maker = Maker(model, opts.concrete_fields)  # noqa: SLF001
     if pre_init.receivers != maker.pre_init or post_init.receivers != maker.post_init:
         if pre_init.has_listeners(model) or post_init.has_listeners(model):
             return model
