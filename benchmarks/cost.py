@@ -4,9 +4,10 @@ Time of the processor (not of the clock: what the server takes does not count) f
 Django's engine and on pgbackend, in one process: sync, green, and by the a-methods. The stacks take
 turns. In each, as many operations as are counted come first and are not: Python specialises its
 instructions for what runs, and a turn would pay for what the one before has left. Printed is the
-median of the rounds in microseconds, and its ratio to Django's engine in a sync context. (Not the
-best: a process that finds its answer there before it sleeps pays half for a ``SELECT 1``, and now
-and then that happens in a whole round.)
+median of the rounds in microseconds, and the median of their ratios to Django's engine in a sync
+context in the same round: a machine may be slower for some rounds than for others. (Not the best: a
+process that finds its answer there before it sleeps pays half for a ``SELECT 1``, and now and then
+that happens in a whole round.)
 With ``--instructions`` it is the number of instructions of Python's own code, which says nothing of
 C code, and is the same on a machine that does other things (Python 3.12 and later).
 With ``--loop uvloop`` it is on the loop that uvicorn has.
@@ -26,7 +27,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import django
 from django.conf import settings
@@ -34,6 +35,9 @@ from django.conf import settings
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from pgbackend import embedded
+
+#: By operation and stack: ``median``, in microseconds or instructions, and ``ratio``.
+Found: TypeAlias = dict[str, dict[str, dict[str, float]]]
 
 ENGINES = {"stock": "django.db.backends.postgresql", "ours": "pgbackend"}
 #: Ways to send parameters that are not the default, on pgbackend.
@@ -214,8 +218,8 @@ def measure(
     count: int,
     chosen: list[str],
     new_loop: Callable[[], asyncio.AbstractEventLoop],
-) -> dict[str, dict[str, float]]:
-    """Microseconds, or instructions, by operation and stack."""
+) -> Found:
+    """What operations cost, by operation and stack."""
     with asyncio.Runner(loop_factory=new_loop) as runner:
         stacks: dict[str, Callable[[str, int], float | None]] = {
             "stock sync": sync("stock"),
@@ -227,7 +231,7 @@ def measure(
             "green, prepared": green("prepared", runner),
         }
         stacks = {name: work for name, work in stacks.items() if name in chosen}
-        found: dict[str, dict[str, float]] = {}
+        found: Found = {}
         for name in OPERATIONS:
             times: dict[str, list[float]] = {stack: [] for stack in stacks}
             for _ in range(rounds):
@@ -236,10 +240,18 @@ def measure(
                     seconds = work(name, count)
                     if seconds is not None:
                         times[stack].append(seconds * 1e6)
+            base = times["stock sync"]
             found[name] = {
-                stack: statistics.median(values) for stack, values in times.items() if values
+                stack: {"median": statistics.median(values), "ratio": _ratio(values, base)}
+                for stack, values in times.items()
+                if values
             }
     return found
+
+
+def _ratio(values: list[float], base: list[float]) -> float:
+    """The median of the rounds' ratios."""
+    return statistics.median(one / other for one, other in zip(values, base, strict=True))
 
 
 def main() -> None:
@@ -267,13 +279,13 @@ def main() -> None:
         _print_table(found, "instr." if options.instructions else "us")
 
 
-def _print_table(found: dict[str, dict[str, float]], unit: str) -> None:
+def _print_table(found: Found, unit: str) -> None:
     stacks = list(found["get(pk)"])
     print(f"{'':22}" + "".join(f"{stack:>26}" for stack in stacks))
-    for name, times in found.items():
-        base = times["stock sync"]
+    for name, costs in found.items():
         cells = [
-            f"{times[s]:9.1f} {unit}  {times[s] / base:5.2f}" if s in times else "" for s in stacks
+            f"{costs[s]['median']:9.1f} {unit}  {costs[s]['ratio']:5.2f}" if s in costs else ""
+            for s in stacks
         ]
         print(f"{name:22}" + "".join(f"{cell:>26}" for cell in cells))
 

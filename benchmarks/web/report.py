@@ -176,7 +176,8 @@ def _cost(run: Run) -> Iterator[str]:
     yield "## Without HTTP\n"
     yield (
         "What `benchmarks/cost.py --loop uvloop` says: CPU of the client for an operation, in one "
-        "process, and its ratio to Django's backend in sync code. The stacks take turns; in each, "
+        "process, and its ratio to Django's backend in sync code (medians of the rounds, and of "
+        "their ratios). The stacks take turns; in each, "
         "as many operations as are counted come first and are not, because Python specialises its "
         "instructions for what runs.\n"
     )

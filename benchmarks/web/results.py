@@ -78,8 +78,8 @@ class Run:
     options: dict[str, Any]
     samples: list[Sample] = field(default_factory=list)
     parked: list[Parked] = field(default_factory=list)
-    cost: dict[str, dict[str, float]] = field(default_factory=dict)
-    """What benchmarks/cost.py says: microseconds by operation and stack."""
+    cost: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    """What benchmarks/cost.py says, by operation and stack: a median, in µs, and a ratio."""
     seconds: float = 0.0
 
     def save(self, path: Path) -> None:

@@ -194,14 +194,14 @@ def parked(found: Sequence[Parked]) -> list[str]:
     return table(head, rows)
 
 
-def cost(found: dict[str, dict[str, float]]) -> list[str]:
+def cost(found: dict[str, dict[str, dict[str, float]]]) -> list[str]:
     """The table of benchmarks/cost.py."""
-    stacks = list(dict.fromkeys(stack for times in found.values() for stack in times))
+    stacks = list(dict.fromkeys(stack for costs in found.values() for stack in costs))
     rows = []
-    for operation, times in found.items():
-        base = times["stock sync"]
+    for operation, costs in found.items():
         cells = [
-            f"{times[s]:,.0f} ({ratio(times[s] / base)})" if s in times else "–" for s in stacks
+            f"{costs[s]['median']:,.0f} ({ratio(costs[s]['ratio'])})" if s in costs else "–"
+            for s in stacks
         ]
         rows.append([f"`{operation}`", *cells])
     return table(["µs of CPU for an operation", *stacks], rows)
