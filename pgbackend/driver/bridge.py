@@ -94,7 +94,7 @@ class Portal(greenlet):
                 self._check_may_wait()
             # What `Future.__await__` does before it yields itself: the task checks for it.
             future._asyncio_future_blocking = True  # noqa: SLF001 - asyncio's protocol for futures
-            self.parent.switch(future)  # type: ignore[union-attr]
+            self.parent.switch(future)  # type: ignore[union-attr]  # as above
             if self.thrown is not None:
                 self._raise_thrown()
         return future.result()

@@ -486,8 +486,9 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         if self._pool and queue.withdraw(place):
             return self._pop_free()
         stats[self._REQUESTS_QUEUED] += 1
-        queue.time(place, timeout)
+        task = asyncio.current_task()  # who closes its coroutine may be another one
         try:
+            queue.time(place, timeout)
             if not portal.wait_for(place.future):
                 place.error = psycopg_pool.PoolTimeout("no connection came in time")
             if place.error is not None:
@@ -497,7 +498,8 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
             self._leave_queue(place)
             raise
         finally:
-            queue.by_task.pop(asyncio.current_task(), None)
+            queue.by_task.pop(task, None)
+            del task  # which will know this frame by the traceback of its cancellation
             stats[self._REQUESTS_WAIT_MS] += int(1000 * (monotonic() - began))
         connection = place.conn
         assert connection is not None

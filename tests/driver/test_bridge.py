@@ -890,6 +890,29 @@ def test_a_waiter_times_out(run: Runner) -> None:
     run.green(fn)
 
 
+def test_code_that_is_closed_waits_for_no_future() -> None:
+    refused: list[str] = []
+
+    def wait_and_wait(future: asyncio.Future[None]) -> None:
+        here = bridge.current()
+        assert here is not None
+        try:
+            here.wait_for(future)
+        except GeneratorExit:
+            with pytest.raises(PortalClosed) as caught:
+                here.wait_for(future)
+            refused.append(str(caught.value))
+            raise
+
+    async def main() -> None:
+        waiting = green(wait_and_wait, asyncio.get_running_loop().create_future())
+        waiting.send(None)
+        waiting.close()
+
+    asyncio.run(main())
+    assert refused == ["the task was dropped: nothing can be waited for any more"]
+
+
 def test_a_waiter_that_was_woken_does_not_time_out(run: Runner) -> None:
     """Woken before it waits, more than once, from the same thread or another."""
 

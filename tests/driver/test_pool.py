@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 import warnings
+import weakref
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -415,8 +416,34 @@ def test_a_connection_given_to_who_stops_waiting_is_not_lost(
         statistics = pool.statistics()
         assert (statistics.leased, statistics.idle, statistics.waiting) == (0, 1, 0)
         assert statistics.connections_made == 1
+        assert not pool._psycopg._waiting.by_task, "the queue keeps no task that has gone"
 
     run(main())
+
+
+def test_a_task_that_was_cancelled_while_it_waited_is_freed_at_once(
+    run: Runner, pools: Pools
+) -> None:
+    """Its frames, which the traceback of the cancellation keeps, do not know it."""
+
+    async def main() -> None:
+        pool = pools(max_size=1)
+        lease = await green(pool.lease)
+        waiting = asyncio.create_task(green(fetch, pool, "SELECT 1"))
+        await until(lambda: pool.statistics().waiting)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        gone = weakref.ref(waiting)
+        del waiting
+        await asyncio.sleep(0)  # the loop's own callbacks know it until then
+        assert gone() is None
+        lease.end()
+
+    gc.disable()
+    try:
+        run(main())
+    finally:
+        gc.enable()
 
 
 def test_who_waits_is_handed_the_connection_without_psycopgs_coroutines(
