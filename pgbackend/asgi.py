@@ -104,10 +104,16 @@ class _Connected:
     lasted for `LISTEN_AFTER`.
     """
 
-    __slots__ = (
-        *("_cancelled", "_context", "_error", "_first_step", "_listen", "_listener", "_listening"),
-        *("_portal", "_task"),
-    )
+    # What most requests never change, here once for all of them.
+
+    _error: BaseException | None = None
+    _listening: Coroutine[Any, Any, None] | None = None
+    _listener: asyncio.Task[None] | None = None
+    _first_step: asyncio.Handle | None = None
+    #: In which to listen; None: in the one where that is decided.
+    _context: Any = None
+    #: Whose code is still busy; see Note [Busy requests].
+    _portal: bridge.Portal | None = None
 
     def __init__(self, listen: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._listen = listen
@@ -117,16 +123,11 @@ class _Connected:
         assert task is not None
         self._task = task
         self._cancelled = task.cancelling()
-        self._error: BaseException | None = None
-        self._listening: Coroutine[Any, Any, None] | None = None
-        self._listener: asyncio.Task[None] | None = None
-        self._first_step: asyncio.Handle | None = None
-        self._context: Any = None  # that of a callback will be its own
-        self._portal = portal = bridge.current()
+        portal = bridge.current()
         if portal is None or portal.on_wait is not None:  # a request in a request
-            self._portal = None
             self.listen_soon()
         else:
+            self._portal = portal
             portal.on_wait = self.listen_soon
             self._context = state.context_here()
             _busy.add(self, task.get_loop())
@@ -138,9 +139,9 @@ class _Connected:
         self._first_step = loop.call_soon(self._begin_to_listen, context=self._context)
 
     def _no_more_busy(self) -> None:
-        portal, self._portal = self._portal, None
+        portal = self._portal
         if portal is not None:
-            portal.on_wait = None
+            self._portal = portal.on_wait = None
             _busy.requests.pop(self, None)
 
     def _begin_to_listen(self) -> None:
@@ -185,8 +186,9 @@ class _Connected:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        error, self._error = self._error, None
+        error = self._error
         if error is not None:
+            self._error = None
             self._task.uncancel()
         else:
             error = self._stop_listening()

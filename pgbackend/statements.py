@@ -33,7 +33,7 @@ from .driver import bridge
 from .driver.bridge import Portal
 from .driver.connection import LEASE_ENDED, Result
 from .driver.errors import LeaseEnded
-from .driver.pool import Lease
+from .driver.pool import Lease, Pool
 from .patches import djangos, lookup
 from .state import Session, State
 
@@ -96,12 +96,10 @@ def execute(wrapper: Any, sql: Any, params: Any = None) -> Result:
         wrapper.validate_no_broken_transaction()  # raises
     with wrapper.wrap_database_errors:
         if current.transaction is not None or current.connection is not None or session.pins:
-            return _run(wrapper, _lease_of(wrapper, current, session), sql, params)
-        lease = wrapper.pool_alone().lease()
-        try:
-            return _run(wrapper, lease, sql, params)
-        finally:
-            lease.end()
+            lease = _lease_of(wrapper, current, session)
+            return lease.execute(sql, params, partial(_adapting, wrapper.timezone))
+        pool: Pool = wrapper.pool_alone()
+        return pool.execute(sql, params, partial(_adapting, wrapper.timezone))
 
 
 def fetched(wrapper: Any, rows: list[tuple[Any, ...]] | None) -> list[tuple[Any, ...]]:
@@ -125,11 +123,10 @@ def _lease_of(wrapper: Any, current: State, session: Session) -> Lease:
     return current.lease
 
 
-def _run(wrapper: Any, lease: Lease, sql: Any, params: Any) -> Result:
-    timezone = wrapper.timezone
-    loader: Any = lease.physical.adapters.get_loader(_TIMESTAMPTZ, Format.TEXT)
-    adapt = None if loader.timezone == timezone else partial(register_tzloader, timezone)
-    return lease.execute(sql, params, adapt)
+def _adapting(timezone: Any, adapters: Any) -> Callable[[Any], None] | None:
+    """What a cursor must be prepared by, for moments to be loaded in `timezone`; mostly nothing."""
+    loader: Any = adapters.get_loader(_TIMESTAMPTZ, Format.TEXT)
+    return None if loader.timezone == timezone else partial(register_tzloader, timezone)
 
 
 class StatementCursor:

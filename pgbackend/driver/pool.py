@@ -48,6 +48,7 @@ from .connection import (
     ConnectArguments,
     Connection,
     Result,
+    Started,
     forget_own_connections,
     result_of,
 )
@@ -66,6 +67,11 @@ CLOSE_TIMEOUT = 5.0
 
 _IDLE = TransactionStatus.IDLE
 _UNKNOWN = TransactionStatus.UNKNOWN
+
+#: Says what a cursor must be prepared by, if it must be, on a connection with these adapters.
+Adapting: TypeAlias = Callable[[Any], Callable[[Any], None] | None]
+#: One that needs a connection for nothing but itself: the query, its parameters, and that.
+Statement: TypeAlias = tuple[Any, Any, Adapting]
 
 SessionReset: TypeAlias = Literal["always", "dirty", "never"]
 
@@ -136,17 +142,22 @@ class Lease:
         "pins",
         "pool",
         "since",
+        "started",
         "streams",
         "task",
         "types_seen",
     )
 
-    def __init__(self, pool: Pool, physical: AsyncConnection) -> None:
+    def __init__(
+        self, pool: Pool, physical: AsyncConnection, task: asyncio.Task[Any] | None, began: float
+    ) -> None:
         self.pool = pool
         self.physical = physical
         self.since = monotonic()
         #: Who holds it: on whom it depends when it ends. None: a thread.
-        self.task = asyncio.current_task()
+        self.task = task
+        #: The statement that it was given for, if that has been sent, and its task still sleeps.
+        self.started: Started | None = None
         self.pins = 0
         self.cursors = 0
         #: How many of them are open on the server: what is left of one stays in its session.
@@ -158,6 +169,10 @@ class Lease:
         self._connection: Connection | None = None
         #: Whether somebody has looked at its types, and so may have registered one.
         self.types_seen = False
+        pool.leases[id(self)] = weakref.ref(self)
+        if events.hooks:
+            pid = physical.pgconn.backend_pid
+            events.emit(events.Leased(pool.name, pid, self.since - began))
 
     @property
     def connection(self) -> Connection:
@@ -181,14 +196,13 @@ class Lease:
         """The name of who holds it, for messages."""
         return bridge.name_of(self.task) if self.task is not None else "no task"
 
-    def execute(
-        self, query: Any, params: Any, adapt: Callable[[Any], None] | None = None
-    ) -> Result:
+    def execute(self, query: Any, params: Any, adapting: Adapting) -> Result:
         """Execute a statement, green, and fetch all its rows, with no cursor left.
 
-        `adapt` may prepare the cursor. Errors are psycopg's.
+        Errors are psycopg's.
         """
         physical, connection = self.physical, self._connection
+        adapt = adapting(physical.adapters)
         if adapt is None and physical.makes_cursors_of(connection):
             return physical.run_statement(connection, query, params)
         with self.connection.cursor() as cursor:
@@ -339,14 +353,20 @@ class _Alarm(asyncio.Event):
 class _Place(_Notified, WaitingClient[AsyncConnection]):
     """The place in the queue of one who waits in a greenlet: the client, and its condition."""
 
-    __slots__ = ("deadline", "future")
+    __slots__ = ("began", "deadline", "future", "lease", "statement", "task")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    task: asyncio.Task[Any]
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, began: float, statement: Any) -> None:
         self.conn = None
         self.error = None
         self.future = loop.create_future()
+        self.began = began
         #: Until when it waits, by the clock of the loop.
         self.deadline = 0.0
+        #: What it waits with; and its lease, once that has been sent.
+        self.statement: Statement | None = statement
+        self.lease: Lease | None = None
 
     @property
     def _cond(self) -> Any:  # type: ignore[override]  # nobody sets it
@@ -368,7 +388,9 @@ class _Queue(deque[Any]):
         assert task is not None
         self.layer.check_deadlock(task)
         self.by_task[task] = client
-        if type(client) is not _Place:
+        if type(client) is _Place:
+            client.task = task
+        else:
             client._cond = _Condition()  # noqa: SLF001
         super().append(client)
 
@@ -468,11 +490,12 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         return connection
 
     def wait_free(
-        self, portal: bridge.Portal, timeout: float, began: float
-    ) -> AsyncConnection | None:
+        self, portal: bridge.Portal, timeout: float, began: float, statement: Statement | None
+    ) -> AsyncConnection | Lease | None:
         """Do what `getconn()` does when it must wait, in `portal`, with no coroutine in between.
 
         Returns None, at once, when there is more to it: a pool to open or to grow, a user's check.
+        Returns a lease if `statement` has been sent.
         """
         if not self._opened or self._closed or self._nconns < self._max_size:
             return None
@@ -480,31 +503,50 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
             return None
         stats, queue = self._stats, self._waiting
         stats[self._REQUESTS_NUM] += 1
-        place = _Place(self.layer.loop)
+        place = _Place(self.layer.loop, began, statement)
         queue.append(place)
         # The garbage collector may have given one back, before it could see this place.
         if self._pool and queue.withdraw(place):
             return self._pop_free()
         stats[self._REQUESTS_QUEUED] += 1
-        task = asyncio.current_task()  # who closes its coroutine may be another one
         try:
             queue.time(place, timeout)
-            if not portal.wait_for(place.future):
+            in_time = portal.wait_for(place.future)
+            if place.lease is not None:
+                return place.lease
+            if not in_time:
                 place.error = psycopg_pool.PoolTimeout("no connection came in time")
             if place.error is not None:
                 raise place.error
         except BaseException as exc:
-            stats[self._REQUESTS_ERRORS] += not isinstance(exc, GeneratorExit)
-            self._leave_queue(place)
+            self._interrupt(place, portal, exc)
             raise
         finally:
-            queue.by_task.pop(task, None)
-            del task  # which will know this frame by the traceback of its cancellation
-            stats[self._REQUESTS_WAIT_MS] += int(1000 * (monotonic() - began))
+            queue.by_task.pop(place.task, None)  # who closes its coroutine may be another one
+            if place.lease is None:
+                self.note_waited(began)
+            # A task knows this frame by the traceback of its cancellation.
+            del place.task
+            place.lease = None
         connection = place.conn
         assert connection is not None
         connection._pool = self  # noqa: SLF001 - as `getconn()` does
         return connection
+
+    def _interrupt(self, place: _Place, portal: bridge.Portal, exc: BaseException) -> None:
+        """Who waits in `place` does not, any longer."""
+        if (lease := place.lease) is not None:
+            assert lease.started is not None
+            try:
+                lease.started.interrupt(portal, exc)
+            finally:
+                lease.end()
+            return
+        self._stats[self._REQUESTS_ERRORS] += not isinstance(exc, GeneratorExit)
+        self._leave_queue(place)
+
+    def note_waited(self, began: float) -> None:
+        self._stats[self._REQUESTS_WAIT_MS] += int(1000 * (monotonic() - began))
 
     def put_free(self, connection: AsyncConnection) -> bool:
         """Do what `putconn()` does with an idle connection, if there is no more to it than that."""
@@ -517,7 +559,8 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
             client = self._waiting.popleft()
             if client.conn is None and client.error is None:
                 client.conn = connection
-                client._cond.notify_all()  # noqa: SLF001 - as psycopg_pool does
+                if type(client) is not _Place or not self.layer.start(client):
+                    client._cond.notify_all()  # noqa: SLF001 - as psycopg_pool does
                 return True
         self._pool.append(connection)
         return True
@@ -628,7 +671,7 @@ class Pool:
         self._resets_all = options.session_reset == "always"
         self._resets_dirty = options.session_reset != "never"
         #: By number, with a weak reference: a lease that nobody holds any more must be collected.
-        self._leases: dict[int, weakref.ref[Lease]] = {}
+        self.leases: dict[int, weakref.ref[Lease]] = {}
         self._failure: tuple[float, BaseException] | None = None
         #: When the last attempts to connect began.
         self.attempted: deque[float] = deque([-1.0] * MAX_ATTEMPTS, MAX_ATTEMPTS)
@@ -668,29 +711,70 @@ class Pool:
 
     # --- Lease ---
 
-    def lease(self) -> Lease:
-        """Take a connection, green. Raises what `errors` says of pools, or the server's error."""
+    def lease(self, statement: Statement | None = None) -> Lease:
+        """Take a connection, green. Raises what `errors` says of pools, or the server's error.
+
+        It may come with `statement` sent.
+        """
         bridge.check_not_collecting()
         started = monotonic()
-        physical = self._psycopg.take_free() or self._wait(started)
+        physical = self._psycopg.take_free() or self._wait(started, statement)
+        if isinstance(physical, Lease):
+            return physical
         if physical is None or not physical.is_alive():
             physical = bridge.await_(self._get(started, physical))
-        lease = Lease(self, physical)
-        self._leases[id(lease)] = weakref.ref(lease)
-        if events.hooks:
-            events.emit(
-                events.Leased(self.name, physical.pgconn.backend_pid, lease.since - started)
-            )
-        return lease
+        return Lease(self, physical, asyncio.current_task(), started)
 
-    def _wait(self, started: float) -> AsyncConnection | None:
+    def execute(self, query: Any, params: Any, adapting: Adapting) -> Result:
+        """Execute a statement on a connection that is leased for it alone, and fetch all its rows.
+
+        Arguments and errors are those of `Lease.execute()`, and of `lease()`.
+        """
+        lease = self.lease((query, params, adapting))
+        try:
+            if lease.started is None:
+                return lease.execute(query, params, adapting)
+            started, lease.started = lease.started, None
+            return started.finish()
+        finally:
+            lease.end()
+
+    def start(self, place: _Place) -> bool:
+        """Send what is waited with in `place`, which has been given its connection, if it can be.
+
+        See Note [Statements sent by who gives the connection back] in connection.py.
+        """
+        statement, physical = place.statement, place.conn
+        if statement is None or physical is None or place.future.done():
+            return False  # its task was cancelled, or its time is over
+        if bridge.is_collecting() or not physical.is_alive():
+            return False
+        try:
+            query, params, adapting = statement
+            if adapting(physical.adapters) is not None:
+                return False
+            started = physical.begin_statement(query, params)
+        except Exception:  # it will meet that itself
+            return False
+        if started is None:
+            return False
+        physical._pool = self._psycopg  # noqa: SLF001 - as `getconn()` does
+        place.lease = lease = Lease(self, physical, place.task, place.began)
+        lease.started = started
+        self._psycopg.note_waited(place.began)
+        started.send(place.future)
+        return True
+
+    def _wait(self, started: float, statement: Statement | None) -> AsyncConnection | Lease | None:
         """Wait for a connection where nothing needs to be done for it; else return None."""
         portal = bridge.current()
         if portal is None or self.closed:
             return None
         self.check_failure()
+        if portal.holding:  # what is sent by others is cancelled with its task
+            statement = None
         try:
-            return self._psycopg.wait_free(portal, self._psycopg.timeout, started)
+            return self._psycopg.wait_free(portal, self._psycopg.timeout, started, statement)
         except psycopg_pool.PoolTimeout:
             raise self._timed_out(monotonic() - started) from self._cause()
         except psycopg_pool.PoolClosed:
@@ -808,7 +892,7 @@ class Pool:
 
     def held(self) -> list[Lease]:
         """The leases that have not ended."""
-        return [lease for ref in list(self._leases.values()) if (lease := ref()) is not None]
+        return [lease for ref in list(self.leases.values()) if (lease := ref()) is not None]
 
     def holders(self) -> list[asyncio.Task[Any] | None]:
         """Those of whom one must give a connection back before another task can have one."""
@@ -839,9 +923,11 @@ class Pool:
 
     def _newest_works(self) -> bool:
         """Whether the newest lease's holder waits for the server, and for nothing else."""
-        for ref in reversed(self._leases.values()):
+        for ref in reversed(self.leases.values()):
             lease = ref()
-            return lease is not None and deadlock.waits_for(lease.task, lease.physical.watch.future)
+            if lease is None or lease.started is not None:
+                return lease is not None
+            return deadlock.waits_for(lease.task, lease.physical.watch.future)
         return False
 
     def _queued(self, task: asyncio.Task[Any]) -> list[asyncio.Task[Any] | None] | None:
@@ -865,7 +951,7 @@ class Pool:
             self.loop.call_soon_threadsafe(self._release, lease)
 
     def _release(self, lease: Lease) -> None:
-        self._leases.pop(id(lease), None)
+        self.leases.pop(id(lease), None)
         physical = lease.physical
         pgconn = physical.pgconn
         status = pgconn.transaction_status
@@ -994,7 +1080,7 @@ class Pool:
             min_size=self._psycopg.min_size,
             max_size=self._psycopg.max_size,
             size=stats["pool_size"],
-            leased=len(self._leases),
+            leased=len(self.leases),
             idle=stats["pool_available"],
             waiting=self._psycopg.waiting(),
             requests=stats.get("requests_num", 0),

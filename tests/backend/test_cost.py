@@ -22,12 +22,12 @@ pytestmark = pytest.mark.skipif(sys.version_info < (3, 13), reason="counts are o
 #: More instructions than Django's engine in a sync context, by operation and stack.
 MORE = {
     "SELECT 1": {"sync": 90},
-    "get(pk)": {"sync": -2945, "green": -2490, "a-method": -2015},
-    "100 rows": {"sync": -16340, "green": -15865, "a-method": -13255},
-    "save()": {"sync": -221, "green": 395, "a-method": 815},
+    "get(pk)": {"sync": -2945, "green": -2485, "a-method": -2010},
+    "100 rows": {"sync": -16340, "green": -15860, "a-method": -13250},
+    "save()": {"sync": -221, "green": 410, "a-method": 830},
     "get(pk) in atomic()": {"sync": -875, "green": -705},
-    "update(F)": {"sync": -990, "green": -315},
-    "create() in atomic()": {"sync": 1360, "green": 1470},
+    "update(F)": {"sync": -990, "green": -305},
+    "create() in atomic()": {"sync": 1360, "green": 1475},
 }
 
 

@@ -1,0 +1,455 @@
+"""Statements that are sent by who gives the connection back, for who waits for it.
+
+See Note [Statements sent by who gives the connection back] in the driver's connection.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import socket
+import threading
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.pq import TransactionStatus
+
+from pgbackend.driver import bridge, events
+from pgbackend.driver.bridge import await_
+from pgbackend.driver.bridge import run as green
+from pgbackend.driver.errors import PoolTimeout
+from pgbackend.driver.pool import Lease, Pool
+from tests.conftest import Runner, wait_for
+from tests.support.sweep import ABANDONING, CANCELLING, Mode, Outcome, observed, sweep
+
+from .conftest import Pools, fetch, hung_up, pinned, take_all
+from .test_cancellation import name_of
+from .test_pool import until
+
+ACTIVE, IDLE = TransactionStatus.ACTIVE, TransactionStatus.IDLE
+
+
+def as_it_is(adapters: Any) -> None:
+    """No cursor needs to be prepared."""
+
+
+def execute(pool: Pool, sql: str, params: Any = ()) -> list[Any] | None:
+    """Execute a statement as the ORM's are, green, and return its rows."""
+    return pool.execute(sql, params, as_it_is)[1]
+
+
+@pytest.fixture
+def one(pools: Pools) -> Callable[..., Pool]:
+    """A pool of one connection, whose cursors bind parameters as Django's do."""
+    pools.connect["cursor_factory"] = psycopg.ClientCursor
+    return partial(pools, max_size=1)
+
+
+async def waiting_for(
+    pool: Pool, *sql: str, call: Callable[..., Any] = execute
+) -> tuple[Lease, list[asyncio.Task[Any]]]:
+    """Take the connection of `pool`, and let a task for each of `sql` wait for it."""
+    lease = await green(pool.lease)
+    tasks = [asyncio.create_task(green(call, pool, each)) for each in sql]
+    await until(lambda: pool.statistics().waiting == len(sql))
+    return lease, tasks
+
+
+def status_of(lease: Lease) -> TransactionStatus:
+    return TransactionStatus(lease.physical.pgconn.transaction_status)
+
+
+def test_who_gives_the_connection_back_sends_the_statement(
+    run: Runner, one: Callable[..., Pool]
+) -> None:
+    """And its task is woken once, when the server has answered."""
+
+    async def main() -> None:
+        pool = one()
+        lease = await green(pool.lease)
+        waits: list[Any] = []
+        waiting = asyncio.ensure_future(
+            _observed(green(execute, pool, "SELECT %s::int, %s::text", (1, "it's")), waits)
+        )
+        await until(lambda: pool.statistics().waiting)
+        lease.end()
+        assert status_of(lease) == ACTIVE, "in this very step"
+        assert pool.statistics().leased == 1 and pool.held()[0].task is waiting
+        assert await waiting == [(1, "it's")]
+        assert len(waits) == 1
+        statistics = pool.statistics()
+        assert (statistics.leased, statistics.idle, statistics.waiting) == (0, 1, 0)
+        assert (statistics.requests, statistics.requests_queued) == (2, 2), "one opened the pool"
+        assert statistics.requests_errors == 0
+
+    run(main())
+
+
+async def _observed(coro: Any, waits: list[Any]) -> Any:
+    return await observed(coro, lambda *_: None, waits)
+
+
+def test_who_waits_with_a_statement_is_served_in_order(
+    run: Runner, one: Callable[..., Pool], heard: list[events.Event]
+) -> None:
+    async def main() -> None:
+        pool = one()
+        numbers = range(50)
+        lease, tasks = await waiting_for(pool, *(f"SELECT {number}" for number in numbers))
+        ended: list[int] = []
+        for number, task in enumerate(tasks):
+            task.add_done_callback(lambda _, number=number: ended.append(number))
+        lease.end()
+        assert await asyncio.gather(*tasks) == [[(number,)] for number in numbers]
+        await asyncio.sleep(0)
+        assert ended == [*numbers]
+        leased = [event for event in heard if isinstance(event, events.Leased)]
+        released = [event for event in heard if isinstance(event, events.Released)]
+        assert len(leased) == len(released) == 51
+        assert all(event.waited > 0 for event in leased[1:])
+
+    run(main())
+
+
+def test_a_thread_that_gives_the_connection_back_lets_the_loop_send_it(
+    run: Runner, one: Callable[..., Pool]
+) -> None:
+    async def main() -> None:
+        lease, tasks = await waiting_for(one(), "SELECT 1")
+        thread = threading.Thread(target=lease.end)
+        thread.start()
+        thread.join()
+        assert await tasks[0] == [(1,)]
+
+    run(main())
+
+
+def test_one_that_is_too_large_to_be_sent_at_once_is_sent_in_parts(
+    run: Runner, one: Callable[..., Pool]
+) -> None:
+    async def main() -> None:
+        text = "x" * 20_000_000
+        call = partial(execute, params=(text,))
+        lease, tasks = await waiting_for(one(), "SELECT %s::text", call=call)
+        lease.end()
+        assert lease.physical.watch.writing
+        assert await tasks[0] == [(text,)]
+        assert not lease.physical.watch.writing
+
+    run(main())
+
+
+# --- Errors are of the task that waits ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sql", "params", "error"),
+    [
+        ("SELECT 1 / %s", (0,), psycopg.errors.DivisionByZero),
+        ("SELEC %s", (1,), psycopg.errors.SyntaxError),
+        ("SELECT %s", (), psycopg.ProgrammingError),
+        ("SELECT %s", (object(),), psycopg.ProgrammingError),
+        ("SELECT %s", ("\0",), psycopg.DataError),
+    ],
+)
+def test_an_error_is_raised_where_the_statement_is_from(
+    run: Runner, one: Callable[..., Pool], sql: str, params: Any, error: type[Exception]
+) -> None:
+    async def main() -> None:
+        pool = one()
+        lease, tasks = await waiting_for(pool, sql, call=partial(execute, params=params))
+        after = asyncio.create_task(green(execute, pool, "SELECT 2"))
+        await until(lambda: pool.statistics().waiting == 2)
+        lease.end()
+        with pytest.raises(error) as caught:
+            await tasks[0]
+        with pytest.raises(error) as usual:
+            await green(execute, pool, sql, params)
+        assert str(caught.value) == str(usual.value)
+        assert await after == [(2,)]
+        assert pool.statistics().connections_made == 1
+
+    run(main())
+
+
+def test_a_connection_that_died_before_is_replaced(
+    run: Runner, one: Callable[..., Pool], pools: Pools
+) -> None:
+    async def main() -> None:
+        pool = one()
+        lease, tasks = await waiting_for(pool, "SELECT 1")
+        number = lease.physical.pgconn.socket
+        assert pools.terminate_sessions() == 1
+        wait_for(lambda: hung_up(number), "the server has hung up")
+        lease.end()
+        assert await tasks[0] == [(1,)]
+        assert pool.statistics().connections_made == 2
+
+    run(main())
+
+
+def test_a_connection_that_dies_meanwhile_is_an_error(
+    run: Runner, one: Callable[..., Pool], pools: Pools
+) -> None:
+    """Nobody knows whether the statement was executed: it is not sent again."""
+
+    async def main() -> None:
+        pool = one()
+        lease, tasks = await waiting_for(pool, "SELECT pg_sleep(10)")
+        lease.end()
+        assert pools.terminate_sessions() == 1
+        with pytest.raises(psycopg.OperationalError):
+            await tasks[0]
+        assert await green(execute, pool, "SELECT 1") == [(1,)]
+
+    run(main())
+
+
+def test_a_connection_that_breaks_as_it_is_sent_is_an_error(
+    run: Runner, one: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        pool = one()
+        lease, tasks = await waiting_for(pool, "SELECT 1")
+        monkeypatch.setattr(lease.physical, "is_alive", lambda: True)
+        with socket.socket(fileno=os.dup(lease.physical.pgconn.socket)) as same:
+            same.shutdown(socket.SHUT_RDWR)
+        lease.end()
+        with pytest.raises(psycopg.OperationalError):
+            await tasks[0]
+        assert await green(execute, pool, "SELECT 1") == [(1,)]
+        assert pool.statistics().connections_made == 2
+
+    run(main())
+
+
+def test_a_connection_that_another_task_closes_is_an_error(
+    run: Runner, one: Callable[..., Pool]
+) -> None:
+    async def main() -> None:
+        pool = one()
+        lease, tasks = await waiting_for(pool, "SELECT pg_sleep(1)")
+        lease.end()
+        lease.physical.close_now()
+        with pytest.raises(psycopg.OperationalError, match="the connection is closed"):
+            await tasks[0]
+        assert await green(execute, pool, "SELECT 1") == [(1,)]
+
+    run(main())
+
+
+# --- Its end is of the task that waits, too -------------------------------------------------------
+
+
+@pytest.mark.parametrize(("how", "seconds"), [("cancelled", 10), ("closed", 1), ("dropped", 1)])
+def test_who_stops_waiting_for_what_was_sent_stops_it(
+    run: Runner, one: Callable[..., Pool], pools: Pools, how: str, seconds: int
+) -> None:
+    """It is cancelled on the server; where nothing can be waited for, its socket is closed."""
+
+    async def main() -> None:
+        pool = one()
+        lease = await green(pool.lease)
+        driver: Any = green(execute, pool, f"SELECT pg_sleep({seconds})")
+        waiting = asyncio.create_task(_driven(driver))
+        await until(lambda: pool.statistics().waiting)
+        lease.end()
+        assert status_of(lease) == ACTIVE
+        if how == "closed":
+            driver.close()
+        waiting.cancel()
+        if how == "dropped":
+            waiting.get_coro().close()
+        del driver
+        await asyncio.gather(waiting, return_exceptions=True)
+        async with asyncio.timeout(5):
+            assert await green(execute, pool, "SELECT 1") == [(1,)]
+        statistics = pool.statistics()
+        assert (statistics.leased, statistics.idle, statistics.waiting) == (0, 1, 0)
+        assert statistics.connections_made == (1 if how == "cancelled" else 2)
+        assert not pool._psycopg._waiting.by_task, "the queue keeps no task that has gone"
+
+    run(main())
+
+
+@pytest.mark.parametrize("how", ["cancelled", "closed", "timed out"])
+def test_nothing_is_sent_for_who_has_stopped_waiting(
+    run: Runner, one: Callable[..., Pool], table: str, admin: psycopg.Connection[Any], how: str
+) -> None:
+    """Though its task has not had its turn yet to leave the queue."""
+
+    async def main() -> None:
+        pool = one()
+        lease, tasks = await waiting_for(pool, f"INSERT INTO {table} VALUES (1)")
+        place = pool._psycopg._waiting[0]
+        stop: dict[str, Callable[[], Any]] = {
+            "cancelled": tasks[0].cancel,
+            "closed": tasks[0].get_coro().close,  # type: ignore[union-attr]
+            "timed out": place.time_out,
+        }
+        stop[how]()
+        lease.end()
+        assert status_of(lease) == IDLE
+        tasks[0].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert await green(execute, pool, f"SELECT * FROM {table}") == []
+        assert pool.statistics().connections_made == 1
+
+    run(main())
+
+
+async def _driven(coro: Any) -> Any:
+    return await coro
+
+
+@pytest.mark.parametrize("mode", [*CANCELLING, *ABANDONING], ids=name_of)
+def test_who_waits_with_a_statement_can_be_interrupted_anywhere(
+    run: Runner, one: Callable[..., Pool], mode: Mode
+) -> None:
+    """Its connection comes while it waits; then the answer and the interruption race."""
+
+    async def main() -> None:
+        pool = one()
+
+        def hold(released: asyncio.Event) -> None:
+            with pinned(pool):
+                await_(released.wait())
+
+        async def contend() -> None:
+            released = asyncio.Event()
+            holding = asyncio.create_task(green(hold, released))
+            try:
+                while not pool.statistics().leased:
+                    await asyncio.sleep(0)
+                asyncio.get_running_loop().call_later(0.002, released.set)
+                assert await green(execute, pool, "SELECT 1, pg_sleep(0.002)") == [(1, "")]
+            finally:
+                released.set()
+                others.append(holding)
+
+        others: list[asyncio.Task[None]] = []
+
+        async def check(outcome: Outcome) -> None:
+            await asyncio.wait(others)
+            others.clear()
+            assert await green(take_all, pool) == 1
+            assert (pool.statistics().waiting, pool.statistics().leased) == (0, 0)
+
+        await sweep(contend, mode, check)
+
+    run(main())
+
+
+def test_a_task_that_was_cancelled_after_it_was_sent_is_freed_at_once(
+    run: Runner, one: Callable[..., Pool]
+) -> None:
+    """As one that has waited for nothing but its connection."""
+
+    async def main() -> None:
+        lease, tasks = await waiting_for(one(), "SELECT pg_sleep(10)")
+        lease.end()
+        tasks[0].cancel()
+        await asyncio.wait(tasks)
+        gone = weakref.ref(tasks.pop())
+        await asyncio.sleep(0)  # the loop's own callbacks know it until then
+        assert gone() is None
+
+    gc.disable()
+    try:
+        run(main())
+    finally:
+        gc.enable()
+
+
+# --- What its task sends itself -------------------------------------------------------------------
+
+
+def prepared(cursor: Any) -> None:
+    cursor.adapters.register_loader("int4", psycopg.types.string.TextLoader)
+
+
+def with_cursor_prepared(pool: Pool, sql: str) -> Any:
+    return pool.execute(sql, (), lambda adapters: prepared)[1]
+
+
+def holding_cancellation(pool: Pool, sql: str) -> Any:
+    with bridge.hold_cancellation():
+        return execute(pool, sql)
+
+
+@pytest.mark.parametrize(
+    ("call", "factory", "rows"),
+    [
+        (with_cursor_prepared, psycopg.ClientCursor, [("1",)]),
+        (holding_cancellation, psycopg.ClientCursor, [(1,)]),
+        (execute, psycopg.Cursor, [(1,)]),
+        (execute, type("Own", (psycopg.ClientCursor,), {}), [(1,)]),
+        (fetch, psycopg.ClientCursor, [(1,)]),
+    ],
+)
+def test_what_takes_more_than_to_be_sent_its_task_does_itself(
+    run: Runner, pools: Pools, call: Any, factory: Any, rows: Any
+) -> None:
+    async def main() -> None:
+        pool = pools(max_size=1, connect={"cursor_factory": factory})
+        lease, tasks = await waiting_for(pool, "SELECT 1", call=call)
+        lease.end()
+        assert status_of(lease) == IDLE
+        assert await tasks[0] == rows
+
+    run(main())
+
+
+def test_who_has_patched_how_cursors_execute_is_asked(
+    run: Runner, one: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        seen: list[Any] = []
+        original = psycopg.Cursor.execute
+
+        def patch(self: Any, query: Any, *args: Any, **kwargs: Any) -> Any:
+            seen.append(query)
+            return original(self, query, *args, **kwargs)
+
+        lease, tasks = await waiting_for(one(), "SELECT 1")
+        monkeypatch.setattr(psycopg.Cursor, "execute", patch)
+        lease.end()
+        assert await tasks[0] == [(1,)]
+        assert seen == ["SELECT 1"]
+
+    run(main())
+
+
+def test_one_that_the_garbage_collector_gives_back_is_used_by_its_task(
+    run: Runner, one: Callable[..., Pool]
+) -> None:
+    async def main() -> None:
+        lease, tasks = await waiting_for(one(), "SELECT 1")
+        physical = lease.physical
+        ring: list[Any] = [lease]
+        ring.append(ring)
+        del lease, ring
+        gc.collect()
+        assert physical.pgconn.transaction_status == IDLE
+        assert await tasks[0] == [(1,)]
+
+    run(main())
+
+
+def test_the_time_to_wait_for_a_connection_is_over_when_it_is_sent(
+    run: Runner, one: Callable[..., Pool]
+) -> None:
+    async def main() -> None:
+        pool = one(timeout=0.2)
+        lease, tasks = await waiting_for(pool, "SELECT 1, pg_sleep(0.4)")
+        lease.end()
+        with pytest.raises(PoolTimeout):
+            await green(execute, pool, "SELECT 1")
+        assert await tasks[0] == [(1, "")]
+
+    run(main())
