@@ -2,12 +2,14 @@
 
 Time of the processor (not of the clock: what the server takes does not count) for one operation, on
 Django's engine and on pgbackend, in one process: sync, green, and by the a-methods. The stacks take
-turns. In each, as many operations as are counted come first and are not: Python specialises its
-instructions for what runs, and a turn would pay for what the one before has left. Printed is the
-median of the rounds in microseconds, and the median of their ratios to Django's engine in a sync
-context in the same round: a machine may be slower for some rounds than for others. (Not the best: a
-process that finds its answer there before it sleeps pays half for a ``SELECT 1``, and now and then
-that happens in a whole round.)
+turns, in another order each round. In each, as many operations as are counted come first and are
+not: Python specialises its instructions for what runs, and a turn would pay for what the one before
+has left. For the same reason, sync code is measured before any other has run, as in a process that
+serves nothing else. Printed is the median of the rounds in microseconds, and the median of their
+ratios to Django's engine in a sync context in the same round: a machine may be slower for some
+rounds than for others.
+The server has a processor of its own, if there are two: where the kernel places its processes as
+it likes, a ``SELECT 1`` costs this one from 12 to 52 us.
 With ``--instructions`` it is the number of instructions of Python's own code, which says nothing of
 C code, and is the same on a machine that does other things (Python 3.12 and later).
 With ``--loop uvloop`` it is on the loop that uvicorn has.
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import gc
 import importlib
 import json
@@ -25,7 +28,8 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -45,8 +49,10 @@ OPTIONS = {
     "bound": {"server_side_binding": True},
     "prepared": {"server_side_binding": True, "prepare_threshold": 5},
 }
+#: What the others are compared with.
+BASE = "stock sync"
 STACKS = (
-    *("stock sync", "sync", "green", "a-method", "stock a-method"),
+    *(BASE, "sync", "green", "a-method", "stock a-method"),
     *("green, bound by the server", "green, prepared"),
 )
 OPERATIONS: dict[str, tuple[Callable[[str], Any], Callable[[str], Awaitable[Any]] | None]] = {}
@@ -72,8 +78,8 @@ def configure(url: str) -> None:
     django.setup()
 
 
-def define() -> None:
-    """The table, and the operations on it."""
+def define() -> Callable[[], None]:
+    """Make the table, and the operations on it; return what fills it anew."""
     from django.db import connections, models
 
     class Row(models.Model):
@@ -92,13 +98,23 @@ def define() -> None:
     with connections["stock"].schema_editor() as editor:
         editor.execute("DROP TABLE IF EXISTS benchmark_cost")
         editor.create_model(Row)
-    Row.objects.using("stock").bulk_create(
-        Row(name=f"row {number}", number=number, price=number) for number in range(1, 101)
-    )
+    _fill_table(Row)
     loaded = {alias: Row.objects.using(alias).get(pk=1) for alias in (*ENGINES, *OPTIONS)}
     awaited = _awaited_operations(Row, loaded)
     for name, work in _operations(Row, loaded).items():
         OPERATIONS[name] = (work, awaited.get(name))
+    return functools.partial(_fill_table, Row)
+
+
+def _fill_table(row: Any) -> None:
+    """Let it have the rows that it is measured with, and none that operations have added."""
+    from django.db import connections
+
+    with connections["stock"].cursor() as cursor:
+        cursor.execute("TRUNCATE benchmark_cost RESTART IDENTITY")
+    row.objects.using("stock").bulk_create(
+        row(name=f"row {number}", number=number, price=number) for number in range(1, 101)
+    )
 
 
 def _operations(row: Any, loaded: dict[str, Any]) -> dict[str, Callable[[str], Any]]:
@@ -214,15 +230,18 @@ def awaited(alias: str, runner: asyncio.Runner) -> Callable[[str, int], float | 
 
 
 def measure(
+    fill_table: Callable[[], None],
     rounds: int,
     count: int,
     chosen: list[str],
     new_loop: Callable[[], asyncio.AbstractEventLoop],
 ) -> Found:
     """What operations cost, by operation and stack."""
+    others = [stack for stack in chosen if stack not in (BASE, "sync")]
+    found: Found = {name: {} for name in OPERATIONS}
     with asyncio.Runner(loop_factory=new_loop) as runner:
         stacks: dict[str, Callable[[str, int], float | None]] = {
-            "stock sync": sync("stock"),
+            BASE: sync("stock"),
             "sync": sync("ours"),
             "green": green("ours", runner),
             "a-method": awaited("ours", runner),
@@ -230,28 +249,56 @@ def measure(
             "green, bound by the server": green("bound", runner),
             "green, prepared": green("prepared", runner),
         }
-        stacks = {name: work for name, work in stacks.items() if name in chosen}
-        found: Found = {}
-        for name in OPERATIONS:
-            times: dict[str, list[float]] = {stack: [] for stack in stacks}
-            for _ in range(rounds):
-                for stack, work in stacks.items():
-                    gc.collect()
-                    seconds = work(name, count)
-                    if seconds is not None:
-                        times[stack].append(seconds * 1e6)
-            base = times["stock sync"]
-            found[name] = {
-                stack: {"median": statistics.median(values), "ratio": _ratio(values, base)}
-                for stack, values in times.items()
-                if values
-            }
+        for together in ([BASE, "sync"], [BASE, *others]):
+            turns = {stack: stacks[stack] for stack in together if stack in (BASE, *chosen)}
+            fill_table()
+            for name in OPERATIONS:
+                found[name].update(_measure_one(turns, name, rounds, count))
     return found
+
+
+def _measure_one(
+    stacks: dict[str, Callable[[str, int], float | None]], name: str, rounds: int, count: int
+) -> dict[str, dict[str, float]]:
+    """What the operation `name` costs, by stack."""
+    times: dict[str, list[float]] = {stack: [] for stack in stacks}
+    for number in range(rounds):
+        for stack in _in_turn(list(stacks), number):
+            gc.collect()
+            seconds = stacks[stack](name, count)
+            if seconds is not None:
+                times[stack].append(seconds * 1e6)
+    return {
+        stack: {"median": statistics.median(values), "ratio": _ratio(values, times[BASE])}
+        for stack, values in times.items()
+        if values
+    }
+
+
+def _in_turn(stacks: list[str], number: int) -> list[str]:
+    """In another order each round, since what a stack leaves in the caches is for the next one."""
+    first = number % len(stacks)
+    order = stacks[first:] + stacks[:first]
+    return order[::-1] if number // len(stacks) % 2 else order
 
 
 def _ratio(values: list[float], base: list[float]) -> float:
     """The median of the rounds' ratios."""
     return statistics.median(one / other for one, other in zip(values, base, strict=True))
+
+
+@contextmanager
+def _server_apart() -> Iterator[Any]:
+    """A server on the last processor, and this process on the first; as far as there are two."""
+    if not hasattr(os, "sched_setaffinity"):  # not Linux
+        with embedded.server() as server:
+            yield server
+        return
+    processors = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, processors[-1:])  # what it starts inherits that
+    with embedded.server() as server:
+        os.sched_setaffinity(0, processors[:1])
+        yield server
 
 
 def main() -> None:
@@ -266,13 +313,12 @@ def main() -> None:
     if options.instructions:
         global meter  # noqa: PLW0603 - chosen once, before anything is measured
         meter = Instructions()
-    with embedded.server() as server:
+    with _server_apart() as server:
         os.environ.pop("DJANGO_ALLOW_ASYNC_UNSAFE", None)
         configure(server.url)
-        define()
+        fill_table = define()
         new_loop = importlib.import_module(options.loop).new_event_loop
-        stacks = ["stock sync", *options.stacks]
-        found = measure(options.rounds, options.count, stacks, new_loop)
+        found = measure(fill_table, options.rounds, options.count, options.stacks, new_loop)
     if options.json:
         print(json.dumps(found))
     else:

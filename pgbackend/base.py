@@ -48,7 +48,7 @@ from .operations import DatabaseOperations
 from .patches import djangos, if_djangos
 from .schema import DatabaseSchemaEditor
 from .state import Scope, State, rollback_attribute, scope_attribute, state_attribute
-from .statements import StatementCursor, can_execute
+from .statements import StatementCursor, adapting, can_execute
 
 CURE = (
     "the ORM was called on the event loop, outside of pgbackend's greenlets ({name}()). Requests "
@@ -487,7 +487,14 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     def _cursor(self, name: str | None = None) -> Any:
         own = state.plain_state(self)
         if own is not None:
-            if own.connection is None or own.health_check_enabled or self._asks_for_connection():
+            if (
+                own.connection is None
+                or own.health_check_enabled
+                # or somebody has a say in it who has overridden or patched what Django's calls
+                or _asks(PostgresDatabaseWrapper) != _DJANGO_ASKS
+                or _asks(type(self)) != self.asks
+                or not self.__dict__.keys().isdisjoint(_ASKING)
+            ):
                 return super()._cursor(name)
             with self.wrap_database_errors:  # what is left of Django's, with a connection
                 return self._prepare_cursor(self.create_cursor(name))  # type: ignore[attr-defined]
@@ -501,14 +508,6 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         if session is not None and compiled:
             session.compiled, session.cursor = False, cursor.cursor
         return cursor
-
-    def _asks_for_connection(self) -> bool:
-        """Whether somebody has a say in it who has overridden or patched what `_cursor()` calls."""
-        return (
-            _asks(PostgresDatabaseWrapper) != _DJANGO_ASKS
-            or _asks(type(self)) != self.asks
-            or not self.__dict__.keys().isdisjoint(_ASKING)
-        )
 
     def _lease_cursor(
         self, current: State, session: state.Session | None, name: str | None, compiled: bool
@@ -535,7 +534,13 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         else:
             if _get_running_loop() is not None:
                 self.check_context("create_cursor")
-            cursor = _create_cursor(self, name)
+            if name:
+                cursor = _create_cursor(self, name)
+            else:  # what Django does, which looks the connection up for each step
+                connection = self.connection
+                cursor = connection.cursor()
+                if (prepare := adapting(self.timezone, connection.adapters)) is not None:
+                    prepare(cursor)
         if name and state.current_state(self).lease is not None:
             adopt(cursor)  # Django makes server-side cursors without the connection's factory
         return cursor
@@ -543,10 +548,10 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     def validate_no_broken_transaction(self) -> None:
         # Every statement comes by here, right before it is sent.
         own = state.plain_state(self)
+        if own is not None and not own.needs_rollback:
+            return
         if own is None:
             state.take_turn(self)
-        elif not own.needs_rollback:
-            return
         super().validate_no_broken_transaction()
 
     @cached_property

@@ -97,9 +97,9 @@ def execute(wrapper: Any, sql: Any, params: Any = None) -> Result:
     with wrapper.wrap_database_errors:
         if current.transaction is not None or current.connection is not None or session.pins:
             lease = _lease_of(wrapper, current, session)
-            return lease.execute(sql, params, partial(_adapting, wrapper.timezone))
+            return lease.execute(sql, params, partial(adapting, wrapper.timezone))
         pool: Pool = wrapper.pool_alone()
-        return pool.execute(sql, params, partial(_adapting, wrapper.timezone))
+        return pool.execute(sql, params, partial(adapting, wrapper.timezone))
 
 
 def fetched(wrapper: Any, rows: list[tuple[Any, ...]] | None) -> list[tuple[Any, ...]]:
@@ -123,7 +123,7 @@ def _lease_of(wrapper: Any, current: State, session: Session) -> Lease:
     return current.lease
 
 
-def _adapting(timezone: Any, adapters: Any) -> Callable[[Any], None] | None:
+def adapting(timezone: Any, adapters: Any) -> Callable[[Any], None] | None:
     """What a cursor must be prepared by, for moments to be loaded in `timezone`; mostly nothing."""
     loader: Any = adapters.get_loader(_TIMESTAMPTZ, Format.TEXT)
     return None if loader.timezone == timezone else partial(register_tzloader, timezone)

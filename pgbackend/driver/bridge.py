@@ -643,17 +643,17 @@ class ParkingLock:
     def release(self, *exc_info: object) -> None:
         waiters = self._waiters
         while True:
-            if waiters:
-                try:
-                    waiter = waiters.popleft()
-                except IndexError:  # withdrawn by another thread, just now
-                    continue
-                waiter.wake()
-                return
-            self._lock.release()
-            # Who came in between, in another thread, has seen the lock held.
-            if not waiters or not self._lock.acquire(False):
-                return
+            if not waiters:
+                self._lock.release()
+                # Who came in between, in another thread, has seen the lock held.
+                if not waiters or not self._lock.acquire(False):
+                    return
+            try:
+                waiter = waiters.popleft()
+            except IndexError:  # withdrawn by another thread, just now
+                continue
+            waiter.wake()
+            return
 
     def locked(self) -> bool:
         return self._lock.locked()

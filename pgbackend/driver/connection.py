@@ -78,6 +78,7 @@ _CANCEL_INTERVAL = 0.2
 _ACTIVE = TransactionStatus.ACTIVE
 _IDLE = TransactionStatus.IDLE
 _BAD = ConnStatus.BAD
+_OK = ConnStatus.OK
 _TUPLES_OK = ExecStatus.TUPLES_OK
 
 #: How many rows a statement has returned or changed, as `Cursor.rowcount`; and those it returned.
@@ -286,9 +287,10 @@ class Connection(psycopg.Connection[Any]):
         """psycopg's; of a class that is derived from `cursor_factory`, if `own_class` has one."""
         if self.physical is not None or name:  # a twin's factories are made once
             return super().cursor(name, binary=binary, row_factory=row_factory, **kwargs)
-        self._check_connection_ok()
+        if self.pgconn.status != _OK:
+            self._check_connection_ok()  # raises
         factory: Any = self.cursor_factory
-        factory = own_class(factory, self.prepare_threshold is not None)
+        factory = own_class(factory, self._prepared.prepare_threshold is not None)
         cursor = factory(self, row_factory=row_factory or self.row_factory)
         if binary:
             cursor.format = Format.BINARY
@@ -707,6 +709,8 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     listener: weakref.ref[Connection]
     #: The cursor of `run_statement()`, while no statement uses it.
     _cursor: Any = None
+    #: When it was given back, by `time.monotonic()`, if that took no more than to be put away.
+    free_since = 0.0
     _disowned = False
 
     @classmethod

@@ -476,16 +476,21 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
             self._waiting.by_task.pop(task, None)
             del task  # which will know this frame by the traceback of its cancellation
 
-    def take_free(self) -> AsyncConnection | None:
-        """Do what `getconn()` does when it need not wait, without an await; else return None."""
-        if not self._pool or self._check or self.layer.closed or self._lock.locked():
+    def take_free(self, now: float) -> AsyncConnection | None:
+        """Do what `getconn()` does when it need not wait, without an await; else return None.
+
+        Not in turn, as psycopg_pool takes them: what the last one needs is in the processors'
+        caches still, here and on the server. But what lies in between may forget a connection that
+        is silent for long, so each that is kept is used now and then.
+        """
+        free = self._pool
+        if not free or self._check or self.layer.closed or self._lock.locked():
             return None
         self._stats[self._REQUESTS_NUM] += 1
-        return self._pop_free()
-
-    def _pop_free(self) -> AsyncConnection:
-        connection = self._pool.popleft()
-        self._nconns_min = min(self._nconns_min, len(self._pool))  # what it shrinks by
+        rested = now - free[0].free_since > self.max_idle
+        connection = free.popleft() if rested else free.pop()
+        if (left := len(free)) < self._nconns_min:  # what it shrinks by
+            self._nconns_min = left
         connection._pool = self  # noqa: SLF001
         return connection
 
@@ -507,7 +512,8 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         queue.append(place)
         # The garbage collector may have given one back, before it could see this place.
         if self._pool and queue.withdraw(place):
-            return self._pop_free()
+            stats[self._REQUESTS_NUM] -= 1
+            return self.take_free(began)
         stats[self._REQUESTS_QUEUED] += 1
         try:
             queue.time(place, timeout)
@@ -552,7 +558,8 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         """Do what `putconn()` does with an idle connection, if there is no more to it than that."""
         if self._reset or self._closed or self._lock.locked():
             return False
-        if connection._expire_at <= monotonic():  # noqa: SLF001
+        now = monotonic()
+        if connection._expire_at <= now:  # noqa: SLF001
             return False
         connection._pool = None  # noqa: SLF001
         while self._waiting:
@@ -562,6 +569,7 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
                 if type(client) is not _Place or not self.layer.start(client):
                     client._cond.notify_all()  # noqa: SLF001 - as psycopg_pool does
                 return True
+        connection.free_since = now
         self._pool.append(connection)
         return True
 
@@ -718,7 +726,7 @@ class Pool:
         """
         bridge.check_not_collecting()
         started = monotonic()
-        physical = self._psycopg.take_free() or self._wait(started, statement)
+        physical = self._psycopg.take_free(started) or self._wait(started, statement)
         if isinstance(physical, Lease):
             return physical
         if physical is None or not physical.is_alive():

@@ -92,6 +92,40 @@ def test_a_connection_is_used_again(run: Runner, pools: Pools) -> None:
     run.green(main)
 
 
+def test_the_connection_that_was_used_last_is_used_next(run: Runner, pools: Pools) -> None:
+    def main() -> None:
+        pool = pools()
+        leases = [pool.lease() for _ in range(3)]
+        for lease in leases:
+            lease.end()
+        for _ in range(2):
+            lease = pool.lease()
+            assert lease.physical is leases[-1].physical
+            lease.end()
+
+    run.green(main)
+
+
+def test_a_connection_that_is_kept_is_not_left_unused_for_long(run: Runner, pools: Pools) -> None:
+    def main() -> None:
+        pool = pools(max_idle=60.0)
+        leases = [pool.lease() for _ in range(2)]
+        for lease in leases:
+            lease.end()
+        leases[0].physical.free_since -= 61
+        used = []
+        for _ in range(3):
+            lease = pool.lease()
+            used.append(leases[0].physical is lease.physical)
+            lease.end()
+        assert used == [True, True, True]
+        leases[1].physical.free_since -= 61
+        with pinned(pool) as lease:
+            assert lease.physical is leases[1].physical
+
+    run.green(main)
+
+
 def test_ending_a_lease_twice_gives_one_connection_back(run: Runner, pools: Pools) -> None:
     def main() -> None:
         pool = pools()
