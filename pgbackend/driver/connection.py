@@ -32,6 +32,7 @@ import contextlib
 import functools
 import logging
 import select
+import sys
 import warnings
 import weakref
 from collections import deque
@@ -903,11 +904,13 @@ class Started:
     def send(self, future: asyncio.Future[Any]) -> None:
         """Send it, and let `future` be done when there is something to read, or no more to do."""
         physical = self._physical
+        handled = sys.exception()
         try:
             state = next(self._gen)
             if physical.pgconn.status == _BAD:  # the number of its socket may be another one's
                 raise e.OperationalError("the connection is closed")
         except Exception as exc:
+            _forget_caller(exc, handled)
             self._error = exc
             future.set_result(None)
         else:
@@ -918,8 +921,9 @@ class Started:
         physical = self._physical
         watch = physical.watch
         watch.disarm()
+        error, self._error = self._error, None
         try:
-            result = physical.twin.wait_on(self._gen, watch, self._error)
+            result = physical.twin.wait_on(self._gen, watch, error)
         except e._NO_TRACEBACK as exc:  # noqa: SLF001 - as psycopg does
             raise exc.with_traceback(None)  # noqa: B904 - it is the same
         fetched: Result = self._cursor._fetch(result)  # noqa: SLF001 - our own
@@ -931,6 +935,15 @@ class Started:
         physical = self._physical
         physical.watch.disarm()
         physical.twin.come_to_rest(portal, self._gen, physical.watch, exc)
+
+
+def _forget_caller(exc: BaseException, handled: BaseException | None) -> None:
+    """Take out of `exc` what is of the task that has sent the statement: frames, and an error."""
+    exc.__traceback__ = None
+    link = exc
+    while (context := link.__context__) is not None and context is not handled:
+        link = context
+    link.__context__ = None
 
 
 def _hear(

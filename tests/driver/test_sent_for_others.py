@@ -10,6 +10,7 @@ import gc
 import os
 import socket
 import threading
+import traceback
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -22,6 +23,7 @@ from psycopg.pq import TransactionStatus
 from pgbackend.driver import bridge, events
 from pgbackend.driver.bridge import await_
 from pgbackend.driver.bridge import run as green
+from pgbackend.driver.connection import Started
 from pgbackend.driver.errors import PoolTimeout
 from pgbackend.driver.pool import Lease, Pool
 from tests.conftest import Runner, wait_for
@@ -31,6 +33,7 @@ from .conftest import Pools, fetch, hung_up, pinned, take_all
 from .test_cancellation import name_of
 from .test_pool import until
 
+_SEND = Started.send.__code__
 ACTIVE, IDLE = TransactionStatus.ACTIVE, TransactionStatus.IDLE
 
 
@@ -219,9 +222,15 @@ def test_a_connection_that_breaks_as_it_is_sent_is_an_error(
         monkeypatch.setattr(lease.physical, "is_alive", lambda: True)
         with socket.socket(fileno=os.dup(lease.physical.pgconn.socket)) as same:
             same.shutdown(socket.SHUT_RDWR)
-        lease.end()
-        with pytest.raises(psycopg.OperationalError):
+        try:
+            raise ZeroDivisionError
+        except ZeroDivisionError:
+            lease.end()
+        with pytest.raises(psycopg.OperationalError) as caught:
             await tasks[0]
+        told = "".join(traceback.format_exception(caught.value))
+        assert "ZeroDivisionError" not in told, "which is of who has sent it"
+        assert not [frame for frame, _ in traceback.walk_tb(caught.tb) if frame.f_code is _SEND]
         assert await green(execute, pool, "SELECT 1") == [(1,)]
         assert pool.statistics().connections_made == 2
 
