@@ -531,9 +531,7 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
             queue.by_task.pop(place.task, None)  # who closes its coroutine may be another one
             if place.lease is None:
                 self.note_waited(began)
-            # A task knows this frame by the traceback of its cancellation.
-            del place.task
-            place.lease = None
+            del place.task  # which knows this frame by the traceback of its cancellation
         connection = place.conn
         assert connection is not None
         connection._pool = self  # noqa: SLF001 - as `getconn()` does

@@ -85,6 +85,7 @@ def test_who_gives_the_connection_back_sends_the_statement(
         assert pool.statistics().leased == 1 and pool.held()[0].task is waiting
         assert await waiting == [(1, "it's")]
         assert len(waits) == 1
+        assert lease.physical.watch.future is None, "so the server's farewell is noticed"
         statistics = pool.statistics()
         assert (statistics.leased, statistics.idle, statistics.waiting) == (0, 1, 0)
         assert (statistics.requests, statistics.requests_queued) == (2, 2), "one opened the pool"
@@ -213,15 +214,28 @@ def test_a_connection_that_dies_meanwhile_is_an_error(
     run(main())
 
 
+def shut_down(pgconn: Any) -> bool:
+    with socket.socket(fileno=os.dup(pgconn.socket)) as same:
+        same.shutdown(socket.SHUT_RDWR)
+    return True
+
+
+def finish(pgconn: Any) -> bool:
+    pgconn.finish()
+    return True
+
+
+@pytest.mark.parametrize("breaks", [shut_down, finish])
 def test_a_connection_that_breaks_as_it_is_sent_is_an_error(
-    run: Runner, one: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+    run: Runner, one: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch, breaks: Any
 ) -> None:
+    """The next poll finds it so; the one before did not."""
+
     async def main() -> None:
         pool = one()
         lease, tasks = await waiting_for(pool, "SELECT 1")
-        monkeypatch.setattr(lease.physical, "is_alive", lambda: True)
-        with socket.socket(fileno=os.dup(lease.physical.pgconn.socket)) as same:
-            same.shutdown(socket.SHUT_RDWR)
+        physical = lease.physical
+        monkeypatch.setattr(physical, "is_alive", lambda: breaks(physical.pgconn))
         try:
             raise ZeroDivisionError
         except ZeroDivisionError:
@@ -275,9 +289,10 @@ def test_who_stops_waiting_for_what_was_sent_stops_it(
         if how == "dropped":
             waiting.get_coro().close()
         del driver
-        await asyncio.gather(waiting, return_exceptions=True)
+        kept = await asyncio.gather(waiting, return_exceptions=True)
         async with asyncio.timeout(5):
             assert await green(execute, pool, "SELECT 1") == [(1,)]
+        assert len(kept) == 1, "though the traceback knows the lease"
         statistics = pool.statistics()
         assert (statistics.leased, statistics.idle, statistics.waiting) == (0, 1, 0)
         assert statistics.connections_made == (1 if how == "cancelled" else 2)
@@ -460,5 +475,6 @@ def test_the_time_to_wait_for_a_connection_is_over_when_it_is_sent(
         with pytest.raises(PoolTimeout):
             await green(execute, pool, "SELECT 1")
         assert await tasks[0] == [(1, "")]
+        assert pool.statistics().requests_wait_ms < 400, "the statement is not part of it"
 
     run(main())
