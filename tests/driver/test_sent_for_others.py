@@ -225,9 +225,9 @@ def finish(pgconn: Any) -> bool:
     return True
 
 
-@pytest.mark.parametrize("breaks", [shut_down, finish])
+@pytest.mark.parametrize(("breaks", "words"), [(shut_down, "server closed"), (finish, "is closed")])
 def test_a_connection_that_breaks_as_it_is_sent_is_an_error(
-    run: Runner, one: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch, breaks: Any
+    run: Runner, one: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch, breaks: Any, words: str
 ) -> None:
     """The next poll finds it so; the one before did not."""
 
@@ -240,7 +240,7 @@ def test_a_connection_that_breaks_as_it_is_sent_is_an_error(
             raise ZeroDivisionError
         except ZeroDivisionError:
             lease.end()
-        with pytest.raises(psycopg.OperationalError) as caught:
+        with pytest.raises(psycopg.OperationalError, match=words) as caught:
             await tasks[0]
         told = "".join(traceback.format_exception(caught.value))
         assert "ZeroDivisionError" not in told, "which is of who has sent it"
