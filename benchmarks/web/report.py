@@ -179,7 +179,8 @@ def _cost(run: Run) -> Iterator[str]:
         "process, and its ratio to Django's backend in sync code (medians of the rounds, and of "
         "their ratios). The stacks take turns; in each, "
         "as many operations as are counted come first and are not, because Python specialises its "
-        "instructions for what runs.\n"
+        "instructions for what runs. So sync code comes first, in turns with Django's, before "
+        "anything green has run: its ratio is to those, and not to the medians beside it.\n"
     )
     yield from tables.cost(run.cost)
     yield ""
