@@ -8,8 +8,8 @@ has left. For the same reason, sync code is measured before any other has run, a
 serves nothing else. Printed is the median of the rounds in microseconds, and the median of their
 ratios to Django's engine in a sync context in the same round: a machine may be slower for some
 rounds than for others.
-The server has a processor of its own, if there are two: where the kernel places its processes as
-it likes, a ``SELECT 1`` costs this one from 12 to 52 us.
+The server has a processor of its own, if there are two: what it costs to wait for an answer differs
+several times over with where the kernel has placed both, and it changes its mind.
 With ``--instructions`` it is the number of instructions of Python's own code, which says nothing of
 C code, and is the same on a machine that does other things (Python 3.12 and later).
 With ``--loop uvloop`` it is on the loop that uvicorn has.
