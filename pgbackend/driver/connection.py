@@ -22,7 +22,8 @@ Who waits for a connection to run such a statement waits twice: for the connecti
 server. Its task need not be woken in between. Who gives the connection back sends the statement
 that is waited with (`Started`), in its own step, and the task sleeps until the server answers. From
 the moment it is sent the statement is the waiting task's in all respects: its lease, its errors,
-its cancellation. What cannot be sent so, the task sends itself.
+its cancellation; hooks and dumpers of the user's run in that task. What cannot be sent so, the task
+sends itself.
 """
 
 from __future__ import annotations
@@ -37,9 +38,12 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar
+from uuid import UUID
 
 import psycopg
 from psycopg import errors as e
@@ -81,6 +85,11 @@ _IDLE = TransactionStatus.IDLE
 _BAD = ConnStatus.BAD
 _OK = ConnStatus.OK
 _TUPLES_OK = ExecStatus.TUPLES_OK
+
+#: Types of which no code of the user's own sees a value before it is sent.
+_PLAIN = frozenset(
+    (bool, bytes, date, datetime, Decimal, float, int, str, time, timedelta, type(None), UUID)
+)
 
 #: How many rows a statement has returned or changed, as `Cursor.rowcount`; and those it returned.
 Result: TypeAlias = tuple[int, list[tuple[Any, ...]] | None]
@@ -222,6 +231,17 @@ class Watch:
 
 def _nothing() -> PQGen[None]:
     yield from ()
+
+
+def _rest_of(gen: PQGen[RV], state: Wait) -> PQGen[RV]:
+    """What is left of `gen`, which has yielded `state`."""
+    while True:
+        ready = yield state
+        try:
+            state = gen.send(ready)
+        except StopIteration as stop:
+            result: RV = stop.value
+            return result
 
 
 class Connection(psycopg.Connection[Any]):
@@ -422,23 +442,21 @@ class Connection(psycopg.Connection[Any]):
 
         `error` is what has ended it already.
         """
-        portal: Any = bridge.running()  # it is green, since it has waited
+        Connection._last_yield, Connection._kept_busy = monotonic(), False  # its task has waited
+        portal: Any = bridge.running()
         try:
             if error is not None:
                 raise error
             if self.pgconn.status == _BAD:  # by another task meanwhile
                 raise e.OperationalError("the connection is closed")
             state = gen.send(watch.ready)
-            while True:
-                state = gen.send(self._wait_ready(portal, watch, state, None))
+            return self._wait_green(portal, _rest_of(gen, state), None)
         except StopIteration as stop:
             result: RV = stop.value
             return result
-        except BaseException as exc:
-            self.come_to_rest(portal, gen, watch, exc)
-            raise
         finally:
-            Connection._last_yield, Connection._kept_busy = monotonic(), False
+            if self.pgconn.status == _BAD:
+                self._stop_watch()
 
     def come_to_rest(
         self, portal: Portal, gen: PQGen[Any], watch: Watch, exc: BaseException
@@ -790,6 +808,10 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         """
         if not (self._has_plain_cursors and self._sends_by_itself):
             return None
+        if params is not None and not (
+            type(params) is tuple and _PLAIN.issuperset(map(type, params))
+        ):
+            return None
         twin = self.twin
         if twin._pipeline or psycopg.Cursor.execute is not _EXECUTE:  # noqa: SLF001
             return None
@@ -807,6 +829,10 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
                 and connection.row_factory is tuple_row
             )
         )
+
+    def pid(self) -> int:
+        """The process id of the server's session; 0 if the connection is lost."""
+        return 0 if self.pgconn.status == _BAD else self.pgconn.backend_pid
 
     def forget_holder(self, *, types_seen: bool) -> None:
         """A twin goes back, whose holder may have changed what all twins have in common."""

@@ -149,7 +149,7 @@ class Lease:
     )
 
     def __init__(
-        self, pool: Pool, physical: AsyncConnection, task: asyncio.Task[Any] | None, began: float
+        self, pool: Pool, physical: AsyncConnection, task: asyncio.Task[Any] | None
     ) -> None:
         self.pool = pool
         self.physical = physical
@@ -170,9 +170,10 @@ class Lease:
         #: Whether somebody has looked at its types, and so may have registered one.
         self.types_seen = False
         pool.leases[id(self)] = weakref.ref(self)
-        if events.hooks:
-            pid = physical.pgconn.backend_pid
-            events.emit(events.Leased(pool.name, pid, self.since - began))
+
+    def tell(self, began: float) -> None:
+        """Tell the hooks of it, in the task that holds it, which has waited since `began`."""
+        events.emit(events.Leased(self.pool.name, self.physical.pid(), self.since - began))
 
     @property
     def connection(self) -> Connection:
@@ -518,8 +519,10 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         try:
             queue.time(place, timeout)
             in_time = portal.wait_for(place.future)
-            if place.lease is not None:
-                return place.lease
+            if (lease := place.lease) is not None:
+                if events.hooks:
+                    lease.tell(began)
+                return lease
             if not in_time:
                 place.error = psycopg_pool.PoolTimeout("no connection came in time")
             if place.error is not None:
@@ -541,6 +544,8 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         """Who waits in `place` does not, any longer."""
         if (lease := place.lease) is not None:
             assert lease.started is not None
+            if events.hooks:
+                lease.tell(place.began)
             try:
                 lease.started.interrupt(portal, exc)
             finally:
@@ -729,7 +734,10 @@ class Pool:
             return physical
         if physical is None or not physical.is_alive():
             physical = bridge.await_(self._get(started, physical))
-        return Lease(self, physical, asyncio.current_task(), started)
+        lease = Lease(self, physical, asyncio.current_task())
+        if events.hooks:
+            lease.tell(started)
+        return lease
 
     def execute(self, query: Any, params: Any, adapting: Adapting) -> Result:
         """Execute a statement on a connection that is leased for it alone, and fetch all its rows.
@@ -765,7 +773,7 @@ class Pool:
         if started is None:
             return False
         physical._pool = self._psycopg  # noqa: SLF001 - as `getconn()` does
-        place.lease = lease = Lease(self, physical, place.task, place.began)
+        place.lease = lease = Lease(self, physical, place.task)
         lease.started = started
         self._psycopg.note_waited(place.began)
         started.send(place.future)
@@ -963,8 +971,7 @@ class Pool:
         status = pgconn.transaction_status
         if events.hooks:
             held = monotonic() - lease.since
-            pid = 0 if status == _UNKNOWN else pgconn.backend_pid
-            events.emit(events.Released(self.name, pid, held, status == _UNKNOWN))
+            events.emit(events.Released(self.name, physical.pid(), held, status == _UNKNOWN))
         if status == _IDLE and not (self._resets_dirty if lease.dirty else self._resets_all):
             if not self._psycopg.put_free(physical):
                 self._put(physical)

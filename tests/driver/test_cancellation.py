@@ -23,6 +23,7 @@ from pgbackend.driver.pool import Pool
 from tests.conftest import Runner, wait_for
 from tests.support.link import Link
 from tests.support.sweep import (
+    ABANDONING,
     AT_MOST,
     CANCELLING,
     Interrupt,
@@ -322,14 +323,20 @@ def test_what_a_cancelled_green_task_holds_is_let_go_without_the_garbage_collect
     run(main())
 
 
-@pytest.mark.parametrize("mode", CANCELLING, ids=name_of)
-def test_waiting_for_a_connection_can_be_cancelled_anywhere(
-    run: Runner, pools: Pools, mode: Mode
+def execute(pool: Pool, sql: str) -> list[Any] | None:
+    """Execute a statement as the ORM's are, which may be sent by who gives the connection back."""
+    return pool.execute(sql, (), lambda adapters: None)[1]
+
+
+@pytest.mark.parametrize("call", [fetch, execute], ids=name_of)
+@pytest.mark.parametrize("mode", [*CANCELLING, *ABANDONING], ids=name_of)
+def test_waiting_for_a_connection_can_be_interrupted_anywhere(
+    run: Runner, pools: Pools, mode: Mode, call: Callable[[Pool, str], Any]
 ) -> None:
-    """The pool is exhausted until the waiter waits; then its turn and its cancellation race."""
+    """The pool is exhausted until the waiter waits; then its turn and its interruption race."""
 
     async def main() -> None:
-        pool = pools(max_size=1)
+        pool = pools(max_size=1, connect={"cursor_factory": psycopg.ClientCursor})
 
         def hold(released: asyncio.Event) -> None:
             with pinned(pool) as lease:
@@ -343,7 +350,7 @@ def test_waiting_for_a_connection_can_be_cancelled_anywhere(
                 while not pool.statistics().leased:
                     await asyncio.sleep(0)
                 asyncio.get_running_loop().call_later(0.002, released.set)
-                assert await green(fetch, pool, "SELECT 1") == [(1,)]
+                assert await green(call, pool, "SELECT 1, pg_sleep(0.002)") == [(1, "")]
             finally:
                 released.set()
                 others.append(holding)

@@ -21,16 +21,14 @@ import pytest
 from psycopg.pq import TransactionStatus
 
 from pgbackend.driver import bridge, events
-from pgbackend.driver.bridge import await_
 from pgbackend.driver.bridge import run as green
 from pgbackend.driver.connection import Started
 from pgbackend.driver.errors import PoolTimeout
 from pgbackend.driver.pool import Lease, Pool
 from tests.conftest import Runner, wait_for
-from tests.support.sweep import ABANDONING, CANCELLING, Mode, Outcome, observed, sweep
+from tests.support.sweep import observed
 
-from .conftest import Pools, fetch, hung_up, pinned, take_all
-from .test_cancellation import name_of
+from .conftest import Pools, fetch, hung_up
 from .test_pool import until
 
 _SEND = Started.send.__code__
@@ -118,6 +116,33 @@ def test_who_waits_with_a_statement_is_served_in_order(
         assert all(event.waited > 0 for event in leased[1:])
 
     run(main())
+
+
+def test_hooks_hear_of_a_lease_in_the_task_whose_it_is(
+    run: Runner, one: Callable[..., Pool]
+) -> None:
+    """Also of one that is interrupted, and before they hear that it has ended."""
+    heard: list[tuple[type[events.Event], asyncio.Task[Any] | None]] = []
+
+    def hear(event: events.Event) -> None:
+        heard.append((type(event), asyncio.current_task()))
+
+    async def main() -> None:
+        lease, tasks = await waiting_for(one(), "SELECT 1", "SELECT pg_sleep(10)")
+        heard.clear()
+        lease.end()
+        await tasks[0]
+        await asyncio.sleep(0)
+        tasks[1].cancel()
+        await asyncio.wait(tasks)
+        both = [(kind, task) for task in tasks for kind in (events.Leased, events.Released)]
+        assert heard == [(events.Released, asyncio.current_task()), *both]
+
+    events.hooks.append(hear)
+    try:
+        run(main())
+    finally:
+        events.hooks.remove(hear)
 
 
 def test_a_thread_that_gives_the_connection_back_lets_the_loop_send_it(
@@ -331,44 +356,6 @@ async def _driven(coro: Any) -> Any:
     return await coro
 
 
-@pytest.mark.parametrize("mode", [*CANCELLING, *ABANDONING], ids=name_of)
-def test_who_waits_with_a_statement_can_be_interrupted_anywhere(
-    run: Runner, one: Callable[..., Pool], mode: Mode
-) -> None:
-    """Its connection comes while it waits; then the answer and the interruption race."""
-
-    async def main() -> None:
-        pool = one()
-
-        def hold(released: asyncio.Event) -> None:
-            with pinned(pool):
-                await_(released.wait())
-
-        async def contend() -> None:
-            released = asyncio.Event()
-            holding = asyncio.create_task(green(hold, released))
-            try:
-                while not pool.statistics().leased:
-                    await asyncio.sleep(0)
-                asyncio.get_running_loop().call_later(0.002, released.set)
-                assert await green(execute, pool, "SELECT 1, pg_sleep(0.002)") == [(1, "")]
-            finally:
-                released.set()
-                others.append(holding)
-
-        others: list[asyncio.Task[None]] = []
-
-        async def check(outcome: Outcome) -> None:
-            await asyncio.wait(others)
-            others.clear()
-            assert await green(take_all, pool) == 1
-            assert (pool.statistics().waiting, pool.statistics().leased) == (0, 0)
-
-        await sweep(contend, mode, check)
-
-    run(main())
-
-
 def test_a_task_that_was_cancelled_after_it_was_sent_is_freed_at_once(
     run: Runner, one: Callable[..., Pool]
 ) -> None:
@@ -401,6 +388,14 @@ def with_cursor_prepared(pool: Pool, sql: str) -> Any:
     return pool.execute(sql, (), lambda adapters: prepared)[1]
 
 
+class Number(int):
+    """One that may have a dumper of the user's own, which belongs in the user's task."""
+
+
+def with_a_value_of_ones_own(pool: Pool, sql: str) -> Any:
+    return execute(pool, "SELECT %s::int", (Number(1),))
+
+
 def holding_cancellation(pool: Pool, sql: str) -> Any:
     with bridge.hold_cancellation():
         return execute(pool, sql)
@@ -411,6 +406,7 @@ def holding_cancellation(pool: Pool, sql: str) -> Any:
     [
         (with_cursor_prepared, psycopg.ClientCursor, [("1",)]),
         (holding_cancellation, psycopg.ClientCursor, [(1,)]),
+        (with_a_value_of_ones_own, psycopg.ClientCursor, [(1,)]),
         (execute, psycopg.Cursor, [(1,)]),
         (execute, type("Own", (psycopg.ClientCursor,), {}), [(1,)]),
         (fetch, psycopg.ClientCursor, [(1,)]),
