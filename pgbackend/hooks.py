@@ -16,9 +16,10 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
 from itertools import islice
+from types import FrameType
 from typing import Any, TypeAlias
 from weakref import ReferenceType
 
@@ -36,6 +37,7 @@ from django.db.utils import ConnectionHandler
 from django.http import Http404
 from django.urls import get_resolver, get_urlconf
 from django.utils import asyncio as django_asyncio
+from django.utils.asyncio import async_unsafe
 
 from . import asgi, blocks, conf, wrappers
 from .driver import bridge
@@ -137,16 +139,17 @@ def _hook_atomic() -> None:  # noqa: C901 - five short methods
 
 
 def _hook_async_unsafe() -> None:
-    """`async_unsafe` asks for a running loop; none is blocked by what `checked()` surrounds.
+    """`async_unsafe` refuses where a loop runs; green, none is blocked by a wrapper of ours.
 
-    It is still what guards the other engines, and whatever else it is put on.
+    So it does not ask for the loop what guards a method of one: our own have guards of their own
+    (see base.py), but derived wrappers, mixins and patches carry Django's. It is still what guards
+    the other engines, and whatever else it is put on.
     """
     get_running_loop = django_asyncio.get_running_loop  # type: ignore[attr-defined]
 
     @functools.wraps(get_running_loop)
     def hooked() -> Any:
-        here = bridge.current()
-        if here is not None and here.checked:
+        if bridge.in_greenlet() and _guards_ours(sys._getframe(1)):
             raise RuntimeError("no event loop that this call would block")
         return get_running_loop()
 
@@ -155,18 +158,17 @@ def _hook_async_unsafe() -> None:
     dummy.DatabaseWrapper.cursor = inspect.unwrap(dummy.DatabaseWrapper.cursor)  # type: ignore[method-assign]
 
 
-@contextmanager
-def checked() -> Iterator[None]:
-    """A call of ours into methods that `async_unsafe` guards, which our own guard has passed."""
-    here = bridge.current()
-    if here is None:
-        yield
-        return
-    here.checked += 1
-    try:
-        yield
-    finally:
-        here.checked -= 1
+#: What `async_unsafe` puts in the place of each function that it guards.
+_GUARD = async_unsafe(is_ours).__code__
+
+
+def _guards_ours(frame: FrameType) -> bool:
+    """Whether `frame` is that of a guard, of a method that is called on a wrapper of ours."""
+    if frame.f_code is not _GUARD:
+        return False
+    names = frame.f_locals
+    args = names["args"]
+    return is_ours(args[0] if args else getattr(names.get("func"), "__self__", None))
 
 
 # --- asgiref ------------------------------------------------------------------------------------

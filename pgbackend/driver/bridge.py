@@ -47,8 +47,8 @@ class Portal(greenlet):
 
     # fmt: off
     __slots__ = (
-        "checked", "closing", "found", "holding", "on_wait", "pending", "postponing", "raised",
-        "returned", "thrown", "working",
+        "closing", "found", "holding", "on_wait", "pending", "postponing", "raised", "returned",
+        "thrown", "working",
     )
     # fmt: on
 
@@ -66,8 +66,6 @@ class Portal(greenlet):
         self.pending: asyncio.CancelledError | None = None
         self.holding = 0
         self.postponing = 0
-        #: How many calls it is in that are known not to block the loop.
-        self.checked = 0
         #: What `state` has found for the code in it; until the next step, which may be another
         #: task's.
         self.found: Any = None
@@ -220,7 +218,7 @@ def _keep_portal(portal: Portal) -> None:
     portal.returned = portal.raised = portal.pending = portal.found = portal.gr_context = None
     portal.on_wait = None
     portals = _idle.portals
-    as_new = not (portal.closing or portal.holding or portal.postponing or portal.checked)
+    as_new = not (portal.closing or portal.holding or portal.postponing)
     if as_new and len(portals) < _Idle.MOST:
         portals.append(portal)
 

@@ -288,7 +288,7 @@ def test_a_portal_that_was_closed_or_left_in_disorder_is_not_used_again(run: Run
     closed: list[Any] = []
 
     async def main() -> None:
-        for name in ("holding", "postponing", "checked"):
+        for name in ("holding", "postponing"):
             assert await green(leaves, name) is not await green(here)
         coro = green(swallows)
         coro.send(None)
