@@ -25,7 +25,7 @@ from typing import Any
 
 from asgiref.sync import iscoroutinefunction
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
-from django.db import DEFAULT_DB_ALIAS
+from django.db import DEFAULT_DB_ALIAS, Error
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.db.backends.utils import debug_transaction
@@ -553,6 +553,26 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             state.take_turn(self)
         super().validate_no_broken_transaction()
 
+    def is_usable(self) -> bool:
+        """Whether the database answers: on the connection that is held, else on one of the pool's.
+
+        Green code holds none between two statements, which says nothing about the database.
+        """
+        current, session = state.state_and_session(self)
+        if not current.pooled:
+            return bool(super().is_usable())
+        self.check_context("is_usable")
+        try:
+            state.take_turn(self)
+            lease = self.lease_for(current, session)
+        except Error:
+            return False
+        try:
+            return bool(super().is_usable())
+        finally:
+            if lease is not None:
+                lease.maybe_end()
+
     @cached_property
     def pg_version(self) -> int:
         with self.backend_statement(), self.temporary_connection():
@@ -596,6 +616,9 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
                 self.begin_pooled(current)
         else:
             self.begin_pooled(current)
+        if current.needs_rollback:  # which Django keeps until rollback(), or a new connection
+            now = state.current_state(self)
+            now.needs_rollback, now.rollback_exc = True, current.rollback_exc
 
     def _set_autocommit(self, autocommit: bool) -> None:
         super()._set_autocommit(autocommit)
@@ -672,10 +695,25 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     def _commit(self) -> None:
         djangos: Any = PostgresDatabaseWrapper
         if self.queries_logged or djangos._commit is not _COMMIT:  # noqa: SLF001
+            self._log_without_connection("COMMIT")
             super()._commit()
         elif (connection := self.connection) is not None:
             with self.wrap_database_errors:
                 connection.commit()
+
+    def _rollback(self) -> None:
+        self._log_without_connection("ROLLBACK")
+        super()._rollback()  # type: ignore[misc]
+
+    def _log_without_connection(self, end: str) -> None:
+        """Log the end of a transaction that has needed no connection, and so sends nothing.
+
+        Its BEGIN was logged: Django's own backend, which is connected, logs and sends both.
+        """
+        current = state.current_state(self)
+        if current.pooled and current.connection is None:
+            with debug_transaction(self, end):
+                pass
 
     def commit(self) -> None:
         with bridge.postpone_delivery():
@@ -738,6 +776,8 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             current.run_on_commit = []
         else:
             self._close_connection()
+        if current.pooled and not current.in_atomic_block:
+            current.needs_rollback = False  # as of a new connection: the next is one
         if current.transaction is not None and not current.in_atomic_block:
             # What was begun by set_autocommit(False) ends with its connection.
             state.end(self, current)
