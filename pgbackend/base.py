@@ -573,10 +573,37 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             if lease is not None:
                 lease.maybe_end()
 
+    @contextmanager
+    def temporary_connection(self) -> Iterator[Any]:
+        """Give a cursor; close the connection afterwards, if it was opened for this.
+
+        Green, the cursor gives back what it has leased. Django's would close the connection of a
+        block whose first statement this is, and so end its transaction.
+        """
+        if state.current_state(self).pooled:
+            with self.cursor() as cursor:
+                yield cursor
+        else:
+            with super().temporary_connection() as cursor:
+                yield cursor
+
     @cached_property
     def pg_version(self) -> int:
         with self.backend_statement(), self.temporary_connection():
             return self.connection.info.server_version
+
+    @property
+    def isolation_level(self) -> Any:
+        """The level of transactions: of the connection, or that of all connections of the pool."""
+        current = state.current_state(self)
+        if current.pooled and current.isolation_level is None:
+            return self._isolation_level_option() or IsolationLevel.READ_COMMITTED
+        return current.isolation_level
+
+    @isolation_level.setter
+    def isolation_level(self, level: Any) -> None:
+        if self._ready:
+            state.current_state(self).isolation_level = level
 
     # --- Transactions ---
 

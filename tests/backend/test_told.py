@@ -12,10 +12,11 @@ from typing import Any
 import psycopg
 import pytest
 from django.core.exceptions import SynchronousOnlyOperation
-from django.db import DatabaseError, IntegrityError, connection, transaction
+from django.db import DatabaseError, IntegrityError, connection, connections, transaction
 from django.db.backends.postgresql.base import Cursor
 from django.db.transaction import TransactionManagementError, atomic
 from django.test.utils import CaptureQueriesContext
+from psycopg import IsolationLevel
 
 import pgbackend
 from pgbackend import aio
@@ -672,3 +673,106 @@ def test_what_doomed_a_transaction_by_hand_is_forgotten_with_its_pin(run: Runner
 
     Tag.objects.create(name="taken")
     run.green(green)
+
+
+# --- What is asked of the wrapper -----------------------------------------------------------------
+
+
+def as_new() -> None:
+    """What Django remembers of the server on a wrapper is asked for again."""
+    wrapper = connections["default"]
+    wrapper.__dict__.pop("pg_version", None)
+    for name in [name for name in wrapper.features.__dict__ if name != "connection"]:
+        del wrapper.features.__dict__[name]
+
+
+def version_first() -> list[Any]:
+    as_new()
+    with atomic():
+        version = connection.pg_version
+        found = [connection.needs_rollback, connection.closed_in_transaction]
+        Tag.objects.create(name="kept")
+    return [version > 0, *found, Tag.objects.count(), Tag.objects.all().delete()[0]]
+
+
+def feature_first() -> list[Any]:
+    as_new()
+    with atomic(), atomic(savepoint=False):
+        modern = connection.features.is_postgresql_16
+        Tag.objects.create(name="kept")
+    return [modern, Tag.objects.count(), Tag.objects.all().delete()[0]]
+
+
+def temporary_connection_first() -> list[Any]:
+    with atomic():
+        transaction.on_commit(lambda: done.append("committed"))
+        done: list[str] = []
+        with connection.temporary_connection() as cursor:
+            cursor.execute("SELECT 1")
+        Tag.objects.create(name="kept")
+    return [*done, Tag.objects.count(), Tag.objects.all().delete()[0]]
+
+
+def version_by_hand() -> list[Any]:
+    as_new()
+    transaction.set_autocommit(False)
+    try:
+        found = [connection.pg_version > 0, connection.get_autocommit()]
+        transaction.rollback()
+    finally:
+        transaction.set_autocommit(True)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("ask", "expected"),
+    [
+        (version_first, [True, False, False, 1, 1]),
+        (feature_first, [True, 1, 1]),
+        (temporary_connection_first, ["committed", 1, 1]),
+        (version_by_hand, [True, False]),
+    ],
+)
+def test_a_question_about_the_server_leaves_a_transaction_whole(
+    told: Callable[..., Any], ask: Callable[[], list[Any]], expected: list[Any]
+) -> None:
+    """It closes a connection that it has opened: that of a block is not, though none is leased."""
+    assert told(ask) == expected
+
+
+def test_a_temporary_connection_goes_back(run: Runner, leases: list[Any]) -> None:
+    def green() -> None:
+        with connection.temporary_connection() as cursor:
+            cursor.execute("SELECT 1")
+            assert connection.connection is not None
+        assert connection.connection is None and len(leases) == 2
+        with pgbackend.pinned():
+            Tag.objects.count()
+            held = connection.connection
+            with connection.temporary_connection() as cursor:
+                cursor.execute("SELECT 1")
+            assert connection.connection is held
+
+    run.green(green)
+
+
+@pytest.mark.parametrize("level", [None, IsolationLevel.SERIALIZABLE])
+def test_the_isolation_level_is_told(run: Runner, level: IsolationLevel | None) -> None:
+    def ask() -> list[Any]:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+            found = [connection.isolation_level]
+        Tag.objects.count()
+        found.append(connection.isolation_level)
+        with atomic():
+            found.append(connection.isolation_level)
+            Tag.objects.count()
+            return [*found, connection.isolation_level]
+
+    given = connection.settings_dict["OPTIONS"]
+    changes = {} if level is None else {"isolation_level": level.value}
+    with settings_of_default(OPTIONS={**given, **changes}):
+        expected = on_djangos(ask)
+        assert expected == [level or IsolationLevel.READ_COMMITTED] * 4
+        assert in_thread(ask) == expected
+        assert run.green(ask) == expected
