@@ -34,7 +34,7 @@ from psycopg import IsolationLevel
 from psycopg.pq import TransactionStatus
 
 from . import blocks, conf, driver, hooks, state, statements
-from .adapters import with_fast_moments
+from .adapters import prepare_template
 from .client import DatabaseClient
 from .creation import DatabaseCreation
 from .cursors import CursorWrapper
@@ -238,7 +238,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         except ImproperlyConfigured as exc:
             raise exc.with_traceback(None) from None
         params.pop("session_reset", None)
-        params["context"] = with_fast_moments(params["context"], self.timezone)
+        prepare_template(params["context"], self.timezone)
         return params
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
@@ -730,7 +730,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
     def _rollback(self) -> None:
         self._log_without_connection("ROLLBACK")
-        super()._rollback()  # type: ignore[misc]
+        super()._rollback()
 
     def _log_without_connection(self, end: str) -> None:
         """Log the end of a transaction that has needed no connection, and so sends nothing.

@@ -621,7 +621,11 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
             self.layer.check_failure()  # of one before, which answers for those who were about to
             self.layer.attempted.append(monotonic())
             try:
+                renewals = self.layer.renewals
                 connection = await super()._connect(timeout)
+                if self.layer.renewals != renewals:  # it may have what was registered before
+                    connection.close_now()
+                    connection = await super()._connect(timeout)
             except Exception as exc:
                 _forget_connecting(exc)
                 raise
@@ -660,6 +664,12 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         for client in waiting:
             await client.fail(error())
 
+    def drop_free(self) -> None:
+        """Close the connections that are free; others are opened when somebody asks for them."""
+        while self._pool:
+            self._pool.pop().close_now()
+            self._nconns -= 1
+
     def abandon(self) -> None:
         """End without waiting: what `close()` does, when no task can be waited for any more."""
         self._closed = True
@@ -687,6 +697,8 @@ class Pool:
         #: When the last attempts to connect began.
         self.attempted: deque[float] = deque([-1.0] * MAX_ATTEMPTS, MAX_ATTEMPTS)
         self._regrowing: asyncio.TimerHandle | None = None
+        #: How often its connections have been called old; see `renew()`.
+        self.renewals = 0
         #: Every connection: free, leased, or on its way between the two.
         self.made: weakref.WeakSet[AsyncConnection] = weakref.WeakSet()
         #: What the pool still does with connections that were given back.
@@ -1050,6 +1062,16 @@ class Pool:
             physical.close_now()
             raise
 
+    def renew(self) -> None:
+        """Let nobody lease a connection that is open by now: what they are made with has changed.
+
+        Who holds one keeps it to the end of the lease.
+        """
+        self.renewals += 1
+        for physical in self.made:
+            physical._expire_at = 0.0  # noqa: SLF001 - for psycopg_pool, when it comes back
+        self._psycopg.drop_free()
+
     # --- End ---
 
     def close(self) -> None:
@@ -1214,6 +1236,20 @@ def _close_on(loop: asyncio.AbstractEventLoop, pool: Pool) -> None:
 def _close_and_tell(pool: Pool, closed: threading.Event) -> None:
     pool.close()
     closed.set()
+
+
+def renew_pools() -> None:
+    """Let connections that are open be replaced, on all loops, before the next lease.
+
+    From any thread; each loop does it in its own.
+    """
+    _sweep()
+    for loop, loop_pools in list(_by_loop.items()):
+        for pool in list(loop_pools.pools.values()):
+            if loop is asyncio._get_running_loop() or not loop.is_running():
+                pool.renew()
+            else:
+                loop.call_soon_threadsafe(pool.renew)
 
 
 def statistics() -> list[PoolStatistics]:
