@@ -292,6 +292,19 @@ def _forget_connecting(exc: Exception) -> None:
     exc.__traceback__ = traceback
 
 
+def _is_end_of_session(exc: Exception) -> bool:
+    """Whether the server took the connection, and ended the session while it was prepared."""
+    if exc.__traceback__ is None:  # `_forget_connecting()` left nothing: it was not made
+        return False
+    error = exc if isinstance(exc, psycopg.Error) else exc.__cause__
+    if not isinstance(error, psycopg.OperationalError):
+        return False
+    if isinstance(error, psycopg.errors.ConnectionTimeout):
+        return False
+    # Without a code it is libpq's own: the link was lost without a word.
+    return error.sqlstate is None or error.diag.severity_nonlocalized in ("FATAL", "PANIC")
+
+
 class _Notified:
     """What psycopg_pool notifies its client by, in the place of an `asyncio.Condition`.
 
@@ -619,7 +632,7 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
     async def _connect_once(self, timeout: float | None) -> AsyncConnection:
         async with self._attempts:
             self.layer.check_failure()  # of one before, which answers for those who were about to
-            self.layer.attempted.append(monotonic())
+            self.layer.attempted.append(began := monotonic())
             try:
                 renewals = self.layer.renewals
                 connection = await super()._connect(timeout)
@@ -628,7 +641,9 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
                     connection = await super()._connect(timeout)
             except Exception as exc:
                 _forget_connecting(exc)
+                self.layer.attempt_failed(exc, began)
                 raise
+        self.layer.attempt_succeeded()
         self.layer.made.add(connection)
         return connection
 
@@ -640,6 +655,8 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
             attempt = AttemptWithBackoff(timeout=0.0)
             attempt.give_up_at = 1e-9
         await super()._add_connection(attempt, growing=growing)
+        if self._waiting and self.layer.may_try_again():
+            self._maybe_grow_pool()
 
     async def _return_connection(self, conn: AsyncConnection, from_getconn: bool) -> None:
         if conn.closed and not from_getconn:
@@ -694,6 +711,8 @@ class Pool:
         #: By number, with a weak reference: a lease that nobody holds any more must be collected.
         self.leases: dict[int, weakref.ref[Lease]] = {}
         self._failure: tuple[float, BaseException] | None = None
+        #: When a session has last been ended by the server while it was prepared.
+        self._session_lost = float("-inf")
         #: When the last attempts to connect began.
         self.attempted: deque[float] = deque([-1.0] * MAX_ATTEMPTS, MAX_ATTEMPTS)
         self._regrowing: asyncio.TimerHandle | None = None
@@ -853,10 +872,30 @@ class Pool:
 
     # --- Failure ---
 
+    def attempt_failed(self, exc: Exception, began: float) -> None:
+        """Remember why an attempt that `began` then has failed, to tell those who ask next.
+
+        A session that the server has ended while it was prepared says nothing about the next
+        attempt. It is made at once, for those who wait; should that end so, too, it is remembered.
+        """
+        self._failure = (monotonic(), exc)
+        if _is_end_of_session(exc):
+            lost, self._session_lost = self._session_lost, monotonic()
+            if not began - 1.0 < lost <= began:
+                self._failure = None
+
+    def attempt_succeeded(self) -> None:
+        """Forget why those before have failed."""
+        self._failure, self._session_lost = None, float("-inf")
+
+    def may_try_again(self) -> bool:
+        """Whether an attempt was lost, and the next may be made for those who wait."""
+        return self._failure is None and monotonic() - self._session_lost < 1.0
+
     async def connect_failed(self, exc: BaseException) -> None:
-        """Remember why; if there is no connection to wait for, fail those who wait."""
-        if self._failure is None or exc.__cause__ is not self._failure[1]:  # not a repetition
-            self._failure = (monotonic(), exc)
+        """If there is no connection to wait for, fail those who wait."""
+        if self._failure is None:
+            return
         if not self.has_connection():
             await self._psycopg.fail_waiting(lambda: self._repeat(exc))
         elif self._regrowing is None:
