@@ -149,7 +149,8 @@ def _hook_async_unsafe() -> None:
 
     @functools.wraps(get_running_loop)
     def hooked() -> Any:
-        if bridge.in_greenlet() and _guards_ours(sys._getframe(1)):
+        here = bridge.current()
+        if here is not None and _guards_ours(sys._getframe(1)):
             raise RuntimeError("no event loop that this call would block")
         return get_running_loop()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import types
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connection, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
+from django.utils import asyncio as django_asyncio
 from django.utils.asyncio import async_unsafe
 
 from pgbackend import aio
@@ -281,6 +283,16 @@ def test_a_guarded_function_of_no_wrapper_is_refused_green(run: Runner) -> None:
         assert not called
 
     run.green(green)
+
+
+def test_who_asks_for_the_loop_as_the_guard_does_gets_it(run: Runner) -> None:
+    def green(args: tuple[Any, ...]) -> Any:
+        return django_asyncio.get_running_loop()  # type: ignore[attr-defined]
+
+    async def main() -> None:
+        assert await aio.run(green, (connection,)) is asyncio.get_running_loop()
+
+    run(main())
 
 
 def test_a_wrapper_that_does_not_stand_for_its_alias_may_be_guarded_too(run: Runner) -> None:
