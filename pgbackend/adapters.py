@@ -53,17 +53,18 @@ def prepare_template(template: Any, timezone: tzinfo | None) -> None:
     if all(template is not get_adapters_template(use_tz, timezone) for use_tz in (True, False)):
         return  # somebody's own
     loader = template.get_loader(_TIMESTAMPTZ, Format.TEXT)
-    if timezone is UTC and _is_djangos(loader):
+    if _may_be_spared(loader):
         AdaptersMap.register_loader(template, _TIMESTAMPTZ, _without_detour(loader))
     if type(template) is not Template:
-        template.__class__ = Template
         template.registered = {}
+        template.__class__ = Template
 
 
-def _is_djangos(loader: Any) -> bool:
+def _may_be_spared(loader: Any) -> bool:
+    """Whether `loader` is Django's, not a project's own, and puts UTC into moments."""
     if not issubclass(loader, BaseTzLoader) or issubclass(loader, _Fast):
         return False
-    return bool(loader.load is BaseTzLoader.load)
+    return bool(loader.load is BaseTzLoader.load and loader.timezone is UTC)
 
 
 class _Fast:

@@ -711,7 +711,7 @@ class Pool:
         #: By number, with a weak reference: a lease that nobody holds any more must be collected.
         self.leases: dict[int, weakref.ref[Lease]] = {}
         self._failure: tuple[float, BaseException] | None = None
-        #: When a session has last been ended by the server while it was prepared.
+        #: When the server has ended a session while it was prepared: the first within a second.
         self._session_lost = float("-inf")
         #: When the last attempts to connect began.
         self.attempted: deque[float] = deque([-1.0] * MAX_ATTEMPTS, MAX_ATTEMPTS)
@@ -878,10 +878,12 @@ class Pool:
         A session that the server has ended while it was prepared says nothing about the next
         attempt. It is made at once, for those who wait; should that end so, too, it is remembered.
         """
-        self._failure = (monotonic(), exc)
+        now = monotonic()
+        self._failure = (now, exc)
         if _is_end_of_session(exc):
-            lost, self._session_lost = self._session_lost, monotonic()
-            if not began - 1.0 < lost <= began:
+            if now - self._session_lost > 1.0:
+                self._session_lost = now
+            if began < self._session_lost:  # it was under way when the first was lost, or that one
                 self._failure = None
 
     def attempt_succeeded(self) -> None:

@@ -952,6 +952,26 @@ def test_a_server_that_ends_each_session_is_asked_at_most_twice_a_second(
     run(main())
 
 
+def test_sessions_that_end_in_attempts_that_overlap_are_not_passed_over_for_ever(
+    run: Runner, pools: Pools
+) -> None:
+    """Each began before the one before it had ended."""
+
+    async def main() -> None:
+        pool = pools()
+        began = monotonic()
+        for number in range(5):
+            next_began = monotonic()
+            try:
+                raise psycopg.OperationalError("the connection is lost")
+            except psycopg.OperationalError as exc:
+                pool.attempt_failed(exc, began)
+            assert pool.may_try_again() is (number < 2), number
+            began = next_began
+
+    run(main())
+
+
 def test_an_old_failure_is_the_cause_of_nothing_after_a_success(run: Runner, pools: Pools) -> None:
     fails = True
 
