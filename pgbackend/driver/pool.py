@@ -711,8 +711,8 @@ class Pool:
         #: By number, with a weak reference: a lease that nobody holds any more must be collected.
         self.leases: dict[int, weakref.ref[Lease]] = {}
         self._failure: tuple[float, BaseException] | None = None
-        #: When the server has ended a session while it was prepared: the first within a second.
-        self._session_lost = float("-inf")
+        #: When the server has ended a session while it was prepared: the first since a success.
+        self._session_lost: float | None = None
         #: When the last attempts to connect began.
         self.attempted: deque[float] = deque([-1.0] * MAX_ATTEMPTS, MAX_ATTEMPTS)
         self._regrowing: asyncio.TimerHandle | None = None
@@ -881,18 +881,18 @@ class Pool:
         now = monotonic()
         self._failure = (now, exc)
         if _is_end_of_session(exc):
-            if now - self._session_lost > 1.0:
+            if self._session_lost is None:
                 self._session_lost = now
             if began < self._session_lost:  # it was under way when the first was lost, or that one
                 self._failure = None
 
     def attempt_succeeded(self) -> None:
         """Forget why those before have failed."""
-        self._failure, self._session_lost = None, float("-inf")
+        self._failure = self._session_lost = None
 
     def may_try_again(self) -> bool:
         """Whether an attempt was lost, and the next may be made for those who wait."""
-        return self._failure is None and monotonic() - self._session_lost < 1.0
+        return self._failure is None and self._session_lost is not None
 
     async def connect_failed(self, exc: BaseException) -> None:
         """If there is no connection to wait for, fail those who wait."""
