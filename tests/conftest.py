@@ -117,10 +117,9 @@ def run_once() -> Runner:
 def nothing_left() -> Iterator[None]:
     """After each test: no lease, greenlet, task or session of an async pool."""
     yield
-    left = _left_over()
-    if left:  # what only the garbage collector holds is not held
+    if _left_over():  # what only the garbage collector holds is not held
         gc.collect()
-        left = _left_over()
+    left = _left_over()
     assert not left, left
 
 
@@ -130,6 +129,11 @@ def _left_over() -> list[object]:
     found = [thing for thing in gc.get_objects() if type(thing) in _KINDS]
     things = [thing for thing in found if _is_unfinished(thing)]
     return [*leases, *things]
+
+
+def all_portals() -> list[bridge.Portal]:
+    """The portals of all threads, also those that have ended and are referred to still."""
+    return [thing for thing in gc.get_objects() if type(thing) is bridge.Portal]
 
 
 _KINDS = (bridge.Portal, asyncio.Task, pool.Lease)

@@ -17,16 +17,27 @@ because nobody would ever switch back. Clean-up code must then manage with synch
 Note [Finalizers]
 The garbage collector keeps lists of objects on the C stack, which a switch would move away under
 its hands: the interpreter crashes. So `suspend()` refuses to wait there too, and what a finalizer
-can do to a connection is what it can do to one whose portal is closed.
+can do to a connection is what it can do to one whose portal is closed. A portal whose coroutine the
+collector closes is unwound when the collection is over.
+
+Note [Greenlets end]
+The garbage collector cannot look into a greenlet that waits: what that refers to, be it itself,
+lives as long as it does. So each is ended by a switch into it. A portal that has done its work is
+kept for the next, up to a number, or ended. One that waits for ever is unwound, as if its coroutine
+had been closed, when the thread begins with another loop after its own was closed, and when the
+thread ends. Only its own thread can switch to a greenlet: what another one drops is unwound there.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import functools
 import gc
+import sys
 import threading
 import types
+import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, ParamSpec, TypeVar
@@ -47,13 +58,18 @@ class Portal(greenlet):
 
     # fmt: off
     __slots__ = (
-        "checked", "closing", "found", "holding", "on_wait", "pending", "postponing", "raised",
-        "returned", "thrown", "working",
+        "checked", "closing", "dropped", "found", "holding", "loop", "on_wait", "pending",
+        "postponing", "raised", "returned", "thrown", "working",
     )
     # fmt: on
 
     def __init__(self) -> None:
         super().__init__(_serve)
+        _mine.made.add(self)
+        #: Where to put it for its thread to unwind; see Note [Greenlets end].
+        self.dropped = _mine.dropped
+        #: That of the task that began with it.
+        self.loop: asyncio.AbstractEventLoop | None = None
         #: Whether there is a function in it, and what the last one returned, or raised.
         self.working = False
         self.returned: Any = None
@@ -101,7 +117,7 @@ class Portal(greenlet):
 
     def _check_may_wait(self) -> None:
         if self.closing:
-            raise PortalClosed("the task was dropped: nothing can be waited for any more")
+            raise PortalClosed(_DROPPED)
         check_not_collecting()
 
     def _raise_thrown(self) -> None:
@@ -113,13 +129,22 @@ class Portal(greenlet):
             del thrown  # which knows this frame by its traceback
 
 
+_DROPPED = "the task was dropped: nothing can be waited for any more"
+
 #: The thread in which the garbage collector runs; see Note [Finalizers].
 _collecting: int | None = None
+#: The portals, of that thread, whose coroutines it has closed; usually empty.
+_collected: list[Portal] = []
 
 
 def _note_collection(phase: str, info: object) -> None:
     global _collecting  # noqa: PLW0603 - a process collects in one thread at a time
-    _collecting = threading.get_ident() if phase == "start" else None
+    if phase == "start":
+        _collecting = threading.get_ident()
+    else:
+        _collecting = None
+        while _collected:
+            _unwind(_collected.pop())
 
 
 gc.callbacks.append(_note_collection)
@@ -150,6 +175,9 @@ def forget_after_fork() -> None:
     here = getcurrent()
     if type(here) is Portal:
         here.__class__ = _Orphan
+    for portal in list(_mine.made):
+        if portal.working:
+            _mine.made.discard(portal)  # what it holds is the parent's
 
 
 #: The running greenlet, of whatever kind; for who asks so often that a call counts.
@@ -168,47 +196,80 @@ def in_greenlet() -> bool:
 
 
 def _serve(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """What a portal runs: one function after the other."""
-    here: Any = getcurrent()
+    """What a portal runs: one function after the other.
+
+    While it waits for one it does not keep the greenlet that runs it: see Note [Greenlets end].
+    """
+    here: Any
     while True:
         try:
-            here.returned = fn(*args, **kwargs)
+            getcurrent().returned = fn(*args, **kwargs)  # type: ignore[attr-defined]  # a portal
         except GreenletExit:  # who throws that wants this greenlet to end
             raise
         except BaseException as exc:
-            here.raised = exc
+            getcurrent().raised = exc  # type: ignore[attr-defined]
         del fn, args, kwargs  # nothing of it is kept until the next one comes
+        here = getcurrent()
         here.working = False
-        fn, args, kwargs = here.parent.switch()
+        here = here.parent
+        fn, args, kwargs = here.switch()
 
 
-class _Idle(threading.local):
-    """The thread's portals that wait for a function.
+class _Mine(threading.local):
+    """The portals of the thread; see Note [Greenlets end]."""
 
-    A new greenlet costs some ten microseconds, most of it for memory that the interpreter maps for
-    its first frame, and unmaps after the last.
-    """
-
+    #: How many are kept. A new greenlet costs some ten microseconds, most of it for memory that the
+    #: interpreter maps for its first frame, and unmaps after the last.
     MOST = 64
 
     def __init__(self) -> None:
-        self.portals: list[Portal] = []
+        #: Those that have not ended.
+        self.made: weakref.WeakSet[Portal] = weakref.WeakSet()
+        self.farewell = _Farewell(self.made)
+        #: Those that wait for a function.
+        self.idle: list[Portal] = []
+        #: Those whose coroutines were closed in other threads.
+        self.dropped: deque[Portal] = deque()
         #: Whether the loop has called `first_step()`.
         self.outside_of_tasks = False
 
 
-_idle = _Idle()
+class _Farewell:
+    """Ends the portals of a thread that ends: what it keeps for itself goes in its last moment."""
+
+    def __init__(self, made: weakref.WeakSet[Portal]) -> None:
+        self._made = made
+        self._thread = threading.get_ident()
+
+    def say(self) -> None:
+        for portal in list(self._made):
+            _unwind(portal) if portal.working else _end(portal)
+
+    def __del__(self) -> None:
+        # Those of threads that a fork has left behind, and an interpreter's that ends, are lost.
+        if self._thread == threading.get_ident() and not sys.is_finalizing():
+            self.say()
+
+
+_mine = _Mine()
+
+
+@atexit.register
+def _say_farewell() -> None:
+    """The main thread ends after the interpreter does."""
+    _mine.farewell.say()
 
 
 def _take_portal() -> Portal:
-    if _idle.outside_of_tasks:
+    if _mine.outside_of_tasks:
         raise NotGreen("cannot wait for the database in a callback of the event loop: use a task")
-    portals = _idle.portals
-    portal = portals.pop() if portals else Portal()
+    idle = _mine.idle
+    portal = idle.pop() if idle else Portal()
     here = getcurrent()
     # Without this it would see none of the task's context variables, and what it sets would not be
     # seen by the task.
     portal.gr_context = here.gr_context
+    portal.loop = asyncio._get_running_loop()
     if portal.parent is not here:
         portal.parent = here
     portal.working = True
@@ -218,11 +279,26 @@ def _take_portal() -> Portal:
 def _keep_portal(portal: Portal) -> None:
     """Put `portal` away for the next function, unless the last one has left something in it."""
     portal.returned = portal.raised = portal.pending = portal.found = portal.gr_context = None
-    portal.on_wait = None
-    portals = _idle.portals
+    portal.on_wait = portal.loop = None
+    idle = _mine.idle
     as_new = not (portal.closing or portal.holding or portal.postponing or portal.checked)
-    if as_new and len(portals) < _Idle.MOST:
-        portals.append(portal)
+    if as_new and len(idle) < _Mine.MOST:
+        idle.append(portal)
+    else:
+        _end(portal)
+
+
+def _end(portal: Portal) -> None:
+    """Let the greenlet of `portal`, in which no function is, run to its end."""
+    _mine.made.discard(portal)
+    here = getcurrent()
+    if portal.parent is not here:
+        portal.parent = here
+    portal.switch(_leave, (), {})
+
+
+def _leave() -> None:
+    raise GreenletExit
 
 
 @types.coroutine
@@ -236,14 +312,16 @@ def _drive(
         try:
             value = yield yielded
         except BaseException as exc:  # thrown into the portal, which decides
-            if isinstance(exc, GeneratorExit):
-                portal.closing = True  # Note [Two kinds of end]
+            if isinstance(exc, GeneratorExit) and not _may_close(portal):
+                raise
             _adopt(portal)
             yielded = _throw(portal, exc)
         else:
             _adopt(portal)
             yielded = portal.switch(value)
     if portal.dead:
+        if portal.closing:  # in the end of its thread, or of its loop
+            raise PortalClosed(_DROPPED)
         return yielded  # the GreenletExit that has ended it
     # What was held back and delivered nowhere is never swallowed.
     returned, raised = portal.returned, portal.raised or portal.pending
@@ -254,6 +332,66 @@ def _drive(
         raise raised
     finally:
         del raised  # which knows this frame by its traceback
+
+
+def _may_close(portal: Portal) -> bool:
+    """Whether the code in `portal` can be unwound now; else it is left to who can."""
+    if portal.dead:
+        return False
+    portal.closing = True  # Note [Two kinds of end]
+    if portal.dropped is not _mine.dropped:
+        portal.dropped.append(portal)
+        try:
+            assert portal.loop is not None
+            portal.loop.call_soon_threadsafe(_unwind_dropped)
+        except RuntimeError:  # closed: it is unwound with what else is left of the loop
+            pass
+        return False
+    if is_collecting():
+        _collected.append(portal)
+        return False
+    return True
+
+
+def _unwind_dropped() -> None:
+    dropped = _mine.dropped
+    while dropped:
+        _unwind(dropped.popleft())
+
+
+def _unwind_left() -> None:
+    """Unwind what waits in portals of this thread for loops that were closed."""
+    for portal in list(_mine.made):
+        if portal.working and portal.loop is not None and portal.loop.is_closed():
+            _unwind(portal)
+
+
+def _unwind(portal: Portal) -> None:
+    """Do to the code in `portal` what the end of its coroutine does, without that."""
+    _mine.made.discard(portal)
+    if portal.dead or not portal.working:
+        return
+    portal.closing = True
+    _adopt(portal)
+    _throw(portal, GeneratorExit())
+    raised = portal.raised
+    if raised is not None and not isinstance(raised, GeneratorExit):
+        sys.unraisablehook(_Unraisable(raised))  # type: ignore[arg-type]  # attributes alone count
+    portal.raised = raised = None
+    if not portal.dead:
+        _keep_portal(portal)
+
+
+class _Unraisable:
+    """What `sys.unraisablehook` takes: an error that nobody waits for."""
+
+    err_msg = "Exception ignored while green code was unwound"
+    object = None
+
+    def __init__(self, exc: BaseException) -> None:
+        self.exc_type = type(exc)
+        self.exc_value = exc
+        self.exc_traceback = exc.__traceback__
 
 
 #: An item for each portal that is being unwound where no loop runs; usually empty.
@@ -275,11 +413,16 @@ def _adopt(portal: Portal) -> None:
     """Make the caller the greenlet that `portal` switches back to.
 
     It is nearly always so already: a coroutine that was started eagerly inside another portal,
-    and a generator that is finished by another task, are the exceptions.
+    and one that is finished by another task, are the exceptions.
     """
     portal.found = None
     here = getcurrent()
     if portal.parent is not here:
+        if portal.dropped is not _mine.dropped:
+            raise PortalClosed(
+                "a task cannot go on in another thread than it waits in: a loop that has begun to "
+                "run in one must go on there, and the task be cancelled before that thread ends"
+            )
         portal.parent = here
 
 
@@ -411,11 +554,11 @@ def first_step(coro: Coroutine[Any, Any, Any]) -> Any:
     To go on with it is for a task: see `resume()`. Raises what `coro` does, which is `NotGreen`
     where it uses the database: who holds a connection is a task.
     """
-    _idle.outside_of_tasks = True
+    _mine.outside_of_tasks = True
     try:
         return coro.send(None)
     finally:
-        _idle.outside_of_tasks = False
+        _mine.outside_of_tasks = False
 
 
 async def resume(coro: Coroutine[Any, Any, Any], waits_for: Any) -> Any:
@@ -472,6 +615,7 @@ def make_child_tasks_green(loop: asyncio.AbstractEventLoop) -> None:
 
     factory._makes_green_tasks = True  # type: ignore[attr-defined]
     loop.set_task_factory(factory)  # type: ignore[arg-type]  # it takes more than asked
+    _unwind_left()
 
 
 # --- Cancellation -------------------------------------------------------------------------------

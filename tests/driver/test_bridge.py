@@ -6,6 +6,8 @@ import asyncio
 import contextvars
 import functools
 import gc
+import os
+import subprocess
 import sys
 import threading
 import warnings
@@ -21,7 +23,7 @@ from pgbackend.driver import bridge
 from pgbackend.driver.bridge import ParkingLock, Waiter, await_, in_greenlet, portal
 from pgbackend.driver.bridge import run as green
 from pgbackend.driver.errors import NotGreen, PortalClosed
-from tests.conftest import Runner
+from tests.conftest import Runner, all_portals
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 kept: contextvars.ContextVar[Any] = contextvars.ContextVar("kept", default=None)
@@ -297,6 +299,351 @@ def test_a_portal_that_was_closed_or_left_in_disorder_is_not_used_again(run: Run
         assert not bridge.unwinding
 
     run(main())
+
+
+# --- Portals end ----------------------------------------------------------------------------------
+
+
+def alive() -> int:
+    """How many portals of this process could still run."""
+    return sum(not portal.dead for portal in all_portals())
+
+
+def finished() -> None:
+    pause()
+
+
+def fails() -> None:
+    pause()
+    raise KeyError
+
+
+def fails_at_once() -> None:
+    raise KeyError
+
+
+def leaves_disorder() -> None:
+    pause()
+    here().holding += 1
+
+
+def ends_its_greenlet() -> None:
+    pause()
+    raise bridge.GreenletExit
+
+
+MANNERS = [finished, fails, fails_at_once, leaves_disorder, ends_its_greenlet]
+
+
+@pytest.mark.parametrize("calls", [300, 1000])
+@pytest.mark.parametrize("fn", MANNERS, ids=lambda fn: fn.__name__)
+def test_after_a_burst_of_calls_a_bounded_number_of_portals_is_left(
+    run: Runner, fn: Callable[[], None], calls: int
+) -> None:
+    async def main() -> None:
+        for start in (lambda: green(fn), lambda: portal(_call(fn))):
+            await asyncio.gather(*(start() for _ in range(calls)), return_exceptions=True)
+            assert alive() <= bridge._Mine.MOST + 1
+
+    run(main())
+
+
+def test_a_portal_that_nobody_refers_to_ends(run_once: Runner) -> None:
+    """It does not keep itself, should an interrupt have lost it on the way."""
+
+    async def main() -> None:
+        taken = bridge._take_portal()
+        taken.switch(lambda: None, (), {})
+        lost = weakref.ref(taken)
+        del taken
+        assert lost() is None
+
+    run_once(main())
+
+
+@pytest.mark.parametrize("turn", range(4))
+@pytest.mark.parametrize("end", ["cancel", "close", "throw", "drop"])
+def test_portals_of_tasks_that_are_ended_at_any_step_end(run: Runner, end: str, turn: int) -> None:
+    def fn() -> None:
+        pause()
+        pause()
+
+    async def cancelled(coro: Any) -> None:
+        task = asyncio.create_task(coro)
+        await turns(turn)
+        task.cancel()
+        await asyncio.wait([task])
+
+    def stopped(coro: Any) -> None:
+        for _ in range(min(turn, 2)):
+            coro.send(None)
+        if end == "close":
+            coro.close()
+        elif end == "throw":
+            with suppress(KeyError):
+                coro.throw(KeyError)
+
+    async def main() -> None:
+        for start in (lambda: green(fn), lambda: bridge.GreenCoroutine(_call(fn))):
+            for _ in range(100):
+                await cancelled(start()) if end == "cancel" else stopped(start())
+        assert alive() <= bridge._Mine.MOST
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited")
+        run(main())
+        gc.collect()
+
+
+def test_the_portals_of_a_thread_end_with_it() -> None:
+    def busy() -> None:
+        asyncio.run(_gathered())
+
+    async def _gathered() -> None:
+        await asyncio.gather(*(green(pause) for _ in range(100)))
+
+    before = alive()
+    for _ in range(5):
+        thread = threading.Thread(target=busy)
+        thread.start()
+        thread.join()
+    assert alive() == before
+
+
+class Parked:
+    """A green function that waits for ever, in a frame that knows its own task."""
+
+    def __init__(self, *, swallows: bool = False) -> None:
+        self.seen: list[Any] = []
+        self.swallows = swallows
+
+    def __call__(self) -> None:
+        task, portal = asyncio.current_task(), bridge.current()
+        assert task is not None and portal is not None
+        try:
+            await_(asyncio.Event().wait())
+        except GeneratorExit:
+            self.seen.append("unwinds")
+            if not self.swallows:
+                raise
+        finally:
+            with suppress(PortalClosed):
+                pause()
+                self.seen.append("waited")
+            self.seen += [threading.get_ident(), bridge.is_collecting()]
+
+
+def leave(run: Runner, *fns: Callable[[], Any], closed: bool) -> list[asyncio.Task[Any]]:
+    """Start tasks on a loop that stops without waiting for them."""
+    loop = run.factory()
+    loop.set_exception_handler(lambda loop, context: None)  # "destroyed, but it is pending"
+    starts = [start for fn in fns for start in (green(fn), portal(_call(fn)))]
+    tasks = [loop.create_task(start) for start in starts]
+    loop.run_until_complete(turns())
+    if closed:
+        loop.close()
+    else:
+        tasks.append(loop)  # type: ignore[arg-type]  # keep it open
+    return tasks
+
+
+@pytest.mark.parametrize("swallows", [False, True])
+def test_portals_that_wait_for_a_closed_loop_end_when_the_thread_goes_on_with_another(
+    run: Runner, swallows: bool
+) -> None:
+    parked = Parked(swallows=swallows)
+    before = alive()
+    tasks = leave(run, parked, closed=True)
+    coros: list[Any] = [task.get_coro() for task in tasks]
+    run.green(pause)
+    assert parked.seen == ["unwinds", threading.get_ident(), False] * 2
+    assert alive() <= before + 1
+    # What is done to their coroutines afterwards meets no greenlet any more.
+    with pytest.raises(PortalClosed):
+        coros[0].send(None)
+    coros[1].close()
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_portals_that_wait_for_ever_end_with_their_thread(run: Runner, closed: bool) -> None:
+    parked = Parked()
+    before = alive()
+    kept: list[Any] = []
+
+    def other() -> None:
+        kept.append(threading.get_ident())
+        kept.extend(leave(run, parked, closed=closed))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    assert parked.seen == ["unwinds", kept[0], False] * 2
+    assert alive() == before
+    # What is done to their coroutines afterwards meets no greenlet any more.
+    with pytest.raises(PortalClosed):
+        kept[1].get_coro().send(None)
+    with pytest.raises(PortalClosed):
+        kept[2].get_coro().throw(asyncio.CancelledError)
+    if not closed:
+        kept[-1].close()
+    kept.clear()
+
+
+def test_a_coroutine_that_the_collector_closes_is_unwound_when_it_is_done(run: Runner) -> None:
+    """Switched to during the collection, greenlets crash the interpreter."""
+    parked = Dropped()
+    collecting: list[bool] = []
+    before = alive()
+
+    def fn() -> None:
+        try:
+            parked()
+        finally:
+            collecting.append(bridge.is_collecting())
+
+    async def main() -> None:
+        for start in (lambda: green(fn), lambda: portal(_call(fn))):
+            cycle: list[Any] = [start()]
+            cycle[0].send(None)
+            cycle.append(cycle)
+            del cycle
+            assert not collecting
+            gc.collect()
+            assert parked.seen == ["unwinds", "cannot wait"] and collecting == [False]
+            assert not parked.lock.locked()
+            parked.seen.clear()
+            collecting.clear()
+
+    run(main())
+    assert alive() <= before + 1
+
+
+def test_an_error_of_what_the_collector_closes_is_told(
+    run_once: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: told.append(args.exc_type))
+
+    def fn() -> None:
+        try:
+            await_(asyncio.Event().wait())
+        finally:
+            raise KeyError
+
+    async def main() -> None:
+        cycle: list[Any] = [green(fn)]
+        cycle[0].send(None)
+        cycle.append(cycle)
+        del cycle
+        gc.collect()
+
+    run_once(main())
+    assert told == [KeyError]
+
+
+@pytest.mark.parametrize("end", ["close", "collect"])
+def test_what_another_thread_drops_is_unwound_in_its_own(run: Runner, end: str) -> None:
+    """Only there can its greenlet be switched to."""
+    parked = Parked()
+    before = alive()
+
+    def drop(held: list[Any]) -> None:
+        if end == "close":
+            held.pop().close()
+        else:
+            cycle = [held.pop()]
+            cycle.append(cycle)
+            del cycle
+            gc.collect()
+
+    async def main() -> None:
+        for start in (lambda: green(waits), lambda: portal(_call(waits))):
+            held: list[Any] = [start()]
+            held[0].send(None)
+            await asyncio.to_thread(drop, held)
+            await turns()
+            assert parked.seen == ["unwinds", threading.get_ident(), False]
+            parked.seen.clear()
+
+    def waits() -> None:  # in frames that the collector need not look into
+        try:
+            await_(asyncio.Event().wait())
+        except GeneratorExit:
+            parked.seen += ["unwinds", threading.get_ident(), bridge.is_collecting()]
+            raise
+
+    run(main())
+    assert alive() <= before + 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.parametrize("green_fork", [False, True])
+def test_a_forked_child_leaves_what_waits_in_its_parent_alone(
+    run: Runner, green_fork: bool
+) -> None:
+    parked = Parked()
+    code: list[int] = []
+
+    def in_child() -> bool:
+        """Whether portals that wait are left as they are, and new ones serve."""
+        thread = threading.Thread(target=lambda: asyncio.run(green(pause)))
+        thread.start()
+        thread.join()
+        bridge._mine.farewell.say()
+        return not parked.seen and not thread.is_alive()
+
+    def fork() -> None:
+        if (pid := os.fork()) == 0:
+            result = 1
+            with suppress(BaseException):
+                result = 0 if in_child() else 2
+            os._exit(result)
+        code.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+    async def main() -> None:
+        task = asyncio.create_task(green(parked))
+        await turns()
+        await green(fork) if green_fork else fork()
+        assert not parked.seen
+        task.cancel()
+        await asyncio.wait([task])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # threads, and fork
+        run(main())
+    assert code == [0]
+
+
+LEAVES = """
+import asyncio, sys
+from pgbackend.driver import bridge
+
+def fn():
+    task = asyncio.current_task()
+    try:
+        bridge.await_(asyncio.Event().wait())
+    finally:
+        print("unwinds")
+
+async def main():
+    await asyncio.gather(*(bridge.run(lambda: bridge.await_(asyncio.sleep(0))) for _ in range(9)))
+
+asyncio.run(main())
+loop = asyncio.new_event_loop()
+loop.set_exception_handler(lambda loop, context: None)
+task = loop.create_task(bridge.run(fn))
+loop.run_until_complete(asyncio.sleep(0))
+if "closed" in sys.argv:
+    loop.close()
+"""
+
+
+@pytest.mark.parametrize("how", ["closed", "open"])
+def test_a_process_ends_well_with_portals_that_wait(how: str) -> None:
+    command = [sys.executable, "-c", LEAVES, how]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    lines = [line for line in done.stderr.splitlines() if "ResourceWarning" not in line]
+    assert (done.returncode, done.stdout, lines) == (0, "unwinds\n", [])
 
 
 def test_threads_do_not_share_portals() -> None:
