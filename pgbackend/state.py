@@ -14,8 +14,9 @@ of a running query. The names that Django uses (`connection`, `in_atomic_block`,
 Note [Looking up]
 Django reads these names some thirty times for a statement. Synchronous code that is in no
 transaction is told apart by two looks at the thread. Green code keeps what it has found on its
-portal, until the portal's next step, for the wrapper and the blocks that it was found for: within a
-step the task stays the same, and who changes anything else says so (`look_again`).
+portal, until the portal's next step, for the context, the wrapper and the blocks that it was found
+for: within a step and a context the task stays the same, and who changes anything else says so
+(`look_again`).
 
 Note [Leases and tasks]
 A task holds at most one lease of an alias: its session's, or its transaction's. A transaction that
@@ -286,9 +287,17 @@ def current_block(wrapper: Any) -> Block | None:
 class Found:
     """What has been looked up for a wrapper by code in a portal; see Note [Looking up]."""
 
-    __slots__ = ("blocks", "scope", "session", "sessions", "settings_dict", "state", "wrapper")
+    # fmt: off
+    __slots__ = (
+        "blocks", "context", "scope", "session", "sessions", "settings_dict", "state", "wrapper",
+    )
+    # fmt: on
 
-    def __init__(self, wrapper: Any, blocks: Mapping[Key, Block], sessions: _Sessions) -> None:
+    def __init__(
+        self, context: Any, wrapper: Any, blocks: Mapping[Key, Block], sessions: _Sessions
+    ) -> None:
+        #: Another one is entered in the first step of an eager task; see bridge.py.
+        self.context = context
         self.wrapper = wrapper
         self.settings_dict = wrapper.settings_dict
         self.blocks = blocks
@@ -312,7 +321,7 @@ def find(here: bridge.Portal, wrapper: Any) -> Found:
     """What the code in portal `here` sees. See Note [Looking up]."""
     found: Found | None = here.found
     blocks = _blocks.get()
-    if found is None:
+    if found is None or found.context is not here.gr_context:
         sessions = task_sessions()
     elif found.wrapper is not wrapper or found.settings_dict is not wrapper.settings_dict:
         sessions = found.sessions
@@ -321,7 +330,7 @@ def find(here: bridge.Portal, wrapper: Any) -> Found:
             found.blocks = blocks
             found.state = _look_up(wrapper, blocks, found.session)
         return found
-    here.found = found = Found(wrapper, blocks, sessions)
+    here.found = found = Found(here.gr_context, wrapper, blocks, sessions)
     return found
 
 
@@ -494,6 +503,7 @@ def _getter(name: str) -> Callable[[Any], Any]:
             found = here.found
             if (
                 found is not None
+                and found.context is here.gr_context
                 and found.wrapper is wrapper
                 and found.blocks is _blocks.get()
                 and found.settings_dict is wrapper.settings_dict
@@ -548,6 +558,7 @@ def scope_attribute(name: str) -> property:
             found = here.found
             if (
                 found is None
+                or found.context is not here.gr_context
                 or found.wrapper is not wrapper
                 or found.settings_dict is not wrapper.settings_dict
             ):

@@ -26,6 +26,13 @@ lives as long as it does. So each is ended by a switch into it. A portal that ha
 kept for the next, up to a number, or ended. One that waits for ever is unwound, as if its coroutine
 had been closed, when the thread begins with another loop after its own was closed, and when the
 thread ends. Only its own thread can switch to a greenlet: what another one drops is unwound there.
+
+Note [Whose step]
+An eager task (Python 3.12) takes its first step where it is made: if green code makes it, inside
+the portal of another task. If it waited there, that one would wait in its place, and the loop would
+stop. So what begins to be green there takes a portal of its own, inside the other; and what wants
+to wait there without one is refused. A task's step has a context of its own entered, so the context
+tells, which is cheaper to ask for than the task.
 """
 
 from __future__ import annotations
@@ -58,8 +65,8 @@ class Portal(greenlet):
 
     # fmt: off
     __slots__ = (
-        "checked", "closing", "dropped", "found", "holding", "loop", "on_wait", "pending",
-        "postponing", "raised", "returned", "thrown", "working",
+        "checked", "closing", "context", "dropped", "found", "holding", "loop", "on_wait",
+        "pending", "postponing", "raised", "returned", "thrown", "working",
     )
     # fmt: on
 
@@ -68,7 +75,8 @@ class Portal(greenlet):
         _mine.made.add(self)
         #: Where to put it for its thread to unwind; see Note [Greenlets end].
         self.dropped = _mine.dropped
-        #: That of the task that began with it.
+        #: The context of the task that began with it, see Note [Whose step]; and the loop of that.
+        self.context: Any = None
         self.loop: asyncio.AbstractEventLoop | None = None
         #: Whether there is a function in it, and what the last one returned, or raised.
         self.working = False
@@ -91,9 +99,21 @@ class Portal(greenlet):
         #: or a turn.
         self.on_wait: Callable[[], None] | None = None
 
+    def is_own(self) -> bool:
+        """Whether the code that runs in it is that of the task which steps it.
+
+        See Note [Whose step]. That code may have entered another context for a while.
+        """
+        if self.gr_context is self.context or self.closing or not _HAS_EAGER_TASKS:
+            return True
+        if asyncio._get_running_loop() is None or (task := asyncio.current_task()) is None:
+            return True
+        outer: Any = self.parent  # its context is that of the step
+        return outer.gr_context is task.get_context()  # type: ignore[attr-defined]  # since 3.12
+
     def suspend(self, yielded: Any) -> Any:
         """Give `yielded` to the task and wait until the task is stepped again."""
-        if self.closing or _collecting is not None:
+        if self.closing or _collecting is not None or self.gr_context is not self.context:
             self._check_may_wait()
         value = self.parent.switch(yielded)  # type: ignore[union-attr]  # who runs in it has one
         if self.thrown is not None:
@@ -106,7 +126,7 @@ class Portal(greenlet):
         Not by `suspend()`: greenlet makes an object for each frame that a switch leaves behind.
         """
         if not future.done():
-            if self.closing or _collecting is not None:
+            if self.closing or _collecting is not None or self.gr_context is not self.context:
                 self._check_may_wait()
             # What `Future.__await__` does before it yields itself: the task checks for it.
             future._asyncio_future_blocking = True  # noqa: SLF001 - asyncio's protocol for futures
@@ -118,7 +138,7 @@ class Portal(greenlet):
     def _check_may_wait(self) -> None:
         if self.closing:
             raise PortalClosed(_DROPPED)
-        check_not_collecting()
+        _check_place(self)
 
     def _raise_thrown(self) -> None:
         thrown, self.thrown = self.thrown, None
@@ -129,6 +149,7 @@ class Portal(greenlet):
             del thrown  # which knows this frame by its traceback
 
 
+_HAS_EAGER_TASKS = sys.version_info >= (3, 12)
 _DROPPED = "the task was dropped: nothing can be waited for any more"
 
 #: The thread in which the garbage collector runs; see Note [Finalizers].
@@ -161,6 +182,23 @@ def check_not_collecting() -> None:
         raise PortalClosed(
             "a finalizer that the garbage collector runs cannot wait for the database: close the "
             "generator, or leave the block, before the last reference is dropped"
+        )
+
+
+def check_may_wait(here: Portal) -> None:
+    """Raise what a wait in `here` would, but for who is being closed: before anything is sent."""
+    if _collecting is not None or here.gr_context is not here.context:
+        _check_place(here)
+
+
+def _check_place(here: Portal) -> None:
+    check_not_collecting()
+    if not here.is_own():
+        raise NotGreen(
+            "cannot wait for the database here: this task was started eagerly, so its first step "
+            "is taken in the greenlet of the task that made it. Call the synchronous function with "
+            "'await pgbackend.aio.run(fn, *args)', or start the task with 'asyncio.create_task()', "
+            "which gives it a greenlet of its own"
         )
 
 
@@ -268,7 +306,7 @@ def _take_portal() -> Portal:
     here = getcurrent()
     # Without this it would see none of the task's context variables, and what it sets would not be
     # seen by the task.
-    portal.gr_context = here.gr_context
+    portal.gr_context = portal.context = here.gr_context
     portal.loop = asyncio._get_running_loop()
     if portal.parent is not here:
         portal.parent = here
@@ -279,7 +317,7 @@ def _take_portal() -> Portal:
 def _keep_portal(portal: Portal) -> None:
     """Put `portal` away for the next function, unless the last one has left something in it."""
     portal.returned = portal.raised = portal.pending = portal.found = portal.gr_context = None
-    portal.on_wait = portal.loop = None
+    portal.on_wait = portal.loop = portal.context = None
     idle = _mine.idle
     as_new = not (portal.closing or portal.holding or portal.postponing or portal.checked)
     if as_new and len(idle) < _Mine.MOST:
@@ -432,7 +470,8 @@ async def run(fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     Waits below `fn` suspend the awaiting task; no thread is used. Where the caller is green
     already, `fn` is simply called.
     """
-    if type(getcurrent()) is Portal:
+    here = getcurrent()
+    if type(here) is Portal and here.is_own():
         return fn(*args, **kwargs)
     make_child_tasks_green(asyncio.get_running_loop())
     result: T = await _drive(fn, args, kwargs)
@@ -446,9 +485,11 @@ def await_(awaitable: Awaitable[T]) -> T:
     Raises `NotGreen` outside a portal, after closing a coroutine that would never be awaited.
     """
     here = getcurrent()
-    if type(here) is not Portal:
+    if type(here) is not Portal or not here.is_own():
         if isinstance(awaitable, Coroutine):
             awaitable.close()
+        if type(here) is Portal:
+            _check_place(here)
         raise NotGreen(
             "cannot wait for an awaitable here: no greenlet of pgbackend is running. Call the "
             "synchronous function with 'await pgbackend.aio.run(fn, *args)'"
@@ -479,7 +520,8 @@ def drive(coro: Coroutine[Any, Any, T]) -> Awaitable[T]:
 
     No coroutine of its own, which each step would have to go through.
     """
-    if type(getcurrent()) is Portal:
+    here = getcurrent()
+    if type(here) is Portal and here.is_own():
         return coro
     make_child_tasks_green(asyncio.get_running_loop())
     return _drive(await_, (coro,), {})
@@ -488,13 +530,14 @@ def drive(coro: Coroutine[Any, Any, T]) -> Awaitable[T]:
 class GreenCoroutine(Coroutine[Any, Any, T]):
     """A coroutine object that drives another one in a portal; what green tasks are made of.
 
-    A class rather than an ``async def``, because a task that is cancelled before its first step
-    must close the inner coroutine instead of leaving it "never awaited".
+    In the caller's portal, if it begins in a step of the task whose that is. A class rather than
+    an ``async def``, because a task that is cancelled before its first step must close the inner
+    coroutine instead of leaving it "never awaited".
     """
 
     def __init__(self, coro: Coroutine[Any, Any, T]) -> None:
         self._coro = coro
-        self._driver: Generator[Any, Any, T] | None = None
+        self._driver: Any = None
         self.__name__ = getattr(coro, "__name__", type(coro).__name__)
         self.__qualname__ = getattr(coro, "__qualname__", type(coro).__qualname__)
 
@@ -503,8 +546,7 @@ class GreenCoroutine(Coroutine[Any, Any, T]):
 
     def send(self, value: Any) -> Any:
         if self._driver is None:
-            make_child_tasks_green(asyncio.get_running_loop())
-            self._driver = _drive(await_, (self._coro,), {})
+            self._driver = drive(self._coro)
         return self._driver.send(value)
 
     def throw(self, *args: Any) -> Any:
@@ -545,7 +587,7 @@ class GreenCoroutine(Coroutine[Any, Any, T]):
 
 def portal(coro: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
     """Return a coroutine that runs `coro` with the synchronous code below it green."""
-    return coro if type(getcurrent()) is Portal else GreenCoroutine(coro)
+    return coro if type(coro) is GreenCoroutine else GreenCoroutine(coro)
 
 
 def first_step(coro: Coroutine[Any, Any, Any]) -> Any:
@@ -608,7 +650,7 @@ def make_child_tasks_green(loop: asyncio.AbstractEventLoop) -> None:
         loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **kwargs: Any
     ) -> asyncio.Future[Any]:
         if type(getcurrent()) is Portal:
-            coro = GreenCoroutine(coro)
+            coro = portal(coro)
         if make_task is None:
             return asyncio.Task(coro, loop=loop, **kwargs)
         return make_task(loop, coro, **kwargs)

@@ -398,7 +398,7 @@ class Connection(psycopg.Connection[Any]):
             if self.physical is not None:
                 self.physical.watch.leave()
             return super().wait(gen, interval, timeout)
-        bridge.check_not_collecting()  # before a byte is sent
+        bridge.check_may_wait(portal)  # before a byte is sent
         try:
             if Connection._kept_busy:
                 self._maybe_yield(portal, gen)

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import functools
 import gc
+import itertools
 import os
 import subprocess
 import sys
@@ -750,7 +751,7 @@ def test_a_task_factory_that_is_set_later_is_kept_too(run_once: Runner) -> None:
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-def test_eager_tasks_of_green_code_are_green(run_once: Runner, way: Any) -> None:
+def test_eager_tasks_of_green_code_are_green(run: Runner, way: Any) -> None:
     """Their first step runs inside the parent's portal, the next ones in the loop's turn."""
 
     async def at_once() -> bool:
@@ -764,14 +765,14 @@ def test_eager_tasks_of_green_code_are_green(run_once: Runner, way: Any) -> None
         return first == (True, "parent's") and in_greenlet() and variable.get() == "child's"
 
     async def main() -> None:
-        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        asyncio.get_running_loop().set_task_factory(eager_factory)
         variable.set("parent's")
         assert await portal(way(child))
         assert await portal(way(at_once))
         if way is not by_wait_for:  # which makes no task any more
             assert variable.get() == "parent's"
 
-    run_once(main())
+    run(main())
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
@@ -781,7 +782,7 @@ def test_an_eager_task_may_outlive_the_portal_that_started_it(run_once: Runner) 
         return in_greenlet()
 
     async def main() -> None:
-        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        asyncio.get_running_loop().set_task_factory(eager_factory)
         ready = asyncio.Event()
         task = await green(lambda: asyncio.get_running_loop().create_task(child(ready)))
         ready.set()
@@ -831,6 +832,354 @@ def test_green_tasks_can_be_looked_at(run_once: Runner) -> None:
         await task
 
     run_once(main())
+
+
+# --- Eager tasks: Note [Whose step] in bridge.py --------------------------------------------------
+
+eager = pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+
+
+def eager_factory(loop: Any, coro: Any, **kwargs: Any) -> Any:
+    """What `asyncio.eager_task_factory` is; some of its releases do not take what uvloop passes."""
+    return asyncio.Task(coro, loop=loop, **{**kwargs, "eager_start": True})
+
+
+def by_hand(coro: Any) -> asyncio.Task[Any]:
+    return asyncio.Task(coro, loop=asyncio.get_running_loop(), eager_start=True)  # type: ignore[call-arg]
+
+
+def by_a_factory_in_the_place_of_ours(coro: Any) -> asyncio.Task[Any]:
+    """The factory was set after ours, in whose place it is."""
+    asyncio.get_running_loop().set_task_factory(eager_factory)
+    return asyncio.create_task(coro)
+
+
+def by_a_factory_around_ours(coro: Any) -> asyncio.Task[Any]:
+    loop = asyncio.get_running_loop()
+    ours: Any = loop.get_task_factory()
+
+    def factory(loop: Any, coro: Any, **kwargs: Any) -> Any:
+        return ours(loop, coro, **{**kwargs, "eager_start": True})
+
+    loop.set_task_factory(factory)
+    return asyncio.create_task(coro)
+
+
+def by_a_factory_around_ours_that_is_wrapped(coro: Any) -> asyncio.Task[Any]:
+    asyncio.get_running_loop().set_task_factory(None)
+    bridge.make_child_tasks_green(asyncio.get_running_loop())
+    by_a_factory_around_ours(_nothing()).cancel()
+    bridge.make_child_tasks_green(asyncio.get_running_loop())
+    return asyncio.create_task(coro)
+
+
+async def _nothing() -> None:
+    pass
+
+
+def by_a_factory_within_ours(coro: Any) -> asyncio.Task[Any]:
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(eager_factory)
+    bridge.make_child_tasks_green(loop)
+    return loop.create_task(coro)
+
+
+EAGERLY = [
+    by_hand,
+    by_a_factory_in_the_place_of_ours,
+    by_a_factory_around_ours,
+    by_a_factory_around_ours_that_is_wrapped,
+    by_a_factory_within_ours,
+]
+if sys.version_info >= (3, 14):
+    EAGERLY.append(lambda coro: asyncio.create_task(coro, eager_start=True))
+
+
+async def _run(fn: Callable[[], Any]) -> Any:
+    return await green(fn)
+
+
+async def _drive(fn: Callable[[], Any]) -> Any:
+    return await bridge.drive(_call(fn))
+
+
+async def _portal(fn: Callable[[], Any]) -> Any:
+    return await portal(_call(fn))
+
+
+async def _run_later(fn: Callable[[], Any]) -> Any:
+    await asyncio.sleep(0)
+    return await green(fn)
+
+
+def _portal_made_by_the_parent(fn: Callable[[], Any]) -> Any:
+    return portal(_call(fn))
+
+
+CALLS = [_run, _drive, _portal, _run_later, _portal_made_by_the_parent]
+
+
+@eager
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
+@pytest.mark.parametrize("start", EAGERLY, ids=lambda start: start.__name__)
+def test_an_eager_task_waits_in_a_portal_of_its_own(run: Runner, start: Any, call: Any) -> None:
+    """Its parent goes on meanwhile, and so does the loop."""
+
+    async def parent() -> list[str]:
+        order: list[str] = []
+        ready = asyncio.Event()
+        me, mine = asyncio.current_task(), bridge.current()
+        variable.set("parent's")
+
+        def child() -> str:
+            assert asyncio.current_task() is not me
+            assert variable.get() == "parent's"
+            variable.set("child's")
+            assert bridge.current() is not mine and here().is_own()
+            order.append("child waits")
+            await_(ready.wait())
+            assert asyncio.current_task() is task and here().is_own()
+            assert variable.get() == "child's"
+            order.append("child goes on")
+            return "result"
+
+        task = start(call(child))
+        order.append("parent goes on")
+        assert bridge.current() is mine and asyncio.current_task() is me
+        await turns()
+        pause()
+        ready.set()
+        assert await task == "result"
+        assert variable.get() == "parent's"
+        return order
+
+    def other() -> int:
+        for _ in range(20):
+            pause()
+        return 20
+
+    async def main() -> None:
+        order, count = await asyncio.gather(portal(parent()), green(other))
+        first = "parent goes on" if call is _run_later else "child waits"
+        assert order[0] == first
+        assert sorted(order) == ["child goes on", "child waits", "parent goes on"]
+        assert count == 20
+
+    run(main())
+
+
+@eager
+@pytest.mark.parametrize("start", EAGERLY[2:], ids=lambda start: start.__name__)
+def test_what_an_eager_task_calls_directly_is_green_where_our_factory_made_it(
+    run: Runner, start: Any
+) -> None:
+    async def main() -> None:
+        assert await start(_call(lambda: (pause(), here().is_own())[1]))
+
+    run(portal(main()))
+
+
+def wait_for_an_awaitable() -> None:
+    async def never() -> None:
+        raise AssertionError("it has begun")
+
+    await_(never())
+
+
+def wait_for_a_turn() -> None:
+    Waiter().wait()
+
+
+def wait_with_a_timeout() -> None:
+    Waiter().wait(0.001)
+
+
+def wait_for_a_future() -> None:
+    here().wait_for(asyncio.get_running_loop().create_future())
+
+
+def wait_for_later() -> None:
+    here().suspend(None)
+
+
+def wait_for_a_lock() -> None:
+    lock = ParkingLock()
+    lock.acquire()
+    try:
+        lock.acquire()
+    finally:
+        assert not lock._waiters
+
+
+def wait_for_clean_up() -> None:
+    bridge.finish(asyncio.sleep(0), 1.0)
+
+
+WAITS = [
+    *(wait_for_an_awaitable, wait_for_a_turn, wait_with_a_timeout, wait_for_a_future),
+    *(wait_for_later, wait_for_a_lock, wait_for_clean_up),
+]
+
+
+@eager
+@pytest.mark.parametrize("wait", WAITS, ids=lambda wait: wait.__name__)
+@pytest.mark.parametrize("start", EAGERLY[:2], ids=lambda start: start.__name__)
+def test_an_eager_task_never_waits_in_the_portal_of_another(
+    run: Runner, start: Any, wait: Callable[[], None]
+) -> None:
+    """Where it began without our knowing, it is refused with the cause and the cure."""
+
+    async def parent() -> None:
+        async def child() -> None:
+            with pytest.raises(NotGreen, match=r"eagerly.*await pgbackend\.aio\.run"):
+                wait()
+            await asyncio.sleep(0)
+            with pytest.raises(NotGreen):  # it is in nobody's portal now
+                await_(asyncio.sleep(0))
+            await green(pause)
+
+        await start(child())
+        pause()
+
+    run(portal(parent()))
+
+
+@eager
+@pytest.mark.parametrize("start", EAGERLY, ids=lambda start: start.__name__)
+def test_eager_tasks_in_eager_tasks(run: Runner, start: Any) -> None:
+    async def child(depth: int) -> list[Any]:
+        await green(pause)
+        tasks = [start(child(depth - 1)) for _ in range(2 if depth else 0)]
+        mine = await green(lambda: (pause(), asyncio.current_task())[1])
+        assert mine is asyncio.current_task()
+        return [mine, *itertools.chain(*[await task for task in tasks])]
+
+    async def main() -> None:
+        assert len(set(await child(4))) == 31
+
+    run(portal(main()))
+
+
+@eager
+@pytest.mark.parametrize("start", EAGERLY, ids=lambda start: start.__name__)
+def test_how_eager_tasks_end(run: Runner, start: Any) -> None:
+    def cancels_itself() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        pause()
+
+    async def main() -> None:
+        done = start(_run(lambda: "at once"))
+        assert done.done() and done.result() == "at once"
+        failed = start(_run(fails_at_once))
+        assert failed.done() and type(failed.exception()) is KeyError
+        itself = start(_run(cancels_itself))
+        seen: list[str] = []
+
+        def cleans_up() -> None:
+            try:
+                await_(asyncio.Event().wait())
+            except asyncio.CancelledError:
+                pause()
+                seen.append("cleaned up")
+                raise
+
+        cancelled = start(_run(cleans_up))
+        late = start(_run(fails))
+        cancelled.cancel()
+        await asyncio.wait([itself, cancelled, late])
+        assert itself.cancelled() and cancelled.cancelled() and seen == ["cleaned up"]
+        assert type(late.exception()) is KeyError
+        assert here().is_own() and not here().pending
+        pause()
+
+    run(portal(main()))
+
+
+@eager
+@pytest.mark.parametrize("first", [True, False])
+def test_structured_concurrency_with_eager_tasks(run: Runner, first: bool) -> None:
+    """`TaskGroup`, `gather()` and `timeout()`; the factory was set before, or in the midst."""
+
+    async def child(number: int) -> int:
+        pause()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.001):
+                await green(lambda: await_(asyncio.Event().wait()))
+        return number
+
+    async def view() -> None:
+        if not first:
+            asyncio.get_running_loop().set_task_factory(eager_factory)
+            await asyncio.create_task(turns())
+            bridge.make_child_tasks_green(asyncio.get_running_loop())
+        assert await asyncio.gather(*map(child, range(5))) == list(range(5))
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(child(number)) for number in range(5)]
+        assert [task.result() for task in tasks] == list(range(5))
+        with pytest.raises(ExceptionGroup):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(green(lambda: await_(asyncio.Event().wait())))  # type: ignore[arg-type]
+                group.create_task(green(fails))  # type: ignore[arg-type]
+        pause()
+
+    async def main() -> None:
+        if first:
+            asyncio.get_running_loop().set_task_factory(eager_factory)
+        await portal(view())
+
+    run(main())
+
+
+def test_a_factory_that_is_taken_away_comes_back_with_the_next_green_code(run: Runner) -> None:
+    async def child() -> bool:
+        return in_greenlet()
+
+    async def main() -> None:
+        await green(pause)
+        asyncio.get_running_loop().set_task_factory(None)
+        assert await portal(by_create_task(child))
+
+    run(main())
+
+
+def test_a_task_is_given_one_portal_by_factories_that_wrap_each_other(run: Runner) -> None:
+    async def child() -> Any:
+        pause()
+        task = asyncio.current_task()
+        assert task is not None
+        return task.get_coro()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(3):
+            bridge.make_child_tasks_green(loop)
+            factory: Any = loop.get_task_factory()
+            loop.set_task_factory(lambda *args, f=factory, **kwargs: f(*args, **kwargs))
+        coro: Any = await portal(by_create_task(child))
+        assert type(coro) is bridge.GreenCoroutine
+        assert type(coro._coro) is not bridge.GreenCoroutine
+
+    run(main())
+
+
+def test_code_in_another_context_of_the_same_task_may_wait(run: Runner) -> None:
+    """Also when another task goes on with it than the one that began."""
+
+    def fn() -> None:
+        for _ in range(3):
+            contextvars.copy_context().run(pause)
+            pause()
+
+    async def main() -> None:
+        await green(fn)
+        await portal(_call(fn))
+        begun = green(fn)
+        assert begun.send(None) is None
+        await asyncio.create_task(begun)
+
+    run(main())
 
 
 # --- Context variables ----------------------------------------------------------------------------
