@@ -632,9 +632,14 @@ class Way:
         return self.name
 
     @property
+    def keeps(self) -> bool:
+        """Whether the thing lives on when it is left."""
+        return self.leave in (in_a_cycle, kept, by_exception_that_is_kept)
+
+    @property
     def lives(self) -> bool:
         """Whether the thing is there when the next step begins."""
-        return self.leave in (in_a_cycle, kept, by_exception_that_is_kept) and self.when != BEFORE
+        return self.keeps and self.when != BEFORE
 
     @property
     def is_swept(self) -> bool:
@@ -759,8 +764,9 @@ PLACES = [Place(green, block) for green in (False, True) for block in (False, Tr
 
 def fits(thing: Thing, way: Way, place: Place) -> bool:
     """Whether the thing can be left there in this way."""
-    if place.in_block and (thing.fails or way.cancels_a_statement):
-        return False  # a statement that fails, or is cancelled, dooms the block, as in Django
+    dooms = thing.fails or thing.in_copy or way.cancels_a_statement
+    if place.in_block and dooms:
+        return False  # a statement that fails or is cut short dooms the block, as in Django
     return place.is_green or not thing.green_only
 
 
@@ -853,7 +859,7 @@ async def as_neighbour() -> None:
 
 def may_raise(run: Run, error: BaseException) -> bool:
     """Whether Django would raise it as well: see the notes at the top."""
-    if not run.way.lives:
+    if not (run.way.lives or (run.way.keeps and run.next is again)):
         return False
     if run.thing.in_block and isinstance(error, TransactionManagementError):
         return True
