@@ -45,11 +45,11 @@ def watch(django_db_setup: None) -> Iterator[psycopg.Connection[Any]]:
 
 
 @pytest.fixture
-def scene(watch: psycopg.Connection[Any]) -> Iterator[Scene]:
+def scene(watch: psycopg.Connection[Any], request: pytest.FixtureRequest) -> Iterator[Scene]:
     left_behind.prepare()
     connection.close()
     with settings_of_default(OPTIONS=left_behind.OPTIONS):
-        scene = Scene(watch)
+        scene = Scene(watch, (request.config.option.seed, request.node.nodeid))
         yield scene
     scene.forget()
     scene.end_sessions()

@@ -22,6 +22,8 @@ import contextvars
 import functools
 import gc
 import itertools
+import os
+import random
 import signal
 import sys
 import threading
@@ -50,6 +52,9 @@ OPTIONS = {
     "pool": {"min_size": 0, "max_size": MAX_SIZE, "timeout": 2},
 }
 ROWS = 5
+
+#: "all": each next step in each place, which takes four times as long; else the seed draws some.
+SWEEP = os.environ.get("SWEEP", "")
 
 #: Seconds in which a run must end, and in which nothing must be held after it.
 AT_MOST = 4.0
@@ -872,8 +877,9 @@ class Scene:
     #: After so many failures the rest is not tried.
     ENOUGH = 4
 
-    def __init__(self, watch: psycopg.Connection[Any]) -> None:
+    def __init__(self, watch: psycopg.Connection[Any], seed: object) -> None:
         self.watch = watch
+        self.random = random.Random(repr(seed))
         self.failures: list[str] = []
         self.complaints: list[str] = []
         #: What was told of that is given back by itself, with the place where it was opened.
@@ -885,10 +891,10 @@ class Scene:
         self.patience = SETTLED
 
     async def sweep(self, thing: Thing, way: Way) -> None:
-        """Leave the thing in this way in each place, before each next step, at each moment."""
+        """Leave the thing in this way before each next step, in some places, at each moment."""
         self.hear_loop(at_most=120)
         places = [place for place in PLACES if fits(thing, way, place)]
-        for next_, place in itertools.product(NEXTS, places):
+        for next_, place in self._drawn(places, 1 if way.is_swept else 2):
             for at in itertools.count():
                 run = Run(thing, way, next_, place, at)
                 await self.do(run)
@@ -897,6 +903,14 @@ class Scene:
             if self.has_enough():
                 self.failures.append("... (the rest was not tried)")
                 return
+
+    def _drawn(self, places: list[Place], most: int) -> Iterator[tuple[Next, Place]]:
+        """Each next step in some of the places, drawn by the seed; in all with SWEEP=all."""
+        for next_ in NEXTS:
+            few = min(most, len(places))
+            drawn = places if SWEEP == "all" else self.random.sample(places, few)
+            for place in drawn:
+                yield next_, place
 
     def has_enough(self) -> bool:
         """Whether there is no point in going on."""
