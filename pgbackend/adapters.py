@@ -1,41 +1,85 @@
-"""How psycopg turns what the server sends into what Django expects, a little sooner."""
+"""How psycopg turns what the server sends into what Django expects, a little sooner.
+
+Django keeps the adapters of all connections to come in a template, on which projects register
+loaders and dumpers of their own (`get_adapters_template()`). It is used as it is, not copied: what
+is registered on it reaches each connection that is opened afterwards. Those of the async pools are
+not for code to close; they are replaced, so that the next lease has one.
+"""
 
 from __future__ import annotations
 
-import functools
 from datetime import UTC, tzinfo
 from typing import Any
 
+from django.db.backends.postgresql.psycopg_any import BaseTzLoader, get_adapters_template
 from psycopg import adapters
 from psycopg.adapt import AdaptersMap
 from psycopg.postgres import types
 from psycopg.pq import Format
 
+from .driver.pool import renew_pools
+
 _TIMESTAMPTZ = types["timestamptz"].oid
 _PSYCOPGS: Any = adapters.get_loader(_TIMESTAMPTZ, Format.TEXT)
 
 
-@functools.lru_cache
-def with_fast_moments(template: AdaptersMap, timezone: tzinfo) -> AdaptersMap:
-    """Return Django's `template`, with a loader of moments that does not repeat what is done.
+class Template(AdaptersMap):
+    """Django's template, which tells the pools when something new is registered on it."""
+
+    registered: dict[Any, Any]
+    """What has been registered last: who registers the same again changes nothing."""
+
+    def register_dumper(self, cls: Any, dumper: Any) -> None:
+        super().register_dumper(cls, dumper)
+        self._tell((cls, dumper.format), dumper)
+
+    def register_loader(self, oid: Any, loader: Any) -> None:
+        super().register_loader(oid, loader)
+        self._tell((oid, loader.format), loader)
+
+    def _tell(self, what: Any, by: Any) -> None:
+        if self.registered.get(what) is not by:
+            self.registered[what] = by
+            renew_pools()
+
+
+def prepare_template(template: Any, timezone: tzinfo | None) -> None:
+    """Let Django's `template` load moments without repeating what is done, and tell of changes.
 
     Django puts its `timezone` into each moment that psycopg has loaded, in Python. Where both are
-    UTC it is there already, and psycopg's loader, which is C code, may do it alone.
+    UTC it is there already, and psycopg's loader, which is C code, may do it alone. Connections of
+    Django's own engine load the same.
     """
-    if timezone is not UTC:
-        return template
-    djangos: Any = template.get_loader(_TIMESTAMPTZ, Format.TEXT)
+    if all(template is not get_adapters_template(use_tz, timezone) for use_tz in (True, False)):
+        return  # somebody's own
+    loader = template.get_loader(_TIMESTAMPTZ, Format.TEXT)
+    if _may_be_spared(loader):
+        AdaptersMap.register_loader(template, _TIMESTAMPTZ, _without_detour(loader))
+    if type(template) is not Template:
+        template.registered = {}
+        template.__class__ = Template
 
-    class UTCLoader(djangos):  # type: ignore[misc]
+
+def _may_be_spared(loader: Any) -> bool:
+    """Whether `loader` is Django's, not a project's own, and puts UTC into moments."""
+    if not issubclass(loader, BaseTzLoader) or issubclass(loader, _Fast):
+        return False
+    return bool(loader.load is BaseTzLoader.load and loader.timezone is UTC)
+
+
+class _Fast:
+    """Marks the loaders that are made here."""
+
+
+def _without_detour(djangos: Any) -> Any:
+    class UTCLoader(_Fast, djangos):  # type: ignore[misc]
         def __new__(cls, oid: int, context: Any = None) -> Any:
             # The session's, which may have been set since it was prepared.
             if _timezone_of(context) == b"UTC":
                 return _PSYCOPGS(oid, context)
             return djangos(oid, context)
 
-    fast = AdaptersMap(template)
-    fast.register_loader("timestamptz", UTCLoader)
-    return fast
+    return UTCLoader
 
 
 def _timezone_of(context: Any) -> bytes | None:

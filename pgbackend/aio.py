@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, Self, TypeVar
 
 from django.db import DEFAULT_DB_ALIAS, connections
 
-from . import state
+from . import frames, state
 from .driver import bridge
 
 __all__ = ["as_async", "detached", "pinned", "portal", "run"]
@@ -106,7 +107,7 @@ class detached:  # noqa: N801 - reads as a statement
             return await coro
 
     def __enter__(self) -> Self:
-        context = state.no_blocks(self._keys)
+        context = state.no_blocks(self._keys, frames.of_with(sys._getframe(1)))
         context.__enter__()
         self._contexts.append(context)
         return self

@@ -25,7 +25,7 @@ from typing import Any
 
 from asgiref.sync import iscoroutinefunction
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
-from django.db import DEFAULT_DB_ALIAS
+from django.db import DEFAULT_DB_ALIAS, Error
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.db.backends.utils import debug_transaction
@@ -33,14 +33,15 @@ from django.utils.functional import cached_property
 from psycopg import IsolationLevel
 from psycopg.pq import TransactionStatus
 
-from . import blocks, conf, driver, hooks, state, statements
-from .adapters import with_fast_moments
+from . import blocks, conf, driver, frames, hooks, state, statements
+from .adapters import prepare_template
 from .client import DatabaseClient
 from .creation import DatabaseCreation
 from .cursors import CursorWrapper
 from .driver import bridge
 from .driver.bridge import Portal
-from .driver.connection import ConnectArguments, adopt
+from .driver.connection import LEASE_ENDED, ConnectArguments, adopt
+from .driver.errors import LeaseEnded
 from .driver.pool import Lease, Pool, PoolOptions, close_pools, get_pool
 from .features import DatabaseFeatures
 from .introspection import DatabaseIntrospection
@@ -102,8 +103,7 @@ def _guarded(name: str) -> Callable[..., Any]:
         found = getattr(super(DatabaseWrapper, self), name)
         self._in_patches.add(name)
         try:
-            with hooks.checked():
-                return found(*args, **kwargs)
+            return found(*args, **kwargs)
         finally:
             self._in_patches.discard(name)
 
@@ -239,7 +239,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         except ImproperlyConfigured as exc:
             raise exc.with_traceback(None) from None
         params.pop("session_reset", None)
-        params["context"] = with_fast_moments(params["context"], self.timezone)
+        prepare_template(params["context"], self.timezone)
         return params
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
@@ -361,8 +361,10 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             lease.task = transaction.owner  # who has begun the block ends it, and the lease
             # psycopg begins with the first statement.
             lease.connection._autocommit = False  # noqa: SLF001
-        elif session is not None and session.pins:
-            lease.pin()
+        elif session is not None:
+            session.watch()
+            if session.pins:
+                lease.pin()
         return lease
 
     def _let_patches_refuse(self) -> None:
@@ -512,18 +514,60 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     def _lease_cursor(
         self, current: State, session: state.Session | None, name: str | None, compiled: bool
     ) -> Any:
-        new = self.lease_for(current, session)
+        lease = self.hold(current, session)
         try:
             with self.wrap_database_errors:
                 cursor = self.create_cursor(name)
-        except BaseException:
-            if new is not None:
-                new.maybe_end()
-            raise
-        if not compiled and current.lease is not None:
-            current.lease.dirty = True
-            cursor.opened_at = _caller()
+            if current.lease is not None:
+                if name and (block := state.named_block(self)) is not None:
+                    cursor.why_gone = block.why_cursors_are_gone
+                if name or not compiled:
+                    current.lease.opened_at = frames.place()
+                if not compiled:
+                    current.lease.dirty = True
+                    cursor.opened_at = _caller()
+                cursor.renew = self._renew
+        finally:
+            if lease is not None:
+                lease.unpin()
         return self._prepare_cursor(cursor)  # type: ignore[attr-defined]
+
+    def hold(self, current: State, session: state.Session | None) -> Lease | None:
+        """Give `current` a connection, if it has none, and pin it: `unpin()` is for the caller.
+
+        Returns None where the connection is held by a transaction, which pins it, or by nobody.
+        """
+        while True:
+            self.lease_for(current, session)
+            lease = current.lease
+            if (
+                lease is None and current.connection is not None
+            ) or current.transaction is not None:
+                return None
+            if lease is not None:
+                lease.pin()
+                if not lease.ended:
+                    return lease
+                lease.pins -= 1
+            # The garbage collector has freed what held the connection, since it was looked at.
+
+    def _renew(self, cursor: Any) -> None:
+        """Give a connection to `cursor`, which has let its own go."""
+        state.take_turn(self)
+        current, session = state.state_and_session(self)
+        if not current.pooled:
+            return  # psycopg refuses
+        current = self.begin_if_due(current)
+        lease = self.hold(current, session)
+        try:
+            if current.lease is None:
+                current.connection._check_connection_ok()  # noqa: SLF001 - raises
+                raise LeaseEnded(LEASE_ENDED)
+            current.lease.dirty = True
+            cursor.move_to(current.connection)
+        finally:
+            if lease is not None:
+                lease.unpin()
 
     def make_cursor(self, cursor: Any) -> CursorWrapper:
         return CursorWrapper(cursor, self)
@@ -554,10 +598,57 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             state.take_turn(self)
         super().validate_no_broken_transaction()
 
+    def is_usable(self) -> bool:
+        """Whether the database answers: on the connection that is held, else on one of the pool's.
+
+        Green code holds none between two statements, which says nothing about the database.
+        """
+        current, session = state.state_and_session(self)
+        if not current.pooled:
+            return bool(super().is_usable())
+        self.check_context("is_usable")
+        try:
+            state.take_turn(self)
+            lease = self.lease_for(current, session)
+        except Error:
+            return False
+        try:
+            return bool(super().is_usable())
+        finally:
+            if lease is not None:
+                lease.maybe_end()
+
+    @contextmanager
+    def temporary_connection(self) -> Iterator[Any]:
+        """Give a cursor; close the connection afterwards, if it was opened for this.
+
+        Green, the cursor gives back what it has leased. Django's would close the connection of a
+        block whose first statement this is, and so end its transaction.
+        """
+        if state.current_state(self).pooled:
+            with self.cursor() as cursor:
+                yield cursor
+        else:
+            with super().temporary_connection() as cursor:
+                yield cursor
+
     @cached_property
     def pg_version(self) -> int:
         with self.backend_statement(), self.temporary_connection():
             return self.connection.info.server_version
+
+    @property
+    def isolation_level(self) -> Any:
+        """The level of transactions: of the connection, or that of all connections of the pool."""
+        current = state.current_state(self)
+        if current.pooled and current.isolation_level is None:
+            return self._isolation_level_option() or IsolationLevel.READ_COMMITTED
+        return current.isolation_level
+
+    @isolation_level.setter
+    def isolation_level(self, level: Any) -> None:
+        if self._ready:
+            state.current_state(self).isolation_level = level
 
     # --- Transactions ---
 
@@ -597,6 +688,9 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
                 self.begin_pooled(current)
         else:
             self.begin_pooled(current)
+        if current.needs_rollback:  # which Django keeps until rollback(), or a new connection
+            now = state.current_state(self)
+            now.needs_rollback, now.rollback_exc = True, current.rollback_exc
 
     def _set_autocommit(self, autocommit: bool) -> None:
         super()._set_autocommit(autocommit)
@@ -673,10 +767,25 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     def _commit(self) -> None:
         djangos: Any = PostgresDatabaseWrapper
         if self.queries_logged or djangos._commit is not _COMMIT:  # noqa: SLF001
+            self._log_without_connection("COMMIT")
             super()._commit()
         elif (connection := self.connection) is not None:
             with self.wrap_database_errors:
                 connection.commit()
+
+    def _rollback(self) -> None:
+        self._log_without_connection("ROLLBACK")
+        super()._rollback()
+
+    def _log_without_connection(self, end: str) -> None:
+        """Log the end of a transaction that has needed no connection, and so sends nothing.
+
+        Its BEGIN was logged: Django's own backend, which is connected, logs and sends both.
+        """
+        current = state.current_state(self)
+        if current.pooled and current.connection is None:
+            with debug_transaction(self, end):
+                pass
 
     def commit(self) -> None:
         with bridge.postpone_delivery():
@@ -739,6 +848,8 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             current.run_on_commit = []
         else:
             self._close_connection()
+        if current.pooled and not current.in_atomic_block:
+            current.needs_rollback = False  # as of a new connection: the next is one
         if current.transaction is not None and not current.in_atomic_block:
             # What was begun by set_autocommit(False) ends with its connection.
             state.end(self, current)
@@ -762,7 +873,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         elif current.lease is not None:
             lease = current.lease
             if current.in_atomic_block or current.transaction is not None:
-                lease.connection.close()
+                lease.connection.close_in_turn()
             lease.dirty = True
             lease.end()
 

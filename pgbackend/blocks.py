@@ -13,18 +13,22 @@ is done on the state itself. All others are Django's, step by step.
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from operator import attrgetter
+from types import FrameType
 from typing import Any
 
-from django.db import DatabaseError, Error
+from django.db import DatabaseError, Error, transaction
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
-from django.db.transaction import Atomic
+from django.db.transaction import Atomic, TransactionManagementError
 
-from . import conf, state
+from . import conf, frames, state
 from .driver import bridge
 from .driver.bridge import Portal
+from .generators import carried
 from .patches import djangos
 from .state import Block, Scope, Session, State
 
@@ -41,19 +45,47 @@ _NAMES = frozenset(_CALLED)
 called_on: Callable[[type[Any]], tuple[Any, ...]] = attrgetter(*_CALLED)
 _DJANGOS = djangos(*called_on(PostgresDatabaseWrapper))
 _DJANGOS_ATOMIC = djangos(Atomic.__enter__, Atomic.__exit__)
+#: As it is before `hooks` puts `leave()` around it.
+_djangos_exit: Any = Atomic.__exit__
+
+
+class _AsyncWith(threading.local):
+    """Where the `async with` is whose method runs its synchronous twin in a greenlet, just now."""
+
+    frame: FrameType | None = None
+
+
+async_with = _AsyncWith()
+
+
+def _frame_of_call() -> FrameType | None:
+    """Return the frame that has called the method of `Atomic` which has called the caller."""
+    frame = async_with.frame
+    if frame is None:
+        return sys._getframe(3)
+    async_with.frame = None
+    return frame
 
 
 def enter(wrapper: Any, atomic: Any, enter_djangos: Callable[[Any], None]) -> None:
     """What `Atomic.__enter__` does, which is `enter_djangos`, in its turn."""
-    here = _running()
-    if (
-        type(here) is Portal
-        and _get_running_loop() is not None
-        and not atomic._from_testcase  # noqa: SLF001
-        and (current := _where_nothing_is_open(here, wrapper)) is not None
-    ):
-        _open_outermost(wrapper, atomic, current)
+    here: Any = _running()
+    if type(here) is not Portal or _get_running_loop() is None or atomic._from_testcase:  # noqa: SLF001
+        _open(wrapper, atomic, enter_djangos)
         return
+    frame = frames.of_with(_frame_of_call())
+    if carried:
+        state.find_place(wrapper._key)
+    if (current := _where_nothing_is_open(here, wrapper)) is not None:
+        block = _open_outermost(wrapper, atomic, current)
+    else:
+        _open(wrapper, atomic, enter_djangos)
+        block = state.current_block(wrapper)
+    if block is not None and block.atomic is None:
+        block.remember(atomic, frame, here.found.sessions)
+
+
+def _open(wrapper: Any, atomic: Any, enter_djangos: Callable[[Any], None]) -> None:
     wrapper.check_context("transaction.atomic")
     state.take_turn(wrapper)
     if (current := state.current_state(wrapper)).pooled:
@@ -80,20 +112,201 @@ def enter(wrapper: Any, atomic: Any, enter_djangos: Callable[[Any], None]) -> No
 def leave(
     wrapper: Any, atomic: Any, leave_djangos: Callable[..., None], exc_info: tuple[Any, ...]
 ) -> None:
-    """What `Atomic.__exit__` does, which is `leave_djangos`, in its turn."""
-    block = state.current_block(wrapper)
+    """What `Atomic.__exit__` does, which is `leave_djangos`, in its turn.
+
+    See Note [Blocks that are left] in state.py.
+    """
+    here = state.named_block(wrapper)
+    if not atomic.__dict__.get("_pgbackend_blocks"):  # it is a thread's, and nobody else's
+        _leave(wrapper, atomic, leave_djangos, exc_info, here)
+        return
+    frame = _frame_of_call()
+    found = here is not None and here.frame is frame and here.atomic is atomic
+    if found and frame not in carried and not _cannot_wait():
+        assert here is not None
+        here.begin_to_leave()
+        try:
+            _leave(wrapper, atomic, leave_djangos, exc_info, here)
+        finally:
+            here.leave()
+        return
+    frame = frames.of_with(frame)
+    block = _block_of(wrapper, atomic, frame, here)
+    if block is None or (block.atomic is None and block is here):
+        _leave(wrapper, atomic, leave_djangos, exc_info, block)
+    else:
+        _leave_elsewhere(wrapper, atomic, leave_djangos, exc_info, block)
+
+
+def _leave_elsewhere(
+    wrapper: Any,
+    atomic: Any,
+    leave_djangos: Callable[..., None],
+    exc_info: tuple[Any, ...],
+    block: Block,
+) -> None:
+    """End `block`, wherever the running code is, and whatever it can do."""
+    here = state.named_block(wrapper)
+    block.notice_end_of_opener()
+    block.begin_to_leave()
+    try:
+        if block.transaction.state.pooled and not _can_wait(block, here):
+            _leave_without_waiting(wrapper, atomic, block)
+            if exc_info[0] is None:
+                wrapper.check_context("transaction.atomic")
+                block.say_why_it_ended()
+        elif (
+            block is here and block.opener is not None and (block.opener() is bridge.current_task())
+        ):
+            _leave(wrapper, atomic, leave_djangos, exc_info, block)
+        else:
+            with state.inside(wrapper, block), _in_turn(block):
+                _leave(wrapper, atomic, leave_djangos, exc_info, block)
+    finally:
+        block.leave()
+
+
+@contextmanager
+def _in_turn(block: Block) -> Iterator[None]:
+    """Let a block that ends elsewhere wait for the statements in flight, which know nothing of it.
+
+    One that ends in its own task, with an error, cancels those of its child tasks.
+    """
+    connection = block.transaction.state.connection
+    if connection is None or not block.transaction.state.pooled:
+        yield
+        return
+    connection.ends_in_turn = True
+    try:
+        yield
+    finally:
+        connection.ends_in_turn = False
+
+
+def _block_of(
+    wrapper: Any, atomic: Any, frame: FrameType | None, here: Block | None
+) -> Block | None:
+    """Return the block that the `with` in `frame` has opened; `here` is what the context names."""
+    key = wrapper._key
+    opened: list[Block]
+    opened = [each for each in atomic.__dict__.get("_pgbackend_blocks", ()) if each.key == key]
+    found = [each for each in opened if each.frame is frame]
+    if not found and here is not None and here.atomic is None and not here.left:
+        return here  # of code in a thread, which nobody else can meet
+    found = found or opened
+    return here if here in found or not found else found[-1]
+
+
+def _cannot_wait() -> bool:
+    """Whether the running code, which is in the block that it ends, can send no statement."""
+    here = _running()
+    if type(here) is Portal:
+        return here.closing or bridge.is_collecting()
+    return _get_running_loop() is not None or bridge.is_collecting()
+
+
+def _can_wait(block: Block, here: Block | None) -> bool:
+    """Whether the running code may send a statement that ends `block`."""
+    if bridge.is_collecting():
+        return False
+    portal = bridge.current()
+    if portal is not None:
+        return not portal.closing
+    # A thread that takes part in the transaction, and none that has met a generator by chance.
+    return _get_running_loop() is None and block is here
+
+
+def _leave_without_waiting(wrapper: Any, atomic: Any, block: Block) -> None:
+    """Have `block` rolled back by others, where nothing can be waited for."""
+    if block.ended:
+        return
+    block.reason = block.reason or (
+        "an atomic block was rolled back: it ended where nothing can be waited for (its task was "
+        "dropped, or the garbage collector or a thread has closed its generator)"
+    )
+    if block.parent is not None:
+        if state.named_block(wrapper) is block:
+            state.leave_block(wrapper, block.parent)
+        _leave_later(block)
+        return
+    block.undone = True
+    ended = block.transaction.state
+    lease = ended.lease
+    with state.inside(wrapper, block):
+        state.end(wrapper, ended)
+    if state.named_block(wrapper) is block:
+        state.leave_block(wrapper, None)
+    if lease is not None:
+        lease.end(block.reason)  # the pool rolls back what is open
+
+
+#: The tasks that end blocks for others.
+_leaving: set[asyncio.Task[None]] = set()
+
+
+def _leave_later(block: Block) -> None:
+    """Let a task of its own roll `block` back, since the running code cannot."""
+    atomic = block.atomic
+    home = block.transaction.home
+    if home is None or home.is_closed():
+        _doom(block)
+    else:
+        with suppress(RuntimeError):  # it has been closed just now
+            home.call_soon_threadsafe(_start_to_leave, home, atomic, block)
+
+
+Block.leave_later = _leave_later  # type: ignore[assignment,method-assign]
+
+
+def _doom(block: Block) -> None:
+    parent = block.parent
+    assert parent is not None
+    while not block.ended and block.transaction.innermost is not None:
+        block.transaction.pop(block.transaction.innermost)
+    parent.transaction.state.needs_rollback = True
+
+
+def _start_to_leave(home: asyncio.AbstractEventLoop, atomic: Any, block: Block) -> None:
+    if block.ended:
+        return
+    task = asyncio.Task(_leave_in_task(atomic, block), loop=home, context=state.no_context())
+    _leaving.add(task)
+    task.add_done_callback(_leaving.discard)
+
+
+async def _leave_in_task(atomic: Any, block: Block) -> None:
+    wrapper = transaction.get_connection(atomic.using)
+    error = TransactionManagementError(block.reason or "its generator was collected")
+    exc_info = (type(error), error, None)
+
+    def roll_back() -> None:
+        if not block.ended:
+            with state.inside(wrapper, block), _in_turn(block):
+                _leave(wrapper, atomic, _djangos_exit, exc_info, block)
+
+    await bridge.run(roll_back)
+
+
+def _leave(
+    wrapper: Any,
+    atomic: Any,
+    leave_djangos: Callable[..., None],
+    exc_info: tuple[Any, ...],
+    block: Block | None,
+) -> None:
+    """End `block`, in which the running code is."""
     refusal = None
     try:
         if block is not None and not block.ended:
-            if exc_info[0] is None and (refusal := _wait_to_leave(block)) is not None:
+            refusal = None if exc_info[0] is not None else _why_to_roll_back(wrapper, block)
+            if refusal is not None:
                 exc_info = (type(refusal), refusal, refusal.__traceback__)
-            if not block.ended:
-                session = None if exc_info[0] is not None else _where_most_end(wrapper, block)
-                if session is not None:
-                    _commit_outermost(wrapper, block, session)
-                    return
-                _begin_to_end(wrapper, block, failed=exc_info[0] is not None)
-        if block is None or not block.claimed:
+            session = None if exc_info[0] is not None else _where_most_end(wrapper, block)
+            if session is not None:
+                _commit_outermost(wrapper, block, session)
+                return
+            _begin_to_end(wrapper, block, failed=exc_info[0] is not None)
+        if block is None or not block.was_ended_by_others():
             leave_djangos(atomic, *exc_info)
         elif exc_info[0] is None:
             state.check_not_ended(block)
@@ -109,9 +322,28 @@ def leave(
             del refusal, exc_info  # it knows this frame by its traceback
 
 
-def _wait_to_leave(block: Block) -> BaseException | None:
+def _leave_what_is_inside(wrapper: Any, block: Block) -> None:
+    """Roll back what the running task has opened inside `block`, and left: a generator has it."""
+    while (inner := block.transaction.innermost) is not block:
+        if inner is None or inner.frame is None or inner.frame not in carried:
+            return  # another task's, which is waited for
+        opener = None if inner.opener is None else inner.opener()
+        if opener is None or opener is not bridge.current_task():
+            return
+        inner.reason = (
+            "an atomic block was rolled back: the block around it has ended before the generator "
+            "which it is in. Close the generator first ('contextlib.aclosing()')"
+        )
+        error = TransactionManagementError(inner.reason)
+        with state.inside(wrapper, inner):
+            _leave(wrapper, inner.atomic, _djangos_exit, (type(error), error, None), inner)
+
+
+def _why_to_roll_back(wrapper: Any, block: Block) -> BaseException | None:
     """Wait until nothing is open inside `block`; return why it must be rolled back instead."""
     try:
+        if block.transaction.innermost is not block:
+            _leave_what_is_inside(wrapper, block)
         block.transaction.take_turn(block)
     except BaseException as exc:
         return exc
@@ -120,9 +352,11 @@ def _wait_to_leave(block: Block) -> BaseException | None:
 
 def _begin_to_end(wrapper: Any, block: Block, *, failed: bool) -> None:
     """From here on only the running code sends statements. See Note [Turns] in state.py."""
-    if failed:
+    block.undone = failed or block.transaction.state.needs_rollback
+    if failed and not block.ended:
         block.transaction.claim(block)
-    state.enter_block(wrapper, block.transaction.push(block))
+    if not block.ended:
+        state.enter_block(wrapper, block.transaction.push(block))
 
 
 def _end_block(wrapper: Any, block: Block) -> None:
@@ -175,6 +409,7 @@ def _where_most_end(wrapper: Any, block: Block) -> Session | None:
     here = _running()
     if (
         block.parent is None
+        and not block.ended
         and _what_counts(ending) == _TO_BE_COMMITTED
         and type(here) is Portal
         and _get_running_loop() is not None
@@ -198,12 +433,14 @@ def _has_djangos_ends(wrapper: Any, scope: Scope) -> bool:
     )
 
 
-def _open_outermost(wrapper: Any, atomic: Any, current: State) -> None:
+def _open_outermost(wrapper: Any, atomic: Any, current: State) -> Block | None:
     current.commit_on_exit = True
     current.needs_rollback = False
     begun = wrapper.begin_pooled(current)
     begun.in_atomic_block = True
     begun.atomic_blocks.append(atomic)
+    innermost: Block | None = begun.transaction.innermost
+    return innermost
 
 
 def _commit_outermost(wrapper: Any, block: Block, session: Session) -> None:

@@ -13,12 +13,14 @@ Password hashing keeps its thread too: it is work, not waiting, and would stop t
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import importlib
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
 from itertools import islice
+from types import FrameType
 from typing import Any, TypeAlias
 from weakref import ReferenceType
 
@@ -32,13 +34,16 @@ from django.core.handlers.base import BaseHandler
 from django.core.signals import request_finished, request_started, setting_changed
 from django.db import close_old_connections, connections, reset_queries, router, transaction
 from django.db.backends.dummy import base as dummy
+from django.db.models.sql.query import RawQuery
 from django.db.utils import ConnectionHandler
 from django.http import Http404
 from django.urls import get_resolver, get_urlconf
 from django.utils import asyncio as django_asyncio
+from django.utils.asyncio import async_unsafe
 
-from . import asgi, blocks, conf, wrappers
+from . import asgi, blocks, conf, generators, state, wrappers
 from .driver import bridge
+from .driver.connection import let_go
 
 Policy: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], bool]
 
@@ -54,6 +59,7 @@ def install() -> None:
     _hook_atomic()
     _hook_async_unsafe()
     _hook_async_to_sync()
+    _hook_sync_to_async()
     _when_ready(_hook_django)
 
 
@@ -108,13 +114,16 @@ def _hook_atomic() -> None:  # noqa: C901 - five short methods
         if not is_ours(connection):
             leave(self, *exc_info)
             return
-        with bridge.postpone_delivery():
+        # Whoever closes a generator by dropping it cannot be given an exception.
+        with bridge.postpone_delivery(deliver=exc_info[0] is not GeneratorExit):
             blocks.leave(connection, self, leave, exc_info)
 
     async def __aenter__(self: Any) -> None:
+        blocks.async_with.frame = sys._getframe(1)
         await bridge.run(self.__enter__)
 
     async def __aexit__(self: Any, *exc_info: Any) -> None:
+        blocks.async_with.frame = sys._getframe(1)
         await bridge.run(self.__exit__, *exc_info)
 
     @functools.wraps(call)
@@ -137,16 +146,18 @@ def _hook_atomic() -> None:  # noqa: C901 - five short methods
 
 
 def _hook_async_unsafe() -> None:
-    """`async_unsafe` asks for a running loop; none is blocked by what `checked()` surrounds.
+    """`async_unsafe` refuses where a loop runs; green, none is blocked by a wrapper of ours.
 
-    It is still what guards the other engines, and whatever else it is put on.
+    So it does not ask for the loop what guards a method of one: our own have guards of their own
+    (see base.py), but derived wrappers, mixins and patches carry Django's. It is still what guards
+    the other engines, and whatever else it is put on.
     """
     get_running_loop = django_asyncio.get_running_loop  # type: ignore[attr-defined]
 
     @functools.wraps(get_running_loop)
     def hooked() -> Any:
         here = bridge.current()
-        if here is not None and here.checked:
+        if here is not None and _guards_ours(sys._getframe(1)):
             raise RuntimeError("no event loop that this call would block")
         return get_running_loop()
 
@@ -155,18 +166,17 @@ def _hook_async_unsafe() -> None:
     dummy.DatabaseWrapper.cursor = inspect.unwrap(dummy.DatabaseWrapper.cursor)  # type: ignore[method-assign]
 
 
-@contextmanager
-def checked() -> Iterator[None]:
-    """A call of ours into methods that `async_unsafe` guards, which our own guard has passed."""
-    here = bridge.current()
-    if here is None:
-        yield
-        return
-    here.checked += 1
-    try:
-        yield
-    finally:
-        here.checked -= 1
+#: What `async_unsafe` puts in the place of each function that it guards.
+_GUARD = async_unsafe(is_ours).__code__
+
+
+def _guards_ours(frame: FrameType) -> bool:
+    """Whether `frame` is that of a guard, of a method that is called on a wrapper of ours."""
+    if frame.f_code is not _GUARD:
+        return False
+    names = frame.f_locals
+    args = names["args"]
+    return is_ours(args[0] if args else getattr(names.get("func"), "__self__", None))
 
 
 # --- asgiref ------------------------------------------------------------------------------------
@@ -183,6 +193,19 @@ def _hook_async_to_sync() -> None:
         return call(self, *args, **kwargs)
 
     AsyncToSync.__call__ = __call__  # type: ignore[method-assign]
+
+
+def _hook_sync_to_async() -> None:
+    """A thread inherits the context of the task: in the midst of a generator, with its block."""
+    call: Any = SyncToAsync.__call__
+
+    @functools.wraps(call)
+    async def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if generators.carried:
+            state.settle()
+        return await call(self, *args, **kwargs)
+
+    SyncToAsync.__call__ = __call__  # type: ignore[method-assign]
 
 
 def _green_async_to_sync(func: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
@@ -352,6 +375,7 @@ def _hook_django() -> None:
     _hook_signals_of_requests()
     _hook_view_atomic()
     _hook_async_iteration()
+    _hook_raw()
     _hook_channels()
 
 
@@ -494,9 +518,12 @@ def _hook_async_iteration() -> None:
             async for item in in_threads(self):
                 yield item
             return
-        rows = iter(self)
+        rows = await bridge.run(iter, self)  # that of values() executes its statement in there
+        maker = self.queryset.__dict__.get("_maker")
         try:
             while ready := await bridge.run(_take, rows, min(self.chunk_size, _AT_A_TIME)):
+                if maker is not None:
+                    state.leave_to(maker, connections[self.queryset.db])
                 for item in ready:
                     yield item
         finally:
@@ -514,16 +541,22 @@ def _hook_aiterator(cls: Any, djangos_aiter: Any) -> None:
 
     Each row would go through both; and to close the outer one would leave the inner one, with its
     cursor and its lease, to the garbage collector.
+
+    Its steps may be made by other tasks, which end (`asyncio.wait_for()` on Python 3.11, a
+    heartbeat): the connection then passes on to the task that has called `aiterator()`.
     """
     original = cls.aiterator
 
     @functools.wraps(original)
     def aiterator(self: Any, chunk_size: int = 2000) -> AsyncIterator[Any]:
+        ours = conf.alias_is_ours(self.db)
+        if ours and _runs_in_task():
+            self = _known_by(state.task_sessions(), self)
         if (
             chunk_size <= 0
             or self._prefetch_related_lookups
             or self._iterable_class.__aiter__ is not djangos_aiter
-            or not conf.alias_is_ours(self.db)
+            or not ours
         ):
             rows: AsyncIterator[Any] = original(self, chunk_size)
             return rows
@@ -531,6 +564,37 @@ def _hook_aiterator(cls: Any, djangos_aiter: Any) -> None:
         return aiter(self._iterable_class(self, chunked_fetch=on_server, chunk_size=chunk_size))
 
     cls.aiterator = aiterator
+
+
+def _known_by(maker: Any, queryset: Any) -> Any:
+    """Return a twin of `queryset` that knows who has called `aiterator()`.
+
+    The iterable of its rows, which Django makes at the first step, knows its QuerySet. What the
+    caller has may be iterated by several tasks at once, copied and pickled.
+    """
+    twin = object.__new__(type(queryset))
+    twin.__dict__.update(queryset.__dict__, _maker=maker)
+    return twin
+
+
+def _runs_in_task() -> bool:
+    return asyncio._get_running_loop() is not None and asyncio.current_task() is not None
+
+
+def _hook_raw() -> None:
+    """The cursor of `raw()` holds no connection once its rows are in memory.
+
+    Django keeps it for as long as somebody keeps the QuerySet, and never closes it.
+    """
+    execute: Any = RawQuery._execute_query  # type: ignore[attr-defined]  # noqa: SLF001
+
+    @functools.wraps(execute)
+    def _execute_query(self: Any) -> None:
+        execute(self)
+        if conf.alias_is_ours(self.using):
+            let_go(getattr(self.cursor, "cursor", None))
+
+    RawQuery._execute_query = _execute_query  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 def _hook_aiter(cls: Any) -> None:

@@ -14,8 +14,9 @@ of a running query. The names that Django uses (`connection`, `in_atomic_block`,
 Note [Looking up]
 Django reads these names some thirty times for a statement. Synchronous code that is in no
 transaction is told apart by two looks at the thread. Green code keeps what it has found on its
-portal, until the portal's next step, for the wrapper and the blocks that it was found for: within a
-step the task stays the same, and who changes anything else says so (`look_again`).
+portal, until the portal's next step, for the context, the wrapper and the blocks that it was found
+for: within a step and a context the task stays the same, and who changes anything else says so
+(`look_again`).
 
 Note [Leases and tasks]
 A task holds at most one lease of an alias: its session's, or its transaction's. A transaction that
@@ -32,6 +33,16 @@ send meanwhile would come after the COMMIT or ROLLBACK that is on its way.
 Code that leaves its block with an exception waits for nobody: what is open inside is rolled back
 with it (`claim`).
 
+Note [Blocks that are left]
+A block belongs to its `with`, which remembers it (`blocks.py`), and not to the context in which
+that ends. Generators may be stepped, closed and left by other tasks than the one that has opened a
+block in them; so may what is kept in an `ExitStack`. Then
+- code that is called from the generator takes part in its block (`find_place`), for as long as it
+  is called from there; it is refused if the block has ended without it;
+- the task whose block ended elsewhere, or whose generator was left by `break`, is where it was
+  before the block (`_where_left`);
+- a block that is still open when the task ends which has opened it is rolled back (`orphan`).
+
 Note [Transactions of tests]
 A context variable alone does not reach an async test whose runner copied its context before the
 fixture opened the transaction. So a transaction that Django marks as a test's is joined by every
@@ -44,16 +55,18 @@ import asyncio
 import contextvars
 import os
 import threading
+import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from time import monotonic
+from types import FrameType
 from typing import Any, TypeAlias
 
 from django.db.transaction import TransactionManagementError
 
-from . import conf
+from . import conf, frames, generators
 from .driver import bridge
 from .driver.bridge import Portal
 from .driver.errors import PortalClosed
@@ -144,6 +157,10 @@ class Scope:
         if observer is not None and observer.force_debug_cursor:
             self.log = observer.queries_log
 
+    def copy(self) -> Scope:
+        """Return one of another task, with the same observers and a log of its own."""
+        return Scope(self, self._limit)
+
     @property
     def queries_log(self) -> deque[Any]:
         if self.log is None:
@@ -158,15 +175,21 @@ class Scope:
 class Session:
     """One task's use of one database, outside of transactions."""
 
-    __slots__ = ("_together", "at_once", "compiled", "cursor", "pins", "scope", "state")
+    # fmt: off
+    __slots__ = (
+        "_together", "at_once", "compiled", "cursor", "key", "pinned_at", "pins", "scope", "state",
+    )
+    # fmt: on
 
-    def __init__(self, together: _Sessions, scope: Scope, autocommit: bool) -> None:
-        #: All sessions of the task, which know this one.
+    def __init__(self, together: _Sessions, key: Key, scope: Scope, autocommit: bool) -> None:
+        #: All sessions of the task, which know this one by its key.
         self._together = weakref.ref(together)
+        self.key = key
         self.scope = scope
         self.state = State(pooled=True, autocommit=autocommit)
-        #: How many `pinned()` blocks the task is in.
+        #: How many `pinned()` blocks the task is in; and where the first began.
         self.pins = 0
+        self.pinned_at: str | None = None
         #: Whether the next cursor is for a statement that the ORM or the backend made.
         self.compiled = False
         #: Whether it is a compiler of Django's that asks for it, to fetch all rows; see
@@ -179,16 +202,37 @@ class Session:
         """Hold the connection that there is, or the next one, until `unpin()`."""
         self.pins += 1
         if self.pins == 1:
+            self.pinned_at = frames.place()
             self._keep()
+            self.watch()
             if self.state.lease is not None:
                 self.state.lease.pin()
 
     def unpin(self) -> None:
+        if self.pins == 0:
+            return  # its task has ended meanwhile
         self.pins -= 1
         if self.pins == 0:
             self._keep()
             if self.state.lease is not None:
                 self.state.lease.unpin()
+
+    def watch(self) -> None:
+        """Let the end of the task give back the connection that it has leased just now."""
+        if (together := self._together()) is not None:
+            together.watch()
+
+    def task_ended(self, task: asyncio.Task[Any]) -> Left | None:
+        """Give back what `task`, whose session this is, has left open; return what to warn of."""
+        pinned, self.pins = self.pins, 0
+        lease = self.state.lease
+        if lease is not None and lease.heir is not None and lease.cursors and not pinned:
+            self.state.lease = self.state.connection = None
+            lease.on_end = None
+            heir, lease.heir = lease.heir, None
+            if heir.inherit(self.key, lease, self.scope):
+                return None
+        return _end_left_over(lease, task, f"pinned() of {self.pinned_at}" if pinned else None)
 
     def is_at_rest(self) -> bool:
         """Whether nothing is open, and nothing is logged."""
@@ -212,11 +256,21 @@ class _Sessions:
     its own.
     """
 
-    __slots__ = ("__weakref__", "by_key", "owner", "uses_own", "wrappers")
+    # fmt: off
+    __slots__ = (
+        "__weakref__", "blocks", "by_key", "inherited", "owner", "uses_own", "watched", "wrappers",
+    )
+    # fmt: on
 
     def __init__(self, owner: asyncio.Task[Any] | None) -> None:
         self.owner = None if owner is None else weakref.ref(owner)
         self.by_key: dict[Key, Session] = {}
+        #: Whether the end of the task gives back what these still hold.
+        self.watched = False
+        #: The open blocks that the task has opened, the innermost last.
+        self.blocks: list[Block] = []
+        #: Leases that other tasks have passed on to this one, beside those of its sessions.
+        self.inherited: list[weakref.ref[Lease]] = []
         #: Whether the task has also used what a wrapper has of its own.
         self.uses_own = False
         #: The wrapper objects that were made for it; see wrappers.py.
@@ -234,6 +288,44 @@ class _Sessions:
                 return False
         return True
 
+    def watch(self) -> None:
+        """Let the end of the task give back what it still holds then."""
+        if not self.watched:
+            self.watched = True
+            task = None if self.owner is None else self.owner()
+            if task is not None:
+                task.add_done_callback(self.task_ended)
+
+    def task_ended(self, task: asyncio.Task[Any]) -> None:
+        """Give back what `task`, whose sessions these are, has left open."""
+        _pinned.pop(task, None)
+        left = [block.orphan(task) for block in tuple(self.blocks)]
+        left += [session.task_ended(task) for session in self.by_key.values()]
+        left += [_end_left_over(ref(), task) for ref in self.inherited]
+        # Last, since a warning may be made an error.
+        _warn_in_time(tuple(filter(None, left)), task.get_loop(), _TURNS_TO_CLOSE)
+
+    def inherit(self, key: Key, lease: Lease, scope: Scope) -> bool:
+        """Take over `lease`, whose task has ended; False if the owner of these has ended too.
+
+        `scope` is that of the session which has had it.
+        """
+        task = None if self.owner is None else self.owner()
+        if task is None or task.done():
+            return False
+        self.watch()
+        lease.task = task
+        if key not in self.by_key:
+            self.by_key[key] = Session(self, key, scope.copy(), autocommit=True)
+        session = self.by_key[key]
+        if session.state.lease is None and session.state.connection is None:
+            session.state.take(lease)
+            lease.pins += bool(session.pins)
+        else:
+            self.inherited = [ref for ref in self.inherited if ref() is not None]
+            self.inherited.append(weakref.ref(lease))
+        return True
+
     def keep(self) -> None:
         """Let the owner find these again, as long as one of them is pinned.
 
@@ -245,6 +337,63 @@ class _Sessions:
             _pinned[task] = self
         elif task is not None:
             _pinned.pop(task, None)
+
+
+#: A warning, and whether what it warns of is open still.
+Left: TypeAlias = tuple[str, Callable[[], bool]]
+
+#: In so many turns of the loop an async generator is closed that nobody refers to any more, and one
+#: that it iterates; and some more, where tasks are many.
+_TURNS_TO_CLOSE = 30
+
+
+def _end_left_over(
+    lease: Lease | None, task: asyncio.Task[Any], pinned: str | None = None
+) -> Left | None:
+    """End a lease that `task` holds at its end; return what to warn of."""
+    if lease is None or lease.ended:
+        return None
+    name = f"task {bridge.name_of(task)!r}"
+    left = pinned or f"a cursor or an iterator of {lease.opened_at}"
+    warning = (
+        f"{name} has ended with {left} open, and held its connection of {lease.pool.name!r} until "
+        "now: use 'with', or 'contextlib.aclosing()'"
+    )
+    lease.end(
+        f"this connection went back to the pool with the end of {name}, which had leased it: "
+        "open, use and close a cursor, or an iterator, in one task"
+    )
+
+    def is_open() -> bool:
+        return bool(lease.cursors or lease.pins) and not lease.pool.closed
+
+    return warning, is_open
+
+
+def _warn_in_time(left: Sequence[Left], loop: asyncio.AbstractEventLoop, turns: int) -> None:
+    """Warn of what is left open, unless the loop is about to close it.
+
+    An ``async for`` that is left before its end leaves its generator to the loop, which closes it a
+    turn later: where the task ends with it, that is after its end. What ends with its loop is not
+    worth a warning.
+    """
+    left = [each for each in left if each[1]()]
+    if left and turns:
+        loop.call_soon(_warn_in_time, left, loop, turns - 1, context=no_context())
+        return
+    for warning, _ in left:
+        warnings.warn(warning, ResourceWarning, stacklevel=2)
+
+
+def leave_to(heir: _Sessions, wrapper: Any) -> None:
+    """Let the lease that the running task holds pass on to `heir` when the task ends.
+
+    For an iterator that was made by one task, and is stepped by another.
+    """
+    sessions = task_sessions()
+    session = None if sessions is heir else sessions.by_key.get(wrapper._key)
+    if session is not None and session.state.lease is not None:
+        session.state.lease.heir = heir
 
 
 _pinned: dict[asyncio.Task[Any], _Sessions] = {}
@@ -260,6 +409,42 @@ _observers: contextvars.ContextVar[Mapping[Key, Scope]] = contextvars.ContextVar
     default={},  # noqa: B039
 )
 _test_blocks: dict[Key, Block] = {}
+_carried = generators.carried
+
+
+class _Here(dict[Key, "Block"]):
+    """The blocks of code that is in another place than its context would tell.
+
+    Either it is called from a generator, in whose block it is (`adopted`), where `before` is what
+    its context holds; or it has stepped out of the blocks that were `before` (`detached`).
+    """
+
+    __slots__ = ("adopted", "before", "detached", "task")
+
+    def __init__(
+        self,
+        blocks: Mapping[Key, Block],
+        *,
+        adopted: Block | None = None,
+        before: Mapping[Key, Block],
+        detached: _Detachment | None = None,
+        task: weakref.ref[asyncio.Task[Any]] | None = None,
+    ) -> None:
+        super().__init__(blocks)
+        self.adopted = adopted
+        self.before = before
+        self.detached = detached
+        #: Whose step of the generator it is; tasks that inherit this stay in the block.
+        self.task = task
+
+    def replaced(self, blocks: Mapping[Key, Block], key: Key) -> Mapping[Key, Block]:
+        """Return `blocks` as those of the same place, or of the one before, if that is left."""
+        adopted = self.adopted
+        if adopted is not None and adopted.key == key and not _is_within(blocks.get(key), adopted):
+            return self.before
+        return _Here(
+            blocks, adopted=adopted, before=self.before, detached=self.detached, task=self.task
+        )
 
 
 # --- Looking up ---------------------------------------------------------------------------------
@@ -276,19 +461,37 @@ def current_block(wrapper: Any) -> Block | None:
     """The block that the running code is in, whether or not it is still open."""
     blocks = _blocks.get()
     if blocks and (block := blocks.get(id(wrapper.settings_dict))) is not None:
-        return None if block.ended and block.is_stale_in_thread(wrapper) else block
+        if not block.left:
+            return None if block.ended and block.is_stale_in_thread(wrapper) else block
+        if (block := _where_left(block)) is not None:
+            return None if block.ended and block.is_stale_in_thread(wrapper) else block
     if _test_blocks and wrapper._key in _test_blocks and in_async_context():
         return _test_blocks[wrapper._key]
     own: State = wrapper._own
     return own.transaction.innermost if own.transaction is not None else None
 
 
+def named_block(wrapper: Any) -> Block | None:
+    """The block that the context of the running code names: `current_block()`, if that is left."""
+    blocks = _blocks.get()
+    block = blocks.get(id(wrapper.settings_dict)) if blocks else None
+    return block if block is not None and block.left else current_block(wrapper)
+
+
 class Found:
     """What has been looked up for a wrapper by code in a portal; see Note [Looking up]."""
 
-    __slots__ = ("blocks", "scope", "session", "sessions", "settings_dict", "state", "wrapper")
+    # fmt: off
+    __slots__ = (
+        "blocks", "context", "scope", "session", "sessions", "settings_dict", "state", "wrapper",
+    )
+    # fmt: on
 
-    def __init__(self, wrapper: Any, blocks: Mapping[Key, Block], sessions: _Sessions) -> None:
+    def __init__(
+        self, context: Any, wrapper: Any, blocks: Mapping[Key, Block], sessions: _Sessions
+    ) -> None:
+        #: Another one is entered in the first step of an eager task; see bridge.py.
+        self.context = context
         self.wrapper = wrapper
         self.settings_dict = wrapper.settings_dict
         self.blocks = blocks
@@ -312,7 +515,7 @@ def find(here: bridge.Portal, wrapper: Any) -> Found:
     """What the code in portal `here` sees. See Note [Looking up]."""
     found: Found | None = here.found
     blocks = _blocks.get()
-    if found is None:
+    if found is None or found.context is not here.gr_context:
         sessions = task_sessions()
     elif found.wrapper is not wrapper or found.settings_dict is not wrapper.settings_dict:
         sessions = found.sessions
@@ -321,7 +524,7 @@ def find(here: bridge.Portal, wrapper: Any) -> Found:
             found.blocks = blocks
             found.state = _look_up(wrapper, blocks, found.session)
         return found
-    here.found = found = Found(wrapper, blocks, sessions)
+    here.found = found = Found(here.gr_context, wrapper, blocks, sessions)
     return found
 
 
@@ -374,6 +577,8 @@ def state_and_session(wrapper: Any) -> tuple[State, Session | None]:
 def _look_up(wrapper: Any, blocks: Mapping[Key, Block], known: Session | None) -> State:
     if blocks:
         block = blocks.get(id(wrapper.settings_dict))
+        if block is not None and block.left:
+            block = _where_left(block)
         if block is not None and not (block.ended and block.is_stale_in_thread(wrapper)):
             return block.transaction.state
     own: State = wrapper._own
@@ -439,7 +644,7 @@ def _session_of(sessions: _Sessions, wrapper: Any) -> Session:
     except KeyError:
         settings_dict = wrapper.settings_dict
         scope = Scope(_observers.get().get(id(settings_dict)), wrapper.queries_limit)
-        new = Session(sessions, scope, settings_dict["AUTOCOMMIT"])
+        new = Session(sessions, id(settings_dict), scope, settings_dict["AUTOCOMMIT"])
         return sessions.by_key.setdefault(id(settings_dict), new)
 
 
@@ -494,6 +699,7 @@ def _getter(name: str) -> Callable[[Any], Any]:
             found = here.found
             if (
                 found is not None
+                and found.context is here.gr_context
                 and found.wrapper is wrapper
                 and found.blocks is _blocks.get()
                 and found.settings_dict is wrapper.settings_dict
@@ -529,6 +735,9 @@ def _doom(wrapper: Any, value: Any) -> None:
     if not wrapper._ready:
         return
     block = current_block(wrapper)
+    called_from = generators.below(wrapper._key) if _carried else None
+    if called_from is not None and (called_from.ended or not _is_within(block, called_from)):
+        return  # its code was refused, and whoever makes the step has done nothing wrong
     if block is None or block.transaction.innermost in (block, None):
         current_state(wrapper).needs_rollback = value
     elif not block.ended:
@@ -548,6 +757,7 @@ def scope_attribute(name: str) -> property:
             found = here.found
             if (
                 found is None
+                or found.context is not here.gr_context
                 or found.wrapper is not wrapper
                 or found.settings_dict is not wrapper.settings_dict
             ):
@@ -571,31 +781,168 @@ def scope_attribute(name: str) -> property:
 class Block:
     """One `atomic` block, or one stretch of manual transaction management."""
 
-    # fmt: off
-    __slots__ = (
-        "claimed", "doomed", "ended", "moving", "parent", "task", "thread", "transaction",
-    )
-    # fmt: on
+    # What a new one has, here once for all of them.
+
+    ended = False
+    #: Whether an outer block was left with an exception while this one was open.
+    claimed = False
+    #: Whether it must be rolled back, as was found while a sibling's block was open in it.
+    doomed = False
+    #: Whether a statement that opens or ends a block is on its way.
+    moving = False
+    #: The object of the `with` that has opened it, and the frame which that is in. None for
+    #: transactions that are managed by hand, and where nobody else can meet the block.
+    atomic: Any = None
+    frame: FrameType | None = None
+    #: Whether that frame is a generator's of which a context manager is made.
+    in_context_manager = False
+    #: Whether its end has begun, at least; and whether it is rolled back.
+    leaving = False
+    undone = False
+    #: Whether its `with` has ended, or is about to: its generator was left.
+    left = False
+    #: The sessions of the task that has opened it, which list it.
+    sessions: _Sessions | None = None
+    #: Why it has ended before its `with`.
+    reason: str | None = None
 
     def __init__(self, transaction: Transaction, parent: Block | None) -> None:
         self.transaction = transaction
         self.parent = parent
-        self.ended = False
-        #: Whether an outer block was left with an exception while this one was open.
-        self.claimed = False
-        #: Whether it must be rolled back, as was found while a sibling's block was open in it.
-        self.doomed = False
-        #: Whether a statement that opens or ends a block is on its way.
-        self.moving = False
         #: The name of the task that has opened it; None: a thread has.
         task = None if _get_running_loop() is None else asyncio.current_task()
         self.task = None if task is None else bridge.name_of(task)
+        self.opener = None if task is None else weakref.ref(task)
         self.thread = threading.get_ident()
+
+    @property
+    def key(self) -> Key:
+        """What tells its database from others."""
+        return id(self.transaction.settings_dict)
 
     @property
     def owner(self) -> str:
         """Whose block it is, for messages."""
         return _name_of_thread(self.thread) if self.task is None else f"task {self.task!r}"
+
+    def remember(self, atomic: Any, frame: FrameType | None, sessions: _Sessions) -> None:
+        """Note the `with` that has opened this block. See Note [Blocks that are left]."""
+        self.atomic, self.frame, self.sessions = atomic, frame, sessions
+        try:
+            atomic._pgbackend_blocks.append(self)  # noqa: SLF001 - ours
+        except AttributeError:
+            atomic._pgbackend_blocks = [self]  # noqa: SLF001 - ours
+        if not sessions.watched:
+            sessions.watch()
+        sessions.blocks.append(self)
+        if frame is None:
+            return
+        if frame.f_code.co_flags & generators.GENERATORS:
+            self.in_context_manager = frames.is_of_context_manager(frame)
+            generators.carry(frame, self)
+            _settle_before_tasks()
+
+    def leave_later(self) -> None:
+        """Let a task of its own roll it back: see `blocks`, which defines it."""
+        raise NotImplementedError
+
+    def was_ended_by_others(self) -> bool:
+        """Whether others have rolled it back, and Django has written that down already."""
+        return self.claimed or (self.ended and self.reason is not None)
+
+    def begin_to_leave(self) -> None:
+        """The `with` ends: whatever its end does is not called from the block any more."""
+        self.leaving = True
+        if _carried:
+            generators.drop(self.frame, self)
+
+    def leave(self) -> None:
+        """The `with` has ended."""
+        self.left = True
+        if self.atomic is not None:
+            self.atomic._pgbackend_blocks.remove(self)  # noqa: SLF001 - ours
+            self.atomic = self.frame = None
+
+    def forget_task(self) -> None:
+        """It has ended: the task that has opened it need not see to it."""
+        if self.sessions is not None:
+            self.sessions.blocks.remove(self)
+            self.sessions = None
+
+    def say_why_it_ended(self) -> None:
+        """Raise `TransactionManagementError` if others have ended it, or a block around it."""
+        block: Block | None = self
+        while block is not None:
+            if block.reason is not None:
+                raise TransactionManagementError(block.reason) from None
+            block = block.parent
+
+    def why_cursors_are_gone(self) -> Exception | None:
+        """Return why the server has closed, or closes, the cursors that were opened inside."""
+        block: Block | None = self
+        while block is not None:
+            if block.undone or (block.parent is None and block.leaving and not block.ended):
+                return TransactionManagementError(
+                    block.reason
+                    or "the server has closed this cursor at the end of the atomic block that it "
+                    "was opened in: read its rows inside of the block"
+                )
+            block = block.parent
+        return None
+
+    def is_lost(self) -> bool:
+        """Whether nobody will ever end it: its loop is closed."""
+        home = self.transaction.home
+        return home is not None and home.is_closed()
+
+    def abandon(self) -> None:
+        """The generator whose block this is will be closed, by whomever: it is left already."""
+        if self.left:
+            return
+        self.left = True
+        _settle_before_tasks()
+        lease = self.transaction.state.lease
+        if self.parent is None and lease is not None:
+            lease.task = None  # who has opened it is not whom others wait for
+        if _blocks.get().get(self.key) is self:
+            _name(self.key, self.parent)
+            look_again()
+
+    def may_be_left_with_step(self) -> bool:
+        """Whether it, or one around it, is in a generator that the running code has iterated."""
+        block: Block | None = self
+        while block is not None:
+            if block.frame in _carried and not block.in_context_manager:
+                return True
+            block = block.parent
+        return False
+
+    def notice_end_of_opener(self) -> None:
+        """See that the task which has opened it has ended, before the loop says so."""
+        opener = None if self.opener is None else self.opener()
+        if opener is not None and opener.done():
+            self.orphan(opener)
+
+    def orphan(self, task: asyncio.Task[Any]) -> Left | None:
+        """Roll it back: `task`, which has opened it, has ended. Return what to warn of."""
+        if self.ended or self.left:
+            return None
+        name = f"task {bridge.name_of(task)!r}"
+        place = "an unknown place" if self.frame is None else frames.place_of(self.frame)
+        self.reason = (
+            f"an atomic block was rolled back: {name}, which had opened it in {place}, ended "
+            "before the block did. Open and leave a block in one task: let one task make all the "
+            "steps of a generator that holds one, and close it ('contextlib.aclosing()')"
+        )
+        state = self.transaction.state
+        if self.parent is None and state.pooled:
+            lease, state.transaction = state.lease, None
+            self.transaction.end()
+            if lease is not None:
+                lease.end(self.reason)
+        elif self.atomic is not None:
+            self.leave_later()
+        return self.reason, lambda: not self.left and not self.is_lost()
 
     def is_stale_in_thread(self, wrapper: Any) -> bool:
         """Whether this block ended long ago, in a sync context, where only the thread counts.
@@ -725,6 +1072,8 @@ class Transaction:
     def pop(self, block: Block) -> None:
         """End `block`, which is the innermost."""
         block.ended = True
+        if block.sessions is not None:
+            block.forget_task()
         self.innermost = parent = block.parent
         if parent is not None and parent.doomed:
             parent.doomed = False
@@ -737,14 +1086,14 @@ class Transaction:
 
         Waits only for a statement that opens or ends one, whose outcome Django must write down.
         """
-        while self.innermost is not block:
+        while self.innermost is not block and not block.ended:
             inner = self.innermost
-            assert inner is not None
+            assert inner is not None  # or all have ended
             if inner.moving and self._wait_held():
                 continue
             # What Django wrote down when it opened the block; nothing if it is being ended.
             del self.state.savepoint_ids[-1:], self.state.atomic_blocks[-1:]
-            inner.claimed = True
+            inner.claimed = inner.undone = True
             self.pop(inner)
 
     def _wait_held(self) -> bool:
@@ -787,6 +1136,7 @@ def _name_of_thread(ident: int) -> str:
 
 def check_not_ended(block: Block) -> None:
     """Raise `TransactionManagementError` if `block` has ended."""
+    block.say_why_it_ended()
     if block.ended:
         raise TransactionManagementError(
             f"{_name_of_task()} was started inside an atomic block of {block.owner} that has "
@@ -797,6 +1147,8 @@ def check_not_ended(block: Block) -> None:
 
 def take_turn(wrapper: Any) -> None:
     """Wait until a statement of the running code may be sent."""
+    if _carried:
+        find_place(wrapper._key)
     if not _blocks.get() and not _test_blocks and wrapper._own.transaction is None:
         return  # what `current_block()` would say, for most
     block = current_block(wrapper)
@@ -804,14 +1156,115 @@ def take_turn(wrapper: Any) -> None:
         block.transaction.take_turn(block)
 
 
+def _name(key: Key, block: Block | None) -> None:
+    """Let the context of the running code name `block`, or none."""
+    before = _blocks.get()
+    blocks = {**before}
+    if block is None:
+        blocks.pop(key, None)
+    else:
+        blocks[key] = block
+    _blocks.set(before.replaced(blocks, key) if type(before) is _Here else blocks)
+
+
+def _settle_before_tasks() -> None:
+    """From here on, blocks may be open in other places than contexts tell."""
+    if settle not in bridge.before_task:
+        bridge.before_task.append(settle)
+
+
+def _is_within(block: Block | None, outer: Block) -> bool:
+    """Whether `block` is `outer`, or is inside of it."""
+    while block is not None and block is not outer:
+        block = block.parent
+    return block is outer
+
+
+def _where_left(block: Block) -> Block | None:
+    """Return where code is whose context names `block`, which was left elsewhere.
+
+    The task that has opened it goes on where it was before. Those that were started inside of it
+    stay inside.
+    """
+    found: Block | None = block
+    while found is not None and found.left:
+        opener = None if found.opener is None else found.opener()
+        if opener is None or _get_running_loop() is None or opener is not asyncio.current_task():
+            return found
+        found = found.parent
+    return found
+
+
+def find_place(key: Key) -> None:
+    """Let code that is called from a generator be in the block of `key` which that carries.
+
+    Raises `TransactionManagementError` where the block has ended without the generator, or another
+    transaction is open.
+    """
+    blocks = _blocks.get()
+    here = blocks if type(blocks) is _Here else None
+    detached = None if here is None else here.detached
+    block = generators.below(key, detached)
+    if block is None:
+        if here is not None and here.adopted is not None and here.adopted.key == key:
+            task = None if here.task is None else here.task()
+            if task is not None and task is bridge.current_task():
+                _blocks.set(here.before)  # the step of the generator is over
+        elif (named := blocks.get(key)) is not None and named.may_be_left_with_step():
+            # What was thrown into the task lives as long as its step, and the generators that it
+            # has left by it do.
+            bridge.let_step_end()
+        return
+    current = blocks.get(key) or _test_blocks.get(key)
+    if current is not None and current.left:
+        current = _where_left(current)
+    if _is_within(current, block) and not block.ended:
+        return
+    block.notice_end_of_opener()
+    if block.ended or block.reason is not None:
+        check_not_ended(block)
+    if current is not None and not current.ended and not _is_within(block, current):
+        raise TransactionManagementError(
+            f"{_name_of_task()} is in a transaction of its own, and makes a step of a generator "
+            f"that has one open too, begun by {block.owner}: its statements cannot be part of "
+            "both. Let one task make all the steps, or step out by 'pgbackend.detached()'"
+        )
+    before = here.before if here is not None and here.adopted is not None else blocks
+    adopting = bridge.current_task()
+    _blocks.set(
+        _Here(
+            {**blocks, key: block},
+            adopted=block,
+            before=before,
+            detached=detached,
+            task=None if adopting is None else weakref.ref(adopting),
+        )
+    )
+
+
+def settle() -> None:
+    """Let the context of the running code name the blocks that it is in, for who inherits it."""
+    blocks = _blocks.get()
+    for key, block in blocks.items():
+        if block.left and (now := _where_left(block)) is not block:
+            _name(key, now)
+            return settle()
+    for key in generators.keys() if _carried else ():
+        with suppress(TransactionManagementError):  # its statements will meet that
+            find_place(key)
+    return None
+
+
 def state_in_turn(wrapper: Any) -> tuple[State, Session | None]:
     """`state_and_session()`, when it is the turn of the running code."""
     here = _running()
     if type(here) is Portal and _get_running_loop() is not None:
+        if _carried:
+            find_place(wrapper._key)
         found = find(here, wrapper)
         block = found.blocks.get(id(wrapper.settings_dict)) if found.blocks else None
         if block is not None:
-            if block.transaction.innermost is block:
+            if block.transaction.innermost is block and not block.left:
                 return found.state, found.session
         elif not _test_blocks and wrapper._own.transaction is None:
             return found.state, found.session  # nobody takes turns
@@ -821,20 +1274,37 @@ def state_in_turn(wrapper: Any) -> tuple[State, Session | None]:
 
 def enter_block(wrapper: Any, block: Block) -> None:
     """Make `block` the one that the running code, and tasks that it starts, are in."""
-    _set_blocks(wrapper, {**_blocks.get(), wrapper._key: block}, block)
+    _set_block(wrapper, block)
 
 
 def leave_block(wrapper: Any, parent: Block | None) -> None:
     """Go back to `parent`, or to no block."""
-    if parent is not None:
-        enter_block(wrapper, parent)
-        return
-    blocks = {**_blocks.get()}
-    blocks.pop(wrapper._key, None)
-    _set_blocks(wrapper, blocks, None)
+    _set_block(wrapper, parent)
 
 
-def _set_blocks(wrapper: Any, blocks: Mapping[Key, Block], block: Block | None) -> None:
+@contextmanager
+def inside(wrapper: Any, block: Block) -> Iterator[None]:
+    """Let the running code be in `block` for a while, wherever it is."""
+    before = _blocks.get()
+    _settle_before_tasks()
+    enter_block(wrapper, block)
+    try:
+        yield
+    finally:
+        _blocks.set(before)
+        look_again()
+
+
+def _set_block(wrapper: Any, block: Block | None) -> None:
+    before = _blocks.get()
+    blocks: Mapping[Key, Block]
+    if block is not None:
+        blocks = {**before, id(wrapper.settings_dict): block}
+    else:
+        blocks = others = {**before}
+        others.pop(id(wrapper.settings_dict), None)
+    if type(before) is _Here:
+        blocks = before.replaced(blocks, wrapper._key)
     _blocks.set(blocks)
     is_own = block is not None and block.transaction.state is wrapper._own
     # Who finds this very mapping in its context is in a block of the wrapper's own connection.
@@ -878,15 +1348,41 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def no_blocks(keys: set[Key] | None) -> Iterator[None]:
-    """Step out of the transactions of `keys` (None: of all) for the block of a `with`."""
-    token = _blocks.set(
-        {key: block for key, block in _blocks.get().items() if keys is not None and key not in keys}
-    )
+def no_blocks(keys: set[Key] | None, frame: FrameType | None) -> Iterator[None]:
+    """Step out of the transactions of `keys` (None: of all), for a `with` in `frame`."""
+    before = _blocks.get()
+    kept = {key: block for key, block in before.items() if keys is not None and key not in keys}
+    detached = _Detachment(frame)
+    _blocks.set(_Here(kept, before=before, detached=detached))
+    if frame is not None and generators.carries(frame):
+        generators.carry(frame, detached)
     try:
         yield
     finally:
-        _blocks.reset(token)
+        generators.drop(frame, detached)
+        detached.abandon()
+
+
+class _Detachment:
+    """A block of `detached()`, as a generator carries it."""
+
+    #: It hides blocks from the code that is called from there, and is none itself.
+    key = None
+
+    def __init__(self, frame: FrameType | None) -> None:
+        #: Code that is called from there is in none of the blocks that frames below it carry.
+        self.frame = frame
+        self._home = _get_running_loop()
+
+    def is_lost(self) -> bool:
+        return self._home is not None and self._home.is_closed()
+
+    def abandon(self) -> None:
+        """Step back into what was there before, in the context that is in this place."""
+        here = _blocks.get()
+        if type(here) is _Here and here.detached is self:
+            _blocks.set(here.before)
+            look_again()
 
 
 @contextmanager

@@ -93,11 +93,10 @@ def execute(wrapper: Any, sql: Any, params: Any = None) -> Result:
     current, session = state.state_in_turn(wrapper)
     assert session is not None
     if current.needs_rollback:
-        wrapper.validate_no_broken_transaction()  # raises
+        _refuse(wrapper, current)
     with wrapper.wrap_database_errors:
         if current.transaction is not None or current.connection is not None or session.pins:
-            lease = _lease_of(wrapper, current, session)
-            return lease.execute(sql, params, partial(adapting, wrapper.timezone))
+            return _execute_on_lease(wrapper, current, session, sql, params)
         pool: Pool = wrapper.pool_alone()
         return pool.execute(sql, params, partial(adapting, wrapper.timezone))
 
@@ -110,17 +109,36 @@ def fetched(wrapper: Any, rows: list[tuple[Any, ...]] | None) -> list[tuple[Any,
     return rows
 
 
-def _lease_of(wrapper: Any, current: State, session: Session) -> Lease:
-    """The connection that is held already, or from here on, when it is the statement's turn."""
+def _refuse(wrapper: Any, current: State) -> None:
+    """Raise what Django's cursor raises in a transaction that must be rolled back."""
+    if current.connection is not None:  # it would have been asked for a cursor before
+        with wrapper.wrap_database_errors:
+            current.connection._check_connection_ok()  # noqa: SLF001 - raises, if it is closed
+    wrapper.validate_no_broken_transaction()
+
+
+def _execute_on_lease(
+    wrapper: Any, current: State, session: Session, sql: Any, params: Any
+) -> Result:
+    """Use the connection that is held already, or from here on, when it is the statement's turn."""
     missing = current.connection is None
-    wrapper.lease_for(current, session)
-    if missing:  # and while it was waited for, others may have had their turns
-        state.take_turn(wrapper)
-        if current.needs_rollback:
-            wrapper.validate_no_broken_transaction()  # raises
-    if current.lease is None:
-        raise LeaseEnded(LEASE_ENDED)
-    return current.lease
+    pinned: Lease | None = wrapper.hold(current, session)
+    try:
+        if missing:  # and while it was waited for, others may have had their turns
+            state.take_turn(wrapper)
+            if current.needs_rollback:
+                _refuse(wrapper, current)
+        if current.lease is None:
+            current.connection._check_connection_ok()  # noqa: SLF001 - raises
+            raise LeaseEnded(LEASE_ENDED)
+        return current.lease.execute(sql, params, partial(adapting, wrapper.timezone))
+    except LeaseEnded:
+        if (block := state.named_block(wrapper)) is not None:
+            block.say_why_it_ended()
+        raise
+    finally:
+        if pinned is not None:
+            pinned.unpin()
 
 
 def adapting(timezone: Any, adapters: Any) -> Callable[[Any], None] | None:

@@ -5,14 +5,21 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from _pytest.logging import caplog_records_key
+from asgiref.sync import SyncToAsync
+from django.db import connections
 
 from pgbackend.driver import bridge, pool
+from pgbackend.hooks import is_ours
 from tests.server import server
 from tests.support.loops import LOOPS, LoopFactory
 
@@ -55,6 +62,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     # Each test collects garbage, to see what it left: not the modules of the whole project too.
     gc.collect()
     gc.freeze()
+    for factory in LOOPS.values():  # what the first one opens for the process: libuv, a pipe
+        factory().close()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -114,22 +123,94 @@ def run_once() -> Runner:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    """After each test: no lease, greenlet, task or session of an async pool."""
+def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test: no lease, greenlet, task or session, and no thread or file more."""
+    before = _threads(), _files()
     yield
-    left = _left_over()
-    if left:  # what only the garbage collector holds is not held
+    if _left_over(*before):  # what only the garbage collector holds, or pytest, is not held
+        for record in request.node.stash.get(caplog_records_key, {}).get("call", ()):
+            record.args, record.exc_info = (), None  # errors, and the frames that they know
         gc.collect()
-        left = _left_over()
-    assert not left, left
+    deadline = time.monotonic() + 5.0
+    # A thread of a synchronous pool may be about to open a connection, or to end.
+    while (left := _left_over(*before)) and left.keys() <= {"threads", "files"}:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.005)
+    assert not left, f"the test has left {left}"
 
 
-def _left_over() -> list[object]:
-    leases = [record for record in pool.statistics() if record.leased or record.waiting]
+def _left_over(threads: set[threading.Thread], files: dict[str, str]) -> dict[str, list[object]]:
     # The first condition is for speed: there are a great many objects.
     found = [thing for thing in gc.get_objects() if type(thing) in _KINDS]
-    things = [thing for thing in found if _is_unfinished(thing)]
-    return [*leases, *things]
+    left: dict[str, list[object]] = {
+        "leases": [record for record in pool.statistics() if record.leased or record.waiting],
+        "unfinished": [thing for thing in found if _is_unfinished(thing)],
+        "portals": _more_than_are_kept(found),
+        "threads": sorted(map(str, _threads() - threads)),
+        "files": [each for each in _files().items() if each[0] not in files],
+    }
+    return {kind: things for kind, things in left.items() if things}
+
+
+def _more_than_are_kept(things: list[Any]) -> list[object]:
+    """The portals that neither run, nor wait for work, nor have ended."""
+    mine = bridge._mine
+    portals = [thing for thing in things if type(thing) is bridge.Portal and not thing.dead]
+    others = [portal for portal in portals if portal.dropped is not mine.dropped]
+    # Each thread keeps some; those of one that has ended have ended.
+    left = others if len(others) > mine.MOST * (threading.active_count() - 1) else []
+    return [
+        *left,
+        *mine.idle[mine.MOST :],
+        *({*portals} - {*others} - {*mine.idle} - {each for each in portals if each.working}),
+    ]
+
+
+# What Django and asgiref keep for the process, or for the thread, is not left over: connections of
+# synchronous code from one request to the next, its pools, and the thread of `sync_to_async`.
+
+
+def _threads() -> set[threading.Thread]:
+    """The threads that run, but for those that are kept."""
+    executors = {_OF_ASGIREF, SyncToAsync.single_thread_executor}  # a test puts another there
+    kept: set[Any] = {thread for executor in executors for thread in executor._threads}
+    for sync_pool in _sync_pools():
+        kept |= {*sync_pool._workers, sync_pool._sched_runner}
+    return {thread for thread in threading.enumerate() if thread not in kept}
+
+
+def _files() -> dict[str, str]:
+    """The sockets, pipes and the like of this process, by what tells each apart; but those kept."""
+    wrappers = connections.all(initialized_only=True)
+    kept = [wrapper._own.connection for wrapper in wrappers if is_ours(wrapper)]
+    for sync_pool in _sync_pools():
+        kept += sync_pool._pool
+    numbers = {str(each.fileno()) for each in kept if each is not None and not each.closed}
+    found: dict[str, str] = {}
+    for number in _DESCRIPTORS.iterdir() if _DESCRIPTORS.exists() else ():
+        with suppress(OSError):  # of reading the directory itself
+            link = str(number.readlink())
+            if link.startswith(("socket:", "pipe:", "anon_inode:")) and number.name not in numbers:
+                found[f"{number.name} {link}" if link.startswith("anon_inode:") else link] = (
+                    number.name
+                )
+    return found
+
+
+def _sync_pools() -> list[Any]:
+    from pgbackend.base import DatabaseWrapper  # needs Django's apps
+
+    return list(DatabaseWrapper._connection_pools.values())
+
+
+_OF_ASGIREF = SyncToAsync.single_thread_executor
+_DESCRIPTORS = Path("/proc/self/fd")
+
+
+def all_portals() -> list[bridge.Portal]:
+    """The portals of all threads, also those that have ended and are referred to still."""
+    return [thing for thing in gc.get_objects() if type(thing) is bridge.Portal]
 
 
 _KINDS = (bridge.Portal, asyncio.Task, pool.Lease)

@@ -1,22 +1,35 @@
-"""A load that looks for rows of others, and for money that was lost.
+"""A load that looks for rows of others, for money that was lost, and for what is never given back.
 
 ``python -m tests.soak`` lets 2,000 tasks share a pool of 5 connections. A fifth of what they do is
 cancelled at a random moment. Each row that is read carries the nonce of its request; a bank's
-accounts are read and written by transfers, whose sum must not change. With ``--kill`` a session is
-terminated on the server every 50 ms. The exit status is 1 if a row was wrong or money was lost.
+accounts are read and written by transfers, whose sum must not change. A tenth of what they do
+leaves something unfinished (an iterator, a cursor, a block, a COPY, a task) in one of the ways of
+`tests/support/left_behind.py`, and goes on. With ``--kill`` a session is terminated on the server
+every 50 ms.
+
+The load comes in rounds. Each begins with a burst of 300 calls at once, and after each there is
+nothing to do: then the memory, the greenlets and the open files are counted. The exit status is 1
+if a row was wrong, money was lost, a connection is held, or one of these numbers has grown.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextvars
+import faulthandler
+import gc
 import itertools
+import logging
 import os
 import random
 import sys
 import time
-from collections import Counter
+import warnings
+from collections import Counter, deque
 from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
@@ -29,16 +42,52 @@ if __name__ == "__main__":
 import psycopg
 from django.db import DatabaseError, connection, connections, transaction
 from django.db.models import Sum, Value
+from greenlet import greenlet
 
 import pgbackend
 from pgbackend import aio
 from tests.library.models import Book, Tag
+from tests.support import left_behind
 from tests.support.fixtures import pool_of_default
+from tests.support.left_behind import Run
 from tests.support.loops import LOOPS
 
 ROWS = 25
 ACCOUNTS = 20
 BALANCE = 100
+
+ROUNDS = 20
+#: Seconds in which a round ends; what blocks the loop for twice as many ends the run.
+MOST_SECONDS = 90
+BURST = 300
+
+#: What may be at the end, and by how much the memory may grow in the second half.
+MOST_GREENLETS = 130
+MOST_GROWTH = 1024 * 1024
+#: Open files that come and go with connections.
+MOST_FILES = 10
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the process has while there is nothing to do."""
+
+    greenlets: int
+    memory: int
+    files: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.greenlets} greenlets, {self.memory / 1e6:.2f} MB resident, "
+            f"{self.files} open files"
+        )
+
+
+def sample() -> Sample:
+    gc.collect()
+    greenlets = sum(isinstance(thing, greenlet) for thing in gc.get_objects())
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return Sample(greenlets, pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir("/proc/self/fd")))
 
 
 @dataclass
@@ -50,24 +99,59 @@ class Result:
     cancelled: int = 0
     transfers: int = 0
     kills: int = 0
+    left: int = 0
+    warnings: int = 0
     seconds: float = 0.0
     total: int = 0
     errors: Counter[str] = field(default_factory=Counter)
+    #: What went wrong with what was left, and what the loop or Python would only have logged.
+    faults: Counter[str] = field(default_factory=Counter)
+    #: One after each round, the first before them.
+    samples: list[Sample] = field(default_factory=list)
     statistics: Any = None
 
     @property
-    def is_whole(self) -> bool:
-        s = self.statistics
-        return (
-            not self.wrong and self.total == ACCOUNTS * BALANCE and (s.leased, s.waiting) == (0, 0)
-        )
+    def growth(self) -> float:
+        """By how many bytes the memory has grown in the second half.
+
+        Medians: a single sample may come when the allocator has just given pages back, or not.
+        """
+        memory = [each.memory for each in self.samples]
+        half, few = len(memory) // 2, max(1, len(memory) // 10)
+        middle = memory[half - few // 2 : half + few // 2 + 1]
+        return median(memory[-few - 1 :]) - median(middle)
+
+    def faults_found(self) -> list[str]:
+        """What must not be, each in words; nothing if all is well."""
+        s, last = self.statistics, self.samples[-1]
+        half = self.samples[len(self.samples) // 2]
+        wrong = {
+            f"{self.wrong} rows are wrong": self.wrong,
+            f"the sum is {self.total}": self.total != ACCOUNTS * BALANCE,
+            f"{s.leased} leases are left, {s.waiting} wait": s.leased or s.waiting,
+            f"faults {dict(self.faults.most_common(10))}": self.faults,
+            f"{last.greenlets} greenlets": last.greenlets >= MOST_GREENLETS,
+            f"{last.files - half.files} more files": last.files - half.files > MOST_FILES,
+            f"{self.growth / 1e6:.2f} MB more memory": self.growth >= MOST_GROWTH,
+        }
+        return [what for what, is_so in wrong.items() if is_so]
 
 
 class Soak:
-    def __init__(self, rows: int, tasks: int, cancelled: float, kill: bool, seed: object) -> None:
+    def __init__(
+        self,
+        rows: int,
+        tasks: int,
+        cancelled: float,
+        left: float,
+        kill: bool,
+        seed: object,
+        pool: int,
+    ) -> None:
         self.rows = rows
         self.tasks = tasks
         self.cancelled = cancelled
+        self.left = left
         self.kill = kill
         self.random = random.Random(repr(seed))
         self.nonces = itertools.count(1)
@@ -76,12 +160,21 @@ class Soak:
         self.accounts: list[int] = []
         #: What is cancelled while it holds a connection.
         self.doomed: set[asyncio.Task[Any]] = set()
+        #: What was left last, and is kept for a while; each thing in each of its ways.
+        self.kept: deque[Any] = deque(maxlen=50)
+        #: Some of these hold one connection, and wait for a second: not so many at once that they
+        #: hold all of them.
+        self.leaving = asyncio.Semaphore(max(1, (pool - 1) // 2))
+        self.ways = [(thing, way) for thing, way in left_behind.combinations() if not way.is_swept]
+        #: The context of code that has nothing to do with a task.
+        self.outside = contextvars.copy_context()
 
     def prepare(self) -> None:
         """Write the rows and the accounts, in sync code."""
         from tests.library.models import Author
 
         Tag.objects.bulk_create(Tag(name=f"row {number}") for number in range(ROWS))
+        left_behind.prepare()
         author = Author.objects.create(name="the bank")
         books = [
             Book(title=str(number), author=author, saves=BALANCE) for number in range(ACCOUNTS)
@@ -90,17 +183,31 @@ class Soak:
 
     async def run(self) -> Result:
         started = time.monotonic()
+        asyncio.get_running_loop().set_exception_handler(self._complain)
         killer = asyncio.create_task(self._kill_sessions()) if self.kill else None
         pgbackend.add_hook(self._leased)
         try:
-            await asyncio.gather(*(self._one() for _ in range(self.tasks)))
+            for _ in range(ROUNDS):
+                faulthandler.dump_traceback_later(2 * MOST_SECONDS, exit=True)
+                async with asyncio.timeout(MOST_SECONDS):
+                    await self._round()
+        except TimeoutError:
+            self.result.faults[f"a round had not ended after {MOST_SECONDS} s"] += 1
+            self.result.samples.append(sample())
         finally:
             pgbackend.remove_hook(self._leased)
         if killer is not None:
             killer.cancel()
             await asyncio.wait([killer])
         self.result.seconds = time.monotonic() - started
-        self.result.total = await aio.run(self._total)
+        faulthandler.dump_traceback_later(2 * MOST_SECONDS, exit=True)
+        try:
+            async with asyncio.timeout(MOST_SECONDS):
+                self.result.total = await aio.run(self._total)
+                inside = Tag.objects.filter(name__contains="inside")
+                self.result.wrong += await aio.run(inside.count)
+        except (TimeoutError, DatabaseError) as error:
+            self.result.faults[f"no statement runs at the end: {error!r}"] += 1
         (self.result.statistics,) = pgbackend.statistics("default")
         return self.result
 
@@ -112,8 +219,30 @@ class Soak:
                 continue
         raise AssertionError("the pool does not recover")
 
-    async def _one(self) -> None:
-        while self.result.rows < self.rows:
+    async def _round(self) -> None:
+        """A burst, the load until its share of the rows is read, and a look at what is left."""
+        if not self.result.samples:
+            self.result.samples.append(sample())
+        await asyncio.gather(*(self._burst() for _ in range(BURST)))
+        rows = self.result.rows + self.rows // ROUNDS
+        await asyncio.gather(*(self._one(rows) for _ in range(self.tasks)))
+        self.kept.clear()
+        self.result.samples.append(sample())
+
+    async def _burst(self) -> None:
+        try:
+            await aio.run(self._read)
+        except DatabaseError as error:
+            if not self.kill:
+                raise
+            self.result.errors[type(error).__name__] += 1
+
+    async def _one(self, rows: int) -> None:
+        while self.result.rows < rows:
+            if self._is(self.left):
+                async with self.leaving:
+                    await self._leave()
+                continue
             work = asyncio.create_task(aio.run(self._transfer if self._is(0.2) else self._read))
             if self._is(self.cancelled):
                 self._cancel_soon(work)
@@ -125,6 +254,51 @@ class Soak:
                 if not isinstance(error, DatabaseError) or not self.kill:
                     raise error
                 self.result.errors[type(error).__name__] += 1
+
+    async def _leave(self) -> None:
+        """Leave something in the way of a sweep, and see that the next step simply works."""
+        thing, way = self.random.choice(self.ways)
+        places = [place for place in left_behind.PLACES if left_behind.fits(thing, way, place)]
+        run = Run(
+            *(thing, way, self.random.choice(_NEXTS), self.random.choice(places)),
+            outside=self.outside,
+        )
+        task = run.start()
+        self.result.left += 1
+        await asyncio.wait([task])
+        if way.when == left_behind.AFTER:
+            way.happens(run)
+        run.released.set()
+        others = [*run.helpers, *run.children, *([run.neighbour] if run.neighbour else [])]
+        if others:
+            await asyncio.wait(others)
+        for other in others:
+            if not other.cancelled():
+                other.exception()  # what refuses to be used is the tests' matter
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is not None and not left_behind.may_raise(run, error):
+            if not isinstance(error, DatabaseError) or not self.kill:
+                name = f"{thing}, {way}, {run}: {type(error).__name__}: {error}"
+                self.result.faults[name.partition("\n")[0][:200]] += 1
+            else:
+                self.result.errors[type(error).__name__] += 1
+        self.kept.append(run.kept)
+
+    def _complain(self, loop: Any, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if self.kill and isinstance(error, DatabaseError):
+            self.result.errors[type(error).__name__] += 1
+        elif not isinstance(error, transaction.TransactionManagementError):
+            self.result.faults[f"the loop: {context['message']}: {error!r}"[:200]] += 1
+
+    def unraisable(self, unraisable: Any) -> None:
+        self.result.faults[f"unraisable: {unraisable.exc_value!r}"[:200]] += 1
+
+    def warned(self, message: Any, category: Any, *args: Any) -> None:
+        if issubclass(category, ResourceWarning):
+            self.result.warnings += 1
+        else:
+            self.result.faults[f"{category.__name__}: {message}"[:200]] += 1
 
     def _cancel_soon(self, work: asyncio.Task[Any]) -> None:
         """Cancel it at a random moment: of its wait for a connection, or of its use of one."""
@@ -143,7 +317,8 @@ class Soak:
 
     def _read(self) -> None:
         nonce = next(self.nonces)
-        rows = list(Tag.objects.annotate(nonce=Value(nonce)).values_list("name", "nonce"))
+        tags = Tag.objects.filter(name__startswith="row ").annotate(nonce=Value(nonce))
+        rows = list(tags.values_list("name", "nonce"))
         self.result.rows += len(rows)
         self.result.wrong += len(rows) != ROWS or any(row[1] != nonce for row in rows)
 
@@ -172,6 +347,10 @@ class Soak:
                 await asyncio.sleep(0.05)
 
 
+#: `update` changes one row: with it, all that is left in blocks would wait for each other.
+_NEXTS = [step for step in left_behind.NEXTS if step is not left_behind.update]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
@@ -179,6 +358,7 @@ def main() -> int:
     parser.add_argument("--pool", type=int, default=5)
     # A fourth of what is to be cancelled is done before.
     parser.add_argument("--cancelled", type=float, default=0.28)
+    parser.add_argument("--left", type=float, default=0.1, help="how much leaves something open")
     parser.add_argument("--kill", action="store_true")
     parser.add_argument("--seed", default="1")
     parser.add_argument("--loop", choices=sorted(LOOPS), default="asyncio")
@@ -190,12 +370,21 @@ def main() -> int:
     runner = DiscoverRunner(verbosity=0, interactive=False)
     databases = runner.setup_databases()
     try:
-        soak = Soak(options.rows, options.tasks, options.cancelled, options.kill, options.seed)
+        soak = Soak(
+            *(options.rows, options.tasks, options.cancelled, options.left),
+            *(options.kill, options.seed, options.pool),
+        )
         soak.prepare()
         connection.close()
+        # It warns of each COPY that the garbage collector finds, which is what is tried here.
+        logging.getLogger("psycopg").setLevel(logging.ERROR)
+        sys.unraisablehook = soak.unraisable
+        warnings.simplefilter("always")
+        warnings.showwarning = soak.warned  # type: ignore[assignment]
         with pool_of_default(max_size=options.pool, timeout=60):
             with asyncio.Runner(loop_factory=LOOPS[options.loop]) as loop:
                 result = loop.run(soak.run())
+        faulthandler.cancel_dump_traceback_later()
     finally:
         runner.teardown_databases(databases)
         server.release()
@@ -204,8 +393,15 @@ def main() -> int:
         f"{result.total:,} of {ACCOUNTS * BALANCE:,}; {result.cancelled:,} cancelled, "
         f"{result.kills:,} sessions killed, errors {dict(result.errors)}; {result.seconds:.1f} s"
     )
+    print(f"{result.left:,} times something was left, {result.warnings:,} warnings of it")
+    half = len(result.samples) // 2
+    for name, number in (("beginning", 0), ("half time", half), ("end", -1)):
+        print(f"{name}: {result.samples[number]}")
     print(result.statistics)
-    return 0 if result.is_whole else 1
+    faults = result.faults_found()
+    growth = f"the memory grew by {result.growth / 1e6:.2f} MB in the second half"
+    print(f"FAILED: {'; '.join(faults)}" if faults else f"PASSED: {growth}")
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":

@@ -17,18 +17,38 @@ because nobody would ever switch back. Clean-up code must then manage with synch
 Note [Finalizers]
 The garbage collector keeps lists of objects on the C stack, which a switch would move away under
 its hands: the interpreter crashes. So `suspend()` refuses to wait there too, and what a finalizer
-can do to a connection is what it can do to one whose portal is closed.
+can do to a connection is what it can do to one whose portal is closed. A portal whose coroutine the
+collector closes is unwound when the collection is over.
+
+Note [Greenlets end]
+The garbage collector cannot look into a greenlet that waits: what that refers to, be it itself,
+lives as long as it does. So each is ended by a switch into it. A portal that has done its work is
+kept for the next, up to a number, or ended. One that waits for ever is unwound, as if its coroutine
+had been closed, when the thread begins with another loop after its own was closed, and when the
+thread ends. Only its own thread can switch to a greenlet: what another one drops is unwound there.
+
+Note [Whose step]
+An eager task (Python 3.12) takes its first step where it is made: if green code makes it, inside
+the portal of another task. If it waited there, that one would wait in its place, and the loop would
+stop. So what begins to be green there takes a portal of its own, inside the other; and what wants
+to wait there without one is refused. A task's step has a context of its own entered, so the context
+tells, which is cheaper to ask for than the task.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
+import contextlib
 import functools
 import gc
+import sys
 import threading
 import types
+import weakref
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
+from types import FrameType
 from typing import Any, ParamSpec, TypeVar
 
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -47,13 +67,19 @@ class Portal(greenlet):
 
     # fmt: off
     __slots__ = (
-        "checked", "closing", "found", "holding", "on_wait", "pending", "postponing", "raised",
-        "returned", "thrown", "working",
+        "closing", "context", "dropped", "found", "holding", "loop", "on_wait",
+        "pending", "postponing", "raised", "returned", "thrown", "working",
     )
     # fmt: on
 
     def __init__(self) -> None:
         super().__init__(_serve)
+        _mine.made.add(self)
+        #: Where to put it for its thread to unwind; see Note [Greenlets end].
+        self.dropped = _mine.dropped
+        #: The context of the task that began with it, see Note [Whose step]; and the loop of that.
+        self.context: Any = None
+        self.loop: asyncio.AbstractEventLoop | None = None
         #: Whether there is a function in it, and what the last one returned, or raised.
         self.working = False
         self.returned: Any = None
@@ -66,8 +92,6 @@ class Portal(greenlet):
         self.pending: asyncio.CancelledError | None = None
         self.holding = 0
         self.postponing = 0
-        #: How many calls it is in that are known not to block the loop.
-        self.checked = 0
         #: What `state` has found for the code in it; until the next step, which may be another
         #: task's.
         self.found: Any = None
@@ -75,9 +99,21 @@ class Portal(greenlet):
         #: or a turn.
         self.on_wait: Callable[[], None] | None = None
 
+    def is_own(self) -> bool:
+        """Whether the code that runs in it is that of the task which steps it.
+
+        See Note [Whose step]. That code may have entered another context for a while.
+        """
+        if self.gr_context is self.context or self.closing or not _HAS_EAGER_TASKS:
+            return True
+        if asyncio._get_running_loop() is None or (task := asyncio.current_task()) is None:
+            return True
+        outer: Any = self.parent  # its context is that of the step
+        return outer.gr_context is task.get_context()  # type: ignore[attr-defined]  # since 3.12
+
     def suspend(self, yielded: Any) -> Any:
         """Give `yielded` to the task and wait until the task is stepped again."""
-        if self.closing or _collecting is not None:
+        if self.closing or _collecting is not None or self.gr_context is not self.context:
             self._check_may_wait()
         value = self.parent.switch(yielded)  # type: ignore[union-attr]  # who runs in it has one
         if self.thrown is not None:
@@ -90,7 +126,7 @@ class Portal(greenlet):
         Not by `suspend()`: greenlet makes an object for each frame that a switch leaves behind.
         """
         if not future.done():
-            if self.closing or _collecting is not None:
+            if self.closing or _collecting is not None or self.gr_context is not self.context:
                 self._check_may_wait()
             # What `Future.__await__` does before it yields itself: the task checks for it.
             future._asyncio_future_blocking = True  # noqa: SLF001 - asyncio's protocol for futures
@@ -101,8 +137,8 @@ class Portal(greenlet):
 
     def _check_may_wait(self) -> None:
         if self.closing:
-            raise PortalClosed("the task was dropped: nothing can be waited for any more")
-        check_not_collecting()
+            raise PortalClosed(_DROPPED)
+        _check_place(self)
 
     def _raise_thrown(self) -> None:
         thrown, self.thrown = self.thrown, None
@@ -113,13 +149,23 @@ class Portal(greenlet):
             del thrown  # which knows this frame by its traceback
 
 
+_HAS_EAGER_TASKS = sys.version_info >= (3, 12)
+_DROPPED = "the task was dropped: nothing can be waited for any more"
+
 #: The thread in which the garbage collector runs; see Note [Finalizers].
 _collecting: int | None = None
+#: The portals, of that thread, whose coroutines it has closed; usually empty.
+_collected: list[Portal] = []
 
 
 def _note_collection(phase: str, info: object) -> None:
     global _collecting  # noqa: PLW0603 - a process collects in one thread at a time
-    _collecting = threading.get_ident() if phase == "start" else None
+    if phase == "start":
+        _collecting = threading.get_ident()
+    else:
+        _collecting = None
+        while _collected:
+            _unwind(_collected.pop())
 
 
 gc.callbacks.append(_note_collection)
@@ -139,6 +185,32 @@ def check_not_collecting() -> None:
         )
 
 
+def let_step_end() -> None:
+    """Let the loop begin another step of the running task, if the caller is green and may wait."""
+    here = getcurrent()
+    if type(here) is Portal and not (here.closing or here.holding) and not is_collecting():
+        here.suspend(None)
+
+
+def check_may_wait(here: Portal) -> None:
+    """Raise what a wait in `here` would, but for who is being closed: before anything is sent."""
+    if _collecting is not None or here.gr_context is not here.context:
+        _check_place(here)
+    if here.pending is not None and not here.closing:
+        deliver_cancellation()
+
+
+def _check_place(here: Portal) -> None:
+    check_not_collecting()
+    if not here.is_own():
+        raise NotGreen(
+            "cannot wait for the database here: this task was started eagerly, so its first step "
+            "is taken in the greenlet of the task that made it. Call the synchronous function with "
+            "'await pgbackend.aio.run(fn, *args)', or start the task with 'asyncio.create_task()', "
+            "which gives it a greenlet of its own"
+        )
+
+
 class _Orphan(Portal):
     """What a portal is in a forked child, where its task and its loop are not."""
 
@@ -150,6 +222,9 @@ def forget_after_fork() -> None:
     here = getcurrent()
     if type(here) is Portal:
         here.__class__ = _Orphan
+    for portal in list(_mine.made):
+        if portal.working:
+            _mine.made.discard(portal)  # what it holds is the parent's
 
 
 #: The running greenlet, of whatever kind; for who asks so often that a call counts.
@@ -167,48 +242,95 @@ def in_greenlet() -> bool:
     return type(getcurrent()) is Portal
 
 
-def _serve(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """What a portal runs: one function after the other."""
+def current_task() -> asyncio.Task[Any] | None:
+    """The running task; None where no loop runs, or no task does."""
+    return None if asyncio._get_running_loop() is None else asyncio.current_task()
+
+
+def frames_below() -> Iterator[FrameType]:
+    """Yield, for each portal that the caller is in, the frame that it was switched to from."""
     here: Any = getcurrent()
+    while isinstance(here, Portal):
+        here = here.parent
+        if here is not None and here.gr_frame is not None:
+            yield here.gr_frame
+
+
+def _serve(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """What a portal runs: one function after the other.
+
+    While it waits for one it does not keep the greenlet that runs it: see Note [Greenlets end].
+    """
+    here: Any
     while True:
         try:
-            here.returned = fn(*args, **kwargs)
+            getcurrent().returned = fn(*args, **kwargs)  # type: ignore[attr-defined]  # a portal
         except GreenletExit:  # who throws that wants this greenlet to end
             raise
         except BaseException as exc:
-            here.raised = exc
+            getcurrent().raised = exc  # type: ignore[attr-defined]
         del fn, args, kwargs  # nothing of it is kept until the next one comes
+        here = getcurrent()
         here.working = False
-        fn, args, kwargs = here.parent.switch()
+        here = here.parent
+        fn, args, kwargs = here.switch()
 
 
-class _Idle(threading.local):
-    """The thread's portals that wait for a function.
+class _Mine(threading.local):
+    """The portals of the thread; see Note [Greenlets end]."""
 
-    A new greenlet costs some ten microseconds, most of it for memory that the interpreter maps for
-    its first frame, and unmaps after the last.
-    """
-
+    #: How many are kept. A new greenlet costs some ten microseconds, most of it for memory that the
+    #: interpreter maps for its first frame, and unmaps after the last.
     MOST = 64
 
     def __init__(self) -> None:
-        self.portals: list[Portal] = []
+        #: Those that have not ended.
+        self.made: weakref.WeakSet[Portal] = weakref.WeakSet()
+        self.farewell = _Farewell(self.made)
+        #: Those that wait for a function.
+        self.idle: list[Portal] = []
+        #: Those whose coroutines were closed in other threads.
+        self.dropped: deque[Portal] = deque()
         #: Whether the loop has called `first_step()`.
         self.outside_of_tasks = False
 
 
-_idle = _Idle()
+class _Farewell:
+    """Ends the portals of a thread that ends: what it keeps for itself goes in its last moment."""
+
+    def __init__(self, made: weakref.WeakSet[Portal]) -> None:
+        self._made = made
+        self._thread = threading.get_ident()
+
+    def say(self) -> None:
+        for portal in list(self._made):
+            _unwind(portal) if portal.working else _end(portal)
+
+    def __del__(self) -> None:
+        # Those of threads that a fork has left behind, and an interpreter's that ends, are lost.
+        if self._thread == threading.get_ident() and not sys.is_finalizing():
+            self.say()
+
+
+_mine = _Mine()
+
+
+@atexit.register
+def _say_farewell() -> None:
+    """The main thread ends after the interpreter does."""
+    _mine.farewell.say()
 
 
 def _take_portal() -> Portal:
-    if _idle.outside_of_tasks:
+    if _mine.outside_of_tasks:
         raise NotGreen("cannot wait for the database in a callback of the event loop: use a task")
-    portals = _idle.portals
-    portal = portals.pop() if portals else Portal()
+    idle = _mine.idle
+    portal = idle.pop() if idle else Portal()
     here = getcurrent()
     # Without this it would see none of the task's context variables, and what it sets would not be
     # seen by the task.
-    portal.gr_context = here.gr_context
+    portal.gr_context = portal.context = here.gr_context
+    portal.loop = asyncio._get_running_loop()
     if portal.parent is not here:
         portal.parent = here
     portal.working = True
@@ -218,11 +340,26 @@ def _take_portal() -> Portal:
 def _keep_portal(portal: Portal) -> None:
     """Put `portal` away for the next function, unless the last one has left something in it."""
     portal.returned = portal.raised = portal.pending = portal.found = portal.gr_context = None
-    portal.on_wait = None
-    portals = _idle.portals
-    as_new = not (portal.closing or portal.holding or portal.postponing or portal.checked)
-    if as_new and len(portals) < _Idle.MOST:
-        portals.append(portal)
+    portal.on_wait = portal.loop = portal.context = None
+    idle = _mine.idle
+    as_new = not (portal.closing or portal.holding or portal.postponing)
+    if as_new and len(idle) < _Mine.MOST:
+        idle.append(portal)
+    else:
+        _end(portal)
+
+
+def _end(portal: Portal) -> None:
+    """Let the greenlet of `portal`, in which no function is, run to its end."""
+    _mine.made.discard(portal)
+    here = getcurrent()
+    if portal.parent is not here:
+        portal.parent = here
+    portal.switch(_leave, (), {})
+
+
+def _leave() -> None:
+    raise GreenletExit
 
 
 @types.coroutine
@@ -236,14 +373,16 @@ def _drive(
         try:
             value = yield yielded
         except BaseException as exc:  # thrown into the portal, which decides
-            if isinstance(exc, GeneratorExit):
-                portal.closing = True  # Note [Two kinds of end]
+            if isinstance(exc, GeneratorExit) and not _may_close(portal):
+                raise
             _adopt(portal)
             yielded = _throw(portal, exc)
         else:
             _adopt(portal)
             yielded = portal.switch(value)
     if portal.dead:
+        if portal.closing:  # in the end of its thread, or of its loop
+            raise PortalClosed(_DROPPED)
         return yielded  # the GreenletExit that has ended it
     # What was held back and delivered nowhere is never swallowed.
     returned, raised = portal.returned, portal.raised or portal.pending
@@ -254,6 +393,66 @@ def _drive(
         raise raised
     finally:
         del raised  # which knows this frame by its traceback
+
+
+def _may_close(portal: Portal) -> bool:
+    """Whether the code in `portal` can be unwound now; else it is left to who can."""
+    if portal.dead:
+        return False
+    portal.closing = True  # Note [Two kinds of end]
+    if portal.dropped is not _mine.dropped:
+        portal.dropped.append(portal)
+        try:
+            assert portal.loop is not None
+            portal.loop.call_soon_threadsafe(_unwind_dropped)
+        except RuntimeError:  # closed: it is unwound with what else is left of the loop
+            pass
+        return False
+    if is_collecting():
+        _collected.append(portal)
+        return False
+    return True
+
+
+def _unwind_dropped() -> None:
+    dropped = _mine.dropped
+    while dropped:
+        _unwind(dropped.popleft())
+
+
+def _unwind_left() -> None:
+    """Unwind what waits in portals of this thread for loops that were closed."""
+    for portal in list(_mine.made):
+        if portal.working and portal.loop is not None and portal.loop.is_closed():
+            _unwind(portal)
+
+
+def _unwind(portal: Portal) -> None:
+    """Do to the code in `portal` what the end of its coroutine does, without that."""
+    _mine.made.discard(portal)
+    if portal.dead or not portal.working:
+        return
+    portal.closing = True
+    _adopt(portal)
+    _throw(portal, GeneratorExit())
+    raised = portal.raised
+    if raised is not None and not isinstance(raised, GeneratorExit):
+        sys.unraisablehook(_Unraisable(raised))  # type: ignore[arg-type]  # attributes alone count
+    portal.raised = raised = None
+    if not portal.dead:
+        _keep_portal(portal)
+
+
+class _Unraisable:
+    """What `sys.unraisablehook` takes: an error that nobody waits for."""
+
+    err_msg = "Exception ignored while green code was unwound"
+    object = None
+
+    def __init__(self, exc: BaseException) -> None:
+        self.exc_type = type(exc)
+        self.exc_value = exc
+        self.exc_traceback = exc.__traceback__
 
 
 #: An item for each portal that is being unwound where no loop runs; usually empty.
@@ -275,11 +474,16 @@ def _adopt(portal: Portal) -> None:
     """Make the caller the greenlet that `portal` switches back to.
 
     It is nearly always so already: a coroutine that was started eagerly inside another portal,
-    and a generator that is finished by another task, are the exceptions.
+    and one that is finished by another task, are the exceptions.
     """
     portal.found = None
     here = getcurrent()
     if portal.parent is not here:
+        if portal.dropped is not _mine.dropped:
+            raise PortalClosed(
+                "a task cannot go on in another thread than it waits in: a loop that has begun to "
+                "run in one must go on there, and the task be cancelled before that thread ends"
+            )
         portal.parent = here
 
 
@@ -289,8 +493,12 @@ async def run(fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     Waits below `fn` suspend the awaiting task; no thread is used. Where the caller is green
     already, `fn` is simply called.
     """
-    if type(getcurrent()) is Portal:
-        return fn(*args, **kwargs)
+    here = getcurrent()
+    if type(here) is Portal and here.is_own():
+        found = fn(*args, **kwargs)
+        if here.pending is not None:
+            deliver_cancellation()
+        return found
     make_child_tasks_green(asyncio.get_running_loop())
     result: T = await _drive(fn, args, kwargs)
     return result
@@ -303,9 +511,11 @@ def await_(awaitable: Awaitable[T]) -> T:
     Raises `NotGreen` outside a portal, after closing a coroutine that would never be awaited.
     """
     here = getcurrent()
-    if type(here) is not Portal:
+    if type(here) is not Portal or not here.is_own():
         if isinstance(awaitable, Coroutine):
             awaitable.close()
+        if type(here) is Portal:
+            _check_place(here)
         raise NotGreen(
             "cannot wait for an awaitable here: no greenlet of pgbackend is running. Call the "
             "synchronous function with 'await pgbackend.aio.run(fn, *args)'"
@@ -319,12 +529,22 @@ def await_(awaitable: Awaitable[T]) -> T:
             try:
                 value = here.suspend(yielded)
             except BaseException as exc:  # the coroutine decides
-                yielded = coro.throw(exc)
+                yielded = coro.throw(_for_coroutine(exc))
             else:
                 yielded = coro.send(value)
     except StopIteration as stop:
         result: T = stop.value
         return result
+
+
+def _for_coroutine(exc: BaseException) -> Any:
+    """What to throw into a coroutine for `exc`.
+
+    What is thrown lives for as long as the call does: until the coroutine waits for an awaitable,
+    however many statements that takes. A cancellation which has been caught would keep its frames,
+    and the generators in these. So the coroutine is given one that nobody else refers to.
+    """
+    return asyncio.CancelledError if type(exc) is asyncio.CancelledError and not exc.args else exc
 
 
 async def _as_coroutine(awaitable: Awaitable[T]) -> T:
@@ -336,7 +556,8 @@ def drive(coro: Coroutine[Any, Any, T]) -> Awaitable[T]:
 
     No coroutine of its own, which each step would have to go through.
     """
-    if type(getcurrent()) is Portal:
+    here = getcurrent()
+    if type(here) is Portal and here.is_own():
         return coro
     make_child_tasks_green(asyncio.get_running_loop())
     return _drive(await_, (coro,), {})
@@ -345,13 +566,14 @@ def drive(coro: Coroutine[Any, Any, T]) -> Awaitable[T]:
 class GreenCoroutine(Coroutine[Any, Any, T]):
     """A coroutine object that drives another one in a portal; what green tasks are made of.
 
-    A class rather than an ``async def``, because a task that is cancelled before its first step
-    must close the inner coroutine instead of leaving it "never awaited".
+    In the caller's portal, if it begins in a step of the task whose that is. A class rather than
+    an ``async def``, because a task that is cancelled before its first step must close the inner
+    coroutine instead of leaving it "never awaited".
     """
 
     def __init__(self, coro: Coroutine[Any, Any, T]) -> None:
         self._coro = coro
-        self._driver: Generator[Any, Any, T] | None = None
+        self._driver: Any = None
         self.__name__ = getattr(coro, "__name__", type(coro).__name__)
         self.__qualname__ = getattr(coro, "__qualname__", type(coro).__qualname__)
 
@@ -360,8 +582,7 @@ class GreenCoroutine(Coroutine[Any, Any, T]):
 
     def send(self, value: Any) -> Any:
         if self._driver is None:
-            make_child_tasks_green(asyncio.get_running_loop())
-            self._driver = _drive(await_, (self._coro,), {})
+            self._driver = drive(self._coro)
         return self._driver.send(value)
 
     def throw(self, *args: Any) -> Any:
@@ -402,7 +623,7 @@ class GreenCoroutine(Coroutine[Any, Any, T]):
 
 def portal(coro: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
     """Return a coroutine that runs `coro` with the synchronous code below it green."""
-    return coro if type(getcurrent()) is Portal else GreenCoroutine(coro)
+    return coro if type(coro) is GreenCoroutine else GreenCoroutine(coro)
 
 
 def first_step(coro: Coroutine[Any, Any, Any]) -> Any:
@@ -411,11 +632,11 @@ def first_step(coro: Coroutine[Any, Any, Any]) -> Any:
     To go on with it is for a task: see `resume()`. Raises what `coro` does, which is `NotGreen`
     where it uses the database: who holds a connection is a task.
     """
-    _idle.outside_of_tasks = True
+    _mine.outside_of_tasks = True
     try:
         return coro.send(None)
     finally:
-        _idle.outside_of_tasks = False
+        _mine.outside_of_tasks = False
 
 
 async def resume(coro: Coroutine[Any, Any, Any], waits_for: Any) -> Any:
@@ -452,6 +673,10 @@ def name_of(task: asyncio.Task[Any]) -> str:
     return name
 
 
+#: Called before a task is made, which inherits the context of the caller; usually empty.
+before_task: list[Callable[[], None]] = []
+
+
 def make_child_tasks_green(loop: asyncio.AbstractEventLoop) -> None:
     """Let tasks that green code starts on `loop` be green too.
 
@@ -464,14 +689,17 @@ def make_child_tasks_green(loop: asyncio.AbstractEventLoop) -> None:
     def factory(
         loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **kwargs: Any
     ) -> asyncio.Future[Any]:
+        for call in before_task:
+            call()
         if type(getcurrent()) is Portal:
-            coro = GreenCoroutine(coro)
+            coro = portal(coro)
         if make_task is None:
             return asyncio.Task(coro, loop=loop, **kwargs)
         return make_task(loop, coro, **kwargs)
 
     factory._makes_green_tasks = True  # type: ignore[attr-defined]
     loop.set_task_factory(factory)  # type: ignore[arg-type]  # it takes more than asked
+    _unwind_left()
 
 
 # --- Cancellation -------------------------------------------------------------------------------
@@ -497,10 +725,45 @@ class hold_cancellation:  # noqa: N801 - reads as a statement
             self._portal.holding -= 1
 
 
-class postpone_delivery:  # noqa: N801 - reads as a statement
-    """A context manager: what was held back is not delivered in the block, but at its end."""
+class hold_when_closed:  # noqa: N801 - reads as a statement
+    """A context manager to put around others: a cancellation is held back while they end.
 
-    __slots__ = ("_portal",)
+    That is where a generator is closed that the block is in: whoever drops the last reference to it
+    cannot be given an exception. Its value is a context manager to put inside of them, which sees
+    that. What was held back is delivered later, at the end of the portal at the latest.
+    """
+
+    def __init__(self) -> None:
+        self._holding = hold_cancellation()
+        self._is_closed = False
+
+    @contextlib.contextmanager
+    def _inside(self) -> Generator[None]:
+        try:
+            yield
+        except GeneratorExit:
+            self._is_closed = True
+            self._holding.__enter__()
+            raise
+
+    def __enter__(self) -> contextlib.AbstractContextManager[None]:
+        return self._inside()
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._is_closed:
+            self._holding.__exit__(*exc_info)
+
+
+class postpone_delivery:  # noqa: N801 - reads as a statement
+    """A context manager: what was held back is not delivered in the block, but at its end.
+
+    Or later still, at the end of the portal at the latest, if `deliver` is False.
+    """
+
+    __slots__ = ("_deliver", "_portal")
+
+    def __init__(self, *, deliver: bool = True) -> None:
+        self._deliver = deliver
 
     def __enter__(self) -> None:
         self._portal = current()
@@ -510,7 +773,8 @@ class postpone_delivery:  # noqa: N801 - reads as a statement
     def __exit__(self, *exc_info: object) -> None:
         if self._portal is not None:
             self._portal.postponing -= 1
-            deliver_cancellation()
+            if self._deliver:
+                deliver_cancellation()
 
 
 def deliver_cancellation() -> None:
@@ -613,26 +877,37 @@ class ParkingLock:
     is never waited for.
     """
 
-    __slots__ = ("_lock", "_waiters")
+    __slots__ = ("_lock", "_waiters", "on_free", "refuse")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiters: deque[Waiter] = deque()
+        #: Called when the lock has become free, until somebody sets it to None; in the thread that
+        #: has released it.
+        self.on_free: Callable[[], None] | None = None
+        #: Raises what those get who come, or wait, while somebody has the lock as the last one.
+        self.refuse: Callable[[], None] | None = None
 
     def acquire(self) -> None:
         if self._waiters or not self._lock.acquire(False):
             self._queue()
 
     def _queue(self) -> None:
+        self._maybe_refuse()
         waiter = Waiter()
         self._waiters.append(waiter)
         if self._lock.acquire(False):  # it became free before the waiter could be seen
             self.release()
         try:
             waiter.wait()
+            self._maybe_refuse()
         except BaseException:
             self._withdraw(waiter)
             raise
+
+    def _maybe_refuse(self) -> None:
+        if (refuse := self.refuse) is not None:
+            refuse()
 
     def _withdraw(self, waiter: Waiter) -> None:
         try:
@@ -647,6 +922,9 @@ class ParkingLock:
                 self._lock.release()
                 # Who came in between, in another thread, has seen the lock held.
                 if not waiters or not self._lock.acquire(False):
+                    # Looked at once: another thread may take it back meanwhile.
+                    if (on_free := self.on_free) is not None:
+                        on_free()
                     return
             try:
                 waiter = waiters.popleft()

@@ -34,6 +34,7 @@ import functools
 import logging
 import select
 import sys
+import threading
 import warnings
 import weakref
 from collections import deque
@@ -42,7 +43,7 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from time import monotonic
 from types import TracebackType
-from typing import Any, Self, TypeAlias, TypeVar
+from typing import Any, NoReturn, Self, TypeAlias, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -79,6 +80,7 @@ CLEANUP_BUDGET = 0.8
 MAX_BUSY_TIME = 0.005
 
 _WAIT_INTERVAL = 0.1
+_get_running_loop = asyncio._get_running_loop
 _CANCEL_INTERVAL = 0.2
 _ACTIVE = TransactionStatus.ACTIVE
 _IDLE = TransactionStatus.IDLE
@@ -259,9 +261,18 @@ class Connection(psycopg.Connection[Any]):
     lease: Any = None
     #: The `prepare_threshold` that each lease begins with.
     given_threshold: int | None = None
+    #: What is said to who uses a twin whose lease is over.
+    end_reason = LEASE_ENDED
+    #: The cursors that were open when its lease ended, as the lease has counted them.
+    left_open: dict[int, bool] | None = None
+    #: How many waits of a twin do without the watch of the pool: those of threads and other loops.
+    waits_elsewhere = 0
     #: What is lent of a twin.
     lent_class: type[Connection]
+    #: Whether the end of a transaction waits for the statement of another task, not to tear it.
+    ends_in_turn = False
     _lease_ended = False
+    _closed_by_holder = False
     _committing = False
     #: When a wait of this process last let the loop serve others; whether one has not since.
     _last_yield = 0.0
@@ -307,7 +318,8 @@ class Connection(psycopg.Connection[Any]):
     ) -> Any:
         """psycopg's; of a class that is derived from `cursor_factory`, if `own_class` has one."""
         if self.physical is not None or name:  # a twin's factories are made once
-            return super().cursor(name, binary=binary, row_factory=row_factory, **kwargs)
+            cursor = super().cursor(name, binary=binary, row_factory=row_factory, **kwargs)
+            return cursor if self.lease is None else adopt(cursor)
         if self.pgconn.status != _OK:
             self._check_connection_ok()  # raises
         factory: Any = self.cursor_factory
@@ -354,19 +366,30 @@ class Connection(psycopg.Connection[Any]):
         self._lease_ended = True
         self.lease = None  # two that know each other would be the garbage collector's
 
+    def is_waited_for(self) -> bool:
+        """Whether somebody waits right now for the end of a statement on this twin."""
+        assert self.physical is not None
+        return self.waits_elsewhere > 0 or self.physical.watch.future is not None
+
+    def refuse(self) -> NoReturn:
+        """Raise what those are told who use a twin whose lease is over."""
+        if self._closed_by_holder:
+            raise e.OperationalError("the connection is closed")
+        raise LeaseEnded(self.end_reason)
+
     def _check_lease(self) -> None:
         if self._lease_ended:
-            raise LeaseEnded(LEASE_ENDED)
+            self.refuse()
 
     def _check_connection_ok(self) -> None:
-        if self._lease_ended:
-            self._check_lease()
+        if self._lease_ended or self._closed_by_holder:
+            self.refuse()
         super()._check_connection_ok()
 
     @property
     def closed(self) -> bool:
         """True if the connection is closed, or its lease is over."""
-        return self._lease_ended or self.pgconn.status == _BAD
+        return self._lease_ended or self._closed_by_holder or self.pgconn.status == _BAD
 
     def close(self) -> None:
         """Close the connection to the server; a twin whose lease is over is left alone."""
@@ -374,10 +397,51 @@ class Connection(psycopg.Connection[Any]):
             return
         self._stop_watch()
         super().close()
+        self._closed_by_holder = self.physical is not None
+
+    def close_in_turn(self) -> None:
+        """Close a twin, whose lease is about to end, after the statement that another waits for.
+
+        Who cannot wait refuses what comes after that; the connection is the pool's to tidy up.
+        """
+        if not self.is_waited_for():
+            self.close()
+        elif self.lease is None or self.lease.can_wait():
+            with self.lock:
+                self.close()
+        else:
+            self._closed_by_holder = True
 
     def _stop_watch(self) -> None:
         if self.physical is not None:
             self.physical.watch.stop()
+
+    @contextlib.contextmanager
+    def kept_busy(self, what: str) -> Iterator[None]:
+        """Refuse other statements of the caller's task in the block, in which it holds the lock.
+
+        They would wait for themselves, for ever. Those of other tasks wait for its end.
+        """
+        caller = (bridge.current_task(), threading.get_ident())
+        lock: Any = self.lock
+
+        def refuse() -> None:
+            if (bridge.current_task(), threading.get_ident()) != caller:
+                return
+            # An exception that has left it lives as long as the step of the task.
+            bridge.let_step_end()
+            if lock.locked() and not self.is_waited_for():
+                raise e.OperationalError(
+                    f"another command is already in progress: a {what} that this task has begun. "
+                    "Leave its block first, or send the statement from another connection"
+                )
+
+        before, lock.refuse = lock.refuse, refuse
+        try:
+            yield
+        finally:
+            if lock.refuse is refuse:
+                lock.refuse = before
 
     # --- Waiting: the one switch point ---
 
@@ -395,10 +459,13 @@ class Connection(psycopg.Connection[Any]):
             self._check_lease()
         portal = bridge.running()
         if type(portal) is not Portal:
-            if self.physical is not None:
-                self.physical.watch.leave()
-            return super().wait(gen, interval, timeout)
-        bridge.check_not_collecting()  # before a byte is sent
+            if self.physical is None:
+                return super().wait(gen, interval, timeout)
+            self.physical.watch.leave()
+            with self._elsewhere():
+                self._check_lease()  # again, now that its end would see this wait
+                return super().wait(gen, interval, timeout)
+        bridge.check_may_wait(portal)  # before a byte is sent
         try:
             if Connection._kept_busy:
                 self._maybe_yield(portal, gen)
@@ -435,6 +502,7 @@ class Connection(psycopg.Connection[Any]):
         finally:
             Connection._last_yield, Connection._kept_busy = monotonic(), False
             if self.physical is None or watch is not self.physical.watch:
+                self.waits_elsewhere -= 1
                 watch.stop()
 
     def wait_on(self, gen: PQGen[RV], watch: Watch, error: Exception | None) -> RV:
@@ -476,7 +544,16 @@ class Connection(psycopg.Connection[Any]):
         loop = asyncio.get_running_loop()
         if self.physical is not None and self.physical.watch.loop is loop:
             return self.physical.watch
+        self.waits_elsewhere += 1  # until it is stopped
         return Watch(loop, self.pgconn.socket)
+
+    @contextlib.contextmanager
+    def _elsewhere(self) -> Iterator[None]:
+        self.waits_elsewhere += 1
+        try:
+            yield
+        finally:
+            self.waits_elsewhere -= 1
 
     def _wait_ready(self, portal: Portal, watch: Watch, state: int, deadline: float | None) -> int:
         timeout = None if deadline is None else max(0.0, deadline - monotonic())
@@ -533,7 +610,10 @@ class Connection(psycopg.Connection[Any]):
         try:
             portal.suspend(None)
         except bridge.INTERRUPTIONS as exc:
-            self._clean_up(portal, gen, self._find_watch(), exc)
+            watch = self._find_watch()
+            self._clean_up(portal, gen, watch, exc)
+            if self.physical is None or watch is not self.physical.watch:
+                self.waits_elsewhere -= 1
             raise
         finally:
             Connection._last_yield, Connection._kept_busy = monotonic(), False
@@ -551,14 +631,13 @@ class Connection(psycopg.Connection[Any]):
             self._cut_off(gen)
             return
         held = portal.pending
-        bridge.finish(self._cancel_and_drain(gen), CLEANUP_BUDGET)
+        with self._elsewhere():  # a task of its own reads what is left
+            bridge.finish(self._cancel_and_drain(gen), CLEANUP_BUDGET)
         # A second cancellation says what the first, which is being raised, says already.
         portal.pending = held
         if self.pgconn.transaction_status == _ACTIVE or pipelined:
             logger.info("closing a connection whose statement did not end with its cancellation")
             self._cut_off(gen)
-        if self.lease is not None:
-            self.lease.interrupted()
 
     def _cut_off(self, gen: PQGen[Any]) -> None:
         """Close the socket, and `gen`, whose own clean-up (a pipeline's) has nothing to go by."""
@@ -627,7 +706,9 @@ class Connection(psycopg.Connection[Any]):
         What it does is undone anyway, and who rolls back must not have to wait for its end.
         """
         portal = current()
-        if portal is not None and self.lock.locked() and not portal.closing:
+        if self.ends_in_turn or portal is None or portal.closing:
+            return
+        if self.lock.locked():
             bridge.finish(self._cancel_while_locked(), CLEANUP_BUDGET)
 
     async def _cancel_while_locked(self) -> None:
@@ -1261,39 +1342,183 @@ def statement_class(cursor_class: type[Any]) -> type[Any]:
 
 
 class _LeasedCursor:
-    """What a cursor of a twin does beside what its class does: it tells the lease of its end."""
+    """What a cursor of a twin does beside what its class does: it is a holder of the lease.
+
+    It holds the connection from when it is made until it is closed or collected. But a cursor whose
+    first statement fails has left nothing in the session that somebody might count on, and has no
+    rows: it lets the connection go, whoever still refers to it (a traceback, a `raw()` QuerySet).
+    Another statement on it takes a connection again.
+    """
 
     _conn: Any
+    _pgconn: Any
+    _close: Callable[[], None]
     closed: bool
     #: Whether this is a cursor of the server's, with a name.
     is_on_server = False
+    #: Whether it is a holder of the lease.
+    _holds = False
+    #: Whether a statement has succeeded on it.
+    _has_succeeded = False
     #: Where the cursor was opened, if its being forgotten is worth a warning.
     opened_at: str | None = None
+    #: Gives another connection to a cursor that has let its own go.
+    renew: Callable[[Any], None] | None = None
 
     def __init__(self, connection: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(connection, *args, **kwargs)  # type: ignore[call-arg]  # a mixin
         if connection.lease is not None:  # a twin that is being prepared is nobody's yet
-            connection.lease.cursor_opened(self)
+            self.hold()
+
+    def hold(self) -> None:
+        """Count as a holder of the lease of the connection that this is a cursor of."""
+        self._conn.lease.cursor_opened(self)
+        self._holds = True
+
+    def let_go(self) -> None:
+        """Hold the connection no longer. What is in memory may still be read."""
+        if not self._holds:
+            return
+        self._holds = False
+        if self._conn.lease is not None:
+            self._conn.lease.cursor_closed(self)
+        elif self._conn.left_open is not None:
+            self._conn.left_open.pop(id(self), None)
+
+    # --- Statements ---
+
+    def execute(self, *args: Any, **kwargs: Any) -> Any:
+        if not self._holds:
+            self._hold_again()
+        try:
+            result = super().execute(*args, **kwargs)  # type: ignore[misc]
+        except BaseException:
+            self._statement_failed()
+            raise
+        self._has_succeeded = True
+        return result
+
+    def executemany(self, *args: Any, **kwargs: Any) -> None:
+        if not self._holds:
+            self._hold_again()
+        try:
+            super().executemany(*args, **kwargs)  # type: ignore[misc]
+        except BaseException:
+            conn = self._conn
+            if conn.pgconn.pipeline_status != PipelineStatus.OFF and conn._pipeline is None:  # noqa: SLF001
+                conn.close()  # psycopg could not end its own: a COPY, or what came after one
+            self._statement_failed()
+            raise
+        self._has_succeeded = True
+
+    @contextlib.contextmanager
+    def copy(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        if not self._holds:
+            self._hold_again()
+        try:
+            with (
+                bridge.hold_when_closed() as closed,
+                super().copy(*args, **kwargs) as copy,  # type: ignore[misc]
+                self._conn.kept_busy("COPY"),
+                closed,
+            ):
+                yield copy
+        except BaseException:
+            self._statement_failed()
+            raise
+        self._has_succeeded = True
+
+    def stream(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        if not self._holds:
+            self._hold_again()
+        try:
+            with contextlib.closing(super().stream(*args, **kwargs)) as rows:  # type: ignore[misc]
+                for row in rows:
+                    with self._conn.kept_busy("stream()"):
+                        yield row
+        except BaseException:
+            self._statement_failed()
+            raise
+        self._has_succeeded = True
+
+    def _statement_failed(self) -> None:
+        if not self._has_succeeded:
+            self.let_go()
+
+    def _hold_again(self) -> None:
+        """Become a holder again: of the same lease, if that lives, else of another."""
+        if self.closed:
+            return  # psycopg refuses
+        if self._conn.lease is not None:
+            with contextlib.suppress(LeaseEnded):
+                self.hold()
+                return
+        if self.renew is not None:
+            self.renew(self)
+
+    def move_to(self, connection: Connection) -> None:
+        """Be a cursor of `connection` from now on, with the options that this one has."""
+        me: Any = self
+        self._conn, self._pgconn = connection, connection.pgconn
+        me._reset()  # noqa: SLF001 - psycopg's
+        me._last_query = None  # noqa: SLF001 - for psycopg to look its types up on the new connection
+        self.hold()
+
+    def _execute_gen(self, *args: Any, **kwargs: Any) -> PQGen[None]:
+        try:
+            yield from super()._execute_gen(*args, **kwargs)  # type: ignore[misc]
+        except psycopg.ProgrammingError as exc:
+            self._close_if_copying(exc)
+            raise
+
+    def _stream_fetchone_gen(self, first: bool) -> PQGen[Any]:
+        try:
+            return (yield from super()._stream_fetchone_gen(first))  # type: ignore[misc]
+        except psycopg.ProgrammingError as exc:
+            self._close_if_copying(exc)
+            raise
+
+    def _close_if_copying(self, exc: psycopg.Error) -> None:
+        """Close a connection that is in the midst of a COPY, which only `copy()` can go on with.
+
+        Each later statement would fail: "another command is already in progress". `exc` is what
+        psycopg says; the server's errors say more.
+        """
+        pgconn = self._pgconn
+        said_by_psycopg = exc.sqlstate is None
+        if (
+            said_by_psycopg
+            and pgconn.transaction_status == _ACTIVE
+            and pgconn.pipeline_status == PipelineStatus.OFF
+        ):
+            self._conn.close()
+
+    # --- The end ---
 
     def close(self) -> None:
         if self.closed:
             return
         try:
-            if not self.is_on_server or self._can_close_on_server():
+            if not self.is_on_server:
                 super().close()  # type: ignore[misc]
-            else:
-                self._close()  # type: ignore[attr-defined]
+            elif self._can_close_on_server():
+                # A cancellation waits: the collector, for one, would swallow it.
+                with bridge.hold_cancellation(), contextlib.suppress(LeaseEnded):
+                    super().close()  # type: ignore[misc]
+            self._close()
         finally:
-            self._tell_lease()
-
-    def _tell_lease(self) -> None:
-        if self._conn.lease is not None:
-            self._conn.lease.cursor_closed(self)
+            self.let_go()
 
     def _can_close_on_server(self) -> bool:
         """Whether CLOSE can be sent: not by the garbage collector, in somebody else's task."""
         lease = self._conn.lease
-        if lease is None or lease.can_wait():
+        if self._conn.closed:
+            return False
+        if lease is None:
+            return True
+        # A thread may have met it by chance, while somebody else's statement is in flight.
+        is_free = _get_running_loop() is not None or not self._conn.lock.locked()
+        if is_free and not lease.ended and lease.can_wait():
             return True
         lease.dirty = True
         return False
@@ -1302,11 +1527,11 @@ class _LeasedCursor:
         if getattr(self, "closed", True):
             return
         lease = self._conn.lease
-        held = lease is not None and lease.is_held_by_cursors()
+        held = self._holds and lease is not None and lease.is_held_by_cursors()
         if self.is_on_server and lease is not None:
             lease.dirty = True
-        self._close()  # type: ignore[attr-defined]
-        self._tell_lease()
+        self._close()
+        self.let_go()
         if held and self.opened_at is not None:  # last, since a warning may be made an error
             warnings.warn(
                 f"a cursor opened at {self.opened_at} was never closed, and held its connection "
@@ -1317,18 +1542,56 @@ class _LeasedCursor:
             )
 
 
+class _LeasedServerCursor(_LeasedCursor):
+    """A cursor of the server's: once a statement of it has failed, there are no more rows."""
+
+    #: Returns why the server has closed it, with the savepoint in which it was opened: whatever is
+    #: sent to it then is an error, which dooms the transaction.
+    why_gone: Callable[[], Exception | None] | None = None
+
+    def _statement_failed(self) -> None:
+        if self._conn.lease is not None:
+            self._conn.lease.dirty = True  # it may be open on the server
+        self.let_go()
+
+    def _close_gen(self) -> PQGen[None]:
+        if self.why_gone is None or self.why_gone() is None:
+            yield from super()._close_gen()  # type: ignore[misc]
+
+    def _fetch_gen(self, *args: Any, **kwargs: Any) -> PQGen[Any]:
+        if self.why_gone is not None and (reason := self.why_gone()) is not None:
+            raise reason
+        fetch_gen = super()._fetch_gen(*args, **kwargs)  # type: ignore[misc]
+        return self._letting_go(fetch_gen)
+
+    def _letting_go(self, gen: PQGen[RV]) -> PQGen[RV]:
+        try:
+            return (yield from gen)
+        except BaseException:
+            self._statement_failed()
+            raise
+
+
 @functools.lru_cache(maxsize=64)
 def leased_class(cursor_class: type[Any]) -> type[Any]:
-    """Return `cursor_class`, with ends that are told to the lease."""
-    bases = (_LeasedCursor, _abilities(cursor_class), cursor_class)
+    """Return `cursor_class`, as a holder of its lease."""
     on_server = issubclass(cursor_class, psycopg.ServerCursor)
+    holder = _LeasedServerCursor if on_server else _LeasedCursor
+    bases = (holder, _abilities(cursor_class), cursor_class)
     names = {"__module__": __name__, "is_on_server": on_server}
     return type(cursor_class.__name__, bases, names)
 
 
 def adopt(cursor: Any) -> Any:
     """Make `cursor`, made on a twin without its factories, count as a holder of its lease."""
-    if not isinstance(cursor, _LeasedCursor):
-        cursor.__class__ = leased_class(type(cursor))  # type: ignore[arg-type]
-        cursor.connection.lease.cursor_opened(cursor)
+    if not isinstance(cursor, _LeasedCursor) and isinstance(cursor, psycopg.Cursor):
+        cls: Any = leased_class(type(cursor))  # type: ignore[arg-type]  # a class has a hash
+        cursor.__class__ = cls
+        cls.hold(cursor)
     return cursor
+
+
+def let_go(cursor: Any) -> None:
+    """Let a cursor whose rows are all in memory hold its connection no longer."""
+    if isinstance(cursor, _LeasedCursor):
+        cursor.let_go()

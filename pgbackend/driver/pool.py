@@ -25,6 +25,7 @@ import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import Any, Literal, TypeAlias
 
@@ -128,22 +129,37 @@ class PoolStatistics:
 class Lease:
     """One task's hold on a connection, from its first statement to the end of the last.
 
-    It ends when its cursors are closed and nobody has pinned it.
+    It ends with the last of its holders: open cursors, pins, and statements in flight. See Note
+    [Holders].
+
+    Note [Holders]
+    Each kind of holder is counted in one place: cursors in `cursors`, pins in `pins`. A statement
+    is in flight as long as the connection's lock is held, which psycopg holds from the first byte
+    that is sent to the last that is read (of a COPY or a stream, to its end). So what ends while a
+    statement is in flight (a cursor that the garbage collector frees, an iterator that another task
+    closes) only takes itself out of the count, and the statement's own end ends the lease
+    (`ParkingLock.on_free`).
+
+    `end()` is for who knows that nobody needs the connection any more: the end of a transaction, or
+    of the task. It refuses at once whatever comes after it; but a statement that another task waits
+    for right now is not touched: the connection goes back when that has ended.
     """
 
     __slots__ = (
         "__weakref__",
         "_connection",
+        "_given_back",
         "cursors",
         "dirty",
         "ended",
+        "heir",
         "on_end",
+        "opened_at",
         "physical",
         "pins",
         "pool",
         "since",
         "started",
-        "streams",
         "task",
         "types_seen",
     )
@@ -154,18 +170,23 @@ class Lease:
         self.pool = pool
         self.physical = physical
         self.since = monotonic()
-        #: Who holds it: on whom it depends when it ends. None: a thread.
+        #: Who holds it: on whom it depends when it ends. None: a thread, or nobody any more.
         self.task = task
         #: The statement that it was given for, if that has been sent, and its task still sleeps.
         self.started: Started | None = None
         self.pins = 0
-        self.cursors = 0
-        #: How many of them are open on the server: what is left of one stays in its session.
-        self.streams = 0
+        #: By number, whether the cursor is the server's: what is left of such a one stays in its
+        #: session. None until there is a connection to make one on.
+        self.cursors: dict[int, bool] | None = None
         #: Whether something may have changed the state of the session.
         self.dirty = False
         self.ended = False
+        self._given_back = False
         self.on_end: Callable[[], None] | None = None
+        #: To whom it passes when its task ends; the driver only keeps it.
+        self.heir: Any = None
+        #: Where the last cursor was opened, for messages.
+        self.opened_at: str | None = None
         self._connection: Connection | None = None
         #: Whether somebody has looked at its types, and so may have registered one.
         self.types_seen = False
@@ -181,6 +202,7 @@ class Lease:
         if self._connection is None:
             if self.ended:
                 raise errors.LeaseEnded(LEASE_ENDED)
+            self.cursors = {}
             self._connection = self.physical.twin.lend(self)
         return self._connection
 
@@ -189,8 +211,10 @@ class Lease:
         return f"<Lease of {self.pool.name!r} by {self.holder!r}, {state}>"
 
     def __del__(self) -> None:
-        if not self.ended:
-            self.end()
+        if not self._given_back:
+            self.ended = True
+            self._note_streams()
+            self._give_back()
 
     @property
     def holder(self) -> str:
@@ -216,7 +240,8 @@ class Lease:
         """Whether the caller may send a statement: the holder, where something can wait for it."""
         portal = bridge.current()
         if portal is None:
-            return asyncio._get_running_loop() is None
+            # Not the collector in a thread, which may be in the midst of a statement of its own.
+            return asyncio._get_running_loop() is None and not bridge.is_collecting()
         if portal.closing or bridge.is_collecting():
             return False
         return asyncio.current_task() is self.task or self.pins > 0
@@ -226,21 +251,21 @@ class Lease:
         return not self.ended and not self.pins
 
     def cursor_opened(self, cursor: Any) -> None:
-        self.cursors += 1
-        self.streams += cursor.is_on_server
+        """Count `cursor` as a holder. Raises `LeaseEnded`."""
+        if self.cursors is None:
+            raise errors.LeaseEnded(LEASE_ENDED)
+        if self.ended:
+            self.connection.refuse()
+        self.cursors[id(cursor)] = cursor.is_on_server
 
     def cursor_closed(self, cursor: Any) -> None:
-        self.cursors -= 1
-        self.streams -= cursor.is_on_server
-        self.maybe_end()
-
-    def interrupted(self) -> None:
-        """The statement of a cursor was cancelled; if there is no other, nothing is left to do.
-
-        The cursor itself may live on in the traceback of the cancellation.
-        """
-        if self.cursors <= 1 and not self.pins and not self.ended:
-            self.end()
+        """Count `cursor` no longer; the caller may be the garbage collector, in any thread."""
+        if self.cursors is not None:
+            self.cursors.pop(id(cursor), None)
+        if self.pins or self.cursors or self.ended:
+            return
+        if threading.get_ident() == self.pool.thread or not self.pool.call_at_home(self._go_on):
+            self._go_on()
 
     def pin(self) -> None:
         """Keep the connection until `unpin()`, also while no cursor is open."""
@@ -251,26 +276,88 @@ class Lease:
         self.maybe_end()
 
     def maybe_end(self) -> None:
+        """End if nothing holds it any more."""
         if not self.cursors and not self.pins and not self.ended:
             self.end()
 
-    def end(self) -> None:
-        """Give the connection back, from any thread, without waiting."""
+    def end(self, reason: str = LEASE_ENDED) -> None:
+        """Give the connection back, from any thread, without waiting; see Note [Holders].
+
+        `reason` is what those are told who use it after that.
+        """
         if self.ended:
             return
         self.ended = True
-        self.dirty = self.dirty or self.streams > 0
-        if self._connection is not None:
-            self._connection.end_lease()
+        if self.cursors:
+            self._note_streams()
         self.task = None  # one that was cancelled keeps the traceback, whose frames know this lease
         if self.on_end is not None:
             self.on_end()
             self.on_end = None
+        connection = self._connection
+        if connection is not None:
+            connection.end_reason, connection.left_open = reason, self.cursors
+            if connection.is_waited_for():
+                connection.lock.refuse = connection.refuse  # type: ignore[attr-defined]  # as below
+                if self._waits_for_statement():
+                    return
+                connection.lock.refuse = None  # type: ignore[attr-defined]  # they know each other
+        self._give_back()
+
+    def _note_streams(self) -> None:
+        """Let the session be reset if a cursor of the server's is open in it."""
+        if self.cursors:
+            self.dirty = self.dirty or any(self.cursors.values())
+
+    def is_in_thread(self) -> bool:
+        """Whether a thread waits for the end of a statement on this connection."""
+        return self._connection is not None and self._connection.waits_elsewhere > 0
+
+    def _waits_for_statement(self) -> bool:
+        """Whether a statement is in flight, and will look again when it ends."""
+        if self._connection is None:
+            return False
+        lock = self._connection.lock
+        if not lock.locked():
+            return False
+        lock.on_free = self._when_free  # type: ignore[attr-defined]  # a ParkingLock
+        if lock.locked():
+            return True
+        lock.on_free = None  # type: ignore[attr-defined]  # another thread has just released it
+        return False
+
+    def _when_free(self) -> None:
+        assert self._connection is not None
+        self._connection.lock.on_free = None  # type: ignore[attr-defined]  # a ParkingLock
+        if self.ended:
+            self._connection.end_lease()  # before another thread finds the lock free
+            self._connection.lock.refuse = None  # type: ignore[attr-defined]  # they know each other
+        if threading.get_ident() == self.pool.thread or not self.pool.call_at_home(self._go_on):
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """End if nothing holds it any more, or else with the statement that is in flight."""
+        held = not self.ended and (self.cursors or self.pins)
+        if held or self._given_back or self._waits_for_statement():
+            return
+        if self.ended:
+            self._give_back()
+        else:
+            self.end()
+
+    def _give_back(self) -> None:
+        connection = self._connection
+        if connection is not None:
+            connection.end_lease()
+            # A thread may have begun a statement, when it had looked whether it still could.
+            if connection.waits_elsewhere and self._waits_for_statement():
+                return
+        self._given_back = True
         self.pool.release(self)
 
     def disown(self) -> None:
         """End in a forked child: the connection is the parent's."""
-        self.ended = True
+        self.ended = self._given_back = True
         if self._connection is not None:
             self._connection.end_lease()
 
@@ -290,6 +377,19 @@ def _forget_connecting(exc: Exception) -> None:
     if traceback is None:
         exc.__cause__ = exc.__context__ = None
     exc.__traceback__ = traceback
+
+
+def _is_end_of_session(exc: Exception) -> bool:
+    """Whether the server took the connection, and ended the session while it was prepared."""
+    if exc.__traceback__ is None:  # `_forget_connecting()` left nothing: it was not made
+        return False
+    error = exc if isinstance(exc, psycopg.Error) else exc.__cause__
+    if not isinstance(error, psycopg.OperationalError):
+        return False
+    if isinstance(error, psycopg.errors.ConnectionTimeout):
+        return False
+    # Without a code it is libpq's own: the link was lost without a word.
+    return error.sqlstate is None or error.diag.severity_nonlocalized in ("FATAL", "PANIC")
 
 
 class _Notified:
@@ -619,12 +719,18 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
     async def _connect_once(self, timeout: float | None) -> AsyncConnection:
         async with self._attempts:
             self.layer.check_failure()  # of one before, which answers for those who were about to
-            self.layer.attempted.append(monotonic())
+            self.layer.attempted.append(began := monotonic())
             try:
+                renewals = self.layer.renewals
                 connection = await super()._connect(timeout)
+                if self.layer.renewals != renewals:  # it may have what was registered before
+                    connection.close_now()
+                    connection = await super()._connect(timeout)
             except Exception as exc:
                 _forget_connecting(exc)
+                self.layer.attempt_failed(exc, began)
                 raise
+        self.layer.attempt_succeeded()
         self.layer.made.add(connection)
         return connection
 
@@ -636,6 +742,8 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
             attempt = AttemptWithBackoff(timeout=0.0)
             attempt.give_up_at = 1e-9
         await super()._add_connection(attempt, growing=growing)
+        if self._waiting and self.layer.may_try_again():
+            self._maybe_grow_pool()
 
     async def _return_connection(self, conn: AsyncConnection, from_getconn: bool) -> None:
         if conn.closed and not from_getconn:
@@ -659,6 +767,12 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         self._waiting.clear()
         for client in waiting:
             await client.fail(error())
+
+    def drop_free(self) -> None:
+        """Close the connections that are free; others are opened when somebody asks for them."""
+        while self._pool:
+            self._pool.pop().close_now()
+            self._nconns -= 1
 
     def abandon(self) -> None:
         """End without waiting: what `close()` does, when no task can be waited for any more."""
@@ -684,9 +798,13 @@ class Pool:
         #: By number, with a weak reference: a lease that nobody holds any more must be collected.
         self.leases: dict[int, weakref.ref[Lease]] = {}
         self._failure: tuple[float, BaseException] | None = None
+        #: When the server has ended a session while it was prepared: the first since a success.
+        self._session_lost: float | None = None
         #: When the last attempts to connect began.
         self.attempted: deque[float] = deque([-1.0] * MAX_ATTEMPTS, MAX_ATTEMPTS)
         self._regrowing: asyncio.TimerHandle | None = None
+        #: How often its connections have been called old; see `renew()`.
+        self.renewals = 0
         #: Every connection: free, leased, or on its way between the two.
         self.made: weakref.WeakSet[AsyncConnection] = weakref.WeakSet()
         #: What the pool still does with connections that were given back.
@@ -841,10 +959,32 @@ class Pool:
 
     # --- Failure ---
 
+    def attempt_failed(self, exc: Exception, began: float) -> None:
+        """Remember why an attempt that `began` then has failed, to tell those who ask next.
+
+        A session that the server has ended while it was prepared says nothing about the next
+        attempt. It is made at once, for those who wait; should that end so, too, it is remembered.
+        """
+        now = monotonic()
+        self._failure = (now, exc)
+        if _is_end_of_session(exc):
+            if self._session_lost is None:
+                self._session_lost = now
+            if began < self._session_lost:  # it was under way when the first was lost, or that one
+                self._failure = None
+
+    def attempt_succeeded(self) -> None:
+        """Forget why those before have failed."""
+        self._failure = self._session_lost = None
+
+    def may_try_again(self) -> bool:
+        """Whether an attempt was lost, and the next may be made for those who wait."""
+        return self._failure is None and self._session_lost is not None
+
     async def connect_failed(self, exc: BaseException) -> None:
-        """Remember why; if there is no connection to wait for, fail those who wait."""
-        if self._failure is None or exc.__cause__ is not self._failure[1]:  # not a repetition
-            self._failure = (monotonic(), exc)
+        """If there is no connection to wait for, fail those who wait."""
+        if self._failure is None:
+            return
         if not self.has_connection():
             await self._psycopg.fail_waiting(lambda: self._repeat(exc))
         elif self._regrowing is None:
@@ -957,15 +1097,23 @@ class Pool:
 
     def release(self, lease: Lease) -> None:
         """Take back the connection of `lease`, whose end has been marked; from any thread."""
-        if self.loop.is_closed():
-            lease.physical.pgconn.finish()
-        elif threading.get_ident() == self.thread:
+        if threading.get_ident() == self.thread and not self.loop.is_closed():
             self._release(lease)
-        else:
-            self.loop.call_soon_threadsafe(self._release, lease)
+        elif not self.call_at_home(partial(self._release, lease)):
+            self.leases.pop(id(lease), None)
+            lease.physical.pgconn.finish()
+
+    def call_at_home(self, func: Callable[[], None]) -> bool:
+        """Let the loop call `func`, from another thread; False if the loop is closed."""
+        try:
+            self.loop.call_soon_threadsafe(func)
+        except RuntimeError:
+            return False
+        return True
 
     def _release(self, lease: Lease) -> None:
-        self.leases.pop(id(lease), None)
+        if self.leases.pop(id(lease), None) is None:
+            return  # two threads have found at once that nobody holds it
         physical = lease.physical
         pgconn = physical.pgconn
         status = pgconn.transaction_status
@@ -1050,18 +1198,30 @@ class Pool:
             physical.close_now()
             raise
 
+    def renew(self) -> None:
+        """Let nobody lease a connection that is open by now: what they are made with has changed.
+
+        Who holds one keeps it to the end of the lease.
+        """
+        self.renewals += 1
+        for physical in self.made:
+            physical._expire_at = 0.0  # noqa: SLF001 - for psycopg_pool, when it comes back
+        self._psycopg.drop_free()
+
     # --- End ---
 
     def close(self) -> None:
         """Close the connections now, and those in use when they are given back.
 
-        The others are free, or on their way to or from a worker, who is cancelled.
+        The others are free, or on their way to or from a worker, who is cancelled. Where the loop
+        is closed, nobody uses one any more but a thread.
         """
         if self.closed:
             return
         self.closed = True
         self._psycopg.abandon()
-        in_use = {id(lease.physical) for lease in self.held()}
+        gone = self.loop.is_closed()
+        in_use = {id(each.physical) for each in self.held() if not gone or each.is_in_thread()}
         in_use.update(id(each) for task, each in self._tasks.items() if not task.done())
         in_use.update(map(id, self._psycopg.checking))
         for physical in list(self.made):
@@ -1214,6 +1374,20 @@ def _close_on(loop: asyncio.AbstractEventLoop, pool: Pool) -> None:
 def _close_and_tell(pool: Pool, closed: threading.Event) -> None:
     pool.close()
     closed.set()
+
+
+def renew_pools() -> None:
+    """Let connections that are open be replaced, on all loops, before the next lease.
+
+    From any thread; each loop does it in its own.
+    """
+    _sweep()
+    for loop, loop_pools in list(_by_loop.items()):
+        for pool in list(loop_pools.pools.values()):
+            if loop is asyncio._get_running_loop() or not loop.is_running():
+                pool.renew()
+            else:
+                loop.call_soon_threadsafe(pool.renew)
 
 
 def statistics() -> list[PoolStatistics]:

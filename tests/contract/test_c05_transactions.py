@@ -14,10 +14,12 @@ from django.db import DatabaseError, IntegrityError, connection, connections, tr
 from django.db.transaction import TransactionManagementError
 from django.http import HttpResponse, StreamingHttpResponse
 from django.urls import path
+from django.utils.asyncio import async_unsafe
 from django.views import View
 
 import pgbackend
 from pgbackend import aio
+from pgbackend.base import DatabaseWrapper
 from tests.conftest import Runner
 from tests.library.models import Tag
 from tests.support.fixtures import Site, pool_of_default
@@ -274,6 +276,42 @@ def test_a_decorated_async_def_is_one_still() -> None:
     assert (decorated.__name__, decorated.__doc__) == ("decorated", "What it does.")
 
 
+class Guarded(DatabaseWrapper):
+    """A backend that is derived, and guards what it overrides as Django does."""
+
+    @async_unsafe
+    def commit(self) -> None:
+        super().commit()
+
+    @async_unsafe
+    def rollback(self) -> None:
+        super().rollback()
+
+    @async_unsafe
+    def savepoint_rollback(self, sid: str) -> None:
+        super().savepoint_rollback(sid)
+
+
+def test_a_derived_backend_may_guard_its_methods_as_django_does(run: Runner, form: Form) -> None:
+    async def fail() -> None:
+        await acreate("lost")
+        raise Oops
+
+    async def half() -> None:
+        await acreate("kept")
+        with pytest.raises(Oops):
+            await form(fail)
+
+    async def main() -> None:
+        connections["default"] = Guarded(connections.settings["default"], "default")
+        with pytest.raises(Oops):
+            await form(fail)
+        await form(half)
+
+    run(aio.portal(main()))
+    assert names() == ["kept"]
+
+
 def test_a_plain_with_on_the_loop_names_the_cure(run: Runner) -> None:
     async def main() -> None:
         with pytest.raises(SynchronousOnlyOperation, match="async with transaction.atomic"):
@@ -365,6 +403,21 @@ def test_set_autocommit_false_begins_a_transaction_that_is_managed_by_hand(
 
     run(aio.portal(main()))
     assert names() == ["after", "committed", "committed in a block"]
+
+
+def test_a_transaction_by_hand_that_is_doomed_stays_so_until_it_is_rolled_back(run: Runner) -> None:
+    def green() -> None:
+        transaction.set_autocommit(False)
+        with pytest.raises(Oops), transaction.atomic(savepoint=False):
+            raise Oops
+        transaction.commit()
+        transaction.set_autocommit(True)
+        with pytest.raises(TransactionManagementError, match="until the end of the 'atomic'"):
+            Tag.objects.count()
+        transaction.rollback()
+        assert Tag.objects.count() == 0
+
+    run.green(green)
 
 
 def test_commit_and_rollback_are_refused_in_a_block(run: Runner, form: Form) -> None:

@@ -22,6 +22,7 @@ from django.test.utils import CaptureQueriesContext
 import pgbackend
 from pgbackend import aio, state
 from pgbackend.driver import bridge
+from pgbackend.driver.errors import NotGreen
 from tests.conftest import Runner
 from tests.library.models import Tag
 from tests.support.fixtures import pool_of_default
@@ -700,12 +701,14 @@ def test_a_block_that_is_left_with_an_error_does_not_wait_for_a_childs_statement
     assert names() == ["kept"]
 
 
-def test_a_statement_whose_connection_a_sibling_closes_fails_at_once(
-    run: Runner, admin: Any
-) -> None:
-    def sleeping() -> None:
+def test_a_connection_is_closed_after_the_statement_of_a_sibling(run: Runner) -> None:
+    """Which is not torn; what comes afterwards is refused."""
+
+    def sleeping() -> list[Any]:
         with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_sleep(20)")
+            cursor.execute("SELECT pg_sleep(0.1), 7")
+            rows: list[Any] = cursor.fetchall()
+        return rows
 
     async def main() -> None:
         with pytest.raises(Oops):
@@ -715,17 +718,12 @@ def test_a_statement_whose_connection_a_sibling_closes_fails_at_once(
                 while not connection.connection.lock.locked():
                     await asyncio.sleep(0)
                 await aio.run(connection.close)
-                async with asyncio.timeout(2):
-                    with pytest.raises(DatabaseError):
-                        await task
+                assert [row[1] for row in await task] == [7]
+                with pytest.raises(DatabaseError):
+                    await aio.run(sleeping)
                 raise Oops
 
     run(main())
-    # The server would find out when it has slept.
-    admin.execute(
-        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
-        "WHERE query = 'SELECT pg_sleep(20)'"
-    )
     assert names() == []
 
 
@@ -1155,3 +1153,200 @@ def test_a_task_of_djangos_own_in_a_request_is_green(run: Runner) -> None:
 
     run(ASGIHandler()(scope, receive, send))
     assert seen == [0, 0, 0]
+
+
+# --- Tasks that begin at once, inside the step of the task that makes them ------------------------
+
+eager = pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+
+
+def eager_factory(loop: Any, coro: Any, **kwargs: Any) -> Any:
+    return asyncio.Task(coro, loop=loop, **{**kwargs, "eager_start": True})
+
+
+def by_hand(coro: Any) -> asyncio.Task[Any]:
+    return eager_factory(asyncio.get_running_loop(), coro)
+
+
+def by_the_factory(coro: Any) -> asyncio.Task[Any]:
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(eager_factory)
+    bridge.make_child_tasks_green(loop)
+    return loop.create_task(coro)
+
+
+def by_a_factory_that_replaces_ours(coro: Any) -> asyncio.Task[Any]:
+    asyncio.get_running_loop().set_task_factory(eager_factory)
+    return asyncio.create_task(coro)
+
+
+EAGERLY = [by_hand, by_the_factory, by_a_factory_that_replaces_ours]
+
+
+@eager
+@pytest.mark.parametrize("start", EAGERLY, ids=lambda start: start.__name__)
+def test_an_eager_task_uses_the_database_beside_the_one_that_made_it(
+    run: Runner, start: Any
+) -> None:
+    async def view() -> None:
+        streaming = Tag.objects.order_by("name").iterator(chunk_size=1)
+        assert next(streaming).name == "a"  # this task holds a connection
+        wrapped: list[str] = []
+
+        def wrapper(execute: Any, sql: str, *args: Any) -> Any:
+            wrapped.append(sql)
+            return execute(sql, *args)
+
+        tasks = [start(Tag.objects.acount()), start(anames()), start(aio.portal(apid()))]
+        with connection.execute_wrapper(wrapper):
+            pid = _pid()
+            assert await tasks[0] == 2 and await tasks[1] == ["a", "b"]
+            assert await tasks[2] != pid and len(wrapped) == 1
+        assert next(streaming).name == "b"
+        streaming.close()
+
+    async def main() -> None:
+        await Tag.objects.abulk_create([Tag(name="a"), Tag(name="b")])
+        for green in (aio.portal(view()), aio.portal(view())):
+            count, _ = await asyncio.gather(Tag.objects.acount(), green)
+            assert count == 2
+
+    run(main())
+    assert leased() == 0
+
+
+@eager
+@pytest.mark.parametrize("start", EAGERLY, ids=lambda start: start.__name__)
+def test_an_eager_task_takes_part_in_the_block_it_was_made_in(run: Runner, start: Any) -> None:
+    async def nested(name: str, fails: bool) -> int:
+        async with transaction.atomic():
+            await Tag.objects.acreate(name=name)
+            if fails:
+                raise Oops
+            return await apid()
+
+    async def own(name: str) -> None:
+        async with pgbackend.detached(), transaction.atomic():
+            await Tag.objects.acreate(name=name)
+
+    async def view() -> None:
+        with pytest.raises(Oops):
+            async with transaction.atomic():
+                pid = await apid()
+                tasks = [start(nested("kept", False)), start(nested("undone", True))]
+                detached = start(own("detached"))
+                results = await asyncio.gather(*tasks, return_exceptions=True)
+                assert results[0] == pid and type(results[1]) is Oops
+                await detached
+                assert await anames() == ["detached", "kept"]
+                late = start(nested_later())
+                raise Oops
+        with pytest.raises(TransactionManagementError, match="has ended"):
+            await late
+
+    async def nested_later() -> None:
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        await ended.wait()
+        await Tag.objects.acount()
+
+    async def main() -> None:
+        nonlocal ended
+        ended = asyncio.Event()
+        task = asyncio.create_task(aio.portal(view()))
+        asyncio.get_running_loop().call_later(0.05, ended.set)
+        await task
+
+    ended: asyncio.Event
+    run(main())
+    assert names() == ["detached"]
+
+
+@eager
+@pytest.mark.parametrize("start", [by_hand, by_a_factory_that_replaces_ours])
+@pytest.mark.parametrize("held", [False, True])
+def test_direct_orm_code_of_an_eager_task_is_refused_before_it_sends_anything(
+    run: Runner, start: Any, held: bool
+) -> None:
+    """It is in its maker's portal, whose session, statement and block it must not touch."""
+
+    def peeks() -> None:
+        connections_seen.append(connection.connection)
+        Tag.objects.count()
+
+    def observed() -> None:
+        seen.append(connection.execute_wrappers is not makers)
+        with connection.execute_wrapper(lambda execute, *args: execute(*args)):
+            Tag.objects.count()
+
+    seen: list[bool] = []
+    connections_seen: list[Any] = []
+    makers: Any = None
+    uses: list[Callable[[], Any]] = [
+        lambda: list(Tag.objects.all()),
+        lambda: Tag.objects.create(name="never"),
+        _pid,
+        lambda: next(Tag.objects.iterator()),
+        transaction.atomic(Tag.objects.count),
+        *(observed, peeks),
+    ]
+
+    async def child(use: Callable[[], Any]) -> None:
+        with pytest.raises((NotGreen, DatabaseError)) as refused:
+            use()
+        assert "await pgbackend.aio.run" in str(refused.value)
+        assert await Tag.objects.acount() == 1
+
+    async def view() -> None:
+        nonlocal makers
+        await Tag.objects.acreate(name="one")
+        makers = connection.execute_wrappers
+        streaming = Tag.objects.iterator() if held else iter(())
+        if held:
+            next(streaming)
+        pid = _pid()
+        for use in uses:
+            assert (connection.connection is not None) == held  # which is remembered for this task
+            await start(child(use))
+            assert connection.execute_wrappers == [] and not connection.in_atomic_block
+            assert Tag.objects.count() == 1
+        assert not held or _pid() == pid
+        if held:
+            streaming.close()
+
+    run(aio.portal(view()))
+    assert names() == ["one"] and leased() == 0
+    assert seen == [True] and connections_seen == [None]
+
+
+@eager
+@pytest.mark.parametrize("green", [True, False])
+def test_structured_concurrency_with_eager_tasks(run: Runner, green: bool) -> None:
+    def sleep() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_sleep(30)")
+
+    async def write(name: str) -> None:
+        async with transaction.atomic():
+            await Tag.objects.acreate(name=name)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await asyncio.Event().wait()
+
+    async def work() -> None:
+        await asyncio.gather(*(write(name) for name in "abc"))
+        async with asyncio.TaskGroup() as group:
+            for name in "def":
+                group.create_task(write(name))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(aio.run(sleep))  # type: ignore[arg-type]
+        assert await anames() == list("abcdef")
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_task_factory(eager_factory)
+        await (aio.portal(work()) if green else work())
+
+    run(main())
+    assert names() == list("abcdef") and leased() == 0

@@ -22,6 +22,7 @@ import psycopg
 import pytest
 from asgiref.sync import sync_to_async
 from django.db import connection, connections, transaction
+from django.db.backends.signals import connection_created
 from django.db.utils import OperationalError, ProgrammingError
 
 import pgbackend
@@ -641,6 +642,41 @@ def test_a_hundred_idle_connections_killed_fail_no_request(
 
     with named_sessions("hundred"), pool_of_default(max_size=100, timeout=20):
         run(main())
+
+
+def test_sessions_that_end_while_others_are_opened_fail_no_later_request(
+    run: Runner, admin: psycopg.Connection[Any]
+) -> None:
+    """The server goes on accepting: what it ended says nothing about the next attempt."""
+    slow: list[str] = []
+    preparing = asyncio.Event()
+
+    def receive(connection: Any, **kwargs: Any) -> None:
+        if slow:
+            preparing.set()
+            with connection.cursor() as cursor:
+                cursor.execute(slow.pop())
+
+    async def main() -> None:
+        await Tag.objects.acount()
+        slow.append("SELECT pg_sleep(60)")
+        await asyncio.gather(*(Tag.objects.acount() for _ in range(3)))
+        await preparing.wait()
+        ended = sessions(admin, "ended")
+        assert len(ended) == 2
+        admin.execute("SELECT pg_terminate_backend(pid) FROM unnest(%s::int[]) AS pid", [ended])
+        while set(ended) & set(sessions(admin, "ended")):
+            await asyncio.sleep(0.001)
+        for _ in range(5):  # the pool may not have heard of it yet
+            await asyncio.sleep(0.01)
+            assert await asyncio.gather(*(Tag.objects.acount() for _ in range(20))) == [0] * 20
+
+    connection_created.connect(receive)
+    try:
+        with named_sessions("ended"), pool_of_default(max_size=3):
+            run(main())
+    finally:
+        connection_created.disconnect(receive)
 
 
 def test_a_storm_that_kills_backends_harms_only_what_is_in_flight(

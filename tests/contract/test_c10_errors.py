@@ -14,7 +14,8 @@ import django.db
 import psycopg
 import pytest
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
-from django.db import connection, connections, transaction
+from django.db import IntegrityError, connection, connections, transaction
+from django.db.transaction import TransactionManagementError
 from django.test import RequestFactory
 from django.views.debug import technical_500_response
 
@@ -115,6 +116,21 @@ def test_an_error_of_the_orm_names_its_constraint(run: Runner) -> None:
 
 
 # --- On the bare loop -----------------------------------------------------------------------------
+
+
+def test_a_statement_that_is_refused_in_a_block_names_what_has_doomed_it(run: Runner) -> None:
+    def green() -> None:
+        Tag.objects.create(name="taken")
+        with pytest.raises(KeyError), transaction.atomic():
+            with pytest.raises(IntegrityError) as first:
+                Tag.objects.create(name="taken")
+            with pytest.raises(TransactionManagementError, match="until the end of") as second:
+                Tag.objects.count()
+            assert second.value.__cause__ is first.value
+            raise KeyError
+
+    run.green(green)
+
 
 #: Each method of the wrapper that Django guards, with arguments for it.
 GUARDED: dict[str, tuple[Any, ...]] = {

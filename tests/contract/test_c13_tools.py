@@ -14,15 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import connection, reset_queries, transaction
+from django.db import connection, connections, reset_queries, transaction
+from django.db.backends.postgresql.psycopg_any import get_adapters_template
 from django.db.backends.utils import CursorDebugWrapper, CursorWrapper
+from django.db.models.expressions import RawSQL
 from django.test.utils import CaptureQueriesContext, override_settings
+from psycopg import IsolationLevel
+from psycopg.types.numeric import IntLoader
 
 import pgbackend.metrics
 from pgbackend import aio
 from tests.conftest import Runner
 from tests.library.models import Author, Tag
-from tests.support.fixtures import pool_of_default
+from tests.support.fixtures import pool_of_default, settings_of_default
 from tests.support.processes import Finished, Program, run_all
 
 PROJECT = Path(__file__).parent / "project"
@@ -174,6 +178,71 @@ def test_statements_are_logged_to_djangos_logger(
     logged = [record for record in caplog.records if record.name == "django.db.backends"]
     assert [record.sql.split()[0] for record in logged] == ["BEGIN", "INSERT", "COMMIT"]
     assert all(record.duration >= 0 and record.alias == "default" for record in logged)
+
+
+def test_a_block_without_statements_is_logged_with_both_its_ends(
+    run: Runner, leases: list[Any]
+) -> None:
+    async def main() -> None:
+        connection.force_debug_cursor = True
+        async with transaction.atomic():
+            pass
+        with pytest.raises(KeyError):
+            async with transaction.atomic():
+                raise KeyError
+        logged = [query["sql"] for query in connection.queries]
+        assert logged == ["BEGIN", "COMMIT", "BEGIN", "ROLLBACK"]
+
+    run(main())
+    assert not leases, "nothing is sent for it"
+
+
+def test_who_asks_whether_the_connection_is_usable_hears_of_the_database(run: Runner) -> None:
+    """A health check, or a worker between two jobs: green code holds no connection then."""
+
+    def green() -> list[bool]:
+        Tag.objects.count()
+        found = [connection.is_usable()]
+        with transaction.atomic():
+            return [*found, connection.is_usable()]
+
+    assert run.green(green) == [True, True]
+    with settings_of_default(NAME="nowhere"):
+        assert run.green(connection.is_usable) is False
+
+
+def test_what_is_asked_about_the_server_leaves_a_transaction_whole(run: Runner) -> None:
+    def green() -> None:
+        vars(connections["default"]).pop("pg_version", None)  # what Django remembers of it
+        with transaction.atomic():
+            assert connection.pg_version > 0
+            Tag.objects.create(name="kept")
+        assert connection.isolation_level is IsolationLevel.READ_COMMITTED
+        assert Tag.objects.count() == 1
+
+    run.green(green)
+
+
+def test_adapters_that_a_project_registers_reach_the_next_lease(run: Runner) -> None:
+    class Doubling(IntLoader):
+        def load(self, data: Any) -> int:
+            return 2 * super().load(data)
+
+    def one() -> Any:
+        return Tag.objects.annotate(n=RawSQL("1", ())).values_list("n", flat=True).get()
+
+    def green() -> None:
+        assert one() == 1
+        get_adapters_template(True, connection.timezone).register_loader("int4", Doubling)
+        assert one() == 2
+
+    Tag.objects.create(name="x")
+    try:
+        run.green(green)
+    finally:
+        get_adapters_template.cache_clear()
+        connection.close()
+        connection.close_pool()
 
 
 # --- pgbackend's own ------------------------------------------------------------------------------

@@ -6,6 +6,9 @@ import asyncio
 import contextvars
 import functools
 import gc
+import itertools
+import os
+import subprocess
 import sys
 import threading
 import warnings
@@ -21,7 +24,7 @@ from pgbackend.driver import bridge
 from pgbackend.driver.bridge import ParkingLock, Waiter, await_, in_greenlet, portal
 from pgbackend.driver.bridge import run as green
 from pgbackend.driver.errors import NotGreen, PortalClosed
-from tests.conftest import Runner
+from tests.conftest import Runner, all_portals
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 kept: contextvars.ContextVar[Any] = contextvars.ContextVar("kept", default=None)
@@ -288,7 +291,7 @@ def test_a_portal_that_was_closed_or_left_in_disorder_is_not_used_again(run: Run
     closed: list[Any] = []
 
     async def main() -> None:
-        for name in ("holding", "postponing", "checked"):
+        for name in ("holding", "postponing"):
             assert await green(leaves, name) is not await green(here)
         coro = green(swallows)
         coro.send(None)
@@ -297,6 +300,357 @@ def test_a_portal_that_was_closed_or_left_in_disorder_is_not_used_again(run: Run
         assert not bridge.unwinding
 
     run(main())
+
+
+# --- Portals end ----------------------------------------------------------------------------------
+
+
+def alive() -> int:
+    """How many portals of this process could still run."""
+    return sum(not portal.dead for portal in all_portals())
+
+
+def alive_here() -> int:
+    """How many of those are this thread's: others live as long as theirs."""
+    mine = bridge._mine.dropped
+    return sum(not portal.dead and portal.dropped is mine for portal in all_portals())
+
+
+def finished() -> None:
+    pause()
+
+
+def fails() -> None:
+    pause()
+    raise KeyError
+
+
+def fails_at_once() -> None:
+    raise KeyError
+
+
+def leaves_disorder() -> None:
+    pause()
+    here().holding += 1
+
+
+def ends_its_greenlet() -> None:
+    pause()
+    raise bridge.GreenletExit
+
+
+MANNERS = [finished, fails, fails_at_once, leaves_disorder, ends_its_greenlet]
+
+
+@pytest.mark.parametrize("calls", [300, 1000])
+@pytest.mark.parametrize("fn", MANNERS, ids=lambda fn: fn.__name__)
+def test_after_a_burst_of_calls_a_bounded_number_of_portals_is_left(
+    run: Runner, fn: Callable[[], None], calls: int
+) -> None:
+    async def main() -> None:
+        for start in (lambda: green(fn), lambda: portal(_call(fn))):
+            await asyncio.gather(*(start() for _ in range(calls)), return_exceptions=True)
+            assert alive_here() <= bridge._Mine.MOST + 1
+
+    run(main())
+
+
+def test_a_portal_that_nobody_refers_to_ends(run_once: Runner) -> None:
+    """It does not keep itself, should an interrupt have lost it on the way."""
+
+    async def main() -> None:
+        taken = bridge._take_portal()
+        taken.switch(lambda: None, (), {})
+        lost = weakref.ref(taken)
+        del taken
+        assert lost() is None
+
+    run_once(main())
+
+
+@pytest.mark.parametrize("turn", range(4))
+@pytest.mark.parametrize("end", ["cancel", "close", "throw", "drop"])
+def test_portals_of_tasks_that_are_ended_at_any_step_end(run: Runner, end: str, turn: int) -> None:
+    def fn() -> None:
+        pause()
+        pause()
+
+    async def cancelled(coro: Any) -> None:
+        task = asyncio.create_task(coro)
+        await turns(turn)
+        task.cancel()
+        await asyncio.wait([task])
+
+    def stopped(coro: Any) -> None:
+        for _ in range(min(turn, 2)):
+            coro.send(None)
+        if end == "close":
+            coro.close()
+        elif end == "throw":
+            with suppress(KeyError):
+                coro.throw(KeyError)
+
+    async def main() -> None:
+        for start in (lambda: green(fn), lambda: bridge.GreenCoroutine(_call(fn))):
+            for _ in range(100):
+                await cancelled(start()) if end == "cancel" else stopped(start())
+        assert alive_here() <= bridge._Mine.MOST
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited")
+        run(main())
+        gc.collect()
+
+
+def test_the_portals_of_a_thread_end_with_it() -> None:
+    def busy() -> None:
+        asyncio.run(_gathered())
+
+    async def _gathered() -> None:
+        await asyncio.gather(*(green(pause) for _ in range(100)))
+
+    before = alive()
+    for _ in range(5):
+        thread = threading.Thread(target=busy)
+        thread.start()
+        thread.join()
+    assert alive() == before
+
+
+class Parked:
+    """A green function that waits for ever, in a frame that knows its own task."""
+
+    def __init__(self, *, swallows: bool = False) -> None:
+        self.seen: list[Any] = []
+        self.swallows = swallows
+
+    def __call__(self) -> None:
+        task, portal = asyncio.current_task(), bridge.current()
+        assert task is not None and portal is not None
+        try:
+            await_(asyncio.Event().wait())
+        except GeneratorExit:
+            self.seen.append("unwinds")
+            if not self.swallows:
+                raise
+        finally:
+            with suppress(PortalClosed):
+                pause()
+                self.seen.append("waited")
+            self.seen += [threading.get_ident(), bridge.is_collecting()]
+
+
+def leave(run: Runner, *fns: Callable[[], Any], closed: bool) -> list[asyncio.Task[Any]]:
+    """Start tasks on a loop that stops without waiting for them."""
+    loop = run.factory()
+    loop.set_exception_handler(lambda loop, context: None)  # "destroyed, but it is pending"
+    starts = [start for fn in fns for start in (green(fn), portal(_call(fn)))]
+    tasks = [loop.create_task(start) for start in starts]
+    loop.run_until_complete(turns())
+    if closed:
+        loop.close()
+    else:
+        tasks.append(loop)  # type: ignore[arg-type]  # keep it open
+    return tasks
+
+
+@pytest.mark.parametrize("swallows", [False, True])
+def test_portals_that_wait_for_a_closed_loop_end_when_the_thread_goes_on_with_another(
+    run: Runner, swallows: bool
+) -> None:
+    parked = Parked(swallows=swallows)
+    before = alive()
+    tasks = leave(run, parked, closed=True)
+    coros: list[Any] = [task.get_coro() for task in tasks]
+    run.green(pause)
+    assert parked.seen == ["unwinds", threading.get_ident(), False] * 2
+    assert alive() <= before + 1
+    # What is done to their coroutines afterwards meets no greenlet any more.
+    with pytest.raises(PortalClosed):
+        coros[0].send(None)
+    coros[1].close()
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_portals_that_wait_for_ever_end_with_their_thread(run: Runner, closed: bool) -> None:
+    parked = Parked()
+    before = alive()
+    kept: list[Any] = []
+
+    def other() -> None:
+        kept.append(threading.get_ident())
+        kept.extend(leave(run, parked, closed=closed))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    assert parked.seen == ["unwinds", kept[0], False] * 2
+    assert alive() == before
+    # What is done to their coroutines afterwards meets no greenlet any more.
+    with pytest.raises(PortalClosed):
+        kept[1].get_coro().send(None)
+    with pytest.raises(PortalClosed):
+        kept[2].get_coro().throw(asyncio.CancelledError)
+    if not closed:
+        kept[-1].close()
+    kept.clear()
+
+
+def test_a_coroutine_that_the_collector_closes_is_unwound_when_it_is_done(run: Runner) -> None:
+    """Switched to during the collection, greenlets crash the interpreter."""
+    parked = Dropped()
+    collecting: list[bool] = []
+    before = alive()
+
+    def fn() -> None:
+        try:
+            parked()
+        finally:
+            collecting.append(bridge.is_collecting())
+
+    async def main() -> None:
+        for start in (lambda: green(fn), lambda: portal(_call(fn))):
+            cycle: list[Any] = [start()]
+            cycle[0].send(None)
+            cycle.append(cycle)
+            del cycle
+            assert not collecting
+            gc.collect()
+            assert parked.seen == ["unwinds", "cannot wait"] and collecting == [False]
+            assert not parked.lock.locked()
+            parked.seen.clear()
+            collecting.clear()
+
+    run(main())
+    assert alive() <= before + 1
+
+
+def test_an_error_of_what_the_collector_closes_is_told(
+    run_once: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: told.append(args.exc_type))
+
+    def fn() -> None:
+        try:
+            await_(asyncio.Event().wait())
+        finally:
+            raise KeyError
+
+    async def main() -> None:
+        cycle: list[Any] = [green(fn)]
+        cycle[0].send(None)
+        cycle.append(cycle)
+        del cycle
+        gc.collect()
+
+    run_once(main())
+    assert told == [KeyError]
+
+
+@pytest.mark.parametrize("end", ["close", "collect"])
+def test_what_another_thread_drops_is_unwound_in_its_own(run: Runner, end: str) -> None:
+    """Only there can its greenlet be switched to."""
+    parked = Parked()
+    before = alive()
+
+    def drop(held: list[Any]) -> None:
+        if end == "close":
+            held.pop().close()
+        else:
+            cycle = [held.pop()]
+            cycle.append(cycle)
+            del cycle
+            gc.collect()
+
+    async def main() -> None:
+        for start in (lambda: green(waits), lambda: portal(_call(waits))):
+            held: list[Any] = [start()]
+            held[0].send(None)
+            await asyncio.to_thread(drop, held)
+            await turns()
+            assert parked.seen == ["unwinds", threading.get_ident(), False]
+            parked.seen.clear()
+
+    def waits() -> None:  # in frames that the collector need not look into
+        try:
+            await_(asyncio.Event().wait())
+        except GeneratorExit:
+            parked.seen += ["unwinds", threading.get_ident(), bridge.is_collecting()]
+            raise
+
+    run(main())
+    assert alive() <= before + 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.parametrize("green_fork", [False, True])
+def test_a_forked_child_leaves_what_waits_in_its_parent_alone(
+    run: Runner, green_fork: bool
+) -> None:
+    parked = Parked()
+    code: list[int] = []
+
+    def in_child() -> bool:
+        """Whether portals that wait are left as they are, and new ones serve."""
+        thread = threading.Thread(target=lambda: asyncio.run(green(pause)))
+        thread.start()
+        thread.join()
+        bridge._mine.farewell.say()
+        return not parked.seen and not thread.is_alive()
+
+    def fork() -> None:
+        if (pid := os.fork()) == 0:
+            result = 1
+            with suppress(BaseException):
+                result = 0 if in_child() else 2
+            os._exit(result)
+        code.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+    async def main() -> None:
+        task = asyncio.create_task(green(parked))
+        await turns()
+        await green(fork) if green_fork else fork()
+        assert not parked.seen
+        task.cancel()
+        await asyncio.wait([task])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # threads, and fork
+        run(main())
+    assert code == [0]
+
+
+LEAVES = """
+import asyncio, sys
+from pgbackend.driver import bridge
+
+def fn():
+    task = asyncio.current_task()
+    try:
+        bridge.await_(asyncio.Event().wait())
+    finally:
+        print("unwinds")
+
+async def main():
+    await asyncio.gather(*(bridge.run(lambda: bridge.await_(asyncio.sleep(0))) for _ in range(9)))
+
+asyncio.run(main())
+loop = asyncio.new_event_loop()
+loop.set_exception_handler(lambda loop, context: None)
+task = loop.create_task(bridge.run(fn))
+loop.run_until_complete(asyncio.sleep(0))
+if "closed" in sys.argv:
+    loop.close()
+"""
+
+
+@pytest.mark.parametrize("how", ["closed", "open"])
+def test_a_process_ends_well_with_portals_that_wait(how: str) -> None:
+    command = [sys.executable, "-c", LEAVES, how]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    lines = [line for line in done.stderr.splitlines() if "ResourceWarning" not in line]
+    assert (done.returncode, done.stdout, lines) == (0, "unwinds\n", [])
 
 
 def test_threads_do_not_share_portals() -> None:
@@ -403,7 +757,7 @@ def test_a_task_factory_that_is_set_later_is_kept_too(run_once: Runner) -> None:
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-def test_eager_tasks_of_green_code_are_green(run_once: Runner, way: Any) -> None:
+def test_eager_tasks_of_green_code_are_green(run: Runner, way: Any) -> None:
     """Their first step runs inside the parent's portal, the next ones in the loop's turn."""
 
     async def at_once() -> bool:
@@ -417,14 +771,14 @@ def test_eager_tasks_of_green_code_are_green(run_once: Runner, way: Any) -> None
         return first == (True, "parent's") and in_greenlet() and variable.get() == "child's"
 
     async def main() -> None:
-        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        asyncio.get_running_loop().set_task_factory(eager_factory)
         variable.set("parent's")
         assert await portal(way(child))
         assert await portal(way(at_once))
         if way is not by_wait_for:  # which makes no task any more
             assert variable.get() == "parent's"
 
-    run_once(main())
+    run(main())
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
@@ -434,7 +788,7 @@ def test_an_eager_task_may_outlive_the_portal_that_started_it(run_once: Runner) 
         return in_greenlet()
 
     async def main() -> None:
-        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        asyncio.get_running_loop().set_task_factory(eager_factory)
         ready = asyncio.Event()
         task = await green(lambda: asyncio.get_running_loop().create_task(child(ready)))
         ready.set()
@@ -484,6 +838,354 @@ def test_green_tasks_can_be_looked_at(run_once: Runner) -> None:
         await task
 
     run_once(main())
+
+
+# --- Eager tasks: Note [Whose step] in bridge.py --------------------------------------------------
+
+eager = pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+
+
+def eager_factory(loop: Any, coro: Any, **kwargs: Any) -> Any:
+    """What `asyncio.eager_task_factory` is; some of its releases do not take what uvloop passes."""
+    return asyncio.Task(coro, loop=loop, **{**kwargs, "eager_start": True})
+
+
+def by_hand(coro: Any) -> asyncio.Task[Any]:
+    return asyncio.Task(coro, loop=asyncio.get_running_loop(), eager_start=True)  # type: ignore[call-arg]
+
+
+def by_a_factory_in_the_place_of_ours(coro: Any) -> asyncio.Task[Any]:
+    """The factory was set after ours, in whose place it is."""
+    asyncio.get_running_loop().set_task_factory(eager_factory)
+    return asyncio.create_task(coro)
+
+
+def by_a_factory_around_ours(coro: Any) -> asyncio.Task[Any]:
+    loop = asyncio.get_running_loop()
+    ours: Any = loop.get_task_factory()
+
+    def factory(loop: Any, coro: Any, **kwargs: Any) -> Any:
+        return ours(loop, coro, **{**kwargs, "eager_start": True})
+
+    loop.set_task_factory(factory)
+    return asyncio.create_task(coro)
+
+
+def by_a_factory_around_ours_that_is_wrapped(coro: Any) -> asyncio.Task[Any]:
+    asyncio.get_running_loop().set_task_factory(None)
+    bridge.make_child_tasks_green(asyncio.get_running_loop())
+    by_a_factory_around_ours(_nothing()).cancel()
+    bridge.make_child_tasks_green(asyncio.get_running_loop())
+    return asyncio.create_task(coro)
+
+
+async def _nothing() -> None:
+    pass
+
+
+def by_a_factory_within_ours(coro: Any) -> asyncio.Task[Any]:
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(eager_factory)
+    bridge.make_child_tasks_green(loop)
+    return loop.create_task(coro)
+
+
+EAGERLY = [
+    by_hand,
+    by_a_factory_in_the_place_of_ours,
+    by_a_factory_around_ours,
+    by_a_factory_around_ours_that_is_wrapped,
+    by_a_factory_within_ours,
+]
+if sys.version_info >= (3, 14):
+    EAGERLY.append(lambda coro: asyncio.create_task(coro, eager_start=True))
+
+
+async def _run(fn: Callable[[], Any]) -> Any:
+    return await green(fn)
+
+
+async def _drive(fn: Callable[[], Any]) -> Any:
+    return await bridge.drive(_call(fn))
+
+
+async def _portal(fn: Callable[[], Any]) -> Any:
+    return await portal(_call(fn))
+
+
+async def _run_later(fn: Callable[[], Any]) -> Any:
+    await asyncio.sleep(0)
+    return await green(fn)
+
+
+def _portal_made_by_the_parent(fn: Callable[[], Any]) -> Any:
+    return portal(_call(fn))
+
+
+CALLS = [_run, _drive, _portal, _run_later, _portal_made_by_the_parent]
+
+
+@eager
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
+@pytest.mark.parametrize("start", EAGERLY, ids=lambda start: start.__name__)
+def test_an_eager_task_waits_in_a_portal_of_its_own(run: Runner, start: Any, call: Any) -> None:
+    """Its parent goes on meanwhile, and so does the loop."""
+
+    async def parent() -> list[str]:
+        order: list[str] = []
+        ready = asyncio.Event()
+        me, mine = asyncio.current_task(), bridge.current()
+        variable.set("parent's")
+
+        def child() -> str:
+            assert asyncio.current_task() is not me
+            assert variable.get() == "parent's"
+            variable.set("child's")
+            assert bridge.current() is not mine and here().is_own()
+            order.append("child waits")
+            await_(ready.wait())
+            assert asyncio.current_task() is task and here().is_own()
+            assert variable.get() == "child's"
+            order.append("child goes on")
+            return "result"
+
+        task = start(call(child))
+        order.append("parent goes on")
+        assert bridge.current() is mine and asyncio.current_task() is me
+        await turns()
+        pause()
+        ready.set()
+        assert await task == "result"
+        assert variable.get() == "parent's"
+        return order
+
+    def other() -> int:
+        for _ in range(20):
+            pause()
+        return 20
+
+    async def main() -> None:
+        order, count = await asyncio.gather(portal(parent()), green(other))
+        first = "parent goes on" if call is _run_later else "child waits"
+        assert order[0] == first
+        assert sorted(order) == ["child goes on", "child waits", "parent goes on"]
+        assert count == 20
+
+    run(main())
+
+
+@eager
+@pytest.mark.parametrize("start", EAGERLY[2:], ids=lambda start: start.__name__)
+def test_what_an_eager_task_calls_directly_is_green_where_our_factory_made_it(
+    run: Runner, start: Any
+) -> None:
+    async def main() -> None:
+        assert await start(_call(lambda: (pause(), here().is_own())[1]))
+
+    run(portal(main()))
+
+
+def wait_for_an_awaitable() -> None:
+    async def never() -> None:
+        raise AssertionError("it has begun")
+
+    await_(never())
+
+
+def wait_for_a_turn() -> None:
+    Waiter().wait()
+
+
+def wait_with_a_timeout() -> None:
+    Waiter().wait(0.001)
+
+
+def wait_for_a_future() -> None:
+    here().wait_for(asyncio.get_running_loop().create_future())
+
+
+def wait_for_later() -> None:
+    here().suspend(None)
+
+
+def wait_for_a_lock() -> None:
+    lock = ParkingLock()
+    lock.acquire()
+    try:
+        lock.acquire()
+    finally:
+        assert not lock._waiters
+
+
+def wait_for_clean_up() -> None:
+    bridge.finish(asyncio.sleep(0), 1.0)
+
+
+WAITS = [
+    *(wait_for_an_awaitable, wait_for_a_turn, wait_with_a_timeout, wait_for_a_future),
+    *(wait_for_later, wait_for_a_lock, wait_for_clean_up),
+]
+
+
+@eager
+@pytest.mark.parametrize("wait", WAITS, ids=lambda wait: wait.__name__)
+@pytest.mark.parametrize("start", EAGERLY[:2], ids=lambda start: start.__name__)
+def test_an_eager_task_never_waits_in_the_portal_of_another(
+    run: Runner, start: Any, wait: Callable[[], None]
+) -> None:
+    """Where it began without our knowing, it is refused with the cause and the cure."""
+
+    async def parent() -> None:
+        async def child() -> None:
+            with pytest.raises(NotGreen, match=r"eagerly.*await pgbackend\.aio\.run"):
+                wait()
+            await asyncio.sleep(0)
+            with pytest.raises(NotGreen):  # it is in nobody's portal now
+                await_(asyncio.sleep(0))
+            await green(pause)
+
+        await start(child())
+        pause()
+
+    run(portal(parent()))
+
+
+@eager
+@pytest.mark.parametrize("start", EAGERLY, ids=lambda start: start.__name__)
+def test_eager_tasks_in_eager_tasks(run: Runner, start: Any) -> None:
+    async def child(depth: int) -> list[Any]:
+        await green(pause)
+        tasks = [start(child(depth - 1)) for _ in range(2 if depth else 0)]
+        mine = await green(lambda: (pause(), asyncio.current_task())[1])
+        assert mine is asyncio.current_task()
+        return [mine, *itertools.chain(*[await task for task in tasks])]
+
+    async def main() -> None:
+        assert len(set(await child(4))) == 31
+
+    run(portal(main()))
+
+
+@eager
+@pytest.mark.parametrize("start", EAGERLY, ids=lambda start: start.__name__)
+def test_how_eager_tasks_end(run: Runner, start: Any) -> None:
+    def cancels_itself() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        pause()
+
+    async def main() -> None:
+        done = start(_run(lambda: "at once"))
+        assert done.done() and done.result() == "at once"
+        failed = start(_run(fails_at_once))
+        assert failed.done() and type(failed.exception()) is KeyError
+        itself = start(_run(cancels_itself))
+        seen: list[str] = []
+
+        def cleans_up() -> None:
+            try:
+                await_(asyncio.Event().wait())
+            except asyncio.CancelledError:
+                pause()
+                seen.append("cleaned up")
+                raise
+
+        cancelled = start(_run(cleans_up))
+        late = start(_run(fails))
+        cancelled.cancel()
+        await asyncio.wait([itself, cancelled, late])
+        assert itself.cancelled() and cancelled.cancelled() and seen == ["cleaned up"]
+        assert type(late.exception()) is KeyError
+        assert here().is_own() and not here().pending
+        pause()
+
+    run(portal(main()))
+
+
+@eager
+@pytest.mark.parametrize("first", [True, False])
+def test_structured_concurrency_with_eager_tasks(run: Runner, first: bool) -> None:
+    """`TaskGroup`, `gather()` and `timeout()`; the factory was set before, or in the midst."""
+
+    async def child(number: int) -> int:
+        pause()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.001):
+                await green(lambda: await_(asyncio.Event().wait()))
+        return number
+
+    async def view() -> None:
+        if not first:
+            asyncio.get_running_loop().set_task_factory(eager_factory)
+            await asyncio.create_task(turns())
+            bridge.make_child_tasks_green(asyncio.get_running_loop())
+        assert await asyncio.gather(*map(child, range(5))) == list(range(5))
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(child(number)) for number in range(5)]
+        assert [task.result() for task in tasks] == list(range(5))
+        with pytest.raises(ExceptionGroup):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(green(lambda: await_(asyncio.Event().wait())))  # type: ignore[arg-type]
+                group.create_task(green(fails))  # type: ignore[arg-type]
+        pause()
+
+    async def main() -> None:
+        if first:
+            asyncio.get_running_loop().set_task_factory(eager_factory)
+        await portal(view())
+
+    run(main())
+
+
+def test_a_factory_that_is_taken_away_comes_back_with_the_next_green_code(run: Runner) -> None:
+    async def child() -> bool:
+        return in_greenlet()
+
+    async def main() -> None:
+        await green(pause)
+        asyncio.get_running_loop().set_task_factory(None)
+        assert await portal(by_create_task(child))
+
+    run(main())
+
+
+def test_a_task_is_given_one_portal_by_factories_that_wrap_each_other(run: Runner) -> None:
+    async def child() -> Any:
+        pause()
+        task = asyncio.current_task()
+        assert task is not None
+        return task.get_coro()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(3):
+            bridge.make_child_tasks_green(loop)
+            factory: Any = loop.get_task_factory()
+            loop.set_task_factory(lambda *args, f=factory, **kwargs: f(*args, **kwargs))
+        coro: Any = await portal(by_create_task(child))
+        assert type(coro) is bridge.GreenCoroutine
+        assert type(coro._coro) is not bridge.GreenCoroutine
+
+    run(main())
+
+
+def test_code_in_another_context_of_the_same_task_may_wait(run: Runner) -> None:
+    """Also when another task goes on with it than the one that began."""
+
+    def fn() -> None:
+        for _ in range(3):
+            contextvars.copy_context().run(pause)
+            pause()
+
+    async def main() -> None:
+        await green(fn)
+        await portal(_call(fn))
+        begun = green(fn)
+        assert begun.send(None) is None
+        await asyncio.create_task(begun)
+
+    run(main())
 
 
 # --- Context variables ----------------------------------------------------------------------------

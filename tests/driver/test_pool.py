@@ -839,6 +839,168 @@ def test_a_connection_that_is_being_reset_counts_as_one_to_wait_for(
     run(main())
 
 
+def end_session(connection: Any) -> None:
+    """What an administrator does, or a failover, while a session is being prepared."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+
+def test_a_session_that_is_ended_while_it_is_prepared_fails_nobody(
+    run: Runner, pools: Pools
+) -> None:
+    """It says nothing about the next attempt, which is made for those who wait."""
+    ended = 0
+
+    def initialise(connection: Any) -> None:
+        nonlocal ended
+        if not ended:
+            ended += 1
+            end_session(connection)
+
+    async def main() -> None:
+        pool = pools(initialise=initialise, max_size=2)
+        asked = [green(fetch, pool, "SELECT %s::int", [n]) for n in range(9)]
+        assert await asyncio.gather(*asked) == [[(n,)] for n in range(9)]
+        assert ended == 1
+
+    run(main())
+
+
+def test_sessions_that_are_ended_while_others_are_prepared_fail_no_later_request(
+    run: Runner, pools: Pools
+) -> None:
+    """The pool loses all at once: those that it has, and those that it is about to have."""
+    slow = False
+    preparing = ended = 0
+
+    def initialise(connection: Any) -> None:
+        nonlocal preparing, ended
+        if slow:
+            preparing += 1
+            try:
+                fetch_on(connection, "SELECT pg_sleep(60)")
+            finally:
+                ended += 1
+
+    async def main() -> None:
+        nonlocal slow
+        pool = pools(initialise=initialise, max_size=6)
+        await green(fetch, pool, "SELECT 1")
+        slow = True
+        asked = [green(fetch, pool, "SELECT pg_sleep(0.01)") for _ in range(6)]
+        await asyncio.gather(*asked)
+        await until(lambda: preparing)
+        slow = False
+        await asyncio.to_thread(pools.terminate_sessions)
+        await until(lambda: ended)
+        later = [green(fetch, pool, "SELECT %s::int", [n]) for n in range(9)]
+        assert await asyncio.gather(*later) == [[(n,)] for n in range(9)]
+
+    run(main())
+
+
+def test_a_link_that_is_lost_while_a_session_is_prepared_fails_nobody(
+    run: Runner, pools_by_link: Pools, link: Link
+) -> None:
+    """The same without a word from the server."""
+    lost = 0
+
+    def initialise(connection: Any) -> None:
+        nonlocal lost
+        if not lost:
+            lost += 1
+            link.cut()
+            link.restore()
+            fetch_on(connection, "SELECT 1")
+
+    async def main() -> None:
+        pool = pools_by_link(initialise=initialise)
+        assert await green(fetch, pool, "SELECT 1") == [(1,)]
+        assert lost == 1
+
+    run(main())
+
+
+def fetch_on(connection: Any, sql: str) -> Any:
+    with connection.cursor() as cursor:
+        return cursor.execute(sql).fetchall()
+
+
+def test_a_server_that_ends_each_session_is_asked_at_most_twice_a_second(
+    run: Runner, pools: Pools
+) -> None:
+    prepared: list[float] = []
+
+    def initialise(connection: Any) -> None:
+        prepared.append(monotonic())
+        end_session(connection)
+
+    async def main() -> None:
+        pool = pools(initialise=initialise)
+        started, failed = monotonic(), 0
+        while monotonic() - started < 2.2:
+            asked = monotonic()
+            with pytest.raises(psycopg.errors.AdminShutdown):
+                await green(fetch, pool, "SELECT 1")
+            assert monotonic() - asked < 0.9
+            failed += 1
+            await asyncio.sleep(0.005)
+        assert failed > 20
+        in_each = [sum(t <= other < t + 0.95 for other in prepared) for t in prepared]
+        assert max(in_each) <= 2 and len(prepared) >= 4, prepared
+
+    run(main())
+
+
+def test_sessions_that_end_in_attempts_that_overlap_are_not_passed_over_for_ever(
+    run: Runner, pools: Pools
+) -> None:
+    """Each began before the one before it had ended."""
+
+    async def main() -> None:
+        pool = pools()
+        began = monotonic()
+        for number in range(5):
+            next_began = monotonic()
+            try:
+                raise psycopg.OperationalError("the connection is lost")
+            except psycopg.OperationalError as exc:
+                pool.attempt_failed(exc, began)
+            assert pool.may_try_again() is (number < 2), number
+            began = next_began
+
+    run(main())
+
+
+def test_an_old_failure_is_the_cause_of_nothing_after_a_success(run: Runner, pools: Pools) -> None:
+    fails = True
+
+    def initialise(connection: Any) -> None:
+        if fails:
+            fetch_on(connection, "SELECT no_such_function()")
+
+    async def main() -> None:
+        nonlocal fails
+        pool = pools(initialise=initialise, max_size=1, timeout=0.05)
+        with pytest.raises(psycopg.errors.UndefinedFunction):
+            await green(fetch, pool, "SELECT 1")
+        fails = False
+        while True:
+            try:
+                await green(fetch, pool, "SELECT 1")
+                break
+            except psycopg.errors.UndefinedFunction:
+                await asyncio.sleep(0.01)
+        holding, released = await hold_one(pool)
+        with pytest.raises(PoolTimeout) as caught:
+            await green(fetch, pool, "SELECT 1")
+        assert caught.value.__cause__ is None
+        released.set()
+        await holding
+
+    run(main())
+
+
 # --- Connections that died ------------------------------------------------------------------------
 
 

@@ -1,0 +1,748 @@
+"""Blocks in generators: found by their own `with`, whoever steps, closes or forgets these."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import threading
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+from django.core.exceptions import SynchronousOnlyOperation
+from django.db import DatabaseError, connection, transaction
+from django.db.transaction import TransactionManagementError
+
+import pgbackend
+from pgbackend import aio, generators
+from tests.conftest import Runner
+from tests.library.models import Entry
+
+OPENED_HERE = r"which had opened it in \S+test_generators.py:\d+, ended"
+
+
+class Undo(Exception):
+    pass
+
+
+def leased() -> int:
+    return sum(each.leased for each in pgbackend.statistics())
+
+
+async def given_back() -> None:
+    """Wait until no connection is held."""
+    async with asyncio.timeout(5):
+        while leased():
+            await asyncio.sleep(0)
+
+
+async def texts() -> list[str]:
+    """What is committed, as another session sees it."""
+
+    async def read() -> list[str]:
+        return [entry.text async for entry in Entry.objects.order_by("text")]
+
+    return await asyncio.create_task(pgbackend.detached(read()))
+
+
+async def in_block() -> bool:
+    return await aio.run(lambda: connection.in_atomic_block)
+
+
+async def writing(*names: str, fail: bool = False, **options: Any) -> AsyncIterator[str]:
+    async with transaction.atomic(**options):
+        for name in names:
+            await Entry.objects.acreate(text=name)
+            yield name
+        if fail:
+            raise Undo
+
+
+def writing_in_sync_code(*names: str) -> Iterator[str]:
+    with transaction.atomic():
+        for name in names:
+            Entry.objects.create(text=name)
+            yield name
+
+
+async def step(generator: Any) -> Any:
+    return await anext(generator, None)
+
+
+async def in_task(coro: Any) -> Any:
+    """Await `coro` in a task that is started here, and so inside of the blocks that are open."""
+    return await asyncio.create_task(coro)
+
+
+@contextlib.asynccontextmanager
+async def elsewhere() -> AsyncIterator[Callable[[Any], Any]]:
+    """Give a function like `in_task()`, for a task that is in none of the caller's blocks."""
+    queue: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def serve() -> None:
+        while (asked := await queue.get()) is not None:
+            coro, done = asked
+            try:
+                done.set_result(await coro)
+            except Exception as exc:
+                done.set_exception(exc)
+
+    async def call(coro: Any) -> Any:
+        done = asyncio.get_running_loop().create_future()
+        queue.put_nowait((coro, done))
+        return await done
+
+    task = asyncio.create_task(serve())
+    try:
+        yield call
+    finally:
+        queue.put_nowait(None)
+        await task
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_listed() -> Iterator[None]:
+    yield
+    gc.collect()
+    assert not generators.carried
+    assert not generators._told
+
+
+# --- Steps that several tasks make ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fail", [False, True], ids=["commits", "fails"])
+@pytest.mark.parametrize("started", ["before", "inside"])
+def test_other_tasks_steps_take_part_in_the_block(run: Runner, fail: bool, started: str) -> None:
+    async def main() -> None:
+        async with elsewhere() as there:
+            await steps(in_task if started == "inside" else there)
+
+    async def steps(other: Any) -> None:
+        generator = writing("a", "b", "c", fail=fail)
+        assert await anext(generator) == "a"
+        assert await other(step(generator)) == "b"
+        assert await other(step(generator)) == "c"
+        assert await texts() == []
+        if fail:
+            with pytest.raises(Undo):
+                await other(step(generator))
+        else:
+            assert await other(step(generator)) is None
+        assert not await in_block()
+        assert not await other(in_block())
+        await given_back()
+        await Entry.objects.acreate(text="afterwards")
+        assert await texts() == (["afterwards"] if fail else ["a", "afterwards", "b", "c"])
+
+    run(main())
+
+
+def test_a_task_is_in_the_block_for_the_step_that_it_makes_only(run: Runner) -> None:
+    async def other(generator: Any) -> None:
+        assert await anext(generator) == "b"
+        await Entry.objects.acreate(text="its own")
+        assert not await in_block()
+        async with transaction.atomic():
+            await Entry.objects.acreate(text="its own too")
+
+    async def main() -> None:
+        async with elsewhere() as there:
+            generator = writing("a", "b", fail=True)
+            await anext(generator)
+            await there(other(generator))
+            with pytest.raises(Undo):
+                await anext(generator)
+        assert await texts() == ["its own", "its own too"]
+
+    run(main())
+
+
+def test_a_task_that_a_step_starts_is_in_the_block(run: Runner) -> None:
+    async def gathering() -> AsyncIterator[None]:
+        async with transaction.atomic():
+            yield
+            await Entry.objects.acreate(text="first")
+            await asyncio.gather(*[Entry.objects.acreate(text=name) for name in "ab"])
+            yield
+            raise Undo
+
+    async def main() -> None:
+        async with elsewhere() as there:
+            generator = gathering()
+            await anext(generator)
+            await there(step(generator))
+            with pytest.raises(Undo):
+                await anext(generator)
+        assert await texts() == []
+
+    run(main())
+
+
+def test_the_inner_block_of_a_generator_is_ended_by_the_task_that_makes_the_step(
+    run: Runner,
+) -> None:
+    async def nested() -> AsyncIterator[str]:
+        async with transaction.atomic():
+            await Entry.objects.acreate(text="outer")
+            with contextlib.suppress(Undo):
+                async with transaction.atomic():
+                    await Entry.objects.acreate(text="undone")
+                    yield "in both"
+                    raise Undo
+            yield "in one"
+            await Entry.objects.acreate(text="outer too")
+
+    async def main() -> None:
+        async with elsewhere() as there:
+            generator = nested()
+            await anext(generator)
+            assert await there(step(generator)) == "in one"
+            assert await in_task(step(generator)) is None
+        assert await texts() == ["outer", "outer too"]
+
+    run(main())
+
+
+def test_what_the_end_of_a_block_does_is_done_once_it_has_ended(run: Runner) -> None:
+    """Its hooks on commit are called from the generator, and are not in the block."""
+    seen: list[bool] = []
+
+    def hook() -> None:
+        seen.append(connection.in_atomic_block)
+        Entry.objects.create(text="by the hook")
+
+    async def hooking() -> AsyncIterator[None]:
+        async with transaction.atomic():
+            await Entry.objects.acreate(text="a")
+            transaction.on_commit(hook)
+            yield
+
+    async def main() -> None:
+        async with elsewhere() as there:
+            generator = hooking()
+            await in_green(generator)
+            await there(step(generator))
+        assert seen == [False]
+        assert await texts() == ["a", "by the hook"]
+
+    async def in_green(generator: Any) -> None:
+        await aio.portal(step(generator))
+
+    run(main())
+
+
+@pytest.mark.parametrize("heartbeat", [asyncio.wait_for, None], ids=["wait_for", "task"])
+def test_a_block_ends_with_the_task_that_has_opened_it_and_later_steps_say_why(
+    run: Runner, heartbeat: Any
+) -> None:
+    async def main() -> None:
+        generator = writing("a", "b")
+        await in_task(step(generator) if heartbeat is None else heartbeat(anext(generator), 5))
+        with pytest.warns(ResourceWarning, match=OPENED_HERE):
+            for _ in range(60):
+                await asyncio.sleep(0)
+        await given_back()
+        with pytest.raises(TransactionManagementError, match=r"ended before the block did.*one ta"):
+            await in_task(step(generator))
+        await generator.aclose()
+        await Entry.objects.acreate(text="afterwards")
+        assert await texts() == ["afterwards"]
+
+    run(main())
+
+
+def test_a_block_that_ended_with_its_task_is_not_left_in_silence(run: Runner) -> None:
+    async def waiting() -> AsyncIterator[None]:
+        async with transaction.atomic():
+            await Entry.objects.acreate(text="lost")
+            yield
+
+    async def main() -> None:
+        generator = waiting()
+        await in_task(step(generator))
+        with pytest.raises(TransactionManagementError, match="ended before the block did"):
+            await step(generator)  # no statement of its own: the end of the block is what fails
+        assert await texts() == []
+
+    run(main())
+
+
+def test_a_nested_block_that_ends_with_its_task_is_rolled_back_alone(run: Runner) -> None:
+    async def main() -> None:
+        async with transaction.atomic():
+            await Entry.objects.acreate(text="outer")
+            generator = writing("inner", "inner too")
+            await in_task(step(generator))
+            with pytest.warns(ResourceWarning, match=OPENED_HERE):
+                for _ in range(60):
+                    await asyncio.sleep(0)
+            await Entry.objects.acreate(text="outer too")
+            with pytest.raises(TransactionManagementError, match="ended before the block did"):
+                await anext(generator)
+        assert await texts() == ["outer", "outer too"]
+
+    run(main())
+
+
+def test_a_task_in_a_transaction_of_its_own_is_refused_the_step(run: Runner) -> None:
+    async def other(generator: Any) -> None:
+        async with transaction.atomic():
+            await Entry.objects.acreate(text="its own")
+            with pytest.raises(TransactionManagementError, match="cannot be part of both"):
+                await anext(generator)
+
+    async def main() -> None:
+        async with elsewhere() as there:
+            generator = writing("a", "b")
+            await anext(generator)
+            await there(other(generator))
+        assert await texts() == ["its own"]
+        assert not await in_block()
+        await given_back()
+
+    run(main())
+
+
+def test_statements_of_others_are_their_own_while_a_generator_has_a_block_open(
+    run: Runner,
+) -> None:
+    async def other() -> None:
+        await Entry.objects.acreate(text="committed")
+        async with transaction.atomic():
+            await Entry.objects.acreate(text="committed too")
+
+    async def main() -> None:
+        others = [asyncio.create_task(pgbackend.detached(other())) for _ in range(2)]
+        generator = writing("a", fail=True)
+        await anext(generator)
+        await asyncio.gather(*others)
+        with pytest.raises(Undo):
+            await anext(generator)
+        assert await texts() == ["committed", "committed", "committed too", "committed too"]
+
+    run(main())
+
+
+# --- Generators that are left ---------------------------------------------------------------------
+
+
+async def by_break(generator: Any) -> None:
+    async for _ in generator:
+        break
+
+
+async def by_an_error(generator: Any) -> None:
+    with contextlib.suppress(Undo):
+        async for _ in generator:
+            raise Undo
+
+
+async def by_a_timeout(generator: Any) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0):
+            async for _ in generator:
+                await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("leave", [by_break, by_an_error, by_a_timeout])
+@pytest.mark.parametrize("nested", [False, True], ids=["alone", "nested"])
+@pytest.mark.parametrize("green", [False, True], ids=["loop", "green"])
+def test_the_task_that_leaves_a_generator_is_out_of_its_block_at_once(
+    run: Runner, leave: Callable[[Any], Any], nested: bool, green: bool
+) -> None:
+    async def around() -> None:
+        await leave(writing("undone", "undone too"))
+        await Entry.objects.acreate(text="kept")
+        async with transaction.atomic():
+            await Entry.objects.acreate(text="kept too")
+        assert await in_block() == nested
+
+    async def main() -> None:
+        if nested:
+            async with transaction.atomic():
+                await around()
+        else:
+            await around()
+        await given_back()
+        assert await texts() == ["kept", "kept too"]
+
+    run(aio.portal(main()) if green else main())
+
+
+def test_a_generator_that_began_before_any_block_was_listed_is_left_as_others_are(
+    run: Runner,
+) -> None:
+    async def late(begin: asyncio.Event) -> AsyncIterator[None]:
+        yield
+        await begin.wait()
+        async with transaction.atomic():
+            await Entry.objects.acreate(text="undone")
+            yield
+
+    async def main() -> None:
+        begin = asyncio.Event()
+        generator = late(begin)
+        await anext(generator)
+        begin.set()
+        await anext(generator)
+        del generator
+        await Entry.objects.acreate(text="kept")
+        assert not await in_block()
+        await given_back()
+        assert await texts() == ["kept"]
+
+    run(main())
+
+
+def test_a_pool_of_one_serves_the_task_that_has_left_a_generator(run: Runner) -> None:
+    from tests.support.fixtures import pool_of_default
+
+    async def main() -> None:
+        await by_break(writing("undone"))
+        await Entry.objects.acreate(text="kept")
+        assert await texts() == ["kept"]
+
+    with pool_of_default(max_size=1, min_size=0):
+        run(main())
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["alone", "nested"])
+def test_a_generator_that_another_task_closes_is_rolled_back(run: Runner, nested: bool) -> None:
+    async def around() -> None:
+        generator = writing("undone", "undone too")
+        await anext(generator)
+        await in_task(generator.aclose())  # type: ignore[attr-defined]
+        assert await in_block() == nested
+        await Entry.objects.acreate(text="kept")
+
+    async def main() -> None:
+        if nested:
+            async with transaction.atomic():
+                await around()
+        else:
+            await around()
+        await given_back()
+        assert await texts() == ["kept"]
+
+    run(main())
+
+
+def in_a_cycle(thing: Any) -> None:
+    cycle = [thing]
+    cycle.append(cycle)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["alone", "nested"])
+@pytest.mark.parametrize("sync", [False, True], ids=["async", "sync"])
+@pytest.mark.parametrize("where", ["here", "another task", "the loop"])
+def test_a_generator_that_the_garbage_collector_finds_is_rolled_back(
+    run: Runner, nested: bool, sync: bool, where: str
+) -> None:
+    async def leave() -> None:
+        if sync:
+            generator: Any = writing_in_sync_code("undone", "undone too")
+            await aio.run(next, generator)
+        else:
+            generator = writing("undone", "undone too")
+            await anext(generator)
+        in_a_cycle(generator)
+
+    async def collect() -> None:
+        if where == "here":
+            gc.collect()
+        elif where == "another task":
+            await in_task(aio.run(gc.collect))
+        else:
+            collected = asyncio.Event()
+            asyncio.get_running_loop().call_soon(lambda: (gc.collect(), collected.set()))
+            await collected.wait()
+
+    async def around() -> None:
+        await leave()
+        await collect()
+        await Entry.objects.acreate(text="kept")
+        assert await in_block() == nested
+
+    async def main() -> None:
+        gc.disable()
+        try:
+            if nested:
+                async with transaction.atomic():
+                    await around()
+            else:
+                await around()
+        finally:
+            gc.enable()
+        await given_back()
+        assert await texts() == ["kept"]
+
+    run(main())
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["alone", "nested"])
+def test_a_sync_generator_that_a_thread_closes_is_rolled_back(run: Runner, nested: bool) -> None:
+    """A thread that has met it by chance, and takes no part in the transaction."""
+
+    async def around() -> None:
+        generators: list[Any] = [writing_in_sync_code("undone", "undone too")]
+        await aio.run(next, generators[0])
+        thread = threading.Thread(target=generators.clear)
+        thread.start()
+        await asyncio.to_thread(thread.join)
+        await Entry.objects.acreate(text="kept")
+        assert await in_block() == nested
+
+    async def main() -> None:
+        if nested:
+            async with transaction.atomic():
+                await around()
+        else:
+            await around()
+        await given_back()
+        assert await texts() == ["kept"]
+
+    run(main())
+
+
+def test_the_bare_loop_cannot_commit_a_generators_block_and_says_so(run: Runner) -> None:
+    async def main() -> None:
+        generator = writing_in_sync_code("lost")
+        await aio.run(next, generator)
+        with pytest.raises(SynchronousOnlyOperation):
+            next(generator)
+        await given_back()
+        assert await texts() == []
+
+    run(main())
+
+
+def test_a_block_is_open_in_a_generator_when_its_loop_ends(run: Runner, admin: Any) -> None:
+    kept: list[Any] = []
+
+    async def main() -> None:
+        generator = writing("undone")
+        await anext(generator)
+        kept.append(generator)
+
+    with warnings.catch_warnings():
+        # Of the block that its task has left open; how far the loop still runs is its own affair.
+        warnings.simplefilter("ignore", ResourceWarning)
+        run(main())
+    kept.clear()
+    open_ = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"
+    assert admin.execute(open_).fetchone() == (0,)
+    assert Entry.objects.count() == 0
+
+
+@pytest.mark.parametrize("green", [False, True], ids=["loop", "green"])
+def test_a_generator_that_outlives_the_block_around_it_is_rolled_back_alone(
+    run: Runner, green: bool
+) -> None:
+    async def main() -> None:
+        async with transaction.atomic():
+            await Entry.objects.acreate(text="kept")
+            generator = writing("undone", "undone too")
+            await anext(generator)
+        assert not await in_block()
+        with pytest.raises(TransactionManagementError, match="before the generator which it is"):
+            await anext(generator)
+        assert await texts() == ["kept"]
+
+    run(aio.portal(main()) if green else main())
+
+
+@pytest.mark.parametrize("green", [False, True], ids=["loop", "green"])
+@pytest.mark.parametrize("nested", [False, True], ids=["alone", "nested"])
+def test_a_cancellation_that_is_caught_keeps_no_generator_for_the_next_statement(
+    run: Runner, green: bool, nested: bool
+) -> None:
+    """The task refers to it until its step ends, and what it has passed through to its frames."""
+
+    async def iterate() -> None:
+        generator = writing("undone", "undone too")
+        async for _ in generator:
+            asyncio.get_running_loop().call_soon(task.cancel)
+            await asyncio.Event().wait()
+
+    async def cancelled() -> None:
+        try:
+            await iterate()
+        except asyncio.CancelledError:
+            task.uncancel()
+        await Entry.objects.acreate(text="kept")
+        await Entry.objects.acreate(text="kept too")
+
+    async def main() -> None:
+        if nested:
+            async with transaction.atomic():
+                await cancelled()
+        else:
+            await cancelled()
+
+    async def whole() -> None:
+        nonlocal task
+        task = asyncio.create_task(aio.portal(main()) if green else main())
+        await task
+        await given_back()
+        assert await texts() == ["kept", "kept too"]
+
+    task: asyncio.Task[None]
+    run(whole())
+
+
+# --- Other ways to keep a block -------------------------------------------------------------------
+
+
+def test_an_exit_stack_that_another_task_closes_ends_its_blocks(run: Runner) -> None:
+    async def main() -> None:
+        stack = contextlib.AsyncExitStack()
+        await stack.enter_async_context(transaction.atomic())
+        await Entry.objects.acreate(text="a")
+        await stack.enter_async_context(transaction.atomic())
+        await Entry.objects.acreate(text="b")
+        await in_task(stack.aclose())
+        assert not await in_block()
+        await given_back()
+        assert await texts() == ["a", "b"]
+
+    run(main())
+
+
+def test_a_block_that_was_opened_by_hand_ends_with_its_task(run: Runner) -> None:
+    async def forget() -> Any:
+        atomic = transaction.atomic()
+        await atomic.__aenter__()  # type: ignore[attr-defined]
+        await Entry.objects.acreate(text="lost")
+        return atomic
+
+    async def main() -> None:
+        atomic = await in_task(forget())
+        with pytest.warns(ResourceWarning, match="an atomic block was rolled back"):
+            for _ in range(60):
+                await asyncio.sleep(0)
+        await given_back()
+        with pytest.raises(TransactionManagementError, match="ended before the block did"):
+            await atomic.__aexit__(None, None, None)
+        assert await texts() == []
+
+    run(main())
+
+
+def test_a_context_manager_made_of_a_generator_is_a_block_like_others(run: Runner) -> None:
+    @contextlib.asynccontextmanager
+    async def unit() -> AsyncIterator[None]:
+        async with transaction.atomic():
+            yield
+
+    async def work(name: str, fail: bool) -> None:
+        with contextlib.suppress(Undo):
+            async with unit():
+                await Entry.objects.acreate(text=name)
+                async with unit():
+                    await Entry.objects.acreate(text=name * 2)
+                if fail:
+                    raise Undo
+        assert not await in_block()
+
+    async def main() -> None:
+        await asyncio.gather(*[work(name, fail=name in "bd") for name in "abcd"])
+        assert await texts() == ["a", "aa", "c", "cc"]
+
+    run(main())
+
+
+def test_one_atomic_object_may_be_entered_by_many_tasks_at_once(run: Runner) -> None:
+    atomic = transaction.atomic()
+
+    @atomic
+    def in_sync_code(name: str) -> None:
+        Entry.objects.create(text=name)
+        Entry.objects.create(text=name * 2)
+        if name in "bd":
+            raise Undo
+
+    async def work(name: str) -> None:
+        with contextlib.suppress(Undo):
+            async with atomic:
+                await Entry.objects.acreate(text=f"async {name}")
+                await aio.run(in_sync_code, name)
+        with contextlib.suppress(Undo):
+            await aio.run(in_sync_code, name)
+
+    async def main() -> None:
+        await asyncio.gather(*[work(name) for name in "abcd"])
+        expected = sorted(["async a", "async c", *"aacc", "aa", "aa", "cc", "cc"])
+        assert await texts() == expected
+        assert atomic._pgbackend_blocks == []  # type: ignore[attr-defined]
+
+    run(main())
+
+
+def test_detached_code_of_a_generator_does_not_detach_who_leaves_it(run: Runner) -> None:
+    async def detached() -> AsyncIterator[None]:
+        async with pgbackend.detached():
+            await Entry.objects.acreate(text="kept")
+            yield
+
+    async def main() -> None:
+        with contextlib.suppress(Undo):
+            async with transaction.atomic():
+                await by_break(detached())
+                assert await in_block()
+                await Entry.objects.acreate(text="undone")
+                raise Undo
+        await given_back()
+        assert await texts() == ["kept"]
+
+    run(main())
+
+
+def test_detached_code_below_a_generators_block_stays_detached(run: Runner) -> None:
+    async def generating() -> AsyncIterator[None]:
+        async with transaction.atomic():
+            yield
+            await Entry.objects.acreate(text="undone")
+            async with pgbackend.detached():
+                await Entry.objects.acreate(text="kept")
+                async with transaction.atomic():
+                    await Entry.objects.acreate(text="kept too")
+            await Entry.objects.acreate(text="undone too")
+            raise Undo
+
+    async def main() -> None:
+        async with elsewhere() as there:
+            generator = generating()
+            await anext(generator)
+            with pytest.raises(Undo):
+                await there(step(generator))
+        await given_back()
+        assert await texts() == ["kept", "kept too"]
+
+    run(main())
+
+
+def test_a_doomed_block_of_a_generator_is_rolled_back_where_it_ends(run: Runner) -> None:
+    async def failing() -> AsyncIterator[None]:
+        async with transaction.atomic():
+            await Entry.objects.acreate(text="undone")
+            with contextlib.suppress(DatabaseError):
+                await aio.run(lambda: connection.cursor().execute("SELECT nowhere"))
+            yield
+
+    async def main() -> None:
+        generator = failing()
+        await anext(generator)
+        with pytest.raises(TransactionManagementError):
+            await in_task(step_to_the_end(generator))
+        await given_back()
+        assert await texts() == []
+
+    async def step_to_the_end(generator: Any) -> None:
+        with contextlib.suppress(StopAsyncIteration):
+            await generator.asend(None)
+        raise TransactionManagementError
+
+    run(main())
