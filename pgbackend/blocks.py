@@ -237,7 +237,7 @@ def _leave_without_waiting(wrapper: Any, atomic: Any, block: Block) -> None:
     if state.named_block(wrapper) is block:
         state.leave_block(wrapper, None)
     if lease is not None:
-        lease.end(block.reason)  # the pool rolls back what is open
+        lease.end_at_home(block.reason)  # the pool rolls back what is open
 
 
 #: The tasks that end blocks for others.

@@ -304,6 +304,12 @@ class Lease:
                 connection.lock.refuse = None  # type: ignore[attr-defined]  # they know each other
         self._give_back()
 
+    def end_at_home(self, reason: str = LEASE_ENDED) -> None:
+        """Do what `end()` does in the pool's own thread, which sees what is in flight."""
+        end = partial(self.end, reason)
+        if threading.get_ident() == self.pool.thread or not self.pool.call_at_home(end):
+            end()
+
     def _note_streams(self) -> None:
         """Let the session be reset if a cursor of the server's is open in it."""
         if self.cursors:
