@@ -50,7 +50,10 @@ _djangos_exit: Any = Atomic.__exit__
 
 
 class _AsyncWith(threading.local):
-    """Where the `async with` is whose method runs its synchronous twin in a greenlet, just now."""
+    """Hands the frame of an `async with` to the synchronous method that is called for it.
+
+    It is set right before that call, and taken by `enter()` and `leave()`, with no wait in between.
+    """
 
     frame: FrameType | None = None
 
@@ -71,6 +74,7 @@ def enter(wrapper: Any, atomic: Any, enter_djangos: Callable[[Any], None]) -> No
     """What `Atomic.__enter__` does, which is `enter_djangos`, in its turn."""
     here: Any = _running()
     if type(here) is not Portal or _get_running_loop() is None or atomic._from_testcase:  # noqa: SLF001
+        async_with.frame = None
         _open(wrapper, atomic, enter_djangos)
         return
     frame = frames.of_with(_frame_of_call())
@@ -118,6 +122,7 @@ def leave(
     """
     here = state.named_block(wrapper)
     if not atomic.__dict__.get("_pgbackend_blocks"):  # it is a thread's, and nobody else's
+        async_with.frame = None
         _leave(wrapper, atomic, leave_djangos, exc_info, here)
         return
     frame = _frame_of_call()

@@ -9,8 +9,9 @@ from types import FrameType
 
 from .driver import bridge
 
-#: Packages whose frames are passed over in the search for the user's own code.
+#: The file of `contextlib`, as its frames have it.
 CONTEXTLIB = contextlib.contextmanager.__code__.co_filename
+#: Packages whose frames are passed over in the search for the user's own code.
 _NOT_THE_USERS = frozenset(("asgiref", "asyncio", "contextlib", "django", "pgbackend"))
 
 

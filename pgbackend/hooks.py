@@ -106,12 +106,14 @@ def _hook_atomic() -> None:  # noqa: C901 - five short methods
         if is_ours(connection):
             blocks.enter(connection, self, enter)
         else:
+            blocks.async_with.frame = None
             enter(self)
 
     @functools.wraps(leave)
     def __exit__(self: Any, *exc_info: Any) -> None:
         connection = transaction.get_connection(self.using)
         if not is_ours(connection):
+            blocks.async_with.frame = None
             leave(self, *exc_info)
             return
         # Whoever closes a generator by dropping it cannot be given an exception.

@@ -1195,10 +1195,10 @@ def _where_left(block: Block) -> Block | None:
     return found
 
 
-def find_place(key: Key) -> None:
+def find_place(key: Key, *, may_wait: bool = True) -> None:
     """Let code that is called from a generator be in the block of `key` which that carries.
 
-    Raises `TransactionManagementError` where the block has ended without the generator, or another
+    It may wait for the next step of the task, unless `may_wait` is False. Raises `TransactionManagementError` where the block has ended without the generator, or another
     transaction is open.
     """
     blocks = _blocks.get()
@@ -1210,7 +1210,7 @@ def find_place(key: Key) -> None:
             task = None if here.task is None else here.task()
             if task is not None and task is bridge.current_task():
                 _blocks.set(here.before)  # the step of the generator is over
-        elif (named := blocks.get(key)) is not None and named.may_be_left_with_step():
+        elif may_wait and (named := blocks.get(key)) and named.may_be_left_with_step():
             # What was thrown into the task lives as long as its step, and the generators that it
             # has left by it do.
             bridge.let_step_end()
@@ -1251,7 +1251,7 @@ def settle() -> None:
             return settle()
     for key in generators.keys() if _carried else ():
         with suppress(TransactionManagementError):  # its statements will meet that
-            find_place(key)
+            find_place(key, may_wait=False)  # who starts a task does not expect to wait
     return None
 
 

@@ -16,7 +16,7 @@ from django.db import DatabaseError, connection, transaction
 from django.db.transaction import TransactionManagementError
 
 import pgbackend
-from pgbackend import aio, generators
+from pgbackend import aio, blocks, generators
 from tests.conftest import Runner
 from tests.library.models import Entry
 
@@ -591,6 +591,33 @@ def test_a_cancellation_that_is_caught_keeps_no_generator_for_the_next_statement
 
     task: asyncio.Task[None]
     run(whole())
+
+
+def test_a_task_is_started_without_a_wait_in_the_body_of_a_generator(run: Runner) -> None:
+    """Who starts one does not expect that others have their turns meanwhile."""
+    seen: list[str] = []
+
+    async def main() -> None:
+        async for _ in writing("a"):
+            asyncio.get_running_loop().call_soon(seen.append, "another's turn")
+            task = asyncio.create_task(asyncio.sleep(0))
+            assert not seen
+            await task
+        assert seen
+
+    run(aio.portal(main()))
+
+
+def test_the_frame_of_an_async_with_is_handed_to_no_other_block(run: Runner) -> None:
+    async def main() -> None:
+        atomic = transaction.atomic()
+        atomic._from_testcase = True  # type: ignore[attr-defined]
+        async with atomic:  # which needs no frame
+            assert blocks.async_with.frame is None
+            transaction.set_rollback(True)
+        assert blocks.async_with.frame is None
+
+    run(main())
 
 
 # --- Other ways to keep a block -------------------------------------------------------------------
