@@ -896,7 +896,7 @@ class Block:
         return home is not None and home.is_closed()
 
     def abandon(self) -> None:
-        """The generator whose block this is will be closed, by whomever: it is left already."""
+        """Leave the block at once: its generator is about to be closed, by another task."""
         if self.left:
             return
         self.left = True
@@ -1198,7 +1198,8 @@ def _where_left(block: Block) -> Block | None:
 def find_place(key: Key, *, may_wait: bool = True) -> None:
     """Let code that is called from a generator be in the block of `key` which that carries.
 
-    It may wait for the next step of the task, unless `may_wait` is False. Raises `TransactionManagementError` where the block has ended without the generator, or another
+    It may wait for the next step of the task, unless `may_wait` is False. Raises
+    `TransactionManagementError` where the block has ended without the generator, or another
     transaction is open.
     """
     blocks = _blocks.get()
