@@ -540,9 +540,9 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         while True:
             self.lease_for(current, session)
             lease = current.lease
-            if (
+            if current.transaction is not None or (
                 lease is None and current.connection is not None
-            ) or current.transaction is not None:
+            ):
                 return None
             if lease is not None:
                 lease.pin()

@@ -61,23 +61,17 @@ class _AsyncWith(threading.local):
 async_with = _AsyncWith()
 
 
-def _frame_of_call() -> FrameType | None:
-    """Return the frame that has called the method of `Atomic` which has called the caller."""
-    frame = async_with.frame
-    if frame is None:
-        return sys._getframe(3)
-    async_with.frame = None
-    return frame
-
-
 def enter(wrapper: Any, atomic: Any, enter_djangos: Callable[[Any], None]) -> None:
-    """What `Atomic.__enter__` does, which is `enter_djangos`, in its turn."""
+    """Do what `Atomic.__enter__` does, which is `enter_djangos`, in its turn.
+
+    The frame two calls below this one is that of the `with`, unless `async_with` has it.
+    """
+    frame, async_with.frame = async_with.frame, None
     here: Any = _running()
     if type(here) is not Portal or _get_running_loop() is None or atomic._from_testcase:  # noqa: SLF001
-        async_with.frame = None
         _open(wrapper, atomic, enter_djangos)
         return
-    frame = frames.of_with(_frame_of_call())
+    frame = frames.of_with(frame or sys._getframe(2))
     if carried:
         state.find_place(wrapper._key)
     if (current := _where_nothing_is_open(here, wrapper)) is not None:
@@ -105,7 +99,7 @@ def _open(wrapper: Any, atomic: Any, enter_djangos: Callable[[Any], None]) -> No
     except BaseException:
         if nested:
             block.transaction.pop(block)
-            state.leave_block(wrapper, parent)
+            state.enter_block(wrapper, parent)
         raise
     if nested:
         block.transaction.settle(block)
@@ -116,19 +110,23 @@ def _open(wrapper: Any, atomic: Any, enter_djangos: Callable[[Any], None]) -> No
 def leave(
     wrapper: Any, atomic: Any, leave_djangos: Callable[..., None], exc_info: tuple[Any, ...]
 ) -> None:
-    """What `Atomic.__exit__` does, which is `leave_djangos`, in its turn.
+    """Do what `Atomic.__exit__` does, which is `leave_djangos`, in its turn.
 
-    See Note [Blocks that are left] in state.py.
+    The frame two calls below this one is that of the `with`, unless `async_with` has it. See Note
+    [Blocks that are left] in state.py.
     """
-    here = state.named_block(wrapper)
+    frame, async_with.frame = async_with.frame, None
     if not atomic.__dict__.get("_pgbackend_blocks"):  # it is a thread's, and nobody else's
-        async_with.frame = None
-        _leave(wrapper, atomic, leave_djangos, exc_info, here)
+        _leave(wrapper, atomic, leave_djangos, exc_info, state.named_block(wrapper))
         return
-    frame = _frame_of_call()
-    found = here is not None and here.frame is frame and here.atomic is atomic
-    if found and frame not in carried and not _cannot_wait():
+    frame = frame or sys._getframe(2)
+    here = state.named_block(wrapper)
+    session = None if exc_info[0] is not None else _where_most_end(wrapper, atomic, frame, here)
+    if session is not None:
         assert here is not None
+        _commit_outermost(wrapper, here, session)
+        return
+    if here is not None and here.atomic is atomic and here.frame is frame and _may_end(frame):
         here.begin_to_leave()
         try:
             _leave(wrapper, atomic, leave_djangos, exc_info, here)
@@ -202,12 +200,17 @@ def _block_of(
     return here if here in found or not found else found[-1]
 
 
-def _cannot_wait() -> bool:
-    """Whether the running code, which is in the block that it ends, can send no statement."""
+def _may_end(frame: FrameType) -> bool:
+    """Whether the running code may send the statement that ends its block, which is in `frame`.
+
+    The block of a generator may be ended from anywhere: `_leave_elsewhere()` looks closer.
+    """
+    if frame in carried or bridge.is_collecting():
+        return False
     here = _running()
     if type(here) is Portal:
-        return here.closing or bridge.is_collecting()
-    return _get_running_loop() is not None or bridge.is_collecting()
+        return not here.closing
+    return _get_running_loop() is None
 
 
 def _can_wait(block: Block, here: Block | None) -> bool:
@@ -231,7 +234,7 @@ def _leave_without_waiting(wrapper: Any, atomic: Any, block: Block) -> None:
     )
     if block.parent is not None:
         if state.named_block(wrapper) is block:
-            state.leave_block(wrapper, block.parent)
+            state.enter_block(wrapper, block.parent)
         _leave_later(block)
         return
     block.undone = True
@@ -240,7 +243,7 @@ def _leave_without_waiting(wrapper: Any, atomic: Any, block: Block) -> None:
     with state.inside(wrapper, block):
         state.end(wrapper, ended)
     if state.named_block(wrapper) is block:
-        state.leave_block(wrapper, None)
+        state.enter_block(wrapper, None)
     if lease is not None:
         lease.end_at_home(block.reason)  # the pool rolls back what is open
 
@@ -303,15 +306,12 @@ def _leave(
     refusal = None
     try:
         if block is not None and not block.ended:
-            refusal = None if exc_info[0] is not None else _why_to_roll_back(wrapper, block)
+            if exc_info[0] is None and block.transaction.innermost is not block:
+                refusal = _why_to_roll_back(wrapper, block)
             if refusal is not None:
                 exc_info = (type(refusal), refusal, refusal.__traceback__)
-            session = None if exc_info[0] is not None else _where_most_end(wrapper, block)
-            if session is not None:
-                _commit_outermost(wrapper, block, session)
-                return
             _begin_to_end(wrapper, block, failed=exc_info[0] is not None)
-        if block is None or not block.was_ended_by_others():
+        if block is None or not block.ended or not block.was_ended_by_others():
             leave_djangos(atomic, *exc_info)
         elif exc_info[0] is None:
             state.check_not_ended(block)
@@ -347,8 +347,7 @@ def _leave_what_is_inside(wrapper: Any, block: Block) -> None:
 def _why_to_roll_back(wrapper: Any, block: Block) -> BaseException | None:
     """Wait until nothing is open inside `block`; return why it must be rolled back instead."""
     try:
-        if block.transaction.innermost is not block:
-            _leave_what_is_inside(wrapper, block)
+        _leave_what_is_inside(wrapper, block)
         block.transaction.take_turn(block)
     except BaseException as exc:
         return exc
@@ -373,7 +372,7 @@ def _end_block(wrapper: Any, block: Block) -> None:
     if block.parent is not None:
         if not block.ended:
             block.transaction.pop(block)
-        state.leave_block(wrapper, block.parent)
+        state.enter_block(wrapper, block.parent)
     elif not block.transaction.state.in_atomic_block and not block.ended:
         # Autocommit was not set again: the connection was closed inside the block, or the end of
         # the block was interrupted. The pool rolls back what is open.
@@ -408,34 +407,43 @@ _what_counts = attrgetter(
 _TO_BE_COMMITTED: tuple[Any, ...] = (True, True, True, False, False, [])
 
 
-def _where_most_end(wrapper: Any, block: Block) -> Session | None:
-    """The running task's session if `block`, which is left without an error, is just committed."""
-    ending = block.transaction.state
+def _where_most_end(
+    wrapper: Any, atomic: Any, frame: FrameType, block: Block | None
+) -> Session | None:
+    """Return the running task's session, if the end of the `with` in `frame` is just a COMMIT.
+
+    That is, if it ends `block`, which is the outermost one, and in which nothing is open.
+    """
     here = _running()
     if (
-        block.parent is None
-        and not block.ended
-        and _what_counts(ending) == _TO_BE_COMMITTED
+        block is not None
+        and block.atomic is atomic
+        and block.frame is frame
+        and block.parent is None
+        and block.transaction.innermost is block
         and type(here) is Portal
-        and _get_running_loop() is not None
+        and not here.closing
+        and _what_counts(block.transaction.state) == _TO_BE_COMMITTED
         and wrapper._thread_ident == threading.get_ident()
+        and frame not in carried
+        and (session := state.session_of_opener(block)) is not None
+        and _has_djangos_ends(wrapper, session.scope)
     ):
-        session = state.find(here, wrapper).session
-        if session is not None and _has_djangos_ends(wrapper, session.scope):
-            return session
+        return session
     return None
 
 
 def _has_djangos_ends(wrapper: Any, scope: Scope) -> bool:
     """Whether nobody observes how a block begins and ends, or has a say in it."""
-    return bool(
-        not scope.force_debug_cursor
-        and called_on(type(wrapper)) == wrapper.block_calls
-        and wrapper.__dict__.keys().isdisjoint(_NAMES)
-        and called_on(PostgresDatabaseWrapper) == _DJANGOS
-        and _DJANGOS_ATOMIC is not None
-        and not conf.is_debugging()
-    )
+    if (
+        scope.force_debug_cursor
+        or called_on(type(wrapper)) != wrapper.block_calls
+        or not wrapper.__dict__.keys().isdisjoint(_NAMES)
+        or called_on(PostgresDatabaseWrapper) != _DJANGOS
+        or _DJANGOS_ATOMIC is None
+    ):
+        return False
+    return not conf.is_debugging()
 
 
 def _open_outermost(wrapper: Any, atomic: Any, current: State) -> Block | None:
@@ -450,18 +458,28 @@ def _open_outermost(wrapper: Any, atomic: Any, current: State) -> Block | None:
 
 def _commit_outermost(wrapper: Any, block: Block, session: Session) -> None:
     ending = block.transaction.state
-    block_of_end = block.transaction.push(block)  # no statement of others goes with the COMMIT
-    ending.atomic_blocks.pop()
-    ending.in_atomic_block = False  # or nothing might be committed, nor rolled back
+    block.leaving = True
     try:
+        block_of_end = block.transaction.push(block)  # no statement of others goes with the COMMIT
+        ending.atomic_blocks.pop()
+        ending.in_atomic_block = False  # or nothing might be committed, nor rolled back
         try:
-            wrapper.commit_pooled(ending)
-        except DatabaseError:
-            try:
-                wrapper.rollback()
-            except Error:
-                wrapper.close()
-            raise
+            _commit_or_roll_back(wrapper, ending)
+        finally:
+            # Nobody can have closed it inside the block meanwhile: it is no longer marked as one.
+            wrapper.end_pooled(ending, block_of_end, session)
     finally:
-        # Nobody can have closed it inside the block meanwhile: it is no longer marked as one.
-        wrapper.end_pooled(ending, block_of_end, session)
+        if not block.ended:
+            _end_block(wrapper, block)
+        block.leave()
+
+
+def _commit_or_roll_back(wrapper: Any, ending: State) -> None:
+    try:
+        wrapper.commit_pooled(ending)
+    except DatabaseError:
+        try:
+            wrapper.rollback()
+        except Error:
+            wrapper.close()
+        raise

@@ -475,7 +475,9 @@ def named_block(wrapper: Any) -> Block | None:
     """The block that the context of the running code names: `current_block()`, if that is left."""
     blocks = _blocks.get()
     block = blocks.get(id(wrapper.settings_dict)) if blocks else None
-    return block if block is not None and block.left else current_block(wrapper)
+    if block is not None and (block.left or not block.ended):
+        return block
+    return current_block(wrapper)
 
 
 class Found:
@@ -648,6 +650,16 @@ def _session_of(sessions: _Sessions, wrapper: Any) -> Session:
         return sessions.by_key.setdefault(id(settings_dict), new)
 
 
+def session_of_opener(block: Block) -> Session | None:
+    """Return the session of `block`'s database, if the running code is that of its opener."""
+    sessions = _sessions.get()
+    if sessions is None or sessions is not block.sessions or _get_running_loop() is None:
+        return None
+    if not sessions.belong_to(asyncio.current_task()):
+        return None
+    return sessions.by_key.get(id(block.transaction.settings_dict))
+
+
 def task_sessions() -> _Sessions:
     """The sessions of the running task; made at first use. Only in an async context."""
     sessions = _sessions.get()
@@ -784,6 +796,10 @@ class Block:
     # What a new one has, here once for all of them.
 
     ended = False
+    #: The task that has opened it, and its name; None: a thread has.
+    opener: weakref.ref[asyncio.Task[Any]] | None = None
+    task: str | None = None
+    thread = 0
     #: Whether an outer block was left with an exception while this one was open.
     claimed = False
     #: Whether it must be rolled back, as was found while a sibling's block was open in it.
@@ -809,11 +825,11 @@ class Block:
     def __init__(self, transaction: Transaction, parent: Block | None) -> None:
         self.transaction = transaction
         self.parent = parent
-        #: The name of the task that has opened it; None: a thread has.
-        task = None if _get_running_loop() is None else asyncio.current_task()
-        self.task = None if task is None else bridge.name_of(task)
-        self.opener = None if task is None else weakref.ref(task)
-        self.thread = threading.get_ident()
+        if _get_running_loop() is not None and (task := asyncio.current_task()) is not None:
+            self.task = bridge.name_of(task)
+            self.opener = weakref.ref(task)
+        else:
+            self.thread = threading.get_ident()
 
     @property
     def key(self) -> Key:
@@ -828,10 +844,7 @@ class Block:
     def remember(self, atomic: Any, frame: FrameType | None, sessions: _Sessions) -> None:
         """Note the `with` that has opened this block. See Note [Blocks that are left]."""
         self.atomic, self.frame, self.sessions = atomic, frame, sessions
-        try:
-            atomic._pgbackend_blocks.append(self)  # noqa: SLF001 - ours
-        except AttributeError:
-            atomic._pgbackend_blocks = [self]  # noqa: SLF001 - ours
+        atomic.__dict__.setdefault("_pgbackend_blocks", []).append(self)
         if not sessions.watched:
             sessions.watch()
         sessions.blocks.append(self)
@@ -905,7 +918,7 @@ class Block:
         if self.parent is None and lease is not None:
             lease.task = None  # who has opened it is not whom others wait for
         if _blocks.get().get(self.key) is self:
-            _name(self.key, self.parent)
+            _blocks.set(_with_block(_blocks.get(), self.key, self.parent))
             look_again()
 
     def may_be_left_with_step(self) -> bool:
@@ -1156,17 +1169,6 @@ def take_turn(wrapper: Any) -> None:
         block.transaction.take_turn(block)
 
 
-def _name(key: Key, block: Block | None) -> None:
-    """Let the context of the running code name `block`, or none."""
-    before = _blocks.get()
-    blocks = {**before}
-    if block is None:
-        blocks.pop(key, None)
-    else:
-        blocks[key] = block
-    _blocks.set(before.replaced(blocks, key) if type(before) is _Here else blocks)
-
-
 def _settle_before_tasks() -> None:
     """From here on, blocks may be open in other places than contexts tell."""
     if settle not in bridge.before_task:
@@ -1248,7 +1250,7 @@ def settle() -> None:
     blocks = _blocks.get()
     for key, block in blocks.items():
         if block.left and (now := _where_left(block)) is not block:
-            _name(key, now)
+            _blocks.set(_with_block(blocks, key, now))
             return settle()
     for key in generators.keys() if _carried else ():
         with suppress(TransactionManagementError):  # its statements will meet that
@@ -1273,14 +1275,27 @@ def state_in_turn(wrapper: Any) -> tuple[State, Session | None]:
     return state_and_session(wrapper)
 
 
-def enter_block(wrapper: Any, block: Block) -> None:
-    """Make `block` the one that the running code, and tasks that it starts, are in."""
-    _set_block(wrapper, block)
+def enter_block(wrapper: Any, block: Block | None) -> None:
+    """Make `block` the one that the running code, and tasks that it starts, are in; or none."""
+    blocks = _blocks.get()
+    if blocks or block is None:
+        blocks = _with_block(blocks, id(wrapper.settings_dict), block)
+    else:
+        blocks = {id(wrapper.settings_dict): block}
+    _blocks.set(blocks)
+    is_own = block is not None and block.transaction.state is wrapper._own
+    # Code that finds this very mapping in its context is in a block of the wrapper's own.
+    wrapper._own_blocks = blocks if is_own else None
 
 
-def leave_block(wrapper: Any, parent: Block | None) -> None:
-    """Go back to `parent`, or to no block."""
-    _set_block(wrapper, parent)
+def _with_block(before: Mapping[Key, Block], key: Key, block: Block | None) -> Mapping[Key, Block]:
+    """Return what a context names that has named `before`, and now names `block` for `key`."""
+    if block is not None:
+        blocks = {**before, key: block}
+    else:
+        blocks = {**before}
+        blocks.pop(key, None)
+    return before.replaced(blocks, key) if type(before) is _Here else blocks
 
 
 @contextmanager
@@ -1296,22 +1311,6 @@ def inside(wrapper: Any, block: Block) -> Iterator[None]:
         look_again()
 
 
-def _set_block(wrapper: Any, block: Block | None) -> None:
-    before = _blocks.get()
-    blocks: Mapping[Key, Block]
-    if block is not None:
-        blocks = {**before, id(wrapper.settings_dict): block}
-    else:
-        blocks = others = {**before}
-        others.pop(id(wrapper.settings_dict), None)
-    if type(before) is _Here:
-        blocks = before.replaced(blocks, wrapper._key)
-    _blocks.set(blocks)
-    is_own = block is not None and block.transaction.state is wrapper._own
-    # Who finds this very mapping in its context is in a block of the wrapper's own connection.
-    wrapper._own_blocks = blocks if is_own else None
-
-
 def begin(wrapper: Any, state: State) -> Transaction:
     """Begin a transaction on `state`, with the running code in its outermost block."""
     state.transaction = transaction = Transaction(state, wrapper.settings_dict)
@@ -1325,7 +1324,7 @@ def end(wrapper: Any, state: State) -> None:
     transaction, state.transaction = state.transaction, None
     if transaction is not None:
         transaction.end()
-        leave_block(wrapper, None)
+        enter_block(wrapper, None)
 
 
 def join_in_tests(wrapper: Any, block: Block | None) -> None:
@@ -1397,7 +1396,7 @@ def prepared(wrapper: Any, connection: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        leave_block(wrapper, None)
+        enter_block(wrapper, None)
 
 
 def being_prepared(wrapper: Any) -> Any:

@@ -73,17 +73,18 @@ def can_execute(wrapper: Any) -> bool:
         return False
     found = state.find(here, wrapper)
     scope, current = found.scope, found.state
-    return bool(
-        current.pooled
-        and (current.autocommit or current.transaction is not None)
-        and not scope.execute_wrappers
-        and not scope.force_debug_cursor
-        and called_on(type(wrapper)) == wrapper.cursor_calls
-        and wrapper.__dict__.keys().isdisjoint(_NAMES)
-        and _called() == _DJANGOS
-        and apps.ready
-        and not conf.is_debugging()
-    )
+    if (
+        not current.pooled
+        or not (current.autocommit or current.transaction is not None)
+        or scope.execute_wrappers
+        or scope.force_debug_cursor
+        or called_on(type(wrapper)) != wrapper.cursor_calls
+        or not wrapper.__dict__.keys().isdisjoint(_NAMES)
+        or _called() != _DJANGOS
+        or not apps.ready
+    ):
+        return False
+    return not conf.is_debugging()
 
 
 def execute(wrapper: Any, sql: Any, params: Any = None) -> Result:
@@ -121,10 +122,11 @@ def _execute_on_lease(
     wrapper: Any, current: State, session: Session, sql: Any, params: Any
 ) -> Result:
     """Use the connection that is held already, or from here on, when it is the statement's turn."""
-    missing = current.connection is None
+    here: Any = _running()  # a portal, which knows what was found until its next step
+    found, missing = here.found, current.connection is None
     pinned: Lease | None = wrapper.hold(current, session)
     try:
-        if missing:  # and while it was waited for, others may have had their turns
+        if missing and here.found is not found:  # it has waited, while others had their turns
             state.take_turn(wrapper)
             if current.needs_rollback:
                 _refuse(wrapper, current)

@@ -773,7 +773,7 @@ class postpone_delivery:  # noqa: N801 - reads as a statement
     def __exit__(self, *exc_info: object) -> None:
         if self._portal is not None:
             self._portal.postponing -= 1
-            if self._deliver:
+            if self._deliver and self._portal.pending is not None:
                 deliver_cancellation()
 
 

@@ -297,7 +297,7 @@ class Lease:
         connection = self._connection
         if connection is not None:
             connection.end_reason, connection.left_open = reason, self.cursors
-            if connection.is_waited_for():
+            if connection.waits_elsewhere or self.physical.watch.future is not None:
                 connection.lock.refuse = connection.refuse  # type: ignore[attr-defined]  # as below
                 if self._waits_for_statement():
                     return
