@@ -1278,7 +1278,7 @@ def state_in_turn(wrapper: Any) -> tuple[State, Session | None]:
 def enter_block(wrapper: Any, block: Block | None) -> None:
     """Make `block` the one that the running code, and tasks that it starts, are in; or none."""
     blocks = _blocks.get()
-    if blocks or block is None:
+    if blocks or block is None or type(blocks) is _Here:
         blocks = _with_block(blocks, id(wrapper.settings_dict), block)
     else:
         blocks = {id(wrapper.settings_dict): block}
