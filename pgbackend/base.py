@@ -35,6 +35,7 @@ from psycopg.pq import TransactionStatus
 
 from . import blocks, conf, driver, frames, hooks, state, statements
 from .adapters import prepare_template
+from .attributes import FollowsRequest, names_of, of_connection
 from .client import DatabaseClient
 from .creation import DatabaseCreation
 from .cursors import CursorWrapper
@@ -110,7 +111,7 @@ def _guarded(name: str) -> Callable[..., Any]:
     return guarded
 
 
-class DatabaseWrapper(PostgresDatabaseWrapper):
+class DatabaseWrapper(FollowsRequest, PostgresDatabaseWrapper):
     Database = driver
     SchemaEditorClass = DatabaseSchemaEditor
     client_class = DatabaseClient
@@ -141,7 +142,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     _own_blocks: Any = None
 
     def __init__(self, settings_dict: dict[str, Any], alias: str = DEFAULT_DB_ALIAS) -> None:
-        self._own = State()
+        self.__dict__["_own"] = State()
         self._own_scope = Scope(None, self.queries_limit)
         self._in_patches: set[str] = set()
         super().__init__(settings_dict, alias)
@@ -219,7 +220,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     savepoint_rollback = _guarded("savepoint_rollback")
     savepoint_commit = _guarded("savepoint_commit")
     clean_savepoints = _guarded("clean_savepoints")
-    chunked_cursor = _guarded("chunked_cursor")
+    _guarded_chunked_cursor = _guarded("chunked_cursor")
     _guarded_cursor = _guarded("cursor")
     _ensure_connection = _guarded("ensure_connection")
     _guarded_create_cursor = _guarded("create_cursor")
@@ -472,9 +473,18 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
                 self.check_context("cursor")
             elif self._fetches_at_once(here):
                 return StatementCursor(self)
+        if type(self)._cursor is not _OWN_CURSOR:
+            with of_connection(self):
+                return self._guarded_cursor()
         if PostgresDatabaseWrapper.cursor is not _CURSOR:
             return self._guarded_cursor()
         return _open_cursor(self)
+
+    def chunked_cursor(self) -> Any:
+        if type(self)._cursor is not _OWN_CURSOR:
+            with of_connection(self):
+                return self._guarded_chunked_cursor()
+        return self._guarded_chunked_cursor()
 
     def _fetches_at_once(self, here: Portal) -> bool:
         session = state.find(here, self).session
@@ -499,7 +509,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             ):
                 return super()._cursor(name)
             with self.wrap_database_errors:  # what is left of Django's, with a connection
-                return self._prepare_cursor(self.create_cursor(name))  # type: ignore[attr-defined]
+                return self._prepare_cursor(self.create_cursor(name))
         state.take_turn(self)
         current, session = state.state_and_session(self)
         if not current.pooled:
@@ -530,7 +540,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         finally:
             if lease is not None:
                 lease.unpin()
-        return self._prepare_cursor(cursor)  # type: ignore[attr-defined]
+        return self._prepare_cursor(cursor)
 
     def hold(self, current: State, session: state.Session | None) -> Lease | None:
         """Give `current` a connection, if it has none, and pin it: `unpin()` is for the caller.
@@ -878,6 +888,8 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             lease.end()
 
 
+_OWN_CURSOR = DatabaseWrapper._cursor
+DatabaseWrapper.own_names = names_of(DatabaseWrapper)
 DatabaseWrapper.cursor_calls = statements.called_on(DatabaseWrapper)
 DatabaseWrapper.block_calls = blocks.called_on(DatabaseWrapper)
 DatabaseWrapper.asks = _asks(DatabaseWrapper)
