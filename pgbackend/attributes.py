@@ -135,8 +135,9 @@ def _is_published(wrapper: Any) -> bool:
     if wrapper._published:
         return True
     alias = wrapper.__dict__.get("alias")
-    known = None if alias is None else getattr(connections._connections, alias, None)  # type: ignore[attr-defined]
-    if known is not wrapper:
+    # As it is, without making one; Django's base class does the same.
+    known: Any = connections._connections  # type: ignore[attr-defined]  # noqa: SLF001
+    if alias is None or getattr(known, alias, None) is not wrapper:
         return False
     wrapper.__dict__["_published"] = True
     return True

@@ -38,45 +38,16 @@ from . import request
 
 logger = logging.getLogger("pgbackend")
 
-#: Packages whose thread-locals stay as they are, beside the standard library's: they belong to
-#: threads, loops and drivers, or follow contexts already.
-EXCLUDED = frozenset(
-    # fmt: off
-    (
-        "_pytest",
-        "anyio",
-        "asgiref",
-        "asyncpg",
-        "concurrent",
-        "coverage",
-        "curio",
-        "daphne",
-        "django",
-        "eventlet",
-        "gevent",
-        "granian",
-        "greenlet",
-        "gunicorn",
-        "h11",
-        "httptools",
-        "hypercorn",
-        "pgbackend",
-        "pluggy",
-        "psycopg",
-        "psycopg_binary",
-        "psycopg_c",
-        "psycopg_pool",
-        "pydevd",
-        "pytest",
-        "sniffio",
-        "trio",
-        "twisted",
-        "uvicorn",
-        "uvloop",
-        "uwsgi",
-    )
-    # fmt: on
+_OF_THREADS_AND_LOOPS = (
+    *("anyio", "asgiref", "concurrent", "curio", "eventlet", "gevent", "greenlet", "sniffio"),
+    *("trio", "twisted", "uvloop"),
 )
+_SERVERS = ("daphne", "granian", "gunicorn", "h11", "httptools", "hypercorn", "uvicorn", "uwsgi")
+_DRIVERS = ("asyncpg", "psycopg", "psycopg_binary", "psycopg_c", "psycopg_pool")
+_TOOLS = ("_pytest", "coverage", "pluggy", "pydevd", "pytest")
+#: Packages whose thread-locals stay as they are, beside the standard library's. Django's own follow
+#: contexts already, but for those that belong to a thread (handles of GEOS).
+EXCLUDED = frozenset({"django", "pgbackend", *_OF_THREADS_AND_LOOPS, *_SERVERS, *_DRIVERS, *_TOOLS})
 
 _THREAD_BOUND = (
     *(sqlite3.Connection, sqlite3.Cursor, asyncio.AbstractEventLoop, threading.Thread),
