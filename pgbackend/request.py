@@ -41,12 +41,17 @@ class _Held:
 
     __slots__ = ("passed_on", "task", "values")
 
-    def __init__(self, values: Values, task: weakref.ref[asyncio.Task[Any]] | None) -> None:
+    def __init__(
+        self,
+        values: Values,
+        task: weakref.ref[asyncio.Task[Any]] | None,
+        passed_on: Values | None = None,
+    ) -> None:
         self.values = values
         #: The task; None until one has looked, which takes them as they are.
         self.task = task
-        #: What the task that it makes next inherits; None: the same.
-        self.passed_on: Values | None = None
+        #: What the task inherits that was made when these were held; None: copies of the values.
+        self.passed_on = passed_on
 
 
 _held: ContextVar[_Held | None] = ContextVar("pgbackend.request", default=None)
@@ -97,7 +102,8 @@ def _pass_on() -> None:
     """Copy the values for the task that is about to be made, as they are now."""
     held = _mine()
     if held is not None and held.values:
-        held.passed_on = _copied(held.values)
+        # Another object for each task: two of them must not find the same copy.
+        _held.set(_Held(held.values, held.task, _copied(held.values)))
 
 
 def _copied(values: Values) -> Values:

@@ -31,6 +31,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import CellType, ModuleType
 from typing import Any
 
@@ -251,11 +252,14 @@ def _convert_those_of(modules: Mapping[str, Any]) -> None:
     exclude, include = _progress.exclude, _progress.include
     names: dict[int, str] = {}
     originals: list[threading.local] = []
-    for name, original in _find(modules, exclude, include):
+    places: dict[int, list[Replace | str]] = {}
+    for name, original, replace in _find(modules, exclude, include):
         if id(original) not in names:
             names[id(original)] = name
             originals.append(original)
-    places = _places_of(originals) if originals else {}
+        places.setdefault(id(original), []).append(replace)
+    if originals:
+        _add_other_places(originals, places)
     for original in originals:
         name = names[id(original)]
         why = _convert_one(name, original, places[id(original)])
@@ -267,14 +271,18 @@ def _convert_those_of(modules: Mapping[str, Any]) -> None:
         request.lenders.append(_Lender())
 
 
+#: How to put another object in the place of one.
+Replace = Callable[[Any], None]
+
+
 def _find(
     modules: Mapping[str, Any], exclude: frozenset[str], include: frozenset[str]
-) -> Iterator[tuple[str, threading.local]]:
+) -> Iterator[tuple[str, threading.local, Replace]]:
     for name, module in modules.items():
         if isinstance(module, ModuleType) and _is_theirs(name, include):
-            for found, local in _of_module(name, module, include):
+            for found, local, replace in _of_module(name, module, include):
                 if not _is_named(found, exclude) or _is_named(found, include):
-                    yield found, local
+                    yield found, local, replace
 
 
 def _is_theirs(module: str, include: frozenset[str]) -> bool:
@@ -292,17 +300,18 @@ def _is_named(name: str, names: frozenset[str]) -> bool:
 
 def _of_module(
     name: str, module: ModuleType, include: frozenset[str]
-) -> Iterator[tuple[str, threading.local]]:
+) -> Iterator[tuple[str, threading.local, Replace]]:
     for attribute, value in list(vars(module).items()):
         dotted = f"{name}.{attribute}"
         if _is_local(value):
-            yield dotted, value
+            yield dotted, value, partial(setattr, module, attribute)
             continue
         cls = value if isinstance(value, type) else type(value)
         if _is_theirs(str(cls.__module__), include):
             for inner, each in _attributes_of(value):
                 if _is_local(each):
-                    yield f"{dotted}.{inner}", each
+                    set_plainly = setattr if isinstance(value, type) else object.__setattr__
+                    yield f"{dotted}.{inner}", each, partial(set_plainly, value, inner)
 
 
 def _attributes_of(value: Any) -> list[tuple[str, Any]]:
@@ -320,13 +329,14 @@ def _is_local(value: Any) -> bool:
     return issubclass(type(value), threading.local) and not issubclass(type(value), Following)
 
 
-#: How to put another object in the place of one.
-Replace = Callable[[Any], None]
+def _add_other_places(
+    originals: list[threading.local], places: dict[int, list[Replace | str]]
+) -> None:
+    """Add how to replace each object in other places; a text where that cannot be done.
 
-
-def _places_of(originals: list[threading.local]) -> dict[int, list[Replace | str]]:
-    """Return how to replace each object in each place; a text where that cannot be done."""
-    places: dict[int, list[Replace | str]] = {id(each): [] for each in originals}
+    The garbage collector tells them, but those of objects that it has been told to leave alone
+    (`gc.freeze()`).
+    """
     mark = object()  # by which the tuple of the call's arguments is told from those of others
     for referrer in gc.get_referrers(*originals, mark):
         if referrer is originals or inspect.isframe(referrer):
@@ -336,7 +346,6 @@ def _places_of(originals: list[threading.local]) -> dict[int, list[Replace | str
         for original in originals:
             if any(each is original for each in gc.get_referents(referrer)):
                 places[id(original)].append(_place_in(referrer, original))
-    return places
 
 
 def _place_in(referrer: Any, original: threading.local) -> Replace | str:
