@@ -20,7 +20,8 @@ set it in the request.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,38 +51,63 @@ class _OfConnection:
         return before.seen_by(wrapper) if type(before) is _OfConnection else before
 
 
-class FollowsRequest:
-    """What `DatabaseWrapper` does with the attributes of others."""
+def _set(self: Any, name: str, value: Any) -> None:
+    if name in self.own_names:
+        _plainly(self, name, value)
+    else:
+        _set_of_others(self, name, value)
 
-    #: Names that are the wrapper's own; see Note [Attributes of the wrapper's own].
-    own_names: frozenset[str] = frozenset()
-    #: Attributes that others have set on this object where nothing follows, or in its making.
-    _attributes: Mapping[str, Any] = {}
-    #: Whether `django.db.connections` has it, and so its alias has its attributes.
-    _published = False
-    #: Those that its `_cursor()`, which is running, has set.
-    _noted: dict[str, Any] | None = None
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in self.own_names:
-            _plainly(self, name, value)
-        else:
-            _set_of_others(self, name, value)
+def _get(self: Any, name: str) -> Any:
+    if name not in self.own_names:
+        value = _value_of(self, name)
+        if value is not _MISSING:
+            return value
+    raise _missing(self, name)
 
-    def __getattr__(self, name: str) -> Any:
-        if name not in self.own_names:
-            value = _value_of(self, name)
-            if value is not _MISSING:
-                return value
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    def __delattr__(self, name: str) -> None:
-        if name in self.own_names or name in self.__dict__:
-            object.__delattr__(self, name)
-        elif _value_of(self, name) is _MISSING:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        else:
-            _put(self, name, _MISSING)
+def _delete(self: Any, name: str) -> None:
+    if name in self.own_names or name in self.__dict__:
+        object.__delattr__(self, name)
+    elif _value_of(self, name) is _MISSING:
+        raise _missing(self, name)
+    else:
+        _put(self, name, _MISSING)
+
+
+def _missing(wrapper: Any, name: str) -> AttributeError:
+    return AttributeError(f"{type(wrapper).__name__!r} object has no attribute {name!r}")
+
+
+_METHODS = {"__setattr__": _set, "__getattr__": _get, "__delattr__": _delete}
+
+
+def follow(wrapper: Any) -> None:
+    """Let the attributes of `wrapper` follow requests, from here on.
+
+    Its class is changed for that, since to set any attribute takes longer then: code in threads
+    that have no part in a request sets some for each block.
+    """
+    cls: Any = type(wrapper)
+    if cls.follows_request:
+        return
+    kept = vars(wrapper)
+    others = [name for name in kept if name not in cls.own_names and not _is_patch(cls, name)]
+    kept["_attributes"] = {name: kept.pop(name) for name in others}
+    wrapper.__class__ = _following(cls)
+
+
+@functools.cache
+def _following(cls: Any) -> Any:
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    namespace = {**names, **_METHODS, "__slots__": (), "follows_request": True}
+    return type(cls)(cls.__name__, (cls,), namespace)
+
+
+def _is_patch(cls: type[Any], name: str) -> bool:
+    """Return whether `name` is a method, or a descriptor, that an object has replaced."""
+    found = _of_class(cls, name)
+    return found is not _MISSING and (callable(found) or hasattr(type(found), "__get__"))
 
 
 class _FollowingDefault:
@@ -103,12 +129,14 @@ class _FollowingDefault:
 
 
 def _set_of_others(wrapper: Any, name: str, value: Any) -> None:
-    found = _of_class(type(wrapper), name)
-    if found is not _MISSING and type(found) is not _FollowingDefault:
-        if callable(found) or hasattr(type(found), "__get__"):
+    cls = type(wrapper)
+    found = _of_class(cls, name)
+    if type(found) is not _FollowingDefault:
+        if _is_patch(cls, name):
             _plainly(wrapper, name, value)
             return
-        setattr(type(wrapper), name, _FollowingDefault(name, found))
+        if found is not _MISSING:
+            setattr(cls, name, _FollowingDefault(name, found))
     _put(wrapper, name, value)
 
 
@@ -175,35 +203,34 @@ def of_connection(wrapper: Any) -> Iterator[None]:
         wrapper.__dict__["_noted"] = outer
 
 
-def names_of(cls: type[FollowsRequest]) -> frozenset[str]:
+def names_of(cls: type[Any]) -> frozenset[str]:
     """Return the names that objects of `cls` have by themselves."""
-    cls.own_names = _All()  # type: ignore[assignment]
-    return frozenset({*dir(cls), *vars(cls({}))})  # type: ignore[call-arg]
-
-
-class _All:
-    def __contains__(self, name: str) -> bool:
-        return True
+    return frozenset({*dir(cls), *vars(cls({}))})
 
 
 class _Lender(request.Lender):
     """Lends what is set on the wrappers of a thread."""
 
     def lend(self) -> request.Values:
-        return {("connection", each.alias): each._attributes for each in _with_attributes()}
+        for each in _wrappers_of_thread():
+            follow(each)
+        return {
+            ("connection", each.alias): each._attributes
+            for each in _wrappers_of_thread()
+            if each._attributes
+        }
 
     def take_back(self, values: request.Values) -> None:
-        for each in connections.all(initialized_only=True):
-            if isinstance(each, FollowsRequest):
-                kept = values.get(("connection", each.alias))
-                if kept is not None:
-                    each.__dict__["_attributes"] = kept
+        for each in _wrappers_of_thread():
+            kept = values.get(("connection", each.alias))
+            if kept is not None:
+                follow(each)
+                each.__dict__["_attributes"] = kept
 
 
-def _with_attributes() -> Iterator[Any]:
-    for each in connections.all(initialized_only=True):
-        if isinstance(each, FollowsRequest) and each._attributes:
-            yield each
+def _wrappers_of_thread() -> list[Any]:
+    wrappers = connections.all(initialized_only=True)
+    return [each for each in wrappers if hasattr(type(each), "own_names")]
 
 
 request.lenders.append(_Lender())

@@ -17,7 +17,7 @@ import copy
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from operator import attrgetter
 from types import FrameType
@@ -33,9 +33,9 @@ from django.utils.functional import cached_property
 from psycopg import IsolationLevel
 from psycopg.pq import TransactionStatus
 
-from . import blocks, conf, driver, frames, hooks, state, statements
+from . import blocks, conf, driver, frames, hooks, request, state, statements
 from .adapters import prepare_template
-from .attributes import FollowsRequest, names_of, of_connection
+from .attributes import follow, names_of, of_connection
 from .client import DatabaseClient
 from .creation import DatabaseCreation
 from .cursors import CursorWrapper
@@ -111,7 +111,7 @@ def _guarded(name: str) -> Callable[..., Any]:
     return guarded
 
 
-class DatabaseWrapper(FollowsRequest, PostgresDatabaseWrapper):
+class DatabaseWrapper(PostgresDatabaseWrapper):
     Database = driver
     SchemaEditorClass = DatabaseSchemaEditor
     client_class = DatabaseClient
@@ -141,8 +141,19 @@ class DatabaseWrapper(FollowsRequest, PostgresDatabaseWrapper):
     _sharing: tuple[Any, bool] = (None, False)
     _own_blocks: Any = None
 
+    #: Whether what others set on it follows requests, see attributes.py; and which is its own.
+    follows_request = False
+    own_names: frozenset[str]
+    _attributes: Mapping[str, Any] = {}
+    #: Whether `django.db.connections` has it, and so its alias has its attributes.
+    _published = False
+    #: What its `_cursor()`, which is running, has set.
+    _noted: dict[str, Any] | None = None
+
     def __init__(self, settings_dict: dict[str, Any], alias: str = DEFAULT_DB_ALIAS) -> None:
-        self.__dict__["_own"] = State()
+        if request.follows():
+            follow(self)
+        self._own = State()
         self._own_scope = Scope(None, self.queries_limit)
         self._in_patches: set[str] = set()
         super().__init__(settings_dict, alias)
@@ -153,9 +164,17 @@ class DatabaseWrapper(FollowsRequest, PostgresDatabaseWrapper):
         other.__dict__.update(self.__dict__)
         other._own = self._own.copy()
         other._own_blocks = None
+        other._published = False
         other._in_patches = set()
         other._own_scope = copy.copy(self._own_scope)
         return other
+
+    def __getattr__(self, name: str) -> Any:
+        # It was made by code of a thread that follows a request now.
+        if name in self.own_names or not request.follows():
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        follow(self)
+        return getattr(self, name)
 
     @property
     def _key(self) -> state.Key:
