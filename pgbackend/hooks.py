@@ -41,7 +41,7 @@ from django.urls import get_resolver, get_urlconf
 from django.utils import asyncio as django_asyncio
 from django.utils.asyncio import async_unsafe
 
-from . import asgi, blocks, conf, generators, request, state, thread_locals, wrappers
+from . import asgi, blocks, checks, conf, generators, request, state, thread_locals, wrappers
 from .driver import bridge
 from .driver.connection import let_go
 
@@ -390,6 +390,7 @@ def _hook_thread_locals() -> None:
     Middleware is loaded with the handler, and views by the first request that looks for one.
     """
     thread_locals.begin(**conf.thread_locals())
+    checks.register()
     load, resolve = BaseHandler.load_middleware, BaseHandler.resolve_request
 
     @functools.wraps(load)

@@ -278,19 +278,26 @@ Replace = Callable[[Any], None]
 def _find(
     modules: Mapping[str, Any], exclude: frozenset[str], include: frozenset[str]
 ) -> Iterator[tuple[str, threading.local, Replace]]:
+    exclude |= EXCLUDED
     for name, module in modules.items():
-        if isinstance(module, ModuleType) and _is_theirs(name, include):
-            for found, local, replace in _of_module(name, module, include):
-                if not _is_named(found, exclude) or _is_named(found, include):
-                    yield found, local, replace
+        if not isinstance(module, ModuleType) or not _may_have_some(name, exclude, include):
+            continue
+        for found, local, replace in _of_module(name, module):
+            if _is_named(found, include) or not _is_left_alone(found, exclude):
+                yield found, local, replace
 
 
-def _is_theirs(module: str, include: frozenset[str]) -> bool:
-    """Return whether `module` is one of an installed package, or of the project."""
-    package = module.partition(".")[0]
-    if package in EXCLUDED or (package in sys.stdlib_module_names and package != "__main__"):
-        return any(_is_named(name, frozenset({module})) or name == module for name in include)
-    return True
+def _may_have_some(module: str, exclude: frozenset[str], include: frozenset[str]) -> bool:
+    if not _is_left_alone(module, exclude):
+        return True
+    return any(each == module or each.startswith(f"{module}.") for each in include)
+
+
+def _is_left_alone(name: str, exclude: frozenset[str]) -> bool:
+    """Return whether `name` is excluded, or is the standard library's."""
+    package = name.partition(".")[0]
+    is_standard = package in sys.stdlib_module_names and package != "__main__"
+    return is_standard or _is_named(name, exclude)
 
 
 def _is_named(name: str, names: frozenset[str]) -> bool:
@@ -298,16 +305,14 @@ def _is_named(name: str, names: frozenset[str]) -> bool:
     return any(name == each or name.startswith(f"{each}.") for each in names)
 
 
-def _of_module(
-    name: str, module: ModuleType, include: frozenset[str]
-) -> Iterator[tuple[str, threading.local, Replace]]:
+def _of_module(name: str, module: ModuleType) -> Iterator[tuple[str, threading.local, Replace]]:
     for attribute, value in list(vars(module).items()):
         dotted = f"{name}.{attribute}"
         if _is_local(value):
             yield dotted, value, partial(setattr, module, attribute)
             continue
         cls = value if isinstance(value, type) else type(value)
-        if _is_theirs(str(cls.__module__), include):
+        if not _is_left_alone(str(cls.__module__), EXCLUDED):
             for inner, each in _attributes_of(value):
                 if _is_local(each):
                     set_plainly = setattr if isinstance(value, type) else object.__setattr__
