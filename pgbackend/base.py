@@ -17,7 +17,7 @@ import copy
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from operator import attrgetter
 from types import FrameType
@@ -33,8 +33,9 @@ from django.utils.functional import cached_property
 from psycopg import IsolationLevel
 from psycopg.pq import TransactionStatus
 
-from . import blocks, conf, driver, frames, hooks, state, statements
+from . import blocks, conf, driver, frames, hooks, request, state, statements
 from .adapters import prepare_template
+from .attributes import follow, names_of, of_connection
 from .client import DatabaseClient
 from .creation import DatabaseCreation
 from .cursors import CursorWrapper
@@ -140,7 +141,18 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     _sharing: tuple[Any, bool] = (None, False)
     _own_blocks: Any = None
 
+    #: Whether what others set on it follows requests, see attributes.py; and which is its own.
+    follows_request = False
+    own_names: frozenset[str]
+    _attributes: Mapping[str, Any] = {}
+    #: Whether `django.db.connections` has it, and so its alias has its attributes.
+    _published = False
+    #: What its `_cursor()`, which is running, has set.
+    _noted: dict[str, Any] | None = None
+
     def __init__(self, settings_dict: dict[str, Any], alias: str = DEFAULT_DB_ALIAS) -> None:
+        if request.follows():
+            follow(self)
         self._own = State()
         self._own_scope = Scope(None, self.queries_limit)
         self._in_patches: set[str] = set()
@@ -152,9 +164,17 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         other.__dict__.update(self.__dict__)
         other._own = self._own.copy()
         other._own_blocks = None
+        other._published = False
         other._in_patches = set()
         other._own_scope = copy.copy(self._own_scope)
         return other
+
+    def __getattr__(self, name: str) -> Any:
+        # It was made by code of a thread that follows a request now.
+        if name in self.own_names or not request.follows():
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        follow(self)
+        return getattr(self, name)
 
     @property
     def _key(self) -> state.Key:
@@ -219,7 +239,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     savepoint_rollback = _guarded("savepoint_rollback")
     savepoint_commit = _guarded("savepoint_commit")
     clean_savepoints = _guarded("clean_savepoints")
-    chunked_cursor = _guarded("chunked_cursor")
+    _guarded_chunked_cursor = _guarded("chunked_cursor")
     _guarded_cursor = _guarded("cursor")
     _ensure_connection = _guarded("ensure_connection")
     _guarded_create_cursor = _guarded("create_cursor")
@@ -472,9 +492,18 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
                 self.check_context("cursor")
             elif self._fetches_at_once(here):
                 return StatementCursor(self)
+        if type(self)._cursor is not _OWN_CURSOR:
+            with of_connection(self):
+                return self._guarded_cursor()
         if PostgresDatabaseWrapper.cursor is not _CURSOR:
             return self._guarded_cursor()
         return _open_cursor(self)
+
+    def chunked_cursor(self) -> Any:
+        if type(self)._cursor is not _OWN_CURSOR:
+            with of_connection(self):
+                return self._guarded_chunked_cursor()
+        return self._guarded_chunked_cursor()
 
     def _fetches_at_once(self, here: Portal) -> bool:
         session = state.find(here, self).session
@@ -499,7 +528,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             ):
                 return super()._cursor(name)
             with self.wrap_database_errors:  # what is left of Django's, with a connection
-                return self._prepare_cursor(self.create_cursor(name))  # type: ignore[attr-defined]
+                return self._prepare_cursor(self.create_cursor(name))
         state.take_turn(self)
         current, session = state.state_and_session(self)
         if not current.pooled:
@@ -530,7 +559,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         finally:
             if lease is not None:
                 lease.unpin()
-        return self._prepare_cursor(cursor)  # type: ignore[attr-defined]
+        return self._prepare_cursor(cursor)
 
     def hold(self, current: State, session: state.Session | None) -> Lease | None:
         """Give `current` a connection, if it has none, and pin it: `unpin()` is for the caller.
@@ -878,6 +907,8 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             lease.end()
 
 
+_OWN_CURSOR = DatabaseWrapper._cursor
+DatabaseWrapper.own_names = names_of(DatabaseWrapper)
 DatabaseWrapper.cursor_calls = statements.called_on(DatabaseWrapper)
 DatabaseWrapper.block_calls = blocks.called_on(DatabaseWrapper)
 DatabaseWrapper.asks = _asks(DatabaseWrapper)

@@ -106,6 +106,30 @@ def allows_async_unsafe() -> bool:
     return bool(os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"))
 
 
+_THREAD_LOCALS = "PGBACKEND_THREAD_LOCALS"
+
+
+def thread_locals() -> dict[str, frozenset[str]]:
+    """Return the checked setting that excludes `threading.local` objects, or adds some.
+
+    Raises `ImproperlyConfigured`.
+    """
+    value = getattr(settings, _THREAD_LOCALS, {})
+    names = {"exclude", "include"}
+    if not isinstance(value, Mapping) or not value.keys() <= names:
+        raise ImproperlyConfigured(
+            f"{_THREAD_LOCALS} is {value!r}. Set it to a dictionary with the keys 'exclude' and "
+            "'include', or one of them."
+        )
+    for key, dotted in value.items():
+        if isinstance(dotted, str) or not all(isinstance(each, str) for each in dotted):
+            raise ImproperlyConfigured(
+                f"{_THREAD_LOCALS}[{key!r}] is {dotted!r}. Set it to a list of dotted names, like "
+                "['package.module.name']."
+            )
+    return {key: frozenset(value.get(key, ())) for key in names}
+
+
 def session_engine() -> str:
     """The module that keeps sessions."""
     return settings.SESSION_ENGINE

@@ -41,7 +41,7 @@ from django.urls import get_resolver, get_urlconf
 from django.utils import asyncio as django_asyncio
 from django.utils.asyncio import async_unsafe
 
-from . import asgi, blocks, conf, generators, state, wrappers
+from . import asgi, blocks, checks, conf, generators, request, state, thread_locals, wrappers
 from .driver import bridge
 from .driver.connection import let_go
 
@@ -192,7 +192,8 @@ def _hook_async_to_sync() -> None:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         if bridge.in_greenlet():
             return bridge.await_(self.awaitable(*args, **kwargs))
-        return call(self, *args, **kwargs)
+        with request.lend():
+            return call(self, *args, **kwargs)
 
     AsyncToSync.__call__ = __call__  # type: ignore[method-assign]
 
@@ -205,6 +206,7 @@ def _hook_sync_to_async() -> None:
     async def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         if generators.carried:
             state.settle()
+        request.follow()
         return await call(self, *args, **kwargs)
 
     SyncToAsync.__call__ = __call__  # type: ignore[method-assign]
@@ -379,6 +381,31 @@ def _hook_django() -> None:
     _hook_async_iteration()
     _hook_raw()
     _hook_channels()
+    _hook_thread_locals()
+
+
+def _hook_thread_locals() -> None:
+    """What packages and the project keep by thread follows requests; see thread_locals.py.
+
+    Middleware is loaded with the handler, and views by the first request that looks for one.
+    """
+    thread_locals.begin(**conf.thread_locals())
+    checks.register()
+    load, resolve = BaseHandler.load_middleware, BaseHandler.resolve_request
+
+    @functools.wraps(load)
+    def load_middleware(self: Any, is_async: bool = False) -> None:
+        load(self, is_async)
+        thread_locals.look_at_new_modules()
+
+    @functools.wraps(resolve)
+    def resolve_request(self: Any, request: Any) -> Any:
+        match = resolve(self, request)
+        thread_locals.go_on()
+        return match
+
+    BaseHandler.load_middleware = load_middleware  # type: ignore[method-assign]
+    BaseHandler.resolve_request = resolve_request  # type: ignore[method-assign]
 
 
 def _hook_handlers() -> None:
@@ -407,7 +434,11 @@ def _make_call_green(cls: type[Any]) -> None:
 
     @functools.wraps(call)
     async def __call__(self: Any, scope: Any, receive: Any, send: Any) -> Any:
-        return await bridge.drive(call(self, scope, receive, send))
+        token = request.begin()
+        try:
+            return await bridge.drive(call(self, scope, receive, send))
+        finally:
+            request.end(token)
 
     cls.__call__ = __call__
 

@@ -1285,7 +1285,7 @@ def enter_block(wrapper: Any, block: Block | None) -> None:
     _blocks.set(blocks)
     is_own = block is not None and block.transaction.state is wrapper._own
     # Code that finds this very mapping in its context is in a block of the wrapper's own.
-    wrapper._own_blocks = blocks if is_own else None
+    wrapper.__dict__["_own_blocks"] = blocks if is_own else None
 
 
 def _with_block(before: Mapping[Key, Block], key: Key, block: Block | None) -> Mapping[Key, Block]:

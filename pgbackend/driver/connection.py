@@ -1034,7 +1034,7 @@ class Started:
         except e._NO_TRACEBACK as exc:  # noqa: SLF001 - as psycopg does
             raise exc.with_traceback(None)  # noqa: B904 - it is the same
         fetched: Result = self._cursor._fetch(result)  # noqa: SLF001 - our own
-        physical._cursor = self._cursor  # noqa: SLF001 - the class next door
+        physical._cursor = self._cursor
         return fetched
 
     def interrupt(self, portal: Portal, exc: BaseException) -> None:

@@ -1,0 +1,236 @@
+"""Attributes that packages and projects set on `django.db.connection`: they follow the request.
+
+A tenant, the user of an audit, a flag that something is under way: Django's own wrapper keeps them
+in its dictionary, and each thread has a wrapper of its own. Here a request may use several: in its
+thread, and on the loop, where its tasks share one. So what is not the wrapper's own is kept by
+context (see `request`), by alias: all wrappers of one alias show the same in a request, and a task
+keeps its own changes to itself. In code that follows no request it is the wrapper's, as in Django.
+
+Note [Attributes of a connection]
+What a derived wrapper sets in its `_cursor()` is about the connection that it has made a cursor of:
+"I have set the search path already". That is in force on that connection only (`_OfConnection`):
+a request may have another for its next statement, which has a new session.
+
+Note [Attributes of the wrapper's own]
+These are not touched: what Django's wrapper and pgbackend's have by themselves, methods that
+somebody puts in the place of the wrapper's (a debugging tool, a mock), and descriptors of derived
+classes. What a derived wrapper sets in its `__init__` is what an attribute is as long as nobody has
+set it in the request.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from django.db import connections
+
+from . import request, state
+
+_plainly = object.__setattr__
+_MISSING: Any = object()
+
+
+class _OfConnection:
+    """A value that is in force on one connection, and what there was before."""
+
+    __slots__ = ("before", "connection", "value")
+
+    def __init__(self, value: Any, before: Any, connection: Any) -> None:
+        self.value = value
+        self.before = before
+        self.connection = connection
+
+    def seen_by(self, wrapper: Any) -> Any:
+        """Return what `wrapper` shows, whose code may be on another connection by now."""
+        if state.current_state(wrapper).connection is self.connection is not None:
+            return self.value
+        before = self.before
+        return before.seen_by(wrapper) if type(before) is _OfConnection else before
+
+
+def _set(self: Any, name: str, value: Any) -> None:
+    if name in self.own_names:
+        _plainly(self, name, value)
+    else:
+        _set_of_others(self, name, value)
+
+
+def _get(self: Any, name: str) -> Any:
+    if name not in self.own_names:
+        value = _value_of(self, name)
+        if value is not _MISSING:
+            return value
+    raise _missing(self, name)
+
+
+def _delete(self: Any, name: str) -> None:
+    if name in self.own_names or name in self.__dict__:
+        object.__delattr__(self, name)
+    elif _value_of(self, name) is _MISSING:
+        raise _missing(self, name)
+    else:
+        _put(self, name, _MISSING)
+
+
+def _missing(wrapper: Any, name: str) -> AttributeError:
+    return AttributeError(f"{type(wrapper).__name__!r} object has no attribute {name!r}")
+
+
+_METHODS = {"__setattr__": _set, "__getattr__": _get, "__delattr__": _delete}
+
+
+def follow(wrapper: Any) -> None:
+    """Let the attributes of `wrapper` follow requests, from here on.
+
+    Its class is changed for that, since to set any attribute takes longer then: code in threads
+    that have no part in a request sets some for each block.
+    """
+    cls: Any = type(wrapper)
+    if cls.follows_request:
+        return
+    kept = vars(wrapper)
+    others = [name for name in kept if name not in cls.own_names and not _is_patch(cls, name)]
+    kept["_attributes"] = {name: kept.pop(name) for name in others}
+    wrapper.__class__ = _following(cls)
+
+
+@functools.cache
+def _following(cls: Any) -> Any:
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    namespace = {**names, **_METHODS, "__slots__": (), "follows_request": True}
+    return type(cls)(cls.__name__, (cls,), namespace)
+
+
+def _is_patch(cls: type[Any], name: str) -> bool:
+    """Return whether `name` is a method, or a descriptor, that an object has replaced."""
+    found = _of_class(cls, name)
+    return found is not _MISSING and (callable(found) or hasattr(type(found), "__get__"))
+
+
+class _FollowingDefault:
+    """In the place of an attribute of a derived class, which is set on its objects: the default."""
+
+    def __init__(self, name: str, default: Any) -> None:
+        self.name = name
+        self.default = default
+
+    def __get__(self, wrapper: Any, cls: type[Any]) -> Any:
+        value = _MISSING if wrapper is None else _value_of(wrapper, self.name)
+        return self.default if value is _MISSING else value
+
+    def __set__(self, wrapper: Any, value: Any) -> None:
+        _put(wrapper, self.name, value)
+
+    def __delete__(self, wrapper: Any) -> None:
+        _put(wrapper, self.name, _MISSING)
+
+
+def _set_of_others(wrapper: Any, name: str, value: Any) -> None:
+    cls = type(wrapper)
+    found = _of_class(cls, name)
+    if type(found) is not _FollowingDefault:
+        if _is_patch(cls, name):
+            _plainly(wrapper, name, value)
+            return
+        if found is not _MISSING:
+            setattr(cls, name, _FollowingDefault(name, found))
+    _put(wrapper, name, value)
+
+
+def _of_class(cls: type[Any], name: str) -> Any:
+    for each in cls.__mro__:
+        if name in each.__dict__:
+            return each.__dict__[name]
+    return _MISSING
+
+
+def _put(wrapper: Any, name: str, value: Any) -> None:
+    """Let attribute `name` have `value`, where the running code is."""
+    if wrapper._noted is not None:
+        wrapper._noted.setdefault(name, _raw(wrapper, name))
+    if request.follows() and _is_published(wrapper):
+        owner = ("connection", wrapper.alias)
+        request.change(owner, {**(request.values_of(owner) or {}), name: value})
+    else:
+        wrapper.__dict__["_attributes"] = {**wrapper._attributes, name: value}
+
+
+def _is_published(wrapper: Any) -> bool:
+    """Return whether `wrapper` is one that `django.db.connections` has: it may still be made."""
+    if wrapper._published:
+        return True
+    alias = wrapper.__dict__.get("alias")
+    # As it is, without making one; Django's base class does the same.
+    known: Any = connections._connections  # type: ignore[attr-defined]  # noqa: SLF001
+    if alias is None or getattr(known, alias, None) is not wrapper:
+        return False
+    wrapper.__dict__["_published"] = True
+    return True
+
+
+def _raw(wrapper: Any, name: str) -> Any:
+    """Return the value as it is kept, or `_MISSING`."""
+    if request.follows() and _is_published(wrapper):
+        values = request.values_of(("connection", wrapper.alias))
+        if values is not None and name in values:
+            return values[name]
+    return wrapper._attributes.get(name, _MISSING)
+
+
+def _value_of(wrapper: Any, name: str) -> Any:
+    value = _raw(wrapper, name)
+    return value.seen_by(wrapper) if type(value) is _OfConnection else value
+
+
+@contextmanager
+def of_connection(wrapper: Any) -> Iterator[None]:
+    """Let attributes that are set in this block be in force on the connection that is used in it.
+
+    See Note [Attributes of a connection].
+    """
+    outer, wrapper.__dict__["_noted"] = wrapper._noted, {}
+    try:
+        yield
+    finally:
+        noted, wrapper.__dict__["_noted"] = wrapper._noted, None
+        if noted and request.follows():
+            connection = state.current_state(wrapper).connection
+            for name, before in noted.items():
+                _put(wrapper, name, _OfConnection(_raw(wrapper, name), before, connection))
+        wrapper.__dict__["_noted"] = outer
+
+
+def names_of(cls: type[Any]) -> frozenset[str]:
+    """Return the names that objects of `cls` have by themselves."""
+    return frozenset({*dir(cls), *vars(cls({}))})
+
+
+class _Lender(request.Lender):
+    """Lends what is set on the wrappers of a thread."""
+
+    def lend(self) -> request.Values:
+        for each in _wrappers_of_thread():
+            follow(each)
+        return {
+            ("connection", each.alias): each._attributes
+            for each in _wrappers_of_thread()
+            if each._attributes
+        }
+
+    def take_back(self, values: request.Values) -> None:
+        for each in _wrappers_of_thread():
+            kept = values.get(("connection", each.alias))
+            if kept is not None:
+                follow(each)
+                each.__dict__["_attributes"] = kept
+
+
+def _wrappers_of_thread() -> list[Any]:
+    wrappers = connections.all(initialized_only=True)
+    return [each for each in wrappers if hasattr(type(each), "own_names")]
+
+
+request.lenders.append(_Lender())
