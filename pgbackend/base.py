@@ -840,6 +840,9 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
     def close(self) -> None:
         """Close the connection; green and outside a transaction, give it back at once."""
+        if state.has_joined_test(self):
+            self._close_own()
+            return
         current = state.current_state(self)
         current.asked = False
         if current.pooled:
@@ -853,6 +856,14 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         if current.transaction is not None and not current.in_atomic_block:
             # What was begun by set_autocommit(False) ends with its connection.
             state.end(self, current)
+
+    def close_if_unusable_or_obsolete(self) -> None:
+        """Close a connection that should not serve another request; but not that of a test.
+
+        In the transaction of a test it is not in the autocommit mode that it is expected in.
+        """
+        if not state.is_of_test(self):
+            super().close_if_unusable_or_obsolete()
 
     def _close_own(self) -> None:
         """Close what sync code has left open on this wrapper: in this thread, or handed to one."""

@@ -198,13 +198,19 @@ def _hook_async_to_sync() -> None:
 
 
 def _hook_sync_to_async() -> None:
-    """A thread inherits the context of the task: in the midst of a generator, with its block."""
+    """A thread inherits the context of the task: in the midst of a generator, with its block.
+
+    In a test, with the test's.
+    """
     call: Any = SyncToAsync.__call__
 
     @functools.wraps(call)
     async def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         if generators.carried:
             state.settle()
+        if state.test_blocks:
+            with state.in_tests():
+                return await call(self, *args, **kwargs)
         return await call(self, *args, **kwargs)
 
     SyncToAsync.__call__ = __call__  # type: ignore[method-assign]

@@ -45,8 +45,11 @@ block in them; so may what is kept in an `ExitStack`. Then
 
 Note [Transactions of tests]
 A context variable alone does not reach an async test whose runner copied its context before the
-fixture opened the transaction. So a transaction that Django marks as a test's is joined by every
-async context of the process that is in none of its own.
+fixture opened the transaction, nor an application that asgiref's communicators run in an empty one.
+So a transaction that Django marks as a test's is joined by every async context of the process that
+is in none of its own, and by the threads in which asgiref runs functions for it (`in_tests`).
+Whoever joins has not opened the connection, and does not close it: on Django's own backend what
+closes connections after a request, or at the end of a thread, would find one of its own.
 """
 
 from __future__ import annotations
@@ -409,6 +412,8 @@ _observers: contextvars.ContextVar[Mapping[Key, Scope]] = contextvars.ContextVar
     default={},  # noqa: B039
 )
 _test_blocks: dict[Key, Block] = {}
+#: For who asks whether there is any.
+test_blocks: Mapping[Key, Block] = _test_blocks
 _carried = generators.carried
 
 
@@ -1334,6 +1339,40 @@ def join_in_tests(wrapper: Any, block: Block | None) -> None:
     else:
         _test_blocks[wrapper._key] = block
     look_again()
+
+
+@contextmanager
+def in_tests() -> Iterator[None]:
+    """Name the transactions of tests in the context, for a thread that inherits it.
+
+    Afterwards the context names none of them: a task may live longer than the test.
+    """
+    before = named = _blocks.get()
+    for key, block in _test_blocks.items():
+        if key not in before:
+            named = _with_block(named, key, block)
+    _blocks.set(named)
+    try:
+        yield
+    finally:
+        blocks = _blocks.get()  # asgiref hands the context of the thread back
+        if blocks is named:
+            blocks = before
+        for key in named.keys() - before.keys():
+            if blocks.get(key) is named[key]:
+                blocks = _with_block(blocks, key, None)
+        _blocks.set(blocks)
+
+
+def is_of_test(wrapper: Any) -> bool:
+    """Whether the running code is in a transaction of a test."""
+    block = _test_blocks.get(wrapper._key)
+    return block is not None and current_state(wrapper) is block.transaction.state
+
+
+def has_joined_test(wrapper: Any) -> bool:
+    """Whether the running code is in a transaction of a test that another wrapper has opened."""
+    return is_of_test(wrapper) and current_state(wrapper) is not wrapper._own
 
 
 def _forget_after_fork() -> None:
