@@ -50,6 +50,13 @@ So a transaction that Django marks as a test's is joined by every async context 
 is in none of its own, and by the threads in which asgiref runs functions for it (`in_tests`).
 Whoever joins has not opened the connection, and does not close it: on Django's own backend what
 closes connections after a request, or at the end of a thread, would find one of its own.
+
+Note [Lent wrappers]
+Synchronous code that calls `async_to_sync()` waits for a loop in another thread, where Django would
+make wrapper objects anew. On Django's own backend the ORM comes back to the waiting thread, and to
+what somebody has set on its wrapper: an attribute, a patched method, the log of its queries. So the
+loop is lent the wrapper of the thread. What is the thread's alone, its connection and the
+transaction that the context does not name, it does not use: its tasks have sessions of their own.
 """
 
 from __future__ import annotations
@@ -411,6 +418,10 @@ _observers: contextvars.ContextVar[Mapping[Key, Scope]] = contextvars.ContextVar
     "pgbackend.observers",
     default={},  # noqa: B039
 )
+_lent: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar(
+    "pgbackend.lent",
+    default={},  # noqa: B039
+)
 _test_blocks: dict[Key, Block] = {}
 #: For who asks whether there is any.
 test_blocks: Mapping[Key, Block] = _test_blocks
@@ -473,7 +484,9 @@ def current_block(wrapper: Any) -> Block | None:
     if _test_blocks and wrapper._key in _test_blocks and in_async_context():
         return _test_blocks[wrapper._key]
     own: State = wrapper._own
-    return own.transaction.innermost if own.transaction is not None else None
+    if own.transaction is None or (wrapper.lent and is_borrowed(wrapper)):
+        return None
+    return own.transaction.innermost
 
 
 def named_block(wrapper: Any) -> Block | None:
@@ -594,7 +607,7 @@ def _look_up(wrapper: Any, blocks: Mapping[Key, Block], known: Session | None) -
         if not green:
             return own
         # It unwinds after its loop has ended: what the thread has open is not for it.
-    elif (
+    elif not (wrapper.lent and is_borrowed(wrapper)) and (
         own.transaction is not None
         or (not green and conf.allows_async_unsafe())
         # The wrapper of a thread, which shares its connection with us.
@@ -650,9 +663,20 @@ def _session_of(sessions: _Sessions, wrapper: Any) -> Session:
         return sessions.by_key[id(wrapper.settings_dict)]
     except KeyError:
         settings_dict = wrapper.settings_dict
-        scope = Scope(_observers.get().get(id(settings_dict)), wrapper.queries_limit)
+        scope = _new_scope(wrapper, _observers.get().get(id(settings_dict)))
         new = Session(sessions, id(settings_dict), scope, settings_dict["AUTOCOMMIT"])
         return sessions.by_key.setdefault(id(settings_dict), new)
+
+
+def _new_scope(wrapper: Any, observer: Scope | None) -> Scope:
+    """What observes a task: what observed who has started it, or the thread that waits for it."""
+    if not wrapper.lent or not is_borrowed(wrapper):
+        return Scope(observer, wrapper.queries_limit)
+    observer = observer or wrapper._own_scope
+    scope = Scope(observer, wrapper.queries_limit)
+    if conf.is_debugging():
+        scope.log = observer.queries_log
+    return scope
 
 
 def session_of_opener(block: Block) -> Session | None:
@@ -684,6 +708,36 @@ def wrappers_of_task() -> list[Any] | None:
     if sessions is None or sessions.uses_own or not sessions.belong_to(asyncio.current_task()):
         return None
     return sessions.wrappers
+
+
+@contextmanager
+def lending(wrappers: Mapping[str, Any]) -> Iterator[None]:
+    """Let loops that are started from here find the wrappers of this thread, by their aliases.
+
+    See Note [Lent wrappers].
+    """
+    before = _lent.get()
+    _lent.set(wrappers)
+    for wrapper in wrappers.values():
+        wrapper.lend()
+    try:
+        yield
+    finally:
+        for wrapper in wrappers.values():
+            wrapper.take_back()
+        _lent.set(before)
+
+
+def lent(alias: str) -> Any:
+    """Return the wrapper of the thread that waits for the running code; None if there is none."""
+    return _lent.get().get(alias)
+
+
+def is_borrowed(wrapper: Any) -> bool:
+    """Whether the running code has `wrapper` from the thread that waits for it."""
+    return (
+        wrapper.lent > 0 and wrapper._thread_ident != threading.get_ident() and in_async_context()
+    )
 
 
 def observe(wrapper: Any) -> None:
