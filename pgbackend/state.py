@@ -1410,8 +1410,6 @@ def in_tests() -> Iterator[None]:
         yield
     finally:
         blocks = _blocks.get()  # asgiref hands the context of the thread back
-        if blocks is named:
-            blocks = before
         for key in named.keys() - before.keys():
             if blocks.get(key) is named[key]:
                 blocks = _with_block(blocks, key, None)

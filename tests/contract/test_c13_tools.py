@@ -7,6 +7,7 @@ they watch.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 import logging
 from collections.abc import Iterator
@@ -283,11 +284,23 @@ class TestAsyncCodeBelowAsyncToSync:
 
         with connection.execute_wrapper(wrapper):
             async_to_sync(count_thrice)()
-        connection.execute_wrappers.append(wrapper)  # as some tools do it
         async_to_sync(count_thrice)()
-        connection.execute_wrappers.remove(wrapper)
-        async_to_sync(count_thrice)()
-        assert len(seen) == 6
+        assert len(seen) == 3
+
+    def test_an_execute_wrapper_that_is_put_on_the_list(self) -> None:
+        """As some tools do it, without `execute_wrapper()`."""
+        seen: list[str] = []
+
+        def wrapper(execute: Any, sql: str, *args: Any) -> Any:
+            seen.append(sql)
+            return execute(sql, *args)
+
+        connection.execute_wrappers.append(wrapper)
+        try:  # in a context that knows of no observer before
+            contextvars.Context().run(async_to_sync(count_thrice))
+        finally:
+            connection.execute_wrappers.remove(wrapper)
+        assert len(seen) == 3
 
     def test_a_patched_method(self) -> None:
         seen: list[Any] = []
@@ -350,12 +363,16 @@ class TestAsyncCodeBelowAsyncToSync:
             counts = [await Tag.objects.acount()]
             with pgbackend.detached():
                 counts.append(await Tag.objects.acount())
+                with CaptureQueriesContext(connection):  # the steps of the block are Django's then
+                    async with transaction.atomic():
+                        await Tag.objects.acreate(name="kept")
             return counts
 
         with transaction.atomic():
             Tag.objects.create(name="of the thread")
             assert async_to_sync(inside)() == [1, 0]
             transaction.set_rollback(True)
+        assert Tag.objects.get().name == "kept"
 
     def test_it_does_not_close_the_connection_of_the_thread(self) -> None:
         Tag.objects.count()
@@ -371,6 +388,18 @@ class TestAsyncCodeBelowAsyncToSync:
         assert mine is connections["default"] and not mine.allow_thread_sharing
         with ThreadPoolExecutor(1) as other, pytest.raises(DatabaseError, match="thread"):
             other.submit(mine.validate_thread_sharing).result()
+
+    def test_where_sync_code_is_let_onto_the_loop_it_blocks_there_as_in_django(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def inside() -> int:
+            return Tag.objects.count()
+
+        monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
+        Tag.objects.create(name="committed")
+        with CaptureQueriesContext(connection) as captured:
+            assert async_to_sync(inside)() == 1
+        assert len(captured) == 1
 
     def test_a_loop_that_nobody_waits_for_has_its_own(self) -> None:
         async def inside() -> Any:

@@ -150,7 +150,7 @@ def test_a_task_that_outlives_a_test_is_not_in_it(run_apart: Any) -> None:
     """Its context names no transaction of a test once the thread has ended."""
 
     async def lives_on() -> list[int]:
-        counts = [await sync_to_async(Tag.objects.count)()]
+        counts = [await sync_to_async(transaction.atomic(Tag.objects.count))()]
         begun.set()
         await over.wait()
         return [*counts, await Tag.objects.acount()]
