@@ -406,6 +406,18 @@ class TestAsyncCodeBelowAsyncToSync:
             return connections["default"]
 
         assert asyncio.run(inside()) is not connections["default"]
+        below = sync_to_async(lambda: asyncio.run(inside()), thread_sensitive=False)
+        assert async_to_sync(below)() is not connections["default"], "a thread's of its own"
+
+    def test_a_thread_that_had_no_connection_has_none_afterwards(self) -> None:
+        """Its loop's pool has served the statements."""
+
+        def in_thread() -> Any:
+            async_to_sync(count_thrice)()
+            return connection.connection
+
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(in_thread).result() is None
 
 
 # --- pgbackend's own ------------------------------------------------------------------------------
