@@ -140,6 +140,8 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     _asking_patches = False
     _sharing: tuple[Any, bool] = (None, False)
     _own_blocks: Any = None
+    #: How often it is lent; see Note [Lent wrappers] in state.py.
+    lent = 0
 
     #: Whether what others set on it follows requests, see attributes.py; and which is its own.
     follows_request = False
@@ -185,9 +187,8 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         """Whether this wrapper stands for its alias, and so uses the pool in an async context."""
         settings_dict, shared = self._sharing
         if settings_dict is not self.settings_dict:
-            shared = not self.allow_thread_sharing and conf.is_shared(
-                self.alias, self.settings_dict
-            )
+            for_threads = self._thread_sharing_count > self.lent  # type: ignore[attr-defined]
+            shared = not for_threads and conf.is_shared(self.alias, self.settings_dict)
             self._sharing = (self.settings_dict, shared)
         return shared
 
@@ -205,6 +206,16 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         state.look_again()
         if bridge.in_greenlet() and not self.allow_thread_sharing:
             self._close_own()  # nobody would use it again
+
+    def lend(self) -> None:
+        """Let the async code that this thread is about to wait for use the wrapper."""
+        super().inc_thread_sharing()
+        self.lent += 1
+
+    def take_back(self) -> None:
+        """Undo `lend()`."""
+        self.lent -= 1
+        super().dec_thread_sharing()
 
     # --- Contexts ---
 
@@ -869,6 +880,9 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
     def close(self) -> None:
         """Close the connection; green and outside a transaction, give it back at once."""
+        if state.has_joined_test(self):
+            self._close_own()
+            return
         current = state.current_state(self)
         current.asked = False
         if current.pooled:
@@ -887,6 +901,8 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         """Close what sync code has left open on this wrapper: in this thread, or handed to one."""
         own = self._own
         if own.connection is None or own.in_atomic_block or own.transaction is not None:
+            return
+        if state.is_borrowed(self):
             return
         connection, own.connection = own.connection, None
         sync_pool = self._connection_pools.get(self.alias)

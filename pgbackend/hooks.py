@@ -18,7 +18,7 @@ import functools
 import importlib
 import inspect
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from itertools import islice
 from types import FrameType
 from typing import Any, TypeAlias
@@ -185,21 +185,28 @@ def _guards_ours(frame: FrameType) -> bool:
 
 
 def _hook_async_to_sync() -> None:
-    """Under a running loop `async_to_sync(f)()` fails; green, it can wait for `f` in place."""
+    """Under a running loop `async_to_sync(f)()` fails; green, it can wait for `f` in place.
+
+    In a thread, `f` is lent the wrapper objects of that: see Note [Lent wrappers] in state.py.
+    """
     call: Any = AsyncToSync.__call__
 
     @functools.wraps(call)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         if bridge.in_greenlet():
             return bridge.await_(self.awaitable(*args, **kwargs))
-        with request.lend():
+        ours = {alias: connections[alias] for alias in connections if conf.alias_is_ours(alias)}
+        with state.lending(ours), request.lend():
             return call(self, *args, **kwargs)
 
     AsyncToSync.__call__ = __call__  # type: ignore[method-assign]
 
 
 def _hook_sync_to_async() -> None:
-    """A thread inherits the context of the task: in the midst of a generator, with its block."""
+    """A thread inherits the context of the task: in the midst of a generator, with its block.
+
+    In a test, with the test's.
+    """
     call: Any = SyncToAsync.__call__
 
     @functools.wraps(call)
@@ -207,6 +214,9 @@ def _hook_sync_to_async() -> None:
         if generators.carried:
             state.settle()
         request.follow()
+        if state.test_blocks:
+            with state.in_tests():
+                return await call(self, *args, **kwargs)
         return await call(self, *args, **kwargs)
 
     SyncToAsync.__call__ = __call__  # type: ignore[method-assign]
@@ -443,12 +453,23 @@ def _make_call_green(cls: type[Any]) -> None:
     cls.__call__ = __call__
 
 
+#: The loops that asgiref has made for threads which wait for them.
+_loops_of_threads: Mapping[Any, Any] = AsyncToSync.loop_thread_executors
+
+
 def _hook_wrappers() -> None:
-    """A request is given the wrapper object of one that has ended, if there is one."""
+    """A request is given the wrapper object of one that has ended, if there is one.
+
+    A loop that was started for a thread which waits for it is given that thread's.
+    """
     create = ConnectionHandler.create_connection
 
     @functools.wraps(create)
     def create_connection(self: ConnectionHandler, alias: str) -> Any:
+        if self is connections and asyncio._get_running_loop() in _loops_of_threads:
+            wrapper = state.lent(alias)
+            if wrapper is not None:
+                return wrapper
         if self is not connections or not bridge.in_greenlet():
             return create(self, alias)
         wrapper = wrappers.take(alias)

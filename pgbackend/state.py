@@ -45,8 +45,18 @@ block in them; so may what is kept in an `ExitStack`. Then
 
 Note [Transactions of tests]
 A context variable alone does not reach an async test whose runner copied its context before the
-fixture opened the transaction. So a transaction that Django marks as a test's is joined by every
-async context of the process that is in none of its own.
+fixture opened the transaction, nor an application that asgiref's communicators run in an empty one.
+So a transaction that Django marks as a test's is joined by every async context of the process that
+is in none of its own, and by the threads in which asgiref runs functions for it (`in_tests`).
+Whoever joins has not opened the connection, and does not close it: on Django's own backend what
+closes connections after a request, or at the end of a thread, would find one of its own.
+
+Note [Lent wrappers]
+Synchronous code that calls `async_to_sync()` waits for a loop in another thread, where Django would
+make wrapper objects anew. On Django's own backend the ORM comes back to the waiting thread, and to
+what somebody has set on its wrapper: an attribute, a patched method, the log of its queries. So the
+loop is lent the wrapper of the thread. What is the thread's alone, its connection and the
+transaction that the context does not name, it does not use: its tasks have sessions of their own.
 """
 
 from __future__ import annotations
@@ -408,7 +418,13 @@ _observers: contextvars.ContextVar[Mapping[Key, Scope]] = contextvars.ContextVar
     "pgbackend.observers",
     default={},  # noqa: B039
 )
+_lent: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar(
+    "pgbackend.lent",
+    default={},  # noqa: B039
+)
 _test_blocks: dict[Key, Block] = {}
+#: For who asks whether there is any.
+test_blocks: Mapping[Key, Block] = _test_blocks
 _carried = generators.carried
 
 
@@ -468,7 +484,9 @@ def current_block(wrapper: Any) -> Block | None:
     if _test_blocks and wrapper._key in _test_blocks and in_async_context():
         return _test_blocks[wrapper._key]
     own: State = wrapper._own
-    return own.transaction.innermost if own.transaction is not None else None
+    if own.transaction is None or (wrapper.lent and is_borrowed(wrapper)):
+        return None
+    return own.transaction.innermost
 
 
 def named_block(wrapper: Any) -> Block | None:
@@ -589,7 +607,7 @@ def _look_up(wrapper: Any, blocks: Mapping[Key, Block], known: Session | None) -
         if not green:
             return own
         # It unwinds after its loop has ended: what the thread has open is not for it.
-    elif (
+    elif not (wrapper.lent and is_borrowed(wrapper)) and (
         own.transaction is not None
         or (not green and conf.allows_async_unsafe())
         # The wrapper of a thread, which shares its connection with us.
@@ -645,9 +663,20 @@ def _session_of(sessions: _Sessions, wrapper: Any) -> Session:
         return sessions.by_key[id(wrapper.settings_dict)]
     except KeyError:
         settings_dict = wrapper.settings_dict
-        scope = Scope(_observers.get().get(id(settings_dict)), wrapper.queries_limit)
+        scope = _new_scope(wrapper, _observers.get().get(id(settings_dict)))
         new = Session(sessions, id(settings_dict), scope, settings_dict["AUTOCOMMIT"])
         return sessions.by_key.setdefault(id(settings_dict), new)
+
+
+def _new_scope(wrapper: Any, observer: Scope | None) -> Scope:
+    """What observes a task: what observed who has started it, or the thread that waits for it."""
+    if not wrapper.lent or not is_borrowed(wrapper):
+        return Scope(observer, wrapper.queries_limit)
+    observer = observer or wrapper._own_scope
+    scope = Scope(observer, wrapper.queries_limit)
+    if conf.is_debugging():
+        scope.log = observer.queries_log
+    return scope
 
 
 def session_of_opener(block: Block) -> Session | None:
@@ -679,6 +708,36 @@ def wrappers_of_task() -> list[Any] | None:
     if sessions is None or sessions.uses_own or not sessions.belong_to(asyncio.current_task()):
         return None
     return sessions.wrappers
+
+
+@contextmanager
+def lending(wrappers: Mapping[str, Any]) -> Iterator[None]:
+    """Let loops that are started from here find the wrappers of this thread, by their aliases.
+
+    See Note [Lent wrappers].
+    """
+    before = _lent.get()
+    _lent.set(wrappers)
+    for wrapper in wrappers.values():
+        wrapper.lend()
+    try:
+        yield
+    finally:
+        for wrapper in wrappers.values():
+            wrapper.take_back()
+        _lent.set(before)
+
+
+def lent(alias: str) -> Any:
+    """Return the wrapper of the thread that waits for the running code; None if there is none."""
+    return _lent.get().get(alias)
+
+
+def is_borrowed(wrapper: Any) -> bool:
+    """Whether the running code has `wrapper` from the thread that waits for it."""
+    return (
+        wrapper.lent > 0 and wrapper._thread_ident != threading.get_ident() and in_async_context()
+    )
 
 
 def observe(wrapper: Any) -> None:
@@ -1334,6 +1393,38 @@ def join_in_tests(wrapper: Any, block: Block | None) -> None:
     else:
         _test_blocks[wrapper._key] = block
     look_again()
+
+
+@contextmanager
+def in_tests() -> Iterator[None]:
+    """Name the transactions of tests in the context, for a thread that inherits it.
+
+    Afterwards the context names none of them: a task may live longer than the test.
+    """
+    before = named = _blocks.get()
+    for key, block in _test_blocks.items():
+        if key not in before:
+            named = _with_block(named, key, block)
+    _blocks.set(named)
+    try:
+        yield
+    finally:
+        blocks = _blocks.get()  # asgiref hands the context of the thread back
+        for key in named.keys() - before.keys():
+            if blocks.get(key) is named[key]:
+                blocks = _with_block(blocks, key, None)
+        _blocks.set(blocks)
+
+
+def is_of_test(wrapper: Any) -> bool:
+    """Whether the running code is in a transaction of a test."""
+    block = _test_blocks.get(wrapper._key)
+    return block is not None and current_state(wrapper) is block.transaction.state
+
+
+def has_joined_test(wrapper: Any) -> bool:
+    """Whether the running code is in a transaction of a test that another wrapper has opened."""
+    return is_of_test(wrapper) and current_state(wrapper) is not wrapper._own
 
 
 def _forget_after_fork() -> None:

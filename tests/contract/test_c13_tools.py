@@ -7,14 +7,17 @@ they watch.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 import logging
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import connection, connections, reset_queries, transaction
+from asgiref.sync import async_to_sync, sync_to_async
+from django.db import DatabaseError, connection, connections, reset_queries, transaction
 from django.db.backends.postgresql.psycopg_any import get_adapters_template
 from django.db.backends.utils import CursorDebugWrapper, CursorWrapper
 from django.db.models.expressions import RawSQL
@@ -22,6 +25,7 @@ from django.test.utils import CaptureQueriesContext, override_settings
 from psycopg import IsolationLevel
 from psycopg.types.numeric import IntLoader
 
+import pgbackend
 import pgbackend.metrics
 from pgbackend import aio
 from tests.conftest import Runner
@@ -51,6 +55,7 @@ def test_a_tool_sees_the_statements_of_async_views(watched: dict[str, Finished],
     assert count.startswith("SELECT COUNT(*)")
     assert sorted(seen["together"]) == sorted([join, count] * 3), "three requests at once"
     assert seen["sync"] == [count]
+    assert seen["wsgi"] == [join, count], "an async view, under WSGI"
 
 
 def test_sentry_sees_the_commit_of_an_async_view(watched: dict[str, Finished]) -> None:
@@ -243,6 +248,176 @@ def test_adapters_that_a_project_registers_reach_the_next_lease(run: Runner) -> 
         get_adapters_template.cache_clear()
         connection.close()
         connection.close_pool()
+
+
+# --- What sync code has set on its connection, for the async code that it waits for ---------------
+#
+# Under WSGI, async views and middleware, and async receivers of signals, are called so.
+
+
+async def count_thrice() -> None:
+    """Three statements, in a task and in others."""
+    await Tag.objects.acount()
+    await asyncio.gather(Tag.objects.acount(), aio.run(Tag.objects.count))
+
+
+@pytest.mark.django_db(transaction=True)
+class TestAsyncCodeBelowAsyncToSync:
+    def test_captured_queries(self) -> None:
+        with CaptureQueriesContext(connection) as captured:
+            async_to_sync(count_thrice)()
+        assert len(captured) == 3
+
+    @override_settings(DEBUG=True)
+    def test_the_log_of_queries(self) -> None:
+        reset_queries()
+        Tag.objects.count()
+        async_to_sync(count_thrice)()
+        assert len(connection.queries) == 4
+
+    def test_an_execute_wrapper(self) -> None:
+        seen: list[str] = []
+
+        def wrapper(execute: Any, sql: str, *args: Any) -> Any:
+            seen.append(sql)
+            return execute(sql, *args)
+
+        with connection.execute_wrapper(wrapper):
+            async_to_sync(count_thrice)()
+        async_to_sync(count_thrice)()
+        assert len(seen) == 3
+
+    def test_an_execute_wrapper_that_is_put_on_the_list(self) -> None:
+        """As some tools do it, without `execute_wrapper()`."""
+        seen: list[str] = []
+
+        def wrapper(execute: Any, sql: str, *args: Any) -> Any:
+            seen.append(sql)
+            return execute(sql, *args)
+
+        connection.execute_wrappers.append(wrapper)
+        try:  # in a context that knows of no observer before
+            contextvars.Context().run(async_to_sync(count_thrice))
+        finally:
+            connection.execute_wrappers.remove(wrapper)
+        assert len(seen) == 3
+
+    def test_a_patched_method(self) -> None:
+        seen: list[Any] = []
+        cursor = connection.cursor
+
+        def patched() -> Any:
+            seen.append(connections["default"])
+            return cursor()
+
+        connection.cursor = patched
+        try:
+            async_to_sync(count_thrice)()
+        finally:
+            del connection.cursor
+        async_to_sync(count_thrice)()
+        assert seen == [connections["default"]] * 3
+
+    def test_an_attribute_also_below_threads(self) -> None:
+        def tenant() -> str | None:
+            return getattr(connection, "tenant", None)
+
+        async def inside() -> list[str | None]:
+            in_thread, nested = sync_to_async(tenant), sync_to_async(async_to_sync(inner))
+            return [tenant(), await aio.run(tenant), await in_thread(), await nested()]
+
+        async def inner() -> str | None:
+            return tenant()
+
+        connection.tenant = "one"
+        try:
+            assert async_to_sync(inside)() == ["one"] * 4
+        finally:
+            del connection.tenant
+        assert async_to_sync(inside)() == [None] * 4
+
+    def test_its_tasks_have_sessions_and_transactions_of_their_own(self) -> None:
+        """What is the thread's alone, or a sibling's, is not seen."""
+
+        async def write(begun: asyncio.Event, over: asyncio.Event) -> None:
+            async with transaction.atomic():
+                await Tag.objects.acreate(name="of a task")
+                begun.set()
+                await over.wait()
+
+        async def inside() -> tuple[int, bool]:
+            begun, over = asyncio.Event(), asyncio.Event()
+            writing = asyncio.create_task(write(begun, over))
+            await begun.wait()
+            seen = await Tag.objects.acount(), await aio.run(lambda: connection.in_atomic_block)
+            over.set()
+            await writing
+            return seen
+
+        Tag.objects.count()  # the thread has a connection
+        assert async_to_sync(inside)() == (0, False)
+        assert Tag.objects.count() == 1
+
+    def test_it_takes_part_in_the_transaction_of_the_thread_or_steps_out_of_it(self) -> None:
+        async def inside() -> list[int]:
+            counts = [await Tag.objects.acount()]
+            with pgbackend.detached():
+                counts.append(await Tag.objects.acount())
+                with CaptureQueriesContext(connection):  # the steps of the block are Django's then
+                    async with transaction.atomic():
+                        await Tag.objects.acreate(name="kept")
+            return counts
+
+        with transaction.atomic():
+            Tag.objects.create(name="of the thread")
+            assert async_to_sync(inside)() == [1, 0]
+            transaction.set_rollback(True)
+        assert Tag.objects.get().name == "kept"
+
+    def test_it_does_not_close_the_connection_of_the_thread(self) -> None:
+        Tag.objects.count()
+        kept = connection.connection
+        async_to_sync(aio.as_async(connection.close))()
+        assert connection.connection is kept and not kept.closed
+
+    def test_the_wrapper_is_for_its_thread_only_again(self) -> None:
+        async def inside() -> Any:
+            return connections["default"]
+
+        mine = async_to_sync(inside)()
+        assert mine is connections["default"] and not mine.allow_thread_sharing
+        with ThreadPoolExecutor(1) as other, pytest.raises(DatabaseError, match="thread"):
+            other.submit(mine.validate_thread_sharing).result()
+
+    def test_where_sync_code_is_let_onto_the_loop_it_blocks_there_as_in_django(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def inside() -> int:
+            return Tag.objects.count()
+
+        monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
+        Tag.objects.create(name="committed")
+        with CaptureQueriesContext(connection) as captured:
+            assert async_to_sync(inside)() == 1
+        assert len(captured) == 1
+
+    def test_a_loop_that_nobody_waits_for_has_its_own(self) -> None:
+        async def inside() -> Any:
+            return connections["default"]
+
+        assert asyncio.run(inside()) is not connections["default"]
+        below = sync_to_async(lambda: asyncio.run(inside()), thread_sensitive=False)
+        assert async_to_sync(below)() is not connections["default"], "a thread's of its own"
+
+    def test_a_thread_that_had_no_connection_has_none_afterwards(self) -> None:
+        """Its loop's pool has served the statements."""
+
+        def in_thread() -> Any:
+            async_to_sync(count_thrice)()
+            return connection.connection
+
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(in_thread).result() is None
 
 
 # --- pgbackend's own ------------------------------------------------------------------------------

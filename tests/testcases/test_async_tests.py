@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from django.db import connection, transaction
+from asgiref.sync import sync_to_async
+from django.db import close_old_connections, connection, transaction
 from django.test import TestCase
 
+from pgbackend import aio
 from tests.library.models import Tag
 
 
@@ -73,7 +78,6 @@ def test_a_loop_that_copied_its_context_early_takes_part(
     request: pytest.FixtureRequest,
 ) -> None:
     """As async test runners do: their loop's context is older than the test's transaction."""
-    import contextvars
 
     async def inside() -> int:
         await Tag.objects.acreate(name="inside")
@@ -96,3 +100,124 @@ def test_async_view_and_test_share_the_transaction(async_client: Any) -> None:
     Tag.objects.create(name="outside")
     response = asyncio.run(async_client.get("/library/from-middleware/"))
     assert response.content == b"1 tags"
+
+
+# --- Threads of async code, in contexts that name no transaction ---
+
+
+@pytest.fixture
+def run_apart() -> Iterator[Any]:
+    """Run a coroutine on a loop, in a context, that know nothing of the test."""
+    context = contextvars.Context()
+    with asyncio.Runner() as runner:
+        yield lambda main: runner.run(main, context=context)
+
+
+@contextmanager
+def a_test() -> Iterator[None]:
+    """The transaction of a test, as Django opens it."""
+    atomic = transaction.atomic()
+    atomic._from_testcase = True
+    with atomic:
+        Tag.objects.create(name="of the test")
+        yield
+        transaction.set_rollback(True)
+
+
+@pytest.fixture
+def unblocked(django_db_blocker: Any, django_db_setup: None) -> Iterator[None]:
+    """Let a test open its own transactions."""
+    with django_db_blocker.unblock():
+        yield
+        connection.close()
+
+
+@pytest.mark.usefixtures("unblocked")
+def test_a_thread_takes_part_in_the_test_of_the_moment(run_apart: Any) -> None:
+    """The loop and the context serve one test after the other, as those of a session do."""
+
+    async def inside() -> int:
+        await sync_to_async(Tag.objects.create)(name="by a thread")
+        return await Tag.objects.acount()
+
+    for _ in range(2):
+        with a_test():
+            assert run_apart(inside()) == 2
+
+
+@pytest.mark.usefixtures("unblocked")
+def test_a_task_that_outlives_a_test_is_not_in_it(run_apart: Any) -> None:
+    """Its context names no transaction of a test once the thread has ended."""
+
+    async def lives_on() -> list[int]:
+        counts = [await sync_to_async(transaction.atomic(Tag.objects.count))()]
+        begun.set()
+        await over.wait()
+        return [*counts, await Tag.objects.acount()]
+
+    async def start() -> None:
+        tasks.append(asyncio.create_task(lives_on()))
+        await begun.wait()
+
+    async def end() -> list[int]:
+        over.set()
+        return await tasks[0]
+
+    begun, over = asyncio.Event(), asyncio.Event()
+    tasks: list[asyncio.Task[list[int]]] = []
+    with a_test():
+        run_apart(start())
+    assert run_apart(end()) == [1, 0]
+
+
+@pytest.mark.django_db
+def test_threads_and_tasks_share_the_connection_of_the_test(run_apart: Any) -> None:
+    def block(number: int) -> None:
+        with transaction.atomic():
+            Tag.objects.create(name=f"thread {number}")
+            if number % 2:
+                transaction.set_rollback(True)
+
+    async def inside() -> int:
+        in_thread = sync_to_async(block, thread_sensitive=False)
+        await asyncio.gather(
+            *(in_thread(number) for number in range(20)),
+            *(Tag.objects.acreate(name=f"task {number}") for number in range(20)),
+        )
+        return await sync_to_async(Tag.objects.count)()
+
+    assert run_apart(inside()) == 30
+    assert Tag.objects.count() == 30
+
+
+def _close() -> None:
+    Tag.objects.count()
+    close_old_connections()
+    connection.close()
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("where", ["thread", "green", "other thread"])
+def test_who_takes_part_does_not_close_the_connection_of_the_test(
+    run_apart: Any, where: str
+) -> None:
+    """On Django's own backend, what closes connections after its work finds one of its own."""
+
+    async def inside() -> int:
+        if where == "green":
+            await aio.run(_close)
+        else:
+            await sync_to_async(_close, thread_sensitive=where == "thread")()
+        return await Tag.objects.acount()
+
+    Tag.objects.create(name="outside")
+    assert run_apart(inside()) == 1
+    assert Tag.objects.count() == 1
+
+
+@pytest.mark.django_db
+def test_what_tidies_up_old_connections_leaves_that_of_a_test() -> None:
+    """As `database_sync_to_async` does, in the thread of a `TestCase`."""
+    Tag.objects.create(name="outside")
+    close_old_connections()
+    assert Tag.objects.count() == 1

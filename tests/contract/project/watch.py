@@ -1,7 +1,8 @@
 """What a tool sees of the statements of views: ``watch.py sentry``.
 
 Prints a JSON object with the statements that it saw of an async view, of three requests to that
-view together, of a sync view, and of an async view with a transaction.
+view together, of a sync view, of the async view under WSGI (with plain `runserver`, too: it is the
+same application), and of an async view with a transaction.
 """
 
 import asyncio
@@ -153,6 +154,8 @@ def main():
         answer["together"] = said()
         get_sync("/page/sync/")
         answer["sync"] = said()
+        get_sync("/page/")
+        answer["wsgi"] = said()
         asyncio.run(get(application, "/sell/tea/"))
         answer["block"] = said()
         print(json.dumps(answer))

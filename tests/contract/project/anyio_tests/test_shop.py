@@ -4,6 +4,7 @@ import anyio
 import pytest
 from django.db import transaction
 from shop.models import Product
+from shop.ways import TIDY, WAYS, Consumer, Threaded, all_names, said_by
 
 pytestmark = [pytest.mark.anyio, pytest.mark.django_db]
 
@@ -53,3 +54,28 @@ async def test_a_scope_that_is_cancelled_rolls_back_alone(tea):
 async def test_transactional_tests_commit(async_client):
     await Product.objects.acreate(name="tea", stock=1)
     assert (await async_client.get("/sell/tea/")).json() == {"left": 0}
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_whatever_the_way_to_the_database_the_test_is_seen_and_rolled_back(coffee, tea, way):
+    assert await WAYS[way]("cocoa") == ["cocoa", "coffee", "tea"]
+    assert await all_names() == ["cocoa", "coffee", "tea"]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("way", TIDY)
+async def test_whatever_the_way_in_a_transactional_test(way):
+    await Product.objects.acreate(name="tea")
+    assert await WAYS[way]("cocoa") == ["cocoa", "tea"]
+    assert await all_names() == ["cocoa", "tea"]
+
+
+async def test_a_consumer_hears_many_messages(tea):
+    messages = [{"hop": "sync_to_async", "name": name} for name in ("a", "b", "c")]
+    assert await said_by(Consumer, *messages) == [
+        ["a", "tea"],
+        ["a", "b", "tea"],
+        ["a", "b", "c", "tea"],
+    ]
+    assert await said_by(Threaded, {"name": "d"}) == [["a", "b", "c", "d", "tea"]]
+    assert await all_names() == ["a", "b", "c", "d", "tea"]

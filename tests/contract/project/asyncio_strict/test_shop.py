@@ -3,6 +3,7 @@
 import pytest
 import pytest_asyncio
 from shop.models import Product
+from shop.ways import WAYS, all_names
 
 
 @pytest_asyncio.fixture
@@ -35,3 +36,12 @@ async def test_tests_on_the_loop_of_the_session(nothing, number):
 async def test_transactional_tests_commit(transactional_db, async_client):
     await Product.objects.acreate(name="tea", stock=1)
     assert (await async_client.get("/sell/tea/")).json() == {"left": 0}
+
+
+@pytest.mark.asyncio(loop_scope="session")
+@pytest.mark.django_db
+@pytest.mark.parametrize("way", WAYS)
+async def test_whatever_the_way_on_the_loop_of_the_session(nothing, way):
+    await Product.objects.acreate(name="tea")
+    assert await WAYS[way]("cocoa") == ["cocoa", "tea"]
+    assert await all_names() == ["cocoa", "tea"]

@@ -14,6 +14,7 @@ from django.test import (
 )
 from shop.models import Product, Sale
 from shop.views import told
+from shop.ways import TIDY, WAYS, Threaded, all_names, said_by
 
 
 class ProductTests(TestCase):
@@ -102,6 +103,19 @@ class ProductTests(TestCase):
         counts = await asyncio.gather(*(Product.objects.acount() for _ in range(5)))
         self.assertEqual(counts, [2] * 5)
 
+    async def test_whatever_the_way_to_the_database_the_test_is_seen(self):
+        names = ["coffee", "tea"]
+        for way, add in WAYS.items():
+            with self.subTest(way):
+                names.append(way.replace("/", " "))
+                self.assertEqual(await add(names[-1]), sorted(names))
+                self.assertEqual(await all_names(), sorted(names))
+
+    async def test_a_consumer_hears_many_messages(self):
+        messages = [{"name": name} for name in ("a", "b", "c")]
+        self.assertEqual((await said_by(Threaded, *messages))[-1], ["a", "b", "c", "coffee", "tea"])
+        self.assertEqual(await all_names(), ["a", "b", "c", "coffee", "tea"])
+
 
 class CommittingTests(TransactionTestCase):
     reset_sequences = True
@@ -120,6 +134,14 @@ class CommittingTests(TransactionTestCase):
     async def test_tasks_of_a_test_commit_apart(self):
         await asyncio.gather(*(Product.objects.acreate(name=str(n)) for n in range(10)))
         self.assertEqual(await Product.objects.acount(), 10)
+
+    async def test_whatever_the_way_what_is_written_is_committed(self):
+        names = []
+        for way in TIDY:
+            with self.subTest(way):
+                names.append(way)
+                self.assertEqual(await WAYS[way](way), sorted(names))
+                self.assertEqual(await all_names(), sorted(names))
 
 
 class LiveTests(LiveServerTestCase):

@@ -10,6 +10,8 @@ urlpatterns = [
     path("account/", views.account),
     path("page/", views.page),
     path("page/sync/", views.page_sync),
+    path("add/<name>/", views.add),
+    path("add/sync/<name>/", views.add_sync),
 ]
 if "debug_toolbar" in settings.INSTALLED_APPS:
     urlpatterns.append(path("__debug__/", include("debug_toolbar.urls")))

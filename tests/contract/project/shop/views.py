@@ -5,6 +5,7 @@ from django.db import transaction
 from django.http import HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404
 
+from . import ways
 from .models import Product, Sale
 
 told = []
@@ -41,3 +42,11 @@ async def page(request):
 
 def page_sync(request):
     return HttpResponse(f"<html><body>{Product.objects.count()}</body></html>")
+
+
+async def add(request, name):
+    return JsonResponse({"names": ways.add(name)})
+
+
+def add_sync(request, name):
+    return JsonResponse({"names": ways.add(name)})
