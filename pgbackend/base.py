@@ -44,6 +44,7 @@ from .driver.bridge import Portal
 from .driver.connection import LEASE_ENDED, ConnectArguments, adopt
 from .driver.errors import LeaseEnded
 from .driver.pool import Lease, Pool, PoolOptions, close_pools, get_pool
+from .driver.vouching import vouching
 from .features import DatabaseFeatures
 from .introspection import DatabaseIntrospection
 from .operations import DatabaseOperations
@@ -231,15 +232,16 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         return state.async_session(self)
 
     @contextmanager
-    def backend_statement(self) -> Iterator[None]:
-        """A statement of the backend's own, that leaves nothing in its session."""
+    def backend_statement(self, *texts: str) -> Iterator[None]:
+        """Execute statements of the backend's own, with these texts, that soil no session."""
         session = self.async_session()
         if session is None:
             yield
             return
         outer, session.compiled = session.compiled, True
         try:
-            yield
+            with vouching(texts):
+                yield
         finally:
             session.compiled = outer
 
@@ -468,6 +470,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             pool=conf.pool_options(self.alias, self.settings_dict),
             initialise=functools.partial(self._initialise, params),
             session_reset=conf.session_reset(self.alias, self.settings_dict["OPTIONS"]),
+            soiled_unless_vouched=True,
         )
 
     def _initialise(self, params: dict[str, Any], connection: driver.Connection) -> None:
@@ -564,7 +567,6 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
                 if name or not compiled:
                     current.lease.opened_at = frames.place()
                 if not compiled:
-                    current.lease.dirty = True
                     cursor.opened_at = _caller()
                 cursor.renew = self._renew
         finally:
@@ -603,7 +605,6 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             if current.lease is None:
                 current.connection._check_connection_ok()  # noqa: SLF001 - raises
                 raise LeaseEnded(LEASE_ENDED)
-            current.lease.dirty = True
             cursor.move_to(current.connection)
         finally:
             if lease is not None:
@@ -653,7 +654,8 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         except Error:
             return False
         try:
-            return bool(super().is_usable())
+            with vouching(("SELECT 1",)):
+                return bool(super().is_usable())
         finally:
             if lease is not None:
                 lease.maybe_end()
@@ -844,18 +846,20 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             self._roll_back_transaction()
 
     def _savepoint(self, sid: str) -> None:
-        with self.backend_statement():
+        with self.backend_statement(self.ops.savepoint_create_sql(sid)):
             super()._savepoint(sid)
 
     def _savepoint_rollback(self, sid: str) -> None:
-        with self.backend_statement(), bridge.hold_cancellation():
+        rollback = self.ops.savepoint_rollback_sql(sid)
+        with self.backend_statement(rollback), bridge.hold_cancellation():
             if (cancel_others := getattr(self.connection, "cancel_others", None)) is not None:
                 cancel_others()
             super()._savepoint_rollback(sid)
         bridge.deliver_cancellation()
 
     def _savepoint_commit(self, sid: str) -> None:
-        with self.backend_statement(), bridge.hold_cancellation():
+        commit = self.ops.savepoint_commit_sql(sid)
+        with self.backend_statement(commit), bridge.hold_cancellation():
             super()._savepoint_commit(sid)
         bridge.deliver_cancellation()
 

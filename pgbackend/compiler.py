@@ -1,8 +1,10 @@
 """SQL compilers that say which statements the ORM made.
 
-A statement that the ORM compiled leaves nothing in its session, so the connection can go to the
-next task as it is; after any other, the session is reset (contract C9). The cursor of a compiled
-statement is closed by the compiler as soon as the result is in memory, and the lease ends with it.
+A statement that the ORM compiled of what is Django's own leaves nothing in its session, so the
+connection can go to the next task as it is; after any other, the session is reset (contract C9).
+While a compiler executes, it vouches for the texts that it has compiled (`driver/vouching.py`), and
+for no other that is sent meanwhile. The cursor of a compiled statement is closed by the compiler as
+soon as the result is in memory, and the lease ends with it.
 
 Note [Columns of a model]
 Most queries select the columns of one model, all of them and nothing else. What Django makes of
@@ -23,8 +25,11 @@ methods has been patched that is named in the constants below.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from functools import partial
 from itertools import repeat
 from operator import attrgetter, is_
 from typing import Any, NamedTuple
@@ -61,10 +66,12 @@ from django.db.models.sql.constants import (
 from django.db.models.sql.datastructures import BaseTable
 from django.db.models.sql.where import AND, WhereNode
 
-from . import objects, statements
-from .patches import djangos, lookup
+from . import expressions, objects, statements
+from .driver.vouching import vouching
+from .patches import djangos, if_djangos, lookup
 
 _get_running_loop = asyncio._get_running_loop
+_PLAIN_EXPRESSIONS = expressions.plain
 
 #: Since Django 6.1 a compiler quotes every name as its operations do.
 _QUOTES_ALIKE = hasattr(compiler.SQLCompiler, "quote_name")
@@ -112,7 +119,7 @@ _for_executing = lookup(
 )
 
 _EXECUTE = djangos(*_for_executing())
-_COMPILE = djangos(compiler.SQLCompiler.compile)
+_COMPILE = if_djangos(compiler.SQLCompiler.compile)
 _SELECT = djangos(*_for_select())
 _UPDATE = djangos(*_for_update())
 _INSERT = djangos(*_for_insert())
@@ -374,6 +381,12 @@ def _with_makers(found: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
     return found
 
 
+def _with_fields_seen(found: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+    """What `get_select()` has found, once it is known which of the fields write SQL themselves."""
+    expressions.look_at_selected(found[0])
+    return found
+
+
 def _is_plain_column(col: Any, field: Any, table: str) -> bool:
     return (
         type(col) is Col
@@ -474,19 +487,22 @@ class CompiledStatement:
             self.quote_name = self.connection.ops.quote_name
 
     def compile(self, node: Any) -> Any:
-        if (compiler.SQLCompiler.compile,) != _COMPILE:
+        kind = type(node)
+        if kind not in _PLAIN_EXPRESSIONS:
+            expressions.look_at(node)
+        if compiler.SQLCompiler.compile is not _COMPILE:
             return super().compile(node)  # type: ignore[misc]
         connection = self.connection
         as_vendor = getattr(node, "as_" + connection.vendor, None)
         if as_vendor:
             sql, params = as_vendor(self, connection)
-        elif _is_plain_comparison(node, type(connection.ops)):
+        elif kind in _COMPARISONS and _is_plain_comparison(node, type(connection.ops)):
             sql, _ = self.compile(node.lhs)
             value, params = node.process_rhs(self, connection)
             sql = f"{sql} {connection.operators[node.lookup_name] % value}"
             params = _Params(params)
         else:
-            sql, params = node.as_sql(self, connection)
+            return node.as_sql(self, connection)
         return sql, params
 
     def execute_sql(self, *args: Any, **kwargs: Any) -> Any:
@@ -497,7 +513,8 @@ class CompiledStatement:
         outer = session.compiled, session.at_once, session.cursor
         session.compiled, session.at_once, session.cursor = True, self._asks_first(), None
         try:
-            return super().execute_sql(*args, **kwargs)  # type: ignore[misc]
+            with self._vouching():
+                return super().execute_sql(*args, **kwargs)  # type: ignore[misc]
         except BaseException:
             # Django closes the cursor for an Exception, which a cancellation is not; the
             # traceback would keep it, and its lease, for as long as somebody keeps that.
@@ -506,6 +523,28 @@ class CompiledStatement:
             raise
         finally:
             session.compiled, session.at_once, session.cursor = outer
+
+    @contextmanager
+    def _vouching(self) -> Iterator[None]:
+        """Vouch for what `as_sql()` returns in the block, if all of it is Django's own."""
+        texts: list[str] = []
+        # On the object: so it is what somebody returns who has derived from this class.
+        as_sql: Any = self.as_sql  # type: ignore[attr-defined]  # of Django's
+        vars(self)["as_sql"] = partial(self._as_known_sql, texts, as_sql)
+        try:
+            with vouching(texts):
+                yield
+        finally:
+            vars(self).pop("as_sql", None)
+
+    def _as_known_sql(
+        self, texts: list[str], as_sql: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        noted = expressions.noted
+        made = as_sql(*args, **kwargs)
+        if expressions.noted is noted and expressions.writes_as_django(type(self)):
+            texts += [sql for sql, _ in made] if isinstance(made, list) else [made[0]]
+        return made
 
     def _asks_first(self) -> bool:
         """Whether Django asks for the cursor before it compiles, and fetches all rows at once."""
@@ -534,13 +573,16 @@ class _FetchedAtOnce(CompiledStatement):
 
     def _execute_at_once(self: Any, result_type: Any, chunk_size: int) -> Any:
         """What Django's `execute_sql()` does."""
+        noted = expressions.noted
         try:
             sql, params = self.as_sql()
             if not sql:
                 raise EmptyResultSet
         except EmptyResultSet:
             return iter([]) if result_type == MULTI else None
-        count, rows = statements.execute(self.connection, sql, params)
+        count, rows = statements.execute(
+            self.connection, sql, params, expressions.noted is not noted
+        )
         if result_type == ROW_COUNT:
             return count
         if not result_type:
@@ -567,22 +609,24 @@ class SQLCompiler(_FetchedAtOnce, compiler.SQLCompiler):
     def get_select(self, with_col_aliases: bool = False) -> tuple[Any, Any, Any]:
         query = self.query
         if with_col_aliases or not self._is_djangos():
-            return super().get_select(with_col_aliases=with_col_aliases)
+            return _with_fields_seen(super().get_select(with_col_aliases=with_col_aliases))
         if not _selects_a_model(query):
-            return _with_makers(super().get_select(with_col_aliases=with_col_aliases))
+            found = _with_fields_seen(super().get_select(with_col_aliases=with_col_aliases))
+            return _with_makers(found)
         self._columns = known = _Columns.of(query, self.connection.ops)
         if known is not None:
             query.get_initial_alias()  # which counts that the table is used
             return known.selected_of(query.model)
         opts = query.get_meta()
         fields = opts.concrete_fields
-        found = super().get_select(with_col_aliases=with_col_aliases)
+        found = _with_fields_seen(super().get_select(with_col_aliases=with_col_aliases))
         _Columns.remember(self, opts, fields, found)
         return _with_makers(found)
 
     def as_sql(self, with_limits: bool = True, with_col_aliases: bool = False) -> Any:
         query = self.query
         if with_col_aliases or not self._is_djangos() or not _is_usual(query):
+            expressions.look_at_parts(self)
             return super().as_sql(with_limits=with_limits, with_col_aliases=with_col_aliases)
         only = _comparison_in(query.where)
         ordered = _is_ordered(query)
@@ -708,7 +752,13 @@ class SQLCompiler(_FetchedAtOnce, compiler.SQLCompiler):
 class SQLInsertCompiler(CompiledStatement, compiler.SQLInsertCompiler):
     def as_sql(self) -> list[tuple[str, tuple[Any, ...]]]:  # type: ignore[override]  # as Django's
         words = _Insert.of(self, self.returning_fields or ()) if self._is_usual() else None
-        return super().as_sql() if words is None else [self._usual_statement(words)]
+        if words is not None:
+            return [self._usual_statement(words)]
+        query: Any = self.query
+        for field in query.fields:
+            expressions.look_at_written(field)
+        made: list[tuple[str, tuple[Any, ...]]] = super().as_sql()
+        return made
 
     def execute_sql(self, returning_fields: Any = None) -> Any:  # type: ignore[override]  # as Django's
         if (
@@ -721,7 +771,9 @@ class SQLInsertCompiler(CompiledStatement, compiler.SQLInsertCompiler):
             return super().execute_sql(returning_fields)
         self.returning_fields = returning_fields
         connection = self.connection
-        _, rows = statements.execute(connection, *self._usual_statement(words))
+        noted = expressions.noted
+        sql, params = self._usual_statement(words)
+        _, rows = statements.execute(connection, sql, params, expressions.noted is not noted)
         if not returning_fields:
             return []
         returned = statements.fetched(connection, rows)
@@ -789,7 +841,13 @@ class SQLDeleteCompiler(_FetchedAtOnce, compiler.SQLDeleteCompiler):
 
 class SQLUpdateCompiler(_FetchedAtOnce, compiler.SQLUpdateCompiler):
     def as_sql(self) -> tuple[str, tuple[Any, ...]]:  # type: ignore[override]  # as Django's
-        return self._usual_statement() or super().as_sql()
+        if (made := self._usual_statement()) is not None:
+            return made
+        query: Any = self.query
+        for field, _, _ in query.values:
+            expressions.look_at_written(field)
+        made = super().as_sql()
+        return made
 
     def _execute_at_once(self: Any, result_type: Any, chunk_size: int) -> Any:
         if self.query.related_updates:  # of the tables of parents, which have statements of theirs
@@ -856,7 +914,8 @@ class SQLUpdateCompiler(_FetchedAtOnce, compiler.SQLUpdateCompiler):
         outer = session.compiled, session.at_once
         session.compiled, session.at_once = True, self._is_executed_by_django()
         try:
-            return super().execute_returning_sql(returning_fields)
+            with self._vouching():
+                return super().execute_returning_sql(returning_fields)
         finally:
             session.compiled, session.at_once = outer
 

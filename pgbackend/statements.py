@@ -34,6 +34,7 @@ from .driver.bridge import Portal
 from .driver.connection import LEASE_ENDED, Result
 from .driver.errors import LeaseEnded
 from .driver.pool import Lease, Pool
+from .driver.vouching import is_vouched
 from .patches import djangos, lookup
 from .state import Session, State
 
@@ -87,8 +88,11 @@ def can_execute(wrapper: Any) -> bool:
     return not conf.is_debugging()
 
 
-def execute(wrapper: Any, sql: Any, params: Any = None) -> Result:
-    """Execute a statement, and fetch its rows. Raises what Django's cursor raises."""
+def execute(wrapper: Any, sql: Any, params: Any = None, soils: bool = False) -> Result:
+    """Execute a statement, and fetch its rows. Raises what Django's cursor raises.
+
+    `soils` says that it may change its session, which is reset then.
+    """
     if wrapper._thread_ident != threading.get_ident():
         wrapper.validate_thread_sharing()  # raises, or not
     current, session = state.state_in_turn(wrapper)
@@ -96,8 +100,13 @@ def execute(wrapper: Any, sql: Any, params: Any = None) -> Result:
     if current.needs_rollback:
         _refuse(wrapper, current)
     with wrapper.wrap_database_errors:
-        if current.transaction is not None or current.connection is not None or session.pins:
-            return _execute_on_lease(wrapper, current, session, sql, params)
+        if (
+            soils
+            or current.transaction is not None
+            or current.connection is not None
+            or session.pins
+        ):
+            return _execute_on_lease(wrapper, current, session, sql, params, soils)
         pool: Pool = wrapper.pool_alone()
         return pool.execute(sql, params, partial(adapting, wrapper.timezone))
 
@@ -118,8 +127,8 @@ def _refuse(wrapper: Any, current: State) -> None:
     wrapper.validate_no_broken_transaction()
 
 
-def _execute_on_lease(
-    wrapper: Any, current: State, session: Session, sql: Any, params: Any
+def _execute_on_lease(  # noqa: PLR0913, PLR0917 - without a call in between
+    wrapper: Any, current: State, session: Session, sql: Any, params: Any, soils: bool
 ) -> Result:
     """Use the connection that is held already, or from here on, when it is the statement's turn."""
     here: Any = _running()  # a portal, which knows what was found until its next step
@@ -133,6 +142,8 @@ def _execute_on_lease(
         if current.lease is None:
             current.connection._check_connection_ok()  # noqa: SLF001 - raises
             raise LeaseEnded(LEASE_ENDED)
+        if soils:
+            current.lease.dirty = True
         return current.lease.execute(sql, params, partial(adapting, wrapper.timezone))
     except LeaseEnded:
         if (block := state.named_block(wrapper)) is not None:
@@ -162,7 +173,7 @@ class StatementCursor:
 
     def execute(self, sql: Any, params: Any = None) -> StatementCursor:
         """Execute a statement, and fetch its rows."""
-        self.rowcount, self._rows = execute(self.db, sql, params)
+        self.rowcount, self._rows = execute(self.db, sql, params, not is_vouched(sql))
         self._position = 0
         return self
 

@@ -66,6 +66,7 @@ from psycopg.waiting import Ready, Wait
 from . import bridge
 from .bridge import Portal, current
 from .errors import LeaseEnded, NothingCommitted, OutcomeUnknown
+from .vouching import is_vouched
 
 RV = TypeVar("RV")
 
@@ -271,6 +272,8 @@ class Connection(psycopg.Connection[Any]):
     lent_class: type[Connection]
     #: Whether the end of a transaction waits for the statement of another task, not to tear it.
     ends_in_turn = False
+    #: Whether the cursor that is about to send a statement has seen whether it is vouched for.
+    has_looked = False
     _lease_ended = False
     _closed_by_holder = False
     _committing = False
@@ -742,10 +745,15 @@ class Connection(psycopg.Connection[Any]):
 
 
 class _LentConnection:
-    """A twin that is lent: it tells when somebody looks at its types, who may register one."""
+    """A twin that is lent: it tells when somebody looks at its types, who may register one.
+
+    It also lets the session be reset after each statement that its cursor does not look at: of a
+    COPY, `executemany()` and `stream()`, or on a cursor that was made without its factories.
+    """
 
     lease: Any
     physical: AsyncConnection
+    has_looked: bool
 
     @property
     def adapters(self) -> Any:
@@ -754,6 +762,12 @@ class _LentConnection:
         else:  # a former holder's
             self.physical.forget_types()
         return super().adapters  # type: ignore[misc]
+
+    def _start_query(self) -> PQGen[None]:
+        if not self.has_looked and self.lease is not None:
+            self.lease.dirty = self.lease.dirty or self.lease.pool.soiled_unless_vouched
+        self.has_looked = False
+        return super()._start_query()  # type: ignore[misc,no-any-return]
 
 
 @functools.lru_cache(maxsize=64)
@@ -1176,6 +1190,7 @@ class _BeginningCursor:
             self.__dict__.pop("_execute_send", None)
             self.__dict__.pop("_check_results", None)
             self._conn.__dict__.pop("_start_query", None)
+            self._conn.has_looked = False
         yield from execute_gen(query, params, **kwargs)
 
     def _send_with_begin(self, query: Any, *, binary: bool | None = None, **kwargs: Any) -> None:
@@ -1232,11 +1247,14 @@ def result_of(cursor: Any) -> Result:
 class _StatementCursor:
     """The cursor of `AsyncConnection.run_statement()`: nothing of a statement is left in it."""
 
+    _conn: Any
     _reset: Callable[[], None]
     _tx: Any
 
     def run(self, query: Any, params: Any) -> Result:
         """Execute a statement and fetch all its rows."""
+        if self._conn.lease is not None:
+            self._conn.has_looked = True  # as the caller has
         self.execute(query, params)  # type: ignore[attr-defined]  # of psycopg's
         result = result_of(self)
         self._reset()
@@ -1310,6 +1328,7 @@ class _ClientStatementCursor(_StatementCursor):
         try:
             result = yield from self._run_gen(conn._get_tx_start_command() + b"; ")  # noqa: SLF001
         except _NotBegunError:
+            conn.has_looked = True
             yield from self._execute_plainly_gen(query, params)
             result = self.pgresult
             self._reset()
@@ -1464,12 +1483,24 @@ class _LeasedCursor:
         me._last_query = None  # noqa: SLF001 - for psycopg to look its types up on the new connection
         self.hold()
 
-    def _execute_gen(self, *args: Any, **kwargs: Any) -> PQGen[None]:
+    # A class of the user's may override `execute()`, and send more by it: all that comes by here.
+
+    def _execute_gen(self, query: Any, *args: Any, **kwargs: Any) -> PQGen[None]:
+        self._note(query)
         try:
-            yield from super()._execute_gen(*args, **kwargs)  # type: ignore[misc]
+            yield from super()._execute_gen(query, *args, **kwargs)  # type: ignore[misc]
         except psycopg.ProgrammingError as exc:
             self._close_if_copying(exc)
             raise
+
+    def _note(self, query: Any) -> None:
+        """Let the session be reset after what is sent now, unless somebody vouches for it."""
+        lease = self._conn.lease
+        if lease is None:
+            return
+        self._conn.has_looked = True
+        if not lease.dirty:
+            lease.dirty = lease.pool.soiled_unless_vouched and not is_vouched(query)
 
     def _stream_fetchone_gen(self, first: bool) -> PQGen[Any]:
         try:
@@ -1553,6 +1584,10 @@ class _LeasedServerCursor(_LeasedCursor):
         if self._conn.lease is not None:
             self._conn.lease.dirty = True  # it may be open on the server
         self.let_go()
+
+    def _declare_gen(self, query: Any, *args: Any, **kwargs: Any) -> PQGen[None]:
+        self._note(query)
+        return super()._declare_gen(query, *args, **kwargs)  # type: ignore[misc,no-any-return]
 
     def _close_gen(self) -> PQGen[None]:
         if self.why_gone is None or self.why_gone() is None:

@@ -53,6 +53,7 @@ from .connection import (
     forget_own_connections,
     result_of,
 )
+from .vouching import vouching
 
 logger = logging.getLogger("pgbackend.driver")
 
@@ -89,6 +90,8 @@ class PoolOptions:
     """Prepares the session of a new connection, green; called again after a reset."""
     session_reset: SessionReset = "dirty"
     """When a session is reset after a lease: see `Pool._restore`."""
+    soiled_unless_vouched: bool = False
+    """Whether a statement makes its lease dirty that nobody vouches for: see vouching.py."""
 
     def __repr__(self) -> str:
         return f"<PoolOptions {dict(self.pool)!r}>"  # what is left out holds the password
@@ -224,13 +227,14 @@ class Lease:
     def execute(self, query: Any, params: Any, adapting: Adapting) -> Result:
         """Execute a statement, green, and fetch all its rows, with no cursor left.
 
-        Errors are psycopg's.
+        The caller vouches for it, or has marked the lease as dirty. Errors are psycopg's.
         """
         physical, connection = self.physical, self._connection
         adapt = adapting(physical.adapters)
         if adapt is None and physical.makes_cursors_of(connection):
             return physical.run_statement(connection, query, params)
-        with self.connection.cursor() as cursor:
+        # A cursor of the user's own class may send more than this.
+        with self.connection.cursor() as cursor, vouching((query,)):
             if adapt is not None:
                 adapt(cursor)
             cursor.execute(query, params)
@@ -800,6 +804,7 @@ class Pool:
         self.thread = threading.get_ident()
         self.closed = False
         self._resets_all = options.session_reset == "always"
+        self.soiled_unless_vouched = options.soiled_unless_vouched
         self._resets_dirty = options.session_reset != "never"
         #: By number, with a weak reference: a lease that nobody holds any more must be collected.
         self.leases: dict[int, weakref.ref[Lease]] = {}

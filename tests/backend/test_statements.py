@@ -30,7 +30,6 @@ from django.db.backends.postgresql.operations import (
     DatabaseOperations as PostgresDatabaseOperations,
 )
 from django.db.models import F, Value
-from django.db.models.expressions import RawSQL
 from django.db.models.functions import Length, Now
 from django.db.models.sql import compiler
 from django.db.models.sql.constants import CURSOR, MULTI, ROW_COUNT, SINGLE
@@ -44,6 +43,7 @@ from pgbackend import aio, base, driver, statements
 from pgbackend.driver.errors import LeaseEnded
 from tests.conftest import Runner
 from tests.library.models import Author, Tag
+from tests.support.expressions import OwnSQL
 from tests.support.patches import patched, patched_on_the_object
 
 
@@ -53,9 +53,9 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     execute = statements.execute
 
-    def recorded(wrapper: Any, sql: Any, params: Any = None) -> Any:
+    def recorded(wrapper: Any, sql: Any, *args: Any) -> Any:
         seen.append(sql)
-        return execute(wrapper, sql, params)
+        return execute(wrapper, sql, *args)
 
     monkeypatch.setattr(statements, "execute", recorded)
     return seen
@@ -349,7 +349,7 @@ def test_raw_sql_in_a_row_that_is_saved_leaves_nothing_in_the_session(
 
     def green() -> list[str]:
         Author.objects.create(name="x")
-        named = Author.objects.annotate(found=RawSQL("current_setting('application_name')", ()))
+        named = Author.objects.annotate(found=OwnSQL("current_setting('application_name')", ()))
         with monkeypatch.context() as patches:
             patches.setattr(Tag._meta.get_field("name"), "pre_save", pre_save)
             Tag.objects.create(name="x")
@@ -365,7 +365,7 @@ def test_a_statement_holds_its_connection_while_it_is_executed(run: Runner) -> N
     async def main() -> None:
         await Tag.objects.acreate(name="x")  # opens the pool
         sleeping = asyncio.create_task(
-            Tag.objects.annotate(slept=RawSQL("pg_sleep(0.2)", ())).aget()
+            Tag.objects.annotate(slept=OwnSQL("pg_sleep(0.2)", ())).aget()
         )
         while not (held := pgbackend.statistics()[0].leased):
             await asyncio.sleep(0)
@@ -385,7 +385,7 @@ def test_an_error_that_is_kept_keeps_no_connection(run: Runner) -> None:
             await Tag.objects.acreate(name="x")
         assert pgbackend.statistics()[0].leased == 0, error
 
-        asked = Tag.objects.annotate(slept=RawSQL("pg_sleep(5)", ())).aget()
+        asked = Tag.objects.annotate(slept=OwnSQL("pg_sleep(5)", ())).aget()
         sleeping = asyncio.create_task(asked)
         while not pgbackend.statistics()[0].leased:
             await asyncio.sleep(0)
@@ -401,7 +401,7 @@ def test_tasks_that_share_a_transaction_share_its_connection(run: Runner) -> Non
     async def main() -> list[int]:
         async with transaction.atomic():
             asked = (
-                Author.objects.annotate(found=RawSQL("%s + pg_backend_pid() * 0", (n,))).aget()
+                Author.objects.annotate(found=OwnSQL("%s + pg_backend_pid() * 0", (n,))).aget()
                 for n in range(20)
             )
             await Author.objects.acreate(name="x")
@@ -437,7 +437,7 @@ def test_a_task_whose_block_has_ended_is_refused(run: Runner, statement: str, ro
 
 def test_pinned_the_statements_of_the_orm_see_the_session(run: Runner) -> None:
     def green() -> set[int]:
-        asked = Tag.objects.annotate(pid=RawSQL("pg_backend_pid()", ()))
+        asked = Tag.objects.annotate(pid=OwnSQL("pg_backend_pid()", ()))
         with pgbackend.pinned():
             pids = {Tag.objects.create(name=f"{n}") and asked.first().pid for n in range(3)}
             with connection.cursor() as cursor:
@@ -455,7 +455,7 @@ def test_errors_are_those_of_djangos_cursor(run: Runner) -> None:
         Tag.objects.create(name="x")
 
     def missing() -> None:
-        list(Tag.objects.annotate(a=RawSQL("nothing", ())))
+        list(Tag.objects.annotate(a=OwnSQL("nothing", ())))
 
     def broken() -> None:
         with transaction.atomic():
@@ -563,7 +563,7 @@ class Whispering(TextLoader):
 def test_types_that_a_holder_registers_are_known_to_later_statements(run: Runner) -> None:
     def green() -> list[str]:
         Author.objects.create(name="x")
-        asked = Author.objects.annotate(found=RawSQL("name::text", ()))
+        asked = Author.objects.annotate(found=OwnSQL("name::text", ()))
         found = [asked.get().found]
         with pgbackend.pinned():
             connection.ensure_connection()
@@ -585,7 +585,7 @@ def test_a_type_that_is_registered_in_a_block_is_known_at_once(
 
     def green() -> list[str]:
         Author.objects.create(name="Xy")
-        asked = Author.objects.annotate(found=RawSQL("name::text", ()))
+        asked = Author.objects.annotate(found=OwnSQL("name::text", ()))
         found = [asked.get().found]
         with transaction.atomic():
             found.append(asked.get().found)
@@ -612,7 +612,7 @@ def test_a_prepare_threshold_of_a_holder_is_not_the_next_ones(run_once: Runner) 
     options = connections["default"].settings_dict["OPTIONS"]
 
     def prepared() -> int:
-        counted = RawSQL("(SELECT count(*) FROM pg_prepared_statements)", ())
+        counted = OwnSQL("(SELECT count(*) FROM pg_prepared_statements)", ())
         return Author.objects.annotate(found=counted).get().found
 
     def green() -> list[int]:
@@ -649,7 +649,7 @@ def test_a_notice_reaches_who_listens_on_every_connection_and_no_former_holder(
             )
 
         def say(what: str) -> None:
-            Author.objects.annotate(said=RawSQL("say(%s)", (what,))).get()
+            Author.objects.annotate(said=OwnSQL("say(%s)", (what,))).get()
 
         Author.objects.create(name="x")
         say("one")
