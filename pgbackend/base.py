@@ -188,7 +188,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         """Whether this wrapper stands for its alias, and so uses the pool in an async context."""
         settings_dict, shared = self._sharing
         if settings_dict is not self.settings_dict:
-            for_threads = self._thread_sharing_count > self.lent  # type: ignore[attr-defined]
+            for_threads = self._thread_sharing_count > self.lent
             shared = not for_threads and conf.is_shared(self.alias, self.settings_dict)
             self._sharing = (self.settings_dict, shared)
         return shared

@@ -335,6 +335,44 @@ def test_what_is_bound_to_a_thread_stays_with_it(run: Runner, site: None) -> Non
     run(main())
 
 
+def test_statements_are_wrapped_for_the_view_and_its_tasks(run: Runner, settings: Any) -> None:
+    settings.ROOT_URLCONF = urls
+    settings.MIDDLEWARE = [f"{__name__}.wraps_statements"]
+
+    async def main() -> None:
+        async with client_of_a_new_handler() as client:
+            for view in ("async", "tasks", "sync"):
+                wrapped.clear()
+                response = await client.get(f"/{view}", headers={"user": "ann"})
+                assert response.status_code == 200
+                inserted = sum(sql.startswith("INSERT") for sql in wrapped)
+                assert inserted == (2 if view == "tasks" else 1), view
+                await Tag.objects.all().adelete()
+            wrapped.clear()
+            await Tag.objects.acount()
+            assert not wrapped, "the next has none"
+
+    run(main())
+
+
+wrapped: list[str] = []
+
+
+def note_statement(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+    wrapped.append(sql)
+    return execute(sql, params, many, context)
+
+
+@sync_only_middleware
+def wraps_statements(get_response: Any) -> Any:
+    def middleware(request: HttpRequest) -> HttpResponse:
+        with connection.execute_wrapper(note_statement):
+            response: HttpResponse = get_response(request)
+        return response
+
+    return middleware
+
+
 # --- Wrappers that packages derive ----------------------------------------------------------------
 
 
