@@ -106,9 +106,9 @@ def allows_async_unsafe() -> bool:
     return bool(os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"))
 
 
-def session_engine() -> str:
-    """The module that keeps sessions."""
-    return settings.SESSION_ENGINE
+def of_project(name: str) -> Any:
+    """Return one of Django's settings, as it is now."""
+    return getattr(settings, name)
 
 
 def session_reset(alias: str, options: Mapping[str, Any]) -> Any:
