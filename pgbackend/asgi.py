@@ -26,10 +26,10 @@ from typing import Any, NamedTuple
 
 from asgiref.sync import SyncToAsync, sync_to_async
 from django.core.exceptions import RequestAborted
-from django.core.handlers.asgi import ASGIHandler, get_script_prefix
+from django.core.handlers.asgi import ASGIHandler, ASGIRequest, get_script_prefix
 from django.core.signals import request_finished, request_started
 from django.dispatch import Signal
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpResponse
 from django.urls import set_script_prefix
 
 from . import conf, state, wrappers
@@ -372,12 +372,7 @@ async def close(response: Any) -> None:
     In the request's thread, if it closes what may block: what a project has made.
     """
     may_block = _closing_may_block(response)
-    if (
-        bridge.in_greenlet()
-        and not may_block
-        and not conf.has_foreign_alias()
-        and not _thread_in_use()
-    ):
+    if not (may_block or not bridge.in_greenlet() or conf.has_foreign_alias() or _thread_in_use()):
         response.close()  # with nothing in between, as most are
         return
     sender = response._handler_class  # noqa: SLF001
@@ -393,7 +388,7 @@ def _closing_may_block(response: Any) -> bool:
     return False
 
 
-_CLOSE_RESPONSE, _CLOSE_REQUEST = HttpResponse.close, HttpRequest.close
+_CLOSE_RESPONSE, _CLOSE_REQUEST = HttpResponse.close, ASGIRequest.close
 
 
 def hop_of_response(func: Callable[..., Any], **options: Any) -> Callable[..., Any]:

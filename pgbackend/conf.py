@@ -108,7 +108,10 @@ def allows_async_unsafe() -> bool:
 
 def of_project(name: str) -> Any:
     """Return one of Django's settings, as it is now."""
-    return getattr(settings, name)
+    try:
+        return _known_settings[name]
+    except KeyError:
+        return getattr(settings, name)
 
 
 def session_reset(alias: str, options: Mapping[str, Any]) -> Any:

@@ -54,13 +54,22 @@ def in_request(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
     """
     if conf.has_foreign_alias():
         return False
+    try:
+        may_block = _usual[type(func.__self__), func.__func__]  # type: ignore[attr-defined]
+    except (AttributeError, KeyError, TypeError):
+        return _unusual(func, args, kwargs)
+    return may_block is None or not may_block(func.__self__, args)  # type: ignore[attr-defined]
+
+
+def _unusual(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
+    """Decide about what is not known as a hook of Django's middleware, or is not yet."""
     owner = getattr(func, "__self__", None)
     if owner is None:
         return _function(func, args, kwargs)
-    known = _known.get(type(owner)) or _learn(type(owner))
-    if known is not None:
-        patched = getattr(func, "__func__", None) not in known.functions
-        return not patched and (known.may_block is None or not known.may_block(owner, args))
+    if type(owner) not in _known and (known := _learn(type(owner))) is not None:
+        return getattr(func, "__func__", None) in known.functions and known.runs_in_place(
+            owner, args
+        )
     if isinstance(owner, BaseHandler):  # process_exception_by_middleware()
         return _is_djangos_function(func) and not owner._exception_middleware  # type: ignore[attr-defined]  # noqa: SLF001
     if isinstance(owner, SimpleTemplateResponse):
@@ -287,6 +296,8 @@ class _Middleware(NamedTuple):
 
 
 _known: dict[type[Any], _Middleware] = {}
+#: The same, by class and function: what is asked a dozen times in a request.
+_usual: dict[tuple[type[Any], Any], Callable[[Any, Args], bool] | None] = {}
 
 
 def _learn(cls: type[Any]) -> _Middleware | None:
@@ -298,7 +309,9 @@ def _learn(cls: type[Any]) -> _Middleware | None:
     functions = [member for member in members.values() if isinstance(member, FunctionType)]
     if not all(map(_is_djangos_function, functions)):
         return _Middleware(frozenset(), None)  # somebody has patched it, and may undo that
-    return _known.setdefault(cls, _Middleware(frozenset(functions), _MIDDLEWARE[name]))
+    known = _known[cls] = _Middleware(frozenset(functions), _MIDDLEWARE[name])
+    _usual.update({(cls, function): known.may_block for function in functions})
+    return known
 
 
 # --- Note [Django's own code] ---------------------------------------------------------------------
