@@ -94,7 +94,7 @@ def in_error(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
     if status is None:
         return False
     view = get_resolver(get_urlconf()).resolve_error_handler(status)
-    return is_djangos(view) and not users_may_block()
+    return is_djangos(view, args[:1]) and not users_may_block()
 
 
 def in_cache(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
@@ -348,7 +348,8 @@ class _Look:
             return self._is_class_djangos(thing)
         known = _known.get(cls) or _learn(cls)
         if known is None:
-            return self._is_class_djangos(cls)
+            is_middleware = "get_response" in getattr(thing, "__dict__", ())
+            return not is_middleware and self._is_class_djangos(cls)
         return known.runs_in_place(thing, self._args) and self.is_djangos(thing.get_response)
 
     def _all(self, things: Iterable[Any]) -> bool:

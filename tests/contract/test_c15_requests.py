@@ -405,7 +405,14 @@ def looks_like_djangos(get_response: Any) -> Any:
     return middleware
 
 
-@pytest.mark.parametrize("above", ["", SECURITY, f"{HERE}.hybrid"])
+REMOTE = (
+    "django.contrib.sessions.middleware.SessionMiddleware"
+    " django.contrib.auth.middleware.AuthenticationMiddleware"
+    " django.contrib.auth.middleware.RemoteUserMiddleware"
+)
+
+
+@pytest.mark.parametrize("above", ["", SECURITY, f"{HERE}.hybrid", REMOTE])
 @pytest.mark.parametrize("view", [sync_view, async_view])
 @pytest.mark.parametrize(
     "name", ["Instance", "of_parts", "Inherits", "Calls", "OnlySync", "looks_like_djangos"]
@@ -413,7 +420,7 @@ def looks_like_djangos(get_response: Any) -> Any:
 def test_a_projects_middleware_of_any_form_keeps_its_thread(
     get: Any, settings: Any, name: str, view: Any, above: str
 ) -> None:
-    settings.MIDDLEWARE = [*filter(None, [above]), f"{HERE}.{name}"]
+    settings.MIDDLEWARE = [*above.split(), f"{HERE}.{name}"]
     settings.ROOT_URLCONF = urls_of(view)
     assert get("page/") == [200]
     mine = [entry for entry in seen if not entry[0].startswith(("hybrid", "view"))]
@@ -469,6 +476,33 @@ def test_a_patched_method_of_djangos_middleware_keeps_its_thread(
     run(main())
     seen[:] = [entry for entry in seen if entry[0] == "patched"]
     assert_in_one_thread()
+
+
+def test_a_patch_of_what_djangos_middleware_calls_keeps_its_thread(
+    get: Any, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an app does when it is ready, before there has been a request."""
+    monkeypatch.setattr(policies, "_known", {})
+    monkeypatch.setattr(policies, "_usual", {})
+    patch = patched(CsrfViewMiddleware._get_secret)  # type: ignore[attr-defined]
+    monkeypatch.setattr(CsrfViewMiddleware, "_get_secret", patch)
+    settings.MIDDLEWARE = ["django.middleware.csrf.CsrfViewMiddleware"]
+    settings.ROOT_URLCONF = urls_of(quiet)
+    assert get("page/") == [200]
+    assert_in_one_thread()
+
+
+class Same(SecurityMiddleware):
+    """A class of the project's, of which we ask no more."""
+
+
+def test_a_class_that_adds_nothing_to_djangos_middleware_is_the_projects(
+    get: Any, settings: Any, threads: list[str]
+) -> None:
+    settings.MIDDLEWARE = [f"{HERE}.Same"]
+    settings.ROOT_URLCONF = urls_of(quiet)
+    assert get("page/") == [200]
+    assert threads != []
 
 
 # --- Django's own middleware ----------------------------------------------------------------------
@@ -661,6 +695,19 @@ def test_a_projects_handler_of_uploads_keeps_its_thread(get: Any, settings: Any)
     codes = get("page/", method="POST", headers={"Cookie": f"csrftoken={token}"}, **form)
     assert codes == [200]
     assert_in_one_thread()
+
+
+@pytest.mark.parametrize("size", [100, 3_000_000])
+def test_a_large_form_is_parsed_for_its_token_in_a_thread(
+    get: Any, settings: Any, threads: list[str], size: int
+) -> None:
+    settings.MIDDLEWARE = ["django.middleware.csrf.CsrfViewMiddleware"]
+    settings.ROOT_URLCONF = urls_of(quiet)
+    token = "a" * 32
+    form = {"data": {"csrfmiddlewaretoken": token}, "files": {"file": b"a" * size}}
+    codes = get("page/", method="POST", headers={"Cookie": f"csrftoken={token}"}, **form)
+    assert codes == [200]
+    assert any("process_view" in each for each in threads) == (size > 100)
 
 
 class Storage(CookieStorage):
