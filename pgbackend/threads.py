@@ -9,8 +9,10 @@ What a function says of itself (`__module__`, `__wrapped__`) is no proof: `funct
 it. The module of its globals is. A function of Django's may call what it was given: a decorator
 calls a view, `user_passes_test()` calls a test, `as_view()` calls methods of a class. All of that
 is in the function's closure, so the closure must be Django's, too. A class is Django's if all its
-bases are, or if the others have no functions: a ModelAdmin that only declares runs no code of a
-project. With views and middleware we are stricter: a class of the project's is the project's.
+bases are, or if the others have no functions, but for views and middleware: there a class of the
+project's is the project's. What the ORM calls runs where the ORM runs; so do the hooks of a
+ModelAdmin (`get_queryset()`, `save_model()`), whose pages keep their thread only where the project
+has written them itself.
 
 Note [Chains of sync middleware]
 Django joins adjacent sync middleware in one chain, and makes one hop, with the outermost. Each one
@@ -356,7 +358,7 @@ class _Look:
         return all(map(self.is_djangos, things))
 
     def _is_class_djangos(self, cls: type[Any]) -> bool:
-        if issubclass(cls, _ORM):  # what the ORM calls runs where the ORM runs
+        if issubclass(cls, _ORM) or any(base.__module__ in _ADMIN for base in cls.__mro__):
             return True
         others = [base for base in cls.__mro__ if not _is_of_django(base.__module__)]
         if others and issubclass(cls, View):
@@ -366,6 +368,7 @@ class _Look:
 
 
 _ORM = (models.Model, models.QuerySet, BaseManager)
+_ADMIN = ("django.contrib.admin.options", "django.contrib.admin.sites")
 #: What consists of other things that may be called.
 _PARTS: dict[type[Any], tuple[str, ...]] = {
     MethodType: ("__func__", "__self__"),
