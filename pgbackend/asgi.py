@@ -26,14 +26,16 @@ from typing import Any, NamedTuple
 
 from asgiref.sync import SyncToAsync, sync_to_async
 from django.core.exceptions import RequestAborted
-from django.core.handlers.asgi import ASGIHandler, get_script_prefix
+from django.core.handlers.asgi import ASGIHandler, ASGIRequest, get_script_prefix
 from django.core.signals import request_finished, request_started
 from django.dispatch import Signal
+from django.http import HttpResponse
 from django.urls import set_script_prefix
 
 from . import conf, state, wrappers
 from .driver import bridge
 from .patches import djangos, lookup
+from .threads import is_djangos as is_all_djangos
 
 
 async def handle(self: Any, scope: Any, receive: Any, send: Any) -> None:
@@ -365,11 +367,28 @@ async def asend(signal: Signal, sender: Any, **named: Any) -> Any:
 
 
 async def close(response: Any) -> None:
-    """Call `response.close()`, which sends `request_finished`."""
-    if bridge.in_greenlet() and not conf.has_foreign_alias() and not _thread_in_use():
+    """Call `response.close()`, which sends `request_finished`.
+
+    In the request's thread, if it closes what may block: what a project has made.
+    """
+    may_block = _closing_may_block(response)
+    if not (may_block or not bridge.in_greenlet() or conf.has_foreign_alias() or _thread_in_use()):
         response.close()  # with nothing in between, as most are
         return
-    await _tell(response.close, request_finished, response._handler_class, {})  # noqa: SLF001
+    sender = response._handler_class  # noqa: SLF001
+    await _tell(response.close, request_finished, sender, {}, may_block=may_block)
+
+
+def _closing_may_block(response: Any) -> bool:
+    if getattr(response.close, "__func__", None) is not _CLOSE_RESPONSE:
+        return True
+    for closer in response._resource_closers:  # noqa: SLF001 - most have one: the request's
+        if getattr(closer, "__func__", None) is not _CLOSE_REQUEST and not is_all_djangos(closer):
+            return True
+    return False
+
+
+_CLOSE_RESPONSE, _CLOSE_REQUEST = HttpResponse.close, ASGIRequest.close
 
 
 def hop_of_response(func: Callable[..., Any], **options: Any) -> Callable[..., Any]:
@@ -382,9 +401,16 @@ def hop_of_response(func: Callable[..., Any], **options: Any) -> Callable[..., A
     return functools.partial(close, func.__self__)  # type: ignore[attr-defined]
 
 
-async def _tell(tell: Callable[[], Any], signal: Signal, sender: Any, named: dict[str, Any]) -> Any:
+async def _tell(
+    tell: Callable[[], Any],
+    signal: Signal,
+    sender: Any,
+    named: dict[str, Any],
+    *,
+    may_block: bool = False,
+) -> Any:
     """Call `tell`, which calls the receivers of a request's signal."""
-    thread_in_use = _thread_in_use()
+    thread_in_use = may_block or _thread_in_use()
     if not thread_in_use and not conf.has_foreign_alias():
         return await bridge.run(tell)
     receivers = signal._live_receivers(sender)[0]  # noqa: SLF001

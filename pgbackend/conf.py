@@ -130,9 +130,12 @@ def thread_locals() -> dict[str, frozenset[str]]:
     return {key: frozenset(value.get(key, ())) for key in names}
 
 
-def session_engine() -> str:
-    """The module that keeps sessions."""
-    return settings.SESSION_ENGINE
+def of_project(name: str) -> Any:
+    """Return one of Django's settings, as it is now."""
+    try:
+        return _known_settings[name]
+    except KeyError:
+        return getattr(settings, name)
 
 
 def session_reset(alias: str, options: Mapping[str, Any]) -> Any:

@@ -6,7 +6,8 @@ concerned. The rule for Django's hops to a thread (`sync_to_async` inside Django
 - the ORM's a-methods run their synchronous twin green, if its alias is pgbackend's;
 - what Django itself defines and does not block (its middleware, its views, rendering, the receivers
   of signals) runs green, in place, if every alias of the project is pgbackend's;
-- what users define (sync views, sync middleware) keeps its thread: it may block.
+- what users define (sync views, sync middleware) keeps its thread, wherever it stands, for it may
+  block. threads.py tells one from the other.
 
 Password hashing keeps its thread too: it is work, not waiting, and would stop the loop.
 """
@@ -27,8 +28,6 @@ from weakref import ReferenceType
 from asgiref.local import Local
 from asgiref.sync import AsyncToSync, SyncToAsync, async_to_sync, iscoroutinefunction, sync_to_async
 from django.apps import apps
-from django.core.exceptions import PermissionDenied
-from django.core.handlers import exception
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.base import BaseHandler
 from django.core.signals import request_finished, request_started, setting_changed
@@ -36,12 +35,21 @@ from django.db import close_old_connections, connections, reset_queries, router,
 from django.db.backends.dummy import base as dummy
 from django.db.models.sql.query import RawQuery
 from django.db.utils import ConnectionHandler
-from django.http import Http404
-from django.urls import get_resolver, get_urlconf
 from django.utils import asyncio as django_asyncio
 from django.utils.asyncio import async_unsafe
 
-from . import asgi, blocks, checks, conf, generators, request, state, thread_locals, wrappers
+from . import (
+    asgi,
+    blocks,
+    checks,
+    conf,
+    generators,
+    request,
+    state,
+    thread_locals,
+    threads,
+    wrappers,
+)
 from .driver import bridge
 from .driver.connection import let_go
 
@@ -285,63 +293,9 @@ def _alias_of(subject: Any) -> str | None:
     return router.db_for_write(model) if inspect.isclass(model) else None  # type: ignore[arg-type]
 
 
-def _own_function(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """A function that Django defines and that does not block: green, in place."""
-    if not asgi.is_djangos(func) or conf.has_foreign_alias():
-        return False
-    module = func.__module__
-    name = getattr(func, "__name__", "")
-    if module == "django.contrib.sessions.middleware":
-        return conf.session_engine() in _SESSIONS_THAT_DO_NOT_BLOCK
-    if name == "process_exception_by_middleware":
-        handler: Any = func.__self__  # type: ignore[attr-defined]
-        return not handler._exception_middleware  # noqa: SLF001
-    if name == "log_response":
-        return kwargs["response"].status_code < 500  # from there on logging may send mail
-    if module in _MODULES_THAT_HASH or (module, name) == ("django.contrib.admin.sites", "login"):
-        return bool(args) and getattr(args[0], "method", None) in ("GET", "HEAD")
-    return module not in _MODULES_THAT_BLOCK
-
-
-def _plain_error(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """The answer to Http404 and PermissionDenied, where Django's own view gives it."""
-    if conf.has_foreign_alias() or func is not exception.response_for_exception:
-        return False
-    statuses = ((Http404, 404), (PermissionDenied, 403))
-    status = next((code for kind, code in statuses if isinstance(args[1], kind)), None)
-    if status is None:
-        return False
-    handler = get_resolver(get_urlconf()).resolve_error_handler(status)
-    return handler.__module__.startswith("django.")
-
-
-_SESSIONS_THAT_DO_NOT_BLOCK = (
-    "django.contrib.sessions.backends.db",
-    "django.contrib.sessions.backends.signed_cookies",
-)
-#: Files are read from disk.
-_MODULES_THAT_BLOCK = ("django.contrib.staticfiles.views", "django.views.static")
-#: Views that check or set the password that is posted to them.
-_MODULES_THAT_HASH = ("django.contrib.auth.admin", "django.contrib.auth.views")
-
-
 def _receivers(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """The receivers of a signal: in place, as those of `send()`."""
     return not conf.has_foreign_alias()
-
-
-def _cache(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """A method of a cache in memory or in a table of pgbackend's; others may block."""
-    cache = getattr(func, "__self__", None)
-    if type(cache).__module__ in _CACHES_IN_MEMORY:
-        return True
-    model = getattr(cache, "cache_model_class", None)
-    if model is None:
-        return False
-    return conf.alias_is_ours(router.db_for_write(model))
-
-
-_CACHES_IN_MEMORY = ("django.core.cache.backends.dummy", "django.core.cache.backends.locmem")
 
 
 # --- Django -------------------------------------------------------------------------------------
@@ -352,17 +306,17 @@ _HOPS: dict[str, Policy] = {
     "django.db.models.base": _orm,
     "django.db.models.fields.related_descriptors": _orm,
     "django.core.paginator": _orm,
-    "django.core.handlers.base": _own_function,
-    "django.core.cache.backends.base": _cache,
-    "django.core.handlers.exception": _plain_error,
+    "django.core.handlers.base": threads.in_request,
+    "django.core.cache.backends.base": threads.in_cache,
+    "django.core.handlers.exception": threads.in_error,
     "django.dispatch.dispatcher": _receivers,
-    "django.utils.deprecation": _own_function,
+    "django.utils.deprecation": threads.in_request,
 }
 #: The same, for modules of apps.
 _APP_HOPS: dict[str, dict[str, Policy]] = {
     "django.contrib.auth": {
-        "django.contrib.auth.backends": _own_function,
-        "django.contrib.auth.decorators": _own_function,
+        "django.contrib.auth.backends": threads.in_auth,
+        "django.contrib.auth.decorators": threads.in_auth,
     },
     "django.contrib.contenttypes": {"django.contrib.contenttypes.fields": _orm},
     "django.contrib.sessions": {"django.contrib.sessions.backends.db": _orm},

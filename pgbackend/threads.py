@@ -1,0 +1,418 @@
+"""Deciding which of Django's functions run in place, on the loop, and which keep their thread.
+
+Django calls sync code of a request in the request's thread. `hooks` asks here, at each such call,
+whether the thread is needed. It is not where all the code that runs is Django's own, and none of it
+blocks; statements do not block, for they wait on the loop.
+
+Note [Django's own code]
+What a function says of itself (`__module__`, `__wrapped__`) is no proof: `functools.wraps` copies
+it. The module of its globals is. A function of Django's may call what it was given: a decorator
+calls a view, `user_passes_test()` calls a test, `as_view()` calls methods of a class. All of that
+is in the function's closure, so the closure must be Django's, too. A class is Django's if all its
+bases are, or if the others have no functions, but for views and middleware: there a class of the
+project's is the project's. What the ORM calls runs where the ORM runs; so do the hooks of a
+ModelAdmin (`get_queryset()`, `save_model()`), whose pages keep their thread only where the project
+has written them itself.
+
+Note [Chains of sync middleware]
+Django joins adjacent sync middleware in one chain, and makes one hop, with the outermost. Each one
+knows the next, as its `get_response` or in its closure, so the same look goes through the chain.
+All middleware of Django's can be async, and is, unless what is next below is sync: at the inner end
+of a chain there is always middleware of the project's. So no chain runs in place.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from types import FunctionType, MethodType
+from typing import Any, NamedTuple
+
+from django.apps import apps
+from django.core.exceptions import PermissionDenied
+from django.core.handlers.base import BaseHandler
+from django.db import models, router
+from django.db.models.manager import BaseManager
+from django.http import Http404
+from django.template.response import SimpleTemplateResponse
+from django.urls import get_resolver, get_urlconf
+from django.utils.functional import cached_property
+from django.utils.module_loading import import_string
+from django.views import View
+
+from . import conf
+
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
+
+
+# --- Where Django hops to a thread ----------------------------------------------------------------
+
+
+def in_request(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
+    """Return whether a function that serves a request runs in place.
+
+    It may be a hook of a middleware, a chain of middleware, a view, or a part of the handler.
+    """
+    if conf.has_foreign_alias():
+        return False
+    try:
+        may_block = _usual[type(func.__self__), func.__func__]  # type: ignore[attr-defined]
+    except (AttributeError, KeyError, TypeError):
+        return _unusual(func, args, kwargs)
+    return may_block is None or not may_block(func.__self__, args)  # type: ignore[attr-defined]
+
+
+def _unusual(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
+    """Decide about what is not known as a hook of Django's middleware, or is not yet."""
+    owner = getattr(func, "__self__", None)
+    if owner is None:
+        return _function(func, args, kwargs)
+    if type(owner) not in _known and (known := _learn(type(owner))) is not None:
+        return getattr(func, "__func__", None) in known.functions and known.runs_in_place(
+            owner, args
+        )
+    if isinstance(owner, BaseHandler):  # process_exception_by_middleware()
+        return _is_djangos_function(func) and not owner._exception_middleware  # type: ignore[attr-defined]  # noqa: SLF001
+    if isinstance(owner, SimpleTemplateResponse):
+        return _rendering(func, owner)
+    return _view(func, args, kwargs)
+
+
+def in_auth(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
+    """Return whether a function of a backend, or a test of a user, runs in place."""
+    return not conf.has_foreign_alias() and is_djangos(func)
+
+
+def in_error(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
+    """Return whether the answer to an exception is made in place.
+
+    It is for Http404 and PermissionDenied, where Django's own view gives it.
+    """
+    if conf.has_foreign_alias() or not _is_djangos_function(func):
+        return False
+    statuses = ((Http404, 404), (PermissionDenied, 403))
+    status = next((code for kind, code in statuses if isinstance(args[1], kind)), None)
+    if status is None:
+        return False
+    view = get_resolver(get_urlconf()).resolve_error_handler(status)
+    return is_djangos(view, args[:1]) and not users_may_block()
+
+
+def in_cache(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
+    """Return whether a method of a cache runs in place: in memory, or in a table of pgbackend's."""
+    cache = getattr(func, "__self__", None)
+    name = f"{type(cache).__module__}.{type(cache).__qualname__}"
+    if name != _CACHE_IN_A_TABLE:
+        return name in _CACHES_IN_MEMORY
+    model: Any = cache.cache_model_class  # type: ignore[union-attr]
+    return conf.alias_is_ours(router.db_for_write(model))
+
+
+_CACHES_IN_MEMORY = (
+    "django.core.cache.backends.dummy.DummyCache",
+    "django.core.cache.backends.locmem.LocMemCache",
+)
+_CACHE_IN_A_TABLE = "django.core.cache.backends.db.DatabaseCache"
+
+
+def _function(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
+    """Decide about what is no method: most are views."""
+    if getattr(func, "__name__", "") == "log_response" and _is_djangos_function(func):
+        return bool(kwargs["response"].status_code < 500)  # from there on logging may send mail
+    return _view(func, args, kwargs)
+
+
+def _view(view: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
+    """Decide about a view; what it is given beside the request may be code as well."""
+    if not is_djangos(view, args) or (kwargs and not is_djangos(kwargs, args)):
+        return False
+    module, name = getattr(view, "__module__", ""), getattr(view, "__name__", "")
+    if module in _MODULES_THAT_HASH or (module, name) == ("django.contrib.admin.sites", "login"):
+        works = not args or getattr(args[0], "method", None) not in ("GET", "HEAD")
+    else:
+        works = module in _MODULES_THAT_BLOCK
+    return not works and not users_may_block()
+
+
+#: Files are read from disk.
+_MODULES_THAT_BLOCK = ("django.contrib.staticfiles.views", "django.views.static")
+#: Views that check or set the password that is posted to them.
+_MODULES_THAT_HASH = ("django.contrib.auth.admin", "django.contrib.auth.views")
+
+
+def _rendering(render: Callable[..., Any], response: Any) -> bool:
+    """Decide about `render()` of a response, which also calls what waits for it."""
+    return (
+        is_djangos(render)
+        and all(is_djangos(callback) for callback in response._post_render_callbacks)  # noqa: SLF001
+        and not users_may_block()
+    )
+
+
+# --- What may block below Django's functions ------------------------------------------------------
+
+
+def users_may_block() -> bool:
+    """Return whether to look at `request.user`, as views and templates do, may block."""
+    return sessions_may_block() or not all(map(_is_backend_djangos, _backends()))
+
+
+def _backends() -> Iterable[str]:
+    if not apps.is_installed("django.contrib.auth"):
+        return ()
+    backends: Iterable[str] = conf.of_project("AUTHENTICATION_BACKENDS")
+    return backends
+
+
+def _is_backend_djangos(name: str) -> bool:
+    """Whether Django's own methods load a user, and tell what the user may do."""
+    if name.startswith("django."):
+        return True
+    try:
+        backend = import_string(name)
+    except ImportError:  # Django says so, where it loads the backend
+        return False
+    methods = (getattr(backend, method, None) for method in _ASKED_OF_BACKENDS)
+    return all(method is None or _is_djangos_function(method) for method in methods)
+
+
+_ASKED_OF_BACKENDS = ("get_user", "has_perm", "has_module_perms", "get_all_permissions")
+
+
+def sessions_may_block() -> bool:
+    """Return whether to load or save a session may block."""
+    engine = conf.of_project("SESSION_ENGINE")
+    if engine in _SESSIONS_THAT_DO_NOT_BLOCK:
+        return False
+    if engine in _SESSIONS_IN_CACHES:
+        return cache_may_block(conf.of_project("SESSION_CACHE_ALIAS"))
+    return True
+
+
+_SESSIONS_THAT_DO_NOT_BLOCK = (
+    "django.contrib.sessions.backends.db",
+    "django.contrib.sessions.backends.signed_cookies",
+)
+_SESSIONS_IN_CACHES = (
+    "django.contrib.sessions.backends.cache",
+    "django.contrib.sessions.backends.cached_db",
+)
+
+
+def cache_may_block(alias: str) -> bool:
+    """Return whether the cache `alias` may block, in a project all of whose databases are ours."""
+    backend = conf.of_project("CACHES").get(alias, {}).get("BACKEND")
+    return backend not in (*_CACHES_IN_MEMORY, _CACHE_IN_A_TABLE)
+
+
+def _session(middleware: Any, args: Args) -> bool:
+    return sessions_may_block()
+
+
+def _user(middleware: Any, args: Args) -> bool:
+    return users_may_block()
+
+
+def _messages(middleware: Any, args: Args) -> bool:
+    storage = conf.of_project("MESSAGE_STORAGE")
+    if storage == "django.contrib.messages.storage.cookie.CookieStorage":
+        return False
+    return sessions_may_block() or not storage.startswith("django.")
+
+
+def _csrf(middleware: Any, args: Args) -> bool:
+    """A form is parsed for its token; and the view that refuses it may be the project's."""
+    if conf.of_project("CSRF_USE_SESSIONS") and sessions_may_block():
+        return True
+    request = args[0] if args else None
+    if getattr(request, "method", None) in ("GET", "HEAD", "OPTIONS", "TRACE"):
+        return False
+    refuses = conf.of_project("CSRF_FAILURE_VIEW")
+    if refuses != "django.views.csrf.csrf_failure" or users_may_block():
+        return True
+    uploads = all(name.startswith("django.") for name in conf.of_project("FILE_UPLOAD_HANDLERS"))
+    return not uploads or _length(request) > conf.most_in_memory()
+
+
+def _length(request: Any) -> int:
+    """How long the body is that a request announces."""
+    try:
+        return int(request.META.get("CONTENT_LENGTH") or 0)
+    except (AttributeError, ValueError):
+        return 0
+
+
+def _cache(middleware: Any, args: Args) -> bool:
+    return cache_may_block(middleware.cache_alias)
+
+
+def _compression(middleware: Any, args: Args) -> bool:
+    """To compress takes a millisecond for as much as this; a thread of zlib's leaves the loop."""
+    response = args[1] if len(args) > 1 else None
+    return response is not None and not response.streaming and len(response.content) > 32 * 1024
+
+
+def _broken_link(middleware: Any, args: Args) -> bool:
+    """It sends mail."""
+    return len(args) < 2 or args[1].status_code == 404
+
+
+#: Django's middleware, and when it may block; None: never. What is not here is taken to block.
+_MIDDLEWARE: dict[str, Callable[[Any, Args], bool] | None] = {
+    "django.contrib.admindocs.middleware.XViewMiddleware": _user,
+    "django.contrib.auth.middleware.AuthenticationMiddleware": None,  # request.user is lazy
+    "django.contrib.auth.middleware.LoginRequiredMiddleware": _user,
+    "django.contrib.flatpages.middleware.FlatpageFallbackMiddleware": _user,
+    "django.contrib.messages.middleware.MessageMiddleware": _messages,
+    "django.contrib.redirects.middleware.RedirectFallbackMiddleware": None,
+    "django.contrib.sessions.middleware.SessionMiddleware": _session,
+    "django.contrib.sites.middleware.CurrentSiteMiddleware": None,
+    "django.middleware.cache.CacheMiddleware": _cache,
+    "django.middleware.cache.FetchFromCacheMiddleware": _cache,
+    "django.middleware.cache.UpdateCacheMiddleware": _cache,
+    "django.middleware.clickjacking.XFrameOptionsMiddleware": None,
+    "django.middleware.common.BrokenLinkEmailsMiddleware": _broken_link,
+    "django.middleware.common.CommonMiddleware": None,
+    "django.middleware.csp.ContentSecurityPolicyMiddleware": None,
+    "django.middleware.csrf.CsrfViewMiddleware": _csrf,
+    "django.middleware.gzip.GZipMiddleware": _compression,
+    "django.middleware.http.ConditionalGetMiddleware": None,
+    "django.middleware.locale.LocaleMiddleware": None,
+    "django.middleware.security.SecurityMiddleware": None,
+    "django.views.decorators.csrf._EnsureCsrfCookie": _csrf,
+    "django.views.decorators.csrf._EnsureCsrfToken": _csrf,
+}
+
+
+class _Middleware(NamedTuple):
+    """What is known of a class of Django's middleware, which lives as long as the process."""
+
+    functions: frozenset[Any]
+    """Those of the class; none if somebody has patched one."""
+    may_block: Callable[[Any, Args], bool] | None
+
+    def runs_in_place(self, middleware: Any, args: Args) -> bool:
+        blocks = self.may_block
+        return bool(self.functions) and (blocks is None or not blocks(middleware, args))
+
+
+_known: dict[type[Any], _Middleware] = {}
+#: The same, by class and function: what is asked a dozen times in a request.
+_usual: dict[tuple[type[Any], Any], Callable[[Any, Args], bool] | None] = {}
+
+
+def _learn(cls: type[Any]) -> _Middleware | None:
+    """Return what is known of `cls`; None if it is no middleware of Django's, as Django made it."""
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    if name not in _MIDDLEWARE:
+        return None
+    members = {key: member for base in cls.__mro__[::-1] for key, member in vars(base).items()}
+    functions = [member for member in members.values() if isinstance(member, FunctionType)]
+    if not all(map(_is_djangos_function, functions)):
+        return _Middleware(frozenset(), None)  # somebody has patched it, and may undo that
+    known = _known[cls] = _Middleware(frozenset(functions), _MIDDLEWARE[name])
+    _usual.update({(cls, function): known.may_block for function in functions})
+    return known
+
+
+# --- Note [Django's own code] ---------------------------------------------------------------------
+
+
+def is_djangos(thing: Any, args: Args = ()) -> bool:
+    """Return whether all code that `thing` may run is Django's own.
+
+    `args` are those of the call, for middleware that a decorator holds: it must not block, either.
+    """
+    return _Look(args).is_djangos(thing)
+
+
+class _Look:
+    """A look at what a function holds, and what that holds."""
+
+    def __init__(self, args: Args) -> None:
+        self._args = args
+        #: What has been met, by identity: closures may hold themselves.
+        self._met: dict[int, Any] = {}
+
+    def is_djangos(self, thing: Any) -> bool:
+        if id(thing) in self._met:
+            return True
+        self._met[id(thing)] = thing
+        if type(thing) is FunctionType and not _is_djangos_function(thing):
+            return False
+        held = _held_by(thing)
+        return self._is_object_djangos(thing) if held is None else self._all(held)
+
+    def _is_object_djangos(self, thing: Any) -> bool:
+        cls = type(thing)  # and not `__class__`, for which a lazy object is made
+        if issubclass(cls, type):
+            return self._is_class_djangos(thing)
+        known = _known.get(cls) or _learn(cls)
+        if known is None:
+            is_middleware = "get_response" in getattr(thing, "__dict__", ())
+            return not is_middleware and self._is_class_djangos(cls)
+        return known.runs_in_place(thing, self._args) and self.is_djangos(thing.get_response)
+
+    def _all(self, things: Iterable[Any]) -> bool:
+        return all(map(self.is_djangos, things))
+
+    def _is_class_djangos(self, cls: type[Any]) -> bool:
+        if issubclass(cls, _ORM) or any(base.__module__ in _ADMIN for base in cls.__mro__):
+            return True
+        others = [base for base in cls.__mro__ if not _is_of_django(base.__module__)]
+        if others and issubclass(cls, View):
+            return False
+        members = (item for base in others for item in vars(base).items())
+        return self._all(member for name, member in members if not name.startswith("__annotate"))
+
+
+_ORM = (models.Model, models.QuerySet, BaseManager)
+_ADMIN = ("django.contrib.admin.options", "django.contrib.admin.sites")
+#: What consists of other things that may be called.
+_PARTS: dict[type[Any], tuple[str, ...]] = {
+    MethodType: ("__func__", "__self__"),
+    cached_property: ("func",),
+    classmethod: ("__func__",),
+    functools.partial: ("func", "args", "keywords"),
+    type(functools.cache(len)): ("__wrapped__",),
+    property: ("fget", "fset"),
+    staticmethod: ("__func__",),
+}
+#: Modules of the standard library whose functions, or objects, do what is in them and no more. By
+#: name, for an app may be named as one of the others.
+_PLAIN = {
+    *("_thread", "abc", "builtins", "collections", "contextlib", "datetime", "decimal", "enum"),
+    *("functools", "operator", "pathlib", "pathlib._local", "re", "types", "uuid", "zoneinfo"),
+}
+
+
+def _is_of_django(module: Any) -> bool:
+    return isinstance(module, str) and (module.startswith("django.") or module in _PLAIN)
+
+
+def _is_djangos_function(function: Any) -> bool:
+    """Whether Django's code defines a function or method: by its globals, whatever it says."""
+    function = getattr(function, "__func__", function)
+    return type(function) is FunctionType and _is_of_django(function.__globals__.get("__name__"))
+
+
+def _held_by(thing: Any) -> Iterable[Any] | None:
+    """Return what a function, or a container of others, holds; None if `thing` is neither."""
+    cls = type(thing)
+    if cls is FunctionType:
+        return _closure(thing)
+    if cls in _PARTS:
+        return [getattr(thing, name) for name in _PARTS[cls]]
+    if issubclass(cls, dict):
+        held: Iterable[Any] = thing.values()
+        return held
+    return thing if issubclass(cls, list | tuple | set | frozenset) else None
+
+
+def _closure(function: Any) -> Iterable[Any]:
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # it is not yet filled
+            continue
