@@ -901,6 +901,15 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             # What was begun by set_autocommit(False) ends with its connection.
             state.end(self, current)
 
+    def close_if_unusable_or_obsolete(self) -> None:
+        """Close a connection that should not serve another request; but not that of a test.
+
+        In the transaction of a test it is not in the autocommit mode that it is expected in: on
+        Django's own backend channels' `database_sync_to_async` ends a `TestCase` so.
+        """
+        if not state.is_of_test(self):
+            super().close_if_unusable_or_obsolete()
+
     def _close_own(self) -> None:
         """Close what sync code has left open on this wrapper: in this thread, or handed to one."""
         own = self._own
