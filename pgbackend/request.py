@@ -22,7 +22,7 @@ import asyncio
 import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar, Token
 from typing import Any, TypeAlias
 
@@ -143,7 +143,8 @@ def begin() -> Token[_Held | None]:
 
 def end(token: Token[_Held | None]) -> None:
     """End a request: the code around it, if there is some, has the values that it had before."""
-    _held.reset(token)
+    with suppress(ValueError):  # another context closes its coroutine, and has never begun it
+        _held.reset(token)
 
 
 def follow() -> None:

@@ -65,20 +65,31 @@ def _share(wrapper: Any) -> None:
 @pytest.mark.parametrize(
     "meddle",
     [
-        lambda wrapper: setattr(wrapper, "tenant", "a"),
         lambda wrapper: setattr(wrapper, "cursor", wrapper.cursor),
         lambda wrapper: wrapper._own_scope.execute_wrappers.append(print),
         lambda wrapper: wrapper._own.run_on_commit.append(print),
         _share,
         lambda wrapper: wrappers.forget(),
     ],
-    ids=["attribute", "patch", "execute_wrapper", "on_commit", "thread sharing", "setting"],
+    ids=["patch", "execute_wrapper", "on_commit", "thread sharing", "setting"],
 )
 def test_one_that_was_changed_serves_no_other(
     objects_of_two_requests: Any, meddle: Callable[[Any], Any]
 ) -> None:
     first, second = objects_of_two_requests(meddle)
     assert first is not second
+
+
+def test_what_others_have_set_on_it_is_gone_with_the_request(objects_of_two_requests: Any) -> None:
+    seen: list[Any] = []
+
+    def meddle(wrapper: Any) -> None:
+        seen.append(getattr(wrapper, "tenant", None))
+        wrapper.tenant = "a"
+
+    first, second = objects_of_two_requests(meddle)
+    assert first is second
+    assert seen == [None, None]
 
 
 def test_one_whose_settings_are_no_more_those_of_its_alias_serves_no_other(
@@ -99,7 +110,8 @@ def test_one_of_a_derived_class_serves_no_other(
     with monkeypatch.context() as patched:
         patched.setattr("pgbackend.base.DatabaseWrapper", OfTenants)
         first, second = objects_of_two_requests()
-    assert (type(first), type(second)) == (OfTenants, OfTenants)
+    assert isinstance(first, OfTenants)
+    assert isinstance(second, OfTenants)
     assert first is not second
 
 
