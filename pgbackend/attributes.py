@@ -21,6 +21,7 @@ set it in the request.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,6 +29,7 @@ from typing import Any
 from django.db import connections
 
 from . import request, state
+from .driver import bridge
 
 _plainly = object.__setattr__
 _MISSING: Any = object()
@@ -149,8 +151,8 @@ def _of_class(cls: type[Any], name: str) -> Any:
 
 def _put(wrapper: Any, name: str, value: Any) -> None:
     """Let attribute `name` have `value`, where the running code is."""
-    if wrapper._noted is not None:
-        wrapper._noted.setdefault(name, _raw(wrapper, name))
+    if wrapper._noted and (noted := wrapper._noted.get(_who_runs())) is not None:
+        noted.setdefault(name, _raw(wrapper, name))
     if request.follows() and _is_published(wrapper):
         owner = ("connection", wrapper.alias)
         request.change(owner, {**(request.values_of(owner) or {}), name: value})
@@ -191,16 +193,27 @@ def of_connection(wrapper: Any) -> Iterator[None]:
 
     See Note [Attributes of a connection].
     """
-    outer, wrapper.__dict__["_noted"] = wrapper._noted, {}
+    who = _who_runs()
+    noted: dict[str, Any] = {}
+    outer = wrapper._noted.get(who)
+    wrapper.__dict__["_noted"] = {**wrapper._noted, who: noted}
     try:
         yield
     finally:
-        noted, wrapper.__dict__["_noted"] = wrapper._noted, None
+        # Others may have come and gone meanwhile: the statement may have waited.
+        others = {each: of_it for each, of_it in wrapper._noted.items() if each != who}
+        wrapper.__dict__["_noted"] = others
         if noted and request.follows():
             connection = state.current_state(wrapper).connection
             for name, before in noted.items():
                 _put(wrapper, name, _OfConnection(_raw(wrapper, name), before, connection))
-        wrapper.__dict__["_noted"] = outer
+        if outer is not None:
+            wrapper.__dict__["_noted"] = {**others, who: outer}
+
+
+def _who_runs() -> object:
+    """Return what tells the running code from all that may run while it waits."""
+    return bridge.current() or threading.get_ident()
 
 
 def names_of(cls: type[Any]) -> frozenset[str]:

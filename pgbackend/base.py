@@ -147,8 +147,8 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     _attributes: Mapping[str, Any] = {}
     #: Whether `django.db.connections` has it, and so its alias has its attributes.
     _published = False
-    #: What its `_cursor()`, which is running, has set.
-    _noted: dict[str, Any] | None = None
+    #: By who runs it (tasks share this object), what its `_cursor()` has set.
+    _noted: Mapping[object, dict[str, Any]] = {}
 
     def __init__(self, settings_dict: dict[str, Any], alias: str = DEFAULT_DB_ALIAS) -> None:
         if request.follows():
