@@ -492,6 +492,14 @@ def _hook_channels() -> None:
     except ImportError:  # not installed, or another package of this name
         return
     _make_call_green(consumer.AsyncConsumer)
+    call = consumer.AsyncConsumer.__call__
+
+    @functools.wraps(call)
+    async def __call__(self: Any, scope: Any, receive: Any, send: Any) -> Any:
+        thread_locals.go_on()  # consumers are loaded when the handler of requests has been made
+        return await call(self, scope, receive, send)
+
+    consumer.AsyncConsumer.__call__ = __call__
     database.sync_to_async = _hop_of_consumer
 
 
