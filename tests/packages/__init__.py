@@ -1,0 +1,6 @@
+"""Packages as they are released, each in a small project of its own: the state of the request.
+
+A file `with_*.py` is a project: settings, models, and what a request of a user does and sees. Its
+process (`run.py`) plays the same matrix for all: sync and async middleware around the package's,
+sync and async views, work alone, under `gather()` and in a TaskGroup. See docs/packages.md.
+"""

@@ -1,0 +1,48 @@
+"""Starts the projects, each on pgbackend and on Django's own engine, and knows what they said."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.support.processes import Program, run_all
+
+HERE = Path(__file__).parent
+NAMES = sorted(path.stem for path in HERE.glob("with_*.py"))
+_ENGINES = {"pgbackend": "pgbackend", "stock": "django.db.backends.postgresql"}
+
+
+@dataclass
+class Said:
+    """What a project has seen on one engine."""
+
+    told: dict[str, str]
+    cells: dict[str, dict[str, Any]]
+
+    def wrong(self, view: str = "view") -> dict[str, dict[str, Any]]:
+        """Return the cells in which something was wrong, of all views or of one kind."""
+        return {
+            name: cell for name, cell in self.cells.items() if f" {view}" in name and cell["wrong"]
+        }
+
+    def count(self, view: str = "view") -> int:
+        return sum(cell["wrong"] for cell in self.wrong(view).values())
+
+
+def play(name: str) -> dict[str, Said]:
+    """Play the matrix of one project on both engines, side by side."""
+    finished = run_all(
+        Program(
+            ["-m", "tests.packages.run", name],
+            environment={"PACKAGES_ENGINE": engine, "PACKAGES_DATABASE": f"packages_{name}_{key}"},
+        )
+        for key, engine in _ENGINES.items()
+    )
+    said = {}
+    for key, each in zip(_ENGINES, finished, strict=True):
+        assert each.returncode == 0, f"{key}: {each.errors}"
+        told = json.loads(each.output)
+        said[key] = Said(cells=told.pop("cells"), told=told)
+    return said

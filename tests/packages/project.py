@@ -1,0 +1,211 @@
+"""What the projects share: settings, a database of the project's own, users, and who asks."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from types import ModuleType
+from typing import Any
+
+import django
+import psycopg
+from asgiref.sync import iscoroutinefunction, sync_to_async
+from django.apps import apps as registry
+from django.conf import settings
+
+#: The engine under test: pgbackend, or Django's own.
+ENGINE = os.environ.get("PACKAGES_ENGINE", "pgbackend")
+STOCK = ENGINE == "django.db.backends.postgresql"
+#: Who sends requests; each is a tenant's name as well.
+WHO = ["ann", "bob", "eve"]
+#: The number of the work that a view does at last, when its tasks are done.
+LAST = 3
+
+_LOG_IN = f"{__name__}.log_in"
+_LOOK = f"{__name__}.look"
+
+
+@dataclass
+class Project:
+    """A project that uses one package."""
+
+    module: ModuleType
+    package: str
+    """The name of its distribution."""
+    state: str
+    """Where the package keeps its state, in words."""
+    middleware: list[str]
+    line: str
+    """What a project must write because of pgbackend, in words."""
+
+    def told(self) -> dict[str, str]:
+        """Return what the table in docs/packages.md says of it."""
+        version = metadata.version(self.package)
+        told = {"package": self.package, "version": version, "state": self.state}
+        return {**told, "line": self.line}
+
+    def middleware_among(self, kind: str) -> list[str]:
+        """Return the package's middleware between two of the project's, which are sync or async."""
+        return [f"{_LOG_IN}_{kind}", *self.middleware, f"{_LOOK}_{kind}"]
+
+
+def setup(
+    module: str,
+    package: str,
+    *,
+    state: str,
+    apps: Iterable[str] = (),
+    middleware: Iterable[str] = (),
+    engine: str = ENGINE,
+    line: str = "",
+    options: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> Project:
+    """Configure Django for the project in `module`; its models come after this call."""
+    contrib = ["django.contrib.auth", "django.contrib.contenttypes", "django.contrib.sessions"]
+    default = {**_params(), "ENGINE": engine, "OPTIONS": {**(options or {})}}
+    defaults = {
+        "ALLOWED_HOSTS": ["*"],
+        "DATABASES": {"default": default},
+        "DEBUG_PROPAGATE_EXCEPTIONS": True,
+        "DEFAULT_AUTO_FIELD": "django.db.models.BigAutoField",
+        "INSTALLED_APPS": [*contrib, *apps, module],
+        "LOGGING_CONFIG": None,
+        "PASSWORD_HASHERS": ["django.contrib.auth.hashers.MD5PasswordHasher"],
+        "ROOT_URLCONF": "tests.packages.run",
+        "SECRET_KEY": "packages",
+        "USE_TZ": True,
+    }
+    settings.configure(**{**defaults, **more})
+    django.setup()
+    app = sys.modules[module]
+    # This one module is the app, and the module of its models.
+    registry.get_containing_app_config(module).models_module = app
+    sys.modules[f"{module}.models"] = app
+    return Project(app, package, state, [*middleware], line)
+
+
+def _params() -> dict[str, Any]:
+    given = psycopg.conninfo.conninfo_to_dict(os.environ["DATABASE_URL"])
+    names = {"host": "HOST", "port": "PORT", "user": "USER", "password": "PASSWORD"}
+    return {
+        **{names[key]: value for key, value in given.items() if key in names},
+        "NAME": os.environ["PACKAGES_DATABASE"],
+    }
+
+
+@contextmanager
+def database():
+    """Make the database, and drop it afterwards."""
+    name = os.environ["PACKAGES_DATABASE"]
+    with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as session:
+        session.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+        session.execute(f'CREATE DATABASE "{name}"')
+        try:
+            yield
+        finally:
+            session.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+
+def execute(sql: str, *params: Any) -> list[Any]:
+    """Run SQL in a session that Django knows nothing of; return the rows."""
+    url = psycopg.conninfo.make_conninfo(
+        os.environ["DATABASE_URL"], dbname=os.environ["PACKAGES_DATABASE"]
+    )
+    with psycopg.connect(url, autocommit=True) as session:
+        cursor = session.execute(sql, params or None)
+        return cursor.fetchall() if cursor.description else []
+
+
+def create_tables() -> None:
+    """Make the tables of all models, without the migrations, which take longer."""
+    from django.db import connection
+
+    with connection.schema_editor() as editor:
+        for model in registry.get_models(include_auto_created=True):
+            if model._meta.managed and not model._meta.proxy and not model._meta.auto_created:
+                editor.create_model(model)
+
+
+def create_users() -> None:
+    from django.contrib.auth.models import User
+
+    for who in WHO:
+        User.objects.create(username=who)
+
+
+def another(who: str) -> str:
+    """Return one of the others."""
+    return WHO[WHO.index(who) - 1]
+
+
+def rows_of_others(model: Any) -> list[str]:
+    """Return in words the rows whose `author` is not their `owner`, and delete all rows."""
+    found = [(row.owner, row.author) for row in model.objects.all()]
+    model.objects.all().delete()
+    return [f"a row of {owner} by {author}" for owner, author in found if owner != author]
+
+
+async def green(function: Callable[..., Any], *args: Any) -> Any:
+    """Call sync code from an async view: green, or on stock in the request's thread."""
+    if STOCK:
+        return await sync_to_async(function)(*args)
+    from pgbackend import aio
+
+    return await aio.run(function, *args)
+
+
+# --- The project's own middleware -----------------------------------------------------------------
+
+
+def log_in_sync(get_response):
+    from django.contrib.auth.models import User
+
+    def middleware(request):
+        request.user = User.objects.get(username=request.headers["who"])
+        return get_response(request)
+
+    return middleware
+
+
+def log_in_async(get_response):
+    from django.contrib.auth.models import User
+
+    assert iscoroutinefunction(get_response)
+
+    async def middleware(request):
+        request.user = await User.objects.aget(username=request.headers["who"])
+        return await get_response(request)
+
+    return middleware
+
+
+log_in_async.sync_capable, log_in_async.async_capable = False, True
+
+
+def look_sync(get_response):
+    """Stands between the package's middleware and the view, and uses the database."""
+    from django.contrib.auth.models import User
+
+    def middleware(request):
+        assert User.objects.count() == len(WHO)
+        return get_response(request)
+
+    return middleware
+
+
+def look_async(get_response):
+    from django.contrib.auth.models import User
+
+    async def middleware(request):
+        assert await User.objects.acount() == len(WHO)
+        return await get_response(request)
+
+    return middleware
+
+
+look_async.sync_capable, look_async.async_capable = False, True

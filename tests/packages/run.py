@@ -1,0 +1,191 @@
+"""Plays the matrix of one project: ``python -m tests.packages.run with_crum``.
+
+Prints a JSON object: for each cell (`sync middleware, async view, gather`) how many of its requests
+were answered wrongly, and the first wrong answer.
+
+All requests of a cell wait for each other in the view, so that all have come through the middleware
+before any does its work.
+"""
+
+import asyncio
+import copy
+import importlib
+import itertools
+import json
+import logging
+import sys
+import threading
+import traceback
+
+from asgiref.sync import async_to_sync, sync_to_async
+from django.core.handlers.asgi import ASGIHandler
+from django.http import JsonResponse
+from django.test import override_settings
+from django.urls import path
+
+from tests.packages.project import LAST, STOCK, WHO, create_tables, create_users, database
+
+REQUESTS = 20
+KINDS = ["sync", "async"]
+WAYS = ["alone", "gather", "TaskGroup"]
+project = None
+
+
+# --- The views ------------------------------------------------------------------------------------
+
+
+class Meeting:
+    """Where the requests of a cell wait for each other."""
+
+    def __init__(self, number):
+        self.barrier = threading.Barrier(number)
+        self.missing = number
+        self.all_here = asyncio.Event()
+
+    def wait(self):
+        self.barrier.wait(20)
+
+    async def await_(self):
+        self.missing -= 1
+        if not self.missing:
+            self.all_here.set()
+        async with asyncio.timeout(20):
+            await self.all_here.wait()
+
+
+meeting = None
+
+
+def sync_view(request, way):
+    meeting.wait()
+    who = request.headers["who"]
+    if way == "alone":
+        seen = [project.work(request, who, 0)]
+    else:
+        seen = async_to_sync(children)(request, who, way)
+    seen.append(project.work(request, who, LAST))
+    return JsonResponse(seen, safe=False)
+
+
+async def async_view(request, way):
+    await meeting.await_()
+    who = request.headers["who"]
+    seen = await children(request, who, way)
+    seen.append(await project.awork(request, who, LAST))
+    return JsonResponse(seen, safe=False)
+
+
+async def children(request, who, way):
+    """What the work gives alone, or in three tasks: two of them async, one with a thread."""
+    awork, work = project.awork, sync_to_async(project.work)
+    if STOCK and request.path.startswith("/sync/"):
+        awork = work  # the model of what ought to be seen is sync code, in the request's thread
+    if way == "alone":
+        return [await awork(request, who, 0)]
+    coroutines = [
+        awork(copy.copy(request), who, 0),
+        work(copy.copy(request), who, 1),
+        awork(copy.copy(request), who, 2),
+    ]
+    if way == "gather":
+        return [*await asyncio.gather(*coroutines)]
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(each) for each in coroutines]
+    return [task.result() for task in tasks]
+
+
+urlpatterns = [path("sync/<way>", sync_view), path("async/<way>", async_view)]
+
+
+# --- The requests ---------------------------------------------------------------------------------
+
+
+async def ask(application, path, headers):
+    """Send one request as an ASGI server does; return what the view has seen."""
+    requests = [{"type": "http.request", "body": b"", "more_body": False}]
+    body = []
+
+    async def receive():
+        return requests.pop() if requests else await asyncio.Event().wait()
+
+    async def send(message):
+        if message["type"] == "http.response.start":
+            assert message["status"] == 200, message
+        else:
+            body.append(message["body"])
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "GET",
+        "path": path,
+        "query_string": b"",
+        "headers": [(name.encode(), text.encode()) for name, text in headers.items()],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 80),
+    }
+    await application(scope, receive, send)
+    return json.loads(b"".join(body))
+
+
+async def one_cell(middleware, view, way):
+    """Send the requests of one cell at once; return what is wrong with each."""
+    global meeting
+    meeting = Meeting(REQUESTS)
+    with override_settings(MIDDLEWARE=project.project.middleware_among(middleware)):
+        application = ASGIHandler()
+    users = list(itertools.islice(itertools.cycle(WHO), REQUESTS))
+    answers = await asyncio.gather(
+        *(
+            asyncio.create_task(
+                ask(application, f"/{view}/{way}", {"who": who, "host": f"{who}.test"})
+            )
+            for who in users
+        ),
+        return_exceptions=True,
+    )
+    return [what_is_wrong(who, answer) for who, answer in zip(users, answers, strict=True)]
+
+
+def what_is_wrong(who, answer):
+    if isinstance(answer, BaseException):
+        frame = traceback.extract_tb(answer.__traceback__)[-1]
+        return f"{type(answer).__name__}: {answer} ({frame.name}:{frame.lineno})"[:400]
+    ought = getattr(project, "OUGHT", {}).get(who, who)
+    return None if all(each == ought for each in answer) else f"{who} sees {answer}"
+
+
+def play():
+    cells = {}
+    for middleware, view, way in itertools.product(KINDS, KINDS, WAYS):
+        play_cell = getattr(project, "one_cell", one_cell)
+        wrong = [each for each in asyncio.run(play_cell(middleware, view, way)) if each]
+        wrong += getattr(project, "wrong_rows", list)()
+        cells[f"{middleware} middleware, {view} view, {way}"] = {
+            "wrong": len(wrong),
+            "first": wrong[0] if wrong else None,
+        }
+    return cells
+
+
+def main():
+    global project
+    # Errors are answers here, and are not to be told twice.
+    logging.disable(logging.CRITICAL)
+    project = importlib.import_module(f"tests.packages.{sys.argv[1]}")
+    with database():
+        getattr(project, "create_tables", create_tables)()
+        create_users()
+        getattr(project, "create_rows", int)()
+        from django.db import connections
+
+        connections.close_all()
+        print(json.dumps({**project.project.told(), "cells": play()}))
+        connections.close_all()
+
+
+if __name__ == "__main__":
+    # The module of the URLs is this one, and not another copy of it.
+    sys.modules["tests.packages.run"] = sys.modules["__main__"]
+    main()
