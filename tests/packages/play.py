@@ -31,12 +31,17 @@ class Said:
         return sum(cell["wrong"] for cell in self.wrong(view).values())
 
 
-def play(name: str) -> dict[str, Said]:
-    """Play the matrix of one project on both engines, side by side."""
+def play(name: str, *, stock_views: str = "sync") -> dict[str, Said]:
+    """Play the matrix of one project on both engines, side by side; on stock, with such views."""
+    views = {"pgbackend": "sync async", "stock": stock_views}
     finished = run_all(
         Program(
             ["-m", "tests.packages.run", name],
-            environment={"PACKAGES_ENGINE": engine, "PACKAGES_DATABASE": f"packages_{name}_{key}"},
+            environment={
+                "PACKAGES_ENGINE": engine,
+                "PACKAGES_DATABASE": f"packages_{name}_{key}",
+                "PACKAGES_VIEWS": views[key],
+            },
         )
         for key, engine in _ENGINES.items()
     )

@@ -38,6 +38,9 @@ class Note(models.Model):
     owner = models.CharField(max_length=100)
 
 
+OWNERS = Note.objects.values_list("owner", flat=True).distinct()
+
+
 create_tables = shared.create_tables
 
 
@@ -49,9 +52,9 @@ def create_rows():
         execute(f"CREATE TABLE {who}.with_pgschemas_note (LIKE with_pgschemas_note INCLUDING ALL)")
 
 
-def said(who, owners):
+def said(who, seen):
     schema = get_current_schema().schema_name
-    return who if {schema, *owners} == {who} else f"{schema}, {owners}"
+    return who if {schema, *seen} == {who} else f"{schema}, {seen}"
 
 
 def write_and_read(who):
@@ -60,12 +63,12 @@ def write_and_read(who):
     with connection.cursor() as cursor:
         cursor.execute("SELECT current_schema()")
         assert cursor.fetchone() == (who,)
-    return said(who, [note.owner for note in Note.objects.all()])
+    return said(who, list(OWNERS.all()))
 
 
 async def awrite_and_read(who):
     await Note.objects.acreate(owner=who)
-    return said(who, [note.owner async for note in Note.objects.all()])
+    return said(who, [owner async for owner in OWNERS.all()])
 
 
 def work(request, who, number):

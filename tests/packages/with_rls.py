@@ -46,7 +46,9 @@ def user_of_session():
 def work(request, who, number):
     """Called in the request's thread, where middleware has set the user."""
     Note.objects.create(owner=who, user=request.user)
-    owners = {note.owner for note in Note.objects.filter(user=RawSQL(USER, ()))}
+    owners = {
+        *Note.objects.filter(user=RawSQL(USER, ())).values_list("owner", flat=True).distinct()
+    }
     return who if owners == {user_of_session()} == {who} else f"{owners}"
 
 

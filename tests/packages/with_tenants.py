@@ -36,6 +36,9 @@ class Note(models.Model):
     owner = models.CharField(max_length=100)
 
 
+OWNERS = Note.objects.values_list("owner", flat=True).distinct()
+
+
 def create_rows():
     Note.objects.create(owner="public")
     for who in WHO:
@@ -48,19 +51,19 @@ def create_rows():
 create_tables = shared.create_tables
 
 
-def said(who, owners):
+def said(who, seen):
     schema, tenant = connection.schema_name, connection.tenant.schema_name
-    return who if {schema, tenant, *owners} == {who} else f"{schema}, {tenant}, {owners}"
+    return who if {schema, tenant, *seen} == {who} else f"{schema}, {tenant}, {seen}"
 
 
 def write_and_read(who):
     Note.objects.create(owner=who)
-    return said(who, [note.owner for note in Note.objects.all()])
+    return said(who, list(OWNERS.all()))
 
 
 async def awrite_and_read(who):
     await Note.objects.acreate(owner=who)
-    return said(who, [note.owner async for note in Note.objects.all()])
+    return said(who, [owner async for owner in OWNERS.all()])
 
 
 def work(request, who, number):
