@@ -62,12 +62,12 @@ def setup(
     middleware: Iterable[str] = (),
     engine: str = ENGINE,
     line: str = "",
-    options: Mapping[str, Any] | None = None,
+    database: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> Project:
     """Configure Django for the project in `module`; its models come after this call."""
     contrib = ["django.contrib.auth", "django.contrib.contenttypes", "django.contrib.sessions"]
-    default = {**_params(), "ENGINE": engine, "OPTIONS": {**(options or {})}}
+    default = {**_params(), "ENGINE": engine, **(database or {})}
     defaults = {
         "ALLOWED_HOSTS": ["*"],
         "DATABASES": {"default": default},

@@ -1,4 +1,4 @@
-"""djangorestframework: a sync view of its own below each; users by session of the request."""
+"""djangorestframework: a view of its own below each, in the transaction of `ATOMIC_REQUESTS`."""
 
 import copy
 
@@ -7,12 +7,13 @@ from tests.packages.project import green, rows_of_others, setup
 project = setup(
     __name__,
     "djangorestframework",
-    state="the request; `set_rollback()` on the connection",
+    state="the request; `set_rollback()` on the connection, with `ATOMIC_REQUESTS`",
+    database={"ATOMIC_REQUESTS": True},
     apps=["rest_framework"],
     REST_FRAMEWORK={"DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"]},
 )
 
-from django.db import connection, models, transaction  # noqa: E402
+from django.db import models, transaction  # noqa: E402
 from rest_framework import exceptions, serializers  # noqa: E402
 from rest_framework.response import Response  # noqa: E402
 from rest_framework.throttling import UserRateThrottle  # noqa: E402
@@ -63,8 +64,9 @@ refused = Refused.as_view()
 
 def work(request, who, number):
     with transaction.atomic():
-        connection.settings_dict["ATOMIC_REQUESTS"] = True  # for `set_rollback()`
+        # It marks this block, the innermost, to be rolled back.
         assert refused(copy.copy(request)).data["detail"] == who
+    assert not Note.objects.filter(owner="refused").exists()
     return notes(copy.copy(request)).data
 
 
