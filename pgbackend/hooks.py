@@ -383,7 +383,11 @@ def _hook_handlers() -> None:
 
     @functools.wraps(test)
     async def __call__(self: Any, scope: Any) -> Any:
-        return await bridge.portal(test(self, scope))
+        token = request.begin()  # what its middleware sets is not the test's
+        try:
+            return await bridge.portal(test(self, scope))
+        finally:
+            request.end(token)
 
     AsyncClientHandler.__call__ = __call__  # type: ignore[method-assign]
 

@@ -14,7 +14,7 @@ from asgiref.sync import async_to_sync, sync_to_async
 from django.core.handlers.asgi import ASGIHandler
 from django.db import connection, connections
 from django.http import HttpRequest, HttpResponse
-from django.test import Client
+from django.test import AsyncClient, Client
 from django.urls import path
 from django.utils.decorators import async_only_middleware, sync_only_middleware
 
@@ -200,6 +200,19 @@ def test_what_the_view_sets_is_seen_by_the_middleware_around_it(
             for _ in range(2):
                 assert (await _answer(client, "sets", "ann"))[1] == "the view"
         assert seen_here() == "nobody", "nor has the task that the requests were made in"
+
+    run(main())
+
+
+def test_what_a_request_of_djangos_async_client_sets_is_not_the_tests(
+    run: Runner, way: str, site: None
+) -> None:
+    async def main() -> None:
+        set_here("the test")
+        for user in ("ann", "bob"):
+            response = await AsyncClient().get("/async", headers={"user": user})
+            assert response.content.decode() == f"{user} {user} {user} {user}"
+            assert seen_here() == "the test"
 
     run(main())
 
