@@ -1,13 +1,14 @@
-"""What a derived wrapper sets on itself, while others use the same object."""
+"""What a derived wrapper sets on itself, and others set on it."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
-from asgiref.sync import async_to_sync
-from django.db import connections
+from asgiref.sync import ThreadSensitiveContext, async_to_sync, sync_to_async
+from django.db import connections, transaction
 
+import pgbackend
 from pgbackend import aio
 from pgbackend.base import DatabaseWrapper
 from tests.conftest import Runner
@@ -66,5 +67,120 @@ def test_what_is_set_while_another_tasks_cursor_is_made_stays_with_the_task(run:
         assert seen == [["first"] * 2, ["second"] * 2]
         assert connection.tenant == "public"
         assert not connection._noted
+
+    run(main())
+
+
+class SetsOnce(DatabaseWrapper):
+    """Sets something in each new session, and notes on itself that it has."""
+
+    #: The sessions in which it was set.
+    sessions: list[int] = []
+    actor = "nobody"
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.is_set = False
+
+    def _cursor(self, name: str | None = None) -> Any:
+        cursor = super()._cursor(name)
+        if not self.is_set:
+            SetsOnce.sessions.append(self.connection.info.backend_pid)
+            self.is_set = True
+        return cursor
+
+
+def _query() -> None:
+    with connections["default"].cursor() as cursor:
+        cursor.execute("SELECT 1")
+
+
+def test_what_it_notes_of_a_connection_is_in_force_on_that_one_only(run: Runner) -> None:
+    async def main() -> None:
+        SetsOnce.sessions.clear()
+        connections["default"] = connection = SetsOnce(connections.settings["default"], "default")
+
+        def statements() -> None:
+            _query()
+            assert connection.is_set is False, "the lease has ended with the cursor"
+            _query()
+            assert len(SetsOnce.sessions) == 2, "it was set for each lease"
+            with transaction.atomic():
+                _query()
+                assert connection.is_set is True
+                _query()
+            assert len(SetsOnce.sessions) == 3, "and once in a transaction"
+            assert connection.is_set is False
+
+        await aio.run(statements)
+        async with transaction.atomic():
+            await aio.run(_query)
+            assert connection.is_set is True
+            outside = asyncio.create_task(pgbackend.detached(aio.run(_query)))
+            await outside
+        assert len(SetsOnce.sessions) == 5
+        assert len(set(SetsOnce.sessions[-2:])) == 2, "in the session of each"
+
+    run(main())
+
+
+def test_the_connection_of_a_thread_and_those_of_the_loop_are_told_apart(run: Runner) -> None:
+    def in_the_thread() -> bool:
+        if not isinstance(connections["default"], SetsOnce):
+            connections["default"] = SetsOnce(connections.settings["default"], "default")
+        _query()
+        _query()
+        return connections["default"].is_set
+
+    async def main() -> None:
+        SetsOnce.sessions.clear()
+        connections["default"] = connection = SetsOnce(connections.settings["default"], "default")
+        async with ThreadSensitiveContext():
+            try:
+                assert await sync_to_async(in_the_thread)() is True
+                assert len(SetsOnce.sessions) == 1, "it is kept, as the connection is"
+                assert connection.is_set is False
+                await aio.run(_query)
+                assert len(SetsOnce.sessions) == 2
+            finally:
+                await sync_to_async(connections.close_all)()
+
+    run(main())
+
+
+def test_an_attribute_of_its_class_is_the_default_of_each_request(run: Runner) -> None:
+    async def main() -> None:
+        connections["default"] = connection = SetsOnce(connections.settings["default"], "default")
+
+        async def child(actor: str) -> str:
+            assert connection.actor == "parent"
+            connection.actor = actor
+            await asyncio.sleep(0)
+            return connection.actor
+
+        assert connection.actor == "nobody"
+        connection.actor = "parent"
+        assert await asyncio.gather(child("ann"), child("bob")) == ["ann", "bob"]
+        assert connection.actor == "parent"
+        del connection.actor
+        assert connection.actor == "nobody"
+
+    run(main())
+    assert SetsOnce.actor == "nobody"
+
+
+def test_a_method_that_is_replaced_is_that_objects_for_all(run: Runner) -> None:
+    async def main() -> None:
+        connections["default"] = connection = SetsOnce(connections.settings["default"], "default")
+
+        async def patch() -> None:
+            connection.cursor = lambda: "patched"
+            connection.savepoint = "no method any more"
+
+        await asyncio.create_task(patch())
+        assert connection.cursor() == "patched"
+        assert {"cursor", "savepoint"} <= vars(connection).keys()
+        del connection.cursor, connection.savepoint
+        assert connection.cursor is not None
 
     run(main())

@@ -12,9 +12,13 @@ from typing import Any
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
+from django.http import HttpResponse
+from django.urls import path
 
 from pgbackend import checks, conf, thread_locals
 from pgbackend.thread_locals import Following
+from tests.conftest import Runner
+from tests.support.exchange import Exchange
 
 Load = Callable[..., types.ModuleType]
 
@@ -149,6 +153,40 @@ def test_the_setting_is_read(settings: Any) -> None:
     assert conf.thread_locals() == {"exclude": frozenset(), "include": frozenset()}
     settings.PGBACKEND_THREAD_LOCALS = {"exclude": ["a.b"]}
     assert conf.thread_locals() == {"exclude": frozenset({"a.b"}), "include": frozenset()}
+
+
+def test_the_script_that_runs_is_looked_at_each_time(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = load("", name="__main__")
+    script.local = threading.local()  # type: ignore[attr-defined] - by a line further down
+    thread_locals.look_at_new_modules()
+    assert is_converted(script.local)
+
+
+def test_modules_that_a_request_loads_are_looked_at_before_its_view_runs(
+    load: Load, run_once: Runner, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the URLconf is, by the first request."""
+    settings.MIDDLEWARE = []
+    module = types.ModuleType("a_package.views")
+    module.local = threading.local()  # type: ignore[attr-defined]
+
+    class Urls:
+        @property
+        def urlpatterns(self) -> list[Any]:
+            monkeypatch.setitem(sys.modules, "a_package.views", module)
+            return [path("", lambda request: HttpResponse(str(is_converted(module.local))))]  # type: ignore[attr-defined]
+
+    settings.ROOT_URLCONF = Urls()
+    thread_locals.begin()
+
+    async def main() -> None:
+        exchange = Exchange()
+        await exchange.start()
+        assert exchange.content == b"True"
+
+    run_once(main())
 
 
 # --- What a converted object does -----------------------------------------------------------------

@@ -321,6 +321,27 @@ def test_lists_that_code_appends_to_are_each_tasks_own(run: Runner, site: None) 
     assert outside == ["bottom"]
 
 
+def test_lists_within_dictionaries_are_each_tasks_own_too(run: Runner, site: None) -> None:
+    ASGIHandler()
+
+    async def main() -> None:
+        await Tag.objects.acount()
+        shared = object()
+        local.kept = {"a list": [1, {2}], "an object": shared}
+        local.kept["itself"] = local.kept
+
+        async def changes() -> None:
+            local.kept["a list"].append(3)
+            local.kept["a list"][1].add(4)
+            assert local.kept["itself"] is local.kept
+            assert local.kept["an object"] is shared
+
+        await asyncio.create_task(changes())
+        assert local.kept["a list"] == [1, {2}]
+
+    run(main())
+
+
 def test_what_is_bound_to_a_thread_stays_with_it(run: Runner, site: None) -> None:
     ASGIHandler()
 
