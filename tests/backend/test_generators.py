@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import gc
 import threading
 import warnings
@@ -771,5 +772,30 @@ def test_a_doomed_block_of_a_generator_is_rolled_back_where_it_ends(run: Runner)
         with contextlib.suppress(StopAsyncIteration):
             await generator.asend(None)
         raise TransactionManagementError
+
+    run(main())
+
+
+def test_a_block_that_a_step_begins_with_is_inside_that_of_the_generator(run: Runner) -> None:
+    """Also where the task that makes the step knows nothing of it."""
+
+    def nesting() -> Iterator[None]:
+        with transaction.atomic():
+            Entry.objects.create(text="outer")
+            yield
+            with transaction.atomic():
+                Entry.objects.create(text="inner")
+            yield
+
+    async def main() -> None:
+        outside = contextvars.copy_context()
+        generator = nesting()
+        await aio.run(next, generator)
+        loop = asyncio.get_running_loop()
+        await loop.create_task(aio.run(next, generator), context=outside)
+        assert await texts() == [], "nothing of it is committed yet"
+        await aio.run(generator.close)
+        assert await texts() == []
+        await given_back()
 
     run(main())
