@@ -217,8 +217,15 @@ def _who_runs() -> object:
 
 
 def names_of(cls: type[Any]) -> frozenset[str]:
-    """Return the names that objects of `cls` have by themselves."""
-    return frozenset({*dir(cls), *vars(cls({}))})
+    """Return the names that objects of `cls` have by themselves.
+
+    The module that asks may be imported on a running loop: the object is plain all the same.
+    """
+    cls.follows_request = True
+    try:
+        return frozenset({*dir(cls), *vars(cls({}))})
+    finally:
+        cls.follows_request = False
 
 
 class _Lender(request.Lender):

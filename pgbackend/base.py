@@ -146,7 +146,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
     #: Whether what others set on it follows requests, see attributes.py; and which is its own.
     follows_request = False
-    own_names: frozenset[str]
+    own_names: frozenset[str] = frozenset()
     _attributes: Mapping[str, Any] = {}
     #: Whether `django.db.connections` has it, and so its alias has its attributes.
     _published = False
@@ -174,7 +174,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
     def __getattr__(self, name: str) -> Any:
         # It was made by code of a thread that follows a request now.
-        if name in self.own_names or not request.follows():
+        if name in self.own_names or type(self).follows_request or not request.follows():
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         follow(self)
         return getattr(self, name)

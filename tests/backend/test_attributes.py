@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from typing import Any
 
 from asgiref.sync import ThreadSensitiveContext, async_to_sync, sync_to_async
@@ -187,3 +189,18 @@ def test_a_method_that_is_replaced_is_that_objects_for_all(run: Runner) -> None:
         assert connection.greeting() == "hello"
 
     run(main())
+
+
+def test_the_backend_may_be_imported_on_a_running_loop() -> None:
+    """As by the first request of a project whose models name their tables themselves."""
+    script = (
+        "import asyncio\n"
+        "async def main():\n"
+        "    from pgbackend.base import DatabaseWrapper\n"
+        "    assert {'alias', 'settings_dict', 'ops'} <= DatabaseWrapper.own_names\n"
+        "    assert not DatabaseWrapper.follows_request\n"
+        "asyncio.run(main())\n"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

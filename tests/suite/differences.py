@@ -36,6 +36,11 @@ _HEALTH = (
     "looks at the identity of `connection.connection` between statements; green nothing is held "
     "there, and health is the pool's to check. Stock skips it too, once it has a pool"
 )
+_LENT = (
+    "expects a SimpleTestCase to forbid queries on the connection of the waiting thread only, and the "
+    "loop to have another; async code is lent that of the thread (contract C13), and is told that "
+    "queries are forbidden"
+)
 _USABLE = (
     "expects is_usable() to be false after `_close()`; green no connection is held there, and the "
     "database, which is asked, can be reached (contract C1)"
@@ -77,6 +82,12 @@ DIFFERENCES: tuple[Difference, ...] = (
         "backends.tests.BackendTestCase.test_is_usable_after_database_disconnects",
         "failed",
         _USABLE,
+    ),
+    Difference(
+        "async.tests.DatabaseConnectionTest.test_get_async_connection",
+        "error",
+        _LENT,
+        ("sync",),
     ),
     *(
         Difference(f"asgi.tests.ASGITest.{name}", "failed", _RECEIVERS, ("sync", "green"))
