@@ -37,9 +37,9 @@ _HEALTH = (
     "there, and health is the pool's to check. Stock skips it too, once it has a pool"
 )
 _LENT = (
-    "expects a SimpleTestCase to forbid queries on the connection of the waiting thread only, and the "
-    "loop to have another; async code is lent that of the thread (contract C13), and is told that "
-    "queries are forbidden"
+    "expects a SimpleTestCase to forbid queries on the connection of the waiting thread only, and "
+    "the loop to have another; async code is lent that of the thread (contract C13), and is told "
+    "that queries are forbidden"
 )
 _USABLE = (
     "expects is_usable() to be false after `_close()`; green no connection is held there, and the "
@@ -85,7 +85,7 @@ DIFFERENCES: tuple[Difference, ...] = (
     ),
     Difference(
         "async.tests.DatabaseConnectionTest.test_get_async_connection",
-        "error",
+        "failed",
         _LENT,
         ("sync",),
     ),
