@@ -55,7 +55,8 @@ from tests.support.loops import LOOPS
 
 ROWS = 25
 ACCOUNTS = 20
-BALANCE = 100
+#: No account may be emptied by chance: ten minutes of transfers take up to some hundred from one.
+BALANCE = 100_000
 
 ROUNDS = 20
 #: Seconds in which a round ends; what blocks the loop for twice as many ends the run.
