@@ -150,7 +150,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     _attributes: Mapping[str, Any] = {}
     #: Whether `django.db.connections` has it, and so its alias has its attributes.
     _published = False
-    #: By who runs it (tasks share this object), what its `_cursor()` has set.
+    #: Attributes that its `_cursor()` sets, by the code that runs it: tasks share this object.
     _noted: Mapping[object, dict[str, Any]] = {}
 
     def __init__(self, settings_dict: dict[str, Any], alias: str = DEFAULT_DB_ALIAS) -> None:

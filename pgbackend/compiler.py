@@ -382,7 +382,7 @@ def _with_makers(found: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
 
 
 def _with_fields_seen(found: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
-    """What `get_select()` has found, once it is known which of the fields write SQL themselves."""
+    """Return `found`, of `get_select()`, after a look which of its fields write SQL themselves."""
     expressions.look_at_selected(found[0])
     return found
 

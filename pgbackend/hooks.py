@@ -349,7 +349,9 @@ def _hook_django() -> None:
 
 
 def _hook_thread_locals() -> None:
-    """What packages and the project keep by thread follows requests; see thread_locals.py.
+    """Let values that packages and the project keep by thread follow requests.
+
+    See thread_locals.py.
 
     Middleware is loaded with the handler, and views by the first request that looks for one.
     """

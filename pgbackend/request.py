@@ -154,7 +154,7 @@ def follow() -> None:
 
 
 class Lender:
-    """What keeps values by thread, and can lend them to a coroutine."""
+    """A keeper of values by thread, which lends them to a coroutine."""
 
     def lend(self) -> Values:
         """Return the values of the running thread, by owner."""

@@ -423,7 +423,7 @@ _lent: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar(
     default={},  # noqa: B039
 )
 _test_blocks: dict[Key, Block] = {}
-#: For who asks whether there is any.
+#: The same, for other modules to look whether there is any.
 test_blocks: Mapping[Key, Block] = _test_blocks
 _carried = generators.carried
 
@@ -669,7 +669,7 @@ def _session_of(sessions: _Sessions, wrapper: Any) -> Session:
 
 
 def _new_scope(wrapper: Any, observer: Scope | None) -> Scope:
-    """What observes a task: what observed who has started it, or the thread that waits for it."""
+    """Return a scope for a task, with the observers of its starter, or of the waiting thread."""
     if not wrapper.lent or not is_borrowed(wrapper):
         return Scope(observer, wrapper.queries_limit)
     observer = observer or wrapper._own_scope

@@ -70,7 +70,7 @@ class Converted:
     """The object that keeps the attributes of threads that follow no request."""
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    """What it was made with: its `__init__` is called with that in each new context."""
+    """Its arguments: `__init__` is called with them in each new context."""
 
     def values(self, owner: Any) -> Mapping[str, Any]:
         """Return the attributes in this context; a class with an `__init__` gives the first."""
