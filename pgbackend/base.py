@@ -61,6 +61,7 @@ CURE = (
 
 
 _get_running_loop = asyncio._get_running_loop
+_plain_attribute = object.__getattribute__
 _running = bridge.running
 
 
@@ -173,10 +174,9 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         return other
 
     def __getattr__(self, name: str) -> Any:
-        # It was made by code of a thread that follows a request now.
         if name in self.own_names or type(self).follows_request or not request.follows():
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        follow(self)
+            return _plain_attribute(self, name)  # raises
+        follow(self)  # it was made by code of a thread that follows a request now
         return getattr(self, name)
 
     @property
@@ -937,7 +937,9 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
 
 _OWN_CURSOR = DatabaseWrapper._cursor
-DatabaseWrapper.own_names = names_of(DatabaseWrapper)
+# Django asks each wrapper at the beginning of each block whether it has the last of these, as that
+# of SQLite does: nobody sets it.
+DatabaseWrapper.own_names = names_of(DatabaseWrapper) | {"_start_transaction_under_autocommit"}
 DatabaseWrapper.cursor_calls = statements.called_on(DatabaseWrapper)
 DatabaseWrapper.block_calls = blocks.called_on(DatabaseWrapper)
 DatabaseWrapper.asks = _asks(DatabaseWrapper)

@@ -1336,11 +1336,11 @@ def state_in_turn(wrapper: Any) -> tuple[State, Session | None]:
 
 def enter_block(wrapper: Any, block: Block | None) -> None:
     """Make `block` the one that the running code, and tasks that it starts, are in; or none."""
-    blocks = _blocks.get()
-    if blocks or block is None or type(blocks) is _Here:
-        blocks = _with_block(blocks, id(wrapper.settings_dict), block)
-    else:
-        blocks = {id(wrapper.settings_dict): block}
+    blocks, key = _blocks.get(), id(wrapper.settings_dict)
+    if type(blocks) is _Here or len(blocks) > (key in blocks):
+        blocks = _with_block(blocks, key, block)
+    else:  # no other database has a block here
+        blocks = {} if block is None else {key: block}
     _blocks.set(blocks)
     is_own = block is not None and block.transaction.state is wrapper._own
     # Code that finds this very mapping in its context is in a block of the wrapper's own.
