@@ -39,6 +39,14 @@ async def given_back() -> None:
             await asyncio.sleep(0)
 
 
+async def until_active(admin: Any, text: str) -> None:
+    """Wait until a statement that contains `text` is in flight."""
+    sql = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE %s"
+    async with asyncio.timeout(5):
+        while admin.execute(sql, [f"SELECT {text}%"]).fetchone() == (0,):
+            await asyncio.sleep(0.001)
+
+
 async def texts() -> list[str]:
     """What is committed, as another session sees it."""
 
@@ -508,6 +516,29 @@ def test_a_sync_generator_that_a_thread_closes_is_rolled_back(run: Runner, neste
     run(main())
 
 
+def test_a_thread_cannot_commit_a_generators_block_and_is_told_so(run: Runner) -> None:
+    async def main() -> None:
+        generator = writing_in_sync_code("lost")
+        await aio.run(next, generator)
+        told: list[BaseException] = []
+
+        def end() -> None:
+            try:
+                next(generator)
+            except TransactionManagementError as exc:
+                told.append(exc)
+
+        thread = threading.Thread(target=end)
+        thread.start()
+        await asyncio.to_thread(thread.join)
+        (why,) = told
+        assert "ended where nothing can be waited for" in str(why)
+        await given_back()
+        assert await texts() == []
+
+    run(main())
+
+
 def test_the_bare_loop_cannot_commit_a_generators_block_and_says_so(run: Runner) -> None:
     async def main() -> None:
         generator = writing_in_sync_code("lost")
@@ -536,6 +567,36 @@ def test_a_block_is_open_in_a_generator_when_its_loop_ends(run: Runner, admin: A
     open_ = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"
     assert admin.execute(open_).fetchone() == (0,)
     assert Entry.objects.count() == 0
+
+
+def test_who_closes_a_generator_waits_for_the_statements_in_its_block(
+    run: Runner, admin: Any
+) -> None:
+    """They are of tasks that were started inside, and are not cancelled by what comes elsewhere."""
+
+    def sleep() -> Any:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_sleep(0.3), 'slept'")
+            return cursor.fetchone()[1]
+
+    async def writing_beside(children: list[asyncio.Task[Any]]) -> AsyncIterator[None]:
+        async with transaction.atomic():
+            await Entry.objects.acreate(text="undone")
+            children.append(asyncio.create_task(aio.run(sleep)))
+            yield
+
+    async def main() -> None:
+        children: list[asyncio.Task[Any]] = []
+        async with elsewhere() as there:
+            generator = writing_beside(children)
+            await anext(generator)
+            await until_active(admin, "pg_sleep")
+            await there(generator.aclose())
+            assert await children[0] == "slept"
+        await given_back()
+        assert await texts() == []
+
+    run(main())
 
 
 @pytest.mark.parametrize("green", [False, True], ids=["loop", "green"])
