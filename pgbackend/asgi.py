@@ -34,6 +34,7 @@ from django.urls import set_script_prefix
 
 from . import conf, state, wrappers
 from .driver import bridge
+from .fast.registry import is_on
 from .patches import djangos, lookup
 from .threads import is_djangos as is_all_djangos
 
@@ -337,7 +338,7 @@ class _Own(NamedTuple):
 
 
 _signals = lookup("Signal.send Signal._live_receivers", Signal=Signal)
-_DJANGOS = djangos(*_signals())
+_DJANGOS = djangos(*_signals()) if is_on("signals") else None
 
 
 def _is_of_djangos_module(receiver: Any) -> bool:

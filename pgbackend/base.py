@@ -26,6 +26,7 @@ from typing import Any
 from asgiref.sync import iscoroutinefunction
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from django.db import DEFAULT_DB_ALIAS, Error
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.db.backends.utils import debug_transaction
@@ -38,17 +39,17 @@ from .adapters import prepare_template
 from .attributes import follow, names_of, of_connection
 from .client import DatabaseClient
 from .creation import DatabaseCreation
-from .cursors import CursorWrapper
 from .driver import bridge
 from .driver.bridge import Portal
 from .driver.connection import LEASE_ENDED, ConnectArguments, adopt
 from .driver.errors import LeaseEnded
 from .driver.pool import Lease, Pool, PoolOptions, close_pools, get_pool
 from .driver.vouching import vouching
+from .fast.registry import is_on
 from .features import DatabaseFeatures
 from .introspection import DatabaseIntrospection
 from .operations import DatabaseOperations
-from .patches import djangos, if_djangos
+from .patches import djangos, if_djangos, lookup
 from .schema import DatabaseSchemaEditor
 from .state import Scope, State, rollback_attribute, scope_attribute, state_attribute
 from .statements import StatementCursor, adapting, can_execute
@@ -72,11 +73,17 @@ class _InThePool:
 
 
 _ENSURE_CONNECTION = if_djangos(PostgresDatabaseWrapper.ensure_connection)
+_DJANGOS_CURSOR = if_djangos(PostgresDatabaseWrapper._cursor)  # type: ignore[attr-defined]
+_SET_AUTOCOMMIT = if_djangos(PostgresDatabaseWrapper.set_autocommit)
+_SET_IT = if_djangos(PostgresDatabaseWrapper._set_autocommit)  # type: ignore[attr-defined]  # noqa: SLF001
+_RUN_HOOKS = if_djangos(PostgresDatabaseWrapper.run_and_clear_commit_hooks)
 # Each statement, and each transaction, comes by these: they are guarded like the others, with less
 # in between.
 _COMMIT = if_djangos(PostgresDatabaseWrapper._commit)  # type: ignore[attr-defined]  # noqa: SLF001
 _CURSOR = if_djangos(PostgresDatabaseWrapper.cursor)
 _CREATE_CURSOR = if_djangos(PostgresDatabaseWrapper.create_cursor)
+if not is_on("cursors"):
+    _CURSOR = _CREATE_CURSOR = None
 _open_cursor: Callable[..., Any] = inspect.unwrap(PostgresDatabaseWrapper.cursor)
 _create_cursor: Callable[..., Any] = inspect.unwrap(PostgresDatabaseWrapper.create_cursor)
 
@@ -84,7 +91,14 @@ _create_cursor: Callable[..., Any] = inspect.unwrap(PostgresDatabaseWrapper.crea
 #: What Django's `_cursor()` calls to have a connection.
 _ASKING = frozenset({"_cursor", "close_if_health_check_failed", "ensure_connection"})
 _asks = attrgetter(*_ASKING)
-_DJANGO_ASKS = djangos(*_asks(PostgresDatabaseWrapper))
+#: These in Django, and what one of them calls.
+_djangos_asks = lookup(
+    "its._cursor its.close_if_health_check_failed its.ensure_connection "
+    "base.close_if_health_check_failed",
+    its=PostgresDatabaseWrapper,
+    base=BaseDatabaseWrapper,
+)
+_DJANGO_ASKS = djangos(*_djangos_asks()) if is_on("cursors") else None
 
 
 def _guarded(name: str) -> Callable[..., Any]:
@@ -139,7 +153,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     asks: tuple[Any, ...]
 
     _ready = False
-    _asking_patches = False
+    _asking_others = False
     _sharing: tuple[Any, bool] = (None, False)
     _own_blocks: Any = None
     #: How often it is lent; see Note [Lent wrappers] in state.py.
@@ -317,7 +331,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
     def connect(self) -> None:
         """Connect; green, see that the database can be reached, and hold nothing afterwards."""
-        if self._asking_patches:
+        if self._asking_others:
             return
         current = state.current_state(self)
         if not current.pooled:
@@ -340,11 +354,12 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         each statement will lease its own.
         """
         current = state.current_state(self)
-        if current.connection is not None:
+        if self._asking_others and "ensure_connection" not in self._in_patches:
+            self._ensure_connection()
+        elif current.connection is not None:
             if PostgresDatabaseWrapper.ensure_connection is not _ENSURE_CONNECTION:
                 self._let_patches_refuse()
-            return
-        if not current.pooled:
+        elif not current.pooled:
             self._ensure_connection()
         elif bridge.in_greenlet() and not current.closed_in_transaction:
             lease = self.lease_for(current, state.async_session(self))
@@ -353,7 +368,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
     def close_if_health_check_failed(self) -> None:
         # Each cursor comes by here. Django looks for its pool first, which takes longer.
-        if state.current_state(self).health_check_enabled:
+        if state.current_state(self).health_check_enabled or _djangos_asks() != _DJANGO_ASKS:
             super().close_if_health_check_failed()
 
     def lease_for(self, current: State, session: state.Session | None) -> Lease | None:
@@ -362,7 +377,9 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         `session` is the running task's.
         """
         if current.connection is not None:
-            if PostgresDatabaseWrapper.ensure_connection is not _ENSURE_CONNECTION:
+            if type(self).ensure_connection is not _OWN_ENSURE_CONNECTION:
+                self.ensure_connection()
+            elif PostgresDatabaseWrapper.ensure_connection is not _ENSURE_CONNECTION:
                 self._let_patches_refuse()
             return None
         transaction = current.transaction
@@ -379,8 +396,11 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         transaction: state.Transaction | None,
         session: state.Session | None,
     ) -> Lease:
-        if PostgresDatabaseWrapper.ensure_connection is not _ENSURE_CONNECTION:
-            self._ask_patches()
+        if (
+            type(self).ensure_connection is not _OWN_ENSURE_CONNECTION
+            or PostgresDatabaseWrapper.ensure_connection is not _ENSURE_CONNECTION
+        ):
+            self._ask_others()
         lease = None if transaction is None else transaction.borrow()
         if lease is None:
             with self.wrap_database_errors:
@@ -408,24 +428,29 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         if bridge.in_greenlet() or not state.in_async_context():
             self._ensure_connection()
 
-    def _ask_patches(self) -> None:
-        """Let who has patched `ensure_connection()` refuse, as test cases without a database do.
+    def _ask_others(self) -> None:
+        """Call `ensure_connection()` for a class that overrides it, or for somebody's patch.
 
-        Nothing connects here, and so nothing waits: the flag is seen by this call only. A patch
-        that looks for a connection finds none the first time, and after `close()`; then there is
-        one, as in Django, though it is taken from the pool for each statement.
+        They may refuse, as test cases without a database do. Nothing connects here, and so nothing
+        waits: the flag is seen by this call only. Code that looks for a connection finds none the
+        first time, and after `close()`; then there is one, as in Django, though it is taken from
+        the pool for each statement.
         """
         current = state.current_state(self)
         session = self.async_session()
         known = current if session is None else session.state
-        self._asking_patches = True
+        self._asking_others = True
         if known.asked:
             current.connection = _InThePool()
+        is_overridden = type(self).ensure_connection is not _OWN_ENSURE_CONNECTION
         try:
-            self._ensure_connection()
+            if is_overridden and "ensure_connection" not in self._in_patches:
+                self.ensure_connection()
+            else:
+                self._ensure_connection()
         finally:
             current.connection = None
-            self._asking_patches = False
+            self._asking_others = False
         known.asked = True
 
     def _get_lease(self, transaction: state.Transaction | None) -> Lease:
@@ -441,8 +466,11 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
     def pool_alone(self) -> Pool:
         """Return the pool to lease a connection from, for one statement in no transaction."""
-        if PostgresDatabaseWrapper.ensure_connection is not _ENSURE_CONNECTION:
-            self._ask_patches()
+        if (
+            type(self).ensure_connection is not _OWN_ENSURE_CONNECTION
+            or PostgresDatabaseWrapper.ensure_connection is not _ENSURE_CONNECTION
+        ):
+            self._ask_others()
         return self._async_pool()
 
     def _lease_at_home(self) -> Lease:
@@ -536,7 +564,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
                 own.connection is None
                 or own.health_check_enabled
                 # or somebody has a say in it who has overridden or patched what Django's calls
-                or _asks(PostgresDatabaseWrapper) != _DJANGO_ASKS
+                or _djangos_asks() != _DJANGO_ASKS
                 or _asks(type(self)) != self.asks
                 or not self.__dict__.keys().isdisjoint(_ASKING)
             ):
@@ -557,10 +585,17 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     def _lease_cursor(
         self, current: State, session: state.Session | None, name: str | None, compiled: bool
     ) -> Any:
+        djangos_class: Any = PostgresDatabaseWrapper
         lease = self.hold(current, session)
+        wrapped = None
         try:
-            with self.wrap_database_errors:
-                cursor = self.create_cursor(name)
+            if djangos_class._cursor is not _DJANGOS_CURSOR:
+                wrapped = super()._cursor(name)
+                cursor = wrapped.cursor
+            else:
+                self.close_if_health_check_failed()
+                with self.wrap_database_errors:
+                    cursor = self.create_cursor(name)
             if current.lease is not None:
                 if name and (block := state.named_block(self)) is not None:
                     cursor.why_gone = block.why_cursors_are_gone
@@ -572,7 +607,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         finally:
             if lease is not None:
                 lease.unpin()
-        return self._prepare_cursor(cursor)
+        return wrapped or self._prepare_cursor(cursor)
 
     def hold(self, current: State, session: state.Session | None) -> Lease | None:
         """Give `current` a connection, if it has none, and pin it: `unpin()` is for the caller.
@@ -609,9 +644,6 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         finally:
             if lease is not None:
                 lease.unpin()
-
-    def make_cursor(self, cursor: Any) -> CursorWrapper:
-        return CursorWrapper(cursor, self)
 
     def create_cursor(self, name: str | None = None) -> Any:
         if PostgresDatabaseWrapper.create_cursor is not _CREATE_CURSOR:
@@ -708,7 +740,10 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         self.check_context("set_autocommit")
         current = state.current_state(self)
         if current.pooled:
-            self._set_autocommit_pooled(current, autocommit)
+            if PostgresDatabaseWrapper.set_autocommit is _SET_AUTOCOMMIT:
+                self._set_autocommit_pooled(current, autocommit)
+            else:  # a patch
+                super().set_autocommit(autocommit, force_begin_transaction_with_broken_autocommit)
             if not autocommit and not force_begin_transaction_with_broken_autocommit:
                 # By hand: `Atomic`, which knows where it ends, has that flag set.
                 transaction = state.current_state(self).transaction
@@ -723,18 +758,30 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         # Django's own, but for ensure_connection(): the first statement leases the connection.
         if current.in_atomic_block:
             self.validate_no_atomic_block()  # raises
-        if autocommit:
-            self.end_pooled(current, state.current_block(self))
-        elif self.queries_logged:
-            with debug_transaction(self, "BEGIN"):
-                self.begin_pooled(current)
+        if autocommit or not self.queries_logged:
+            self._set_autocommit(autocommit)
         else:
-            self.begin_pooled(current)
+            with debug_transaction(self, "BEGIN"):
+                self._set_autocommit(autocommit)
         if current.needs_rollback:  # which Django keeps until rollback(), or a new connection
             now = state.current_state(self)
             now.needs_rollback, now.rollback_exc = True, current.rollback_exc
 
     def _set_autocommit(self, autocommit: bool) -> None:
+        current = state.current_state(self)
+        if current.pooled:
+            djangos_class: Any = PostgresDatabaseWrapper
+            is_patched = djangos_class._set_autocommit is not _SET_IT  # noqa: SLF001
+            if autocommit:
+                if is_patched and current.connection is not None:
+                    super()._set_autocommit(True)
+                self.end_pooled(current, state.current_block(self))
+                return
+            begun = self.begin_pooled(current)
+            if is_patched:  # it expects that there is a connection
+                self.lease_for(begun, state.async_session(self))
+                super()._set_autocommit(False)
+            return
         super()._set_autocommit(autocommit)
         current = state.current_state(self)
         if autocommit:
@@ -783,7 +830,10 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             )
         now.autocommit = True
         if now.run_commit_hooks_on_set_autocommit_on:
-            if now.run_on_commit:
+            if (
+                now.run_on_commit
+                or PostgresDatabaseWrapper.run_and_clear_commit_hooks is not _RUN_HOOKS
+            ):
                 self.run_and_clear_commit_hooks()
             now.run_commit_hooks_on_set_autocommit_on = False
 
@@ -937,6 +987,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
 
 _OWN_CURSOR = DatabaseWrapper._cursor
+_OWN_ENSURE_CONNECTION = DatabaseWrapper.ensure_connection
 # Django asks each wrapper at the beginning of each block whether it has the last of these, as that
 # of SQLite does: nobody sets it.
 DatabaseWrapper.own_names = names_of(DatabaseWrapper) | {"_start_transaction_under_autocommit"}

@@ -28,6 +28,7 @@ from django.db.transaction import Atomic, TransactionManagementError
 from . import conf, frames, state
 from .driver import bridge
 from .driver.bridge import Portal
+from .fast.registry import is_on
 from .generators import carried
 from .patches import djangos
 from .state import Block, Scope, Session, State
@@ -43,7 +44,7 @@ _CALLED = (
 _NAMES = frozenset(_CALLED)
 #: These as a class of wrappers has them; and what they are in Django.
 called_on: Callable[[type[Any]], tuple[Any, ...]] = attrgetter(*_CALLED)
-_DJANGOS = djangos(*called_on(PostgresDatabaseWrapper))
+_DJANGOS = djangos(*called_on(PostgresDatabaseWrapper)) if is_on("blocks") else None
 _DJANGOS_ATOMIC = djangos(Atomic.__enter__, Atomic.__exit__)
 #: As it is before `hooks` puts `leave()` around it.
 _djangos_exit: Any = Atomic.__exit__

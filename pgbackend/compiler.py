@@ -37,6 +37,7 @@ from uuid import UUID
 
 import django
 from django.core.exceptions import EmptyResultSet, FullResultSet
+from django.db.backends.base.operations import BaseDatabaseOperations
 from django.db.backends.postgresql import compiler
 from django.db.backends.postgresql.operations import DatabaseOperations
 from django.db.models import (
@@ -68,6 +69,7 @@ from django.db.models.sql.where import AND, WhereNode
 
 from . import expressions, objects, statements
 from .driver.vouching import vouching
+from .fast.registry import is_on
 from .patches import djangos, if_djangos, lookup
 
 _get_running_loop = asyncio._get_running_loop
@@ -102,9 +104,10 @@ _for_update = lookup(
 )
 _for_insert = lookup(
     "its.as_sql its.pre_save_val its.prepare_value its.field_as_sql its.assemble_as_sql "
-    "base.assemble_as_sql base.get_converters",
+    "base.assemble_as_sql base.get_converters ops.bulk_insert_sql",
     its=compiler.SQLInsertCompiler,
     base=sql_compiler.SQLInsertCompiler,
+    ops=BaseDatabaseOperations,
 )
 _for_comparison = lookup(
     "lookups.Exact.as_sql lookups.BuiltinLookup.as_sql lookups.Lookup.process_lhs Col.as_sql "
@@ -118,11 +121,12 @@ _for_executing = lookup(
     sql=sql_compiler,
 )
 
-_EXECUTE = djangos(*_for_executing())
-_COMPILE = if_djangos(compiler.SQLCompiler.compile)
-_SELECT = djangos(*_for_select())
-_UPDATE = djangos(*_for_update())
-_INSERT = djangos(*_for_insert())
+_EXECUTE = djangos(*_for_executing()) if is_on("statements") else None
+_SELECT = djangos(*_for_select()) if is_on("select") else None
+_UPDATE = djangos(*_for_update()) if is_on("update") else None
+_INSERT = djangos(*_for_insert()) if is_on("insert") else None
+_COMPARES = is_on("select") or is_on("update")
+_COMPILE = if_djangos(compiler.SQLCompiler.compile) if _COMPARES else None
 _WHERE = djangos(WhereNode.as_sql)
 _COMPARISON = djangos(*_for_comparison())
 #: Which casts nothing for comparisons; nor does the older one, that Django 5.2 asks, too.
@@ -162,6 +166,7 @@ _for_integers = lookup(
     Field=Field,
     ops=DatabaseOperations,
 )
+_KNOWN = is_on("known")
 _INTEGERS = djangos(*_for_integers())
 
 #: Types of which no value is an expression, nor a model's instance.
@@ -171,6 +176,10 @@ _VALUES = {
 }
 #: Whether Django sends NULL as a parameter, and writes DEFAULT without preparing it.
 _SENDS_NULL = _LEAVES_DEFAULTS = django.VERSION >= (6, 1)
+
+
+#: How a field says that it writes the placeholder of its value.
+_GET_PLACEHOLDER = repeat("get_placeholder_sql" if django.VERSION >= (6, 1) else "get_placeholder")
 
 
 def _has_placeholder(field: Any) -> bool:
@@ -194,6 +203,11 @@ _insert_features = attrgetter(
     *("can_return_columns_from_insert", "can_return_rows_from_bulk_insert", "has_bulk_insert"),
 )
 _INSERTS_AND_RETURNS = (True, True, True)
+
+
+def _is_read_by_django(connection: Any) -> bool:
+    """Return whether returned rows are read by Django's operations, which fetch them."""
+    return _inserting_by(type(connection.ops)) == _INSERT_BY
 
 
 def _is_resolved(value: Any) -> bool:
@@ -221,6 +235,53 @@ def _are_plain(ops: type[Any]) -> bool:
     return all(module.startswith(("django.", "pgbackend.")) for module in said_by)
 
 
+#: What operations say that is kept of a model.
+_KEPT_OF_OPS = (
+    *("adapt_integerfield_value", "get_db_converters", "integer_field_range", "limit_offset_sql"),
+    "quote_name",
+)
+_said_by_ops = attrgetter(*_KEPT_OF_OPS)
+_said_by_kind = attrgetter("get_col", "get_db_converters", "select_format")
+_column_of = attrgetter("column", "db_default")
+_NONE = repeat(None)
+
+
+class _Said:
+    """What fields and operations said of themselves when something of a model was kept.
+
+    Packages and tests patch both, or give a field another column: who asks `is_stale()` for each
+    statement notices. All loops are in C: each statement pays for it.
+    """
+
+    __slots__ = ("columns", "fields", "kinds", "loaders", "of_kinds", "of_ops", "ops", "sizes")
+
+    def __init__(self, fields: Any, ops: Any) -> None:
+        self.fields = list(dict.fromkeys(fields))
+        self.kinds = list(dict.fromkeys(map(type, self.fields)))
+        self.ops = type(ops)
+        self.of_ops = _said_by_ops(self.ops)
+        self.of_kinds = [*map(_said_by_kind, self.kinds)]
+        #: How many attributes each has: somebody who gives one to a field adds to them.
+        self.sizes = [*map(len, map(vars, self.fields))]
+        self.columns = [*map(_column_of, self.fields)]
+        self.loaders = [*map(getattr, self.fields, _FROM_DB_VALUE, _NONE)]
+
+    def is_stale(self, ops: Any) -> bool:
+        """Return whether they would say anything else now, or `ops` are others."""
+        fields = self.fields
+        return (
+            self.ops is not type(ops)
+            or _said_by_ops(self.ops) != self.of_ops
+            or not vars(ops).keys().isdisjoint(_KEPT_OF_OPS)
+            or [*map(len, map(vars, fields))] != self.sizes
+            or [*map(_column_of, fields)] != self.columns
+            or [*map(_said_by_kind, self.kinds)] != self.of_kinds
+            or [*map(getattr, fields, _FROM_DB_VALUE, _NONE)] != self.loaders
+        )
+
+
+_FROM_DB_VALUE = repeat("from_db_value")
+
 _MOST_STATEMENTS = 64
 
 
@@ -228,30 +289,31 @@ class _Insert:
     """The words of an INSERT of one row, by the fields that it has and returns."""
 
     __slots__ = (
-        *("columns", "into", "keeps", "ops", "returning", "returning_params", "returns_as_is"),
-        *("sql", "table"),
+        *("into", "kept_by", "returning", "returning_params", "returns_as_is", "said", "sql"),
+        "table",
     )
 
     def __init__(self, made_by: SQLInsertCompiler, fields: Any, returning_fields: Any) -> None:
         ops, opts = made_by.connection.ops, made_by.query.get_meta()
-        #: What these words are found by is the identity of the fields: they live as long.
-        self.keeps = list(fields), list(returning_fields)
-        self.ops = type(ops)
+        #: Keeps the fields alive: the key uses their `id()`.
+        self.kept_by = list(fields), list(returning_fields)
         self.table = opts.db_table
-        self.columns = [field.column for field in fields]
-        names = ", ".join(map(ops.quote_name, self.columns))
+        columns = [field.column for field in fields]
+        names = ", ".join(map(ops.quote_name, columns))
         self.into = f"INSERT INTO {ops.quote_name(self.table)} ({names})"
         sql, self.returning_params = "", ()
         if returning_fields:
             sql, self.returning_params = getattr(ops, _RETURNING)(returning_fields)
         self.returning = sql and f" {sql}"
-        placeholders = ", ".join(["%s"] * len(self.columns))
+        placeholders = ", ".join(["%s"] * len(columns))
         self.sql = f"{self.into} VALUES ({placeholders}){self.returning}"
         cols = [field.get_col(self.table) for field in returning_fields]
         #: Whether nothing converts what is returned.
         self.returns_as_is = not made_by.get_converters(cols) and all(
             map(_is_plain_column, cols, returning_fields, repeat(self.table))
         )
+        returned = [col.output_field for col in cols]
+        self.said = _Said([*fields, *returning_fields, *returned], ops)
 
     @classmethod
     def of(cls, made_by: SQLInsertCompiler, returning_fields: Any) -> _Insert | None:
@@ -264,14 +326,14 @@ class _Insert:
         if (
             words is not None
             and words.table == opts.db_table
-            and words.ops is type(made_by.connection.ops)
-            and words.columns == [field.column for field in fields]
+            and not any(map(hasattr, fields, _GET_PLACEHOLDER))
+            and not words.said.is_stale(made_by.connection.ops)
         ):
             return words
         if any(map(_has_default_or_placeholder, fields)):
             return None
         words = cls(made_by, fields, returning_fields)
-        if _are_plain(words.ops) and len(known) < _MOST_STATEMENTS:
+        if _are_plain(words.said.ops) and len(known) < _MOST_STATEMENTS:
             opts._pgbackend_inserts = {**known, key: words}  # noqa: SLF001
         return words
 
@@ -313,7 +375,7 @@ class _Columns:
     """What `get_select()` returns for a model; see Note [Columns of a model]."""
 
     __slots__ = (
-        *("cols", "converters", "fields", "from_", "indexes", "ops", "select", "select_from"),
+        *("cols", "converters", "fields", "from_", "indexes", "said", "select", "select_from"),
         *("statements", "table"),
     )
 
@@ -324,12 +386,13 @@ class _Columns:
         #: What it depends on. Django makes another list when the fields of the model change.
         self.fields = fields
         self.table = made_by.query.base_table
-        self.ops = type(made_by.connection.ops)
         self.cols = [col for col, _, _ in self.select]
         columns = ", ".join([sql for _, (sql, _), _ in self.select])
         self.select_from = f"SELECT {columns} FROM "  # noqa: S608 - all of it is quoted
         self.from_ = self.select_from + made_by.connection.ops.quote_name(self.table)
         self.converters = made_by.get_converters(self.cols)
+        converting = [col.output_field for col in self.cols]
+        self.said = _Said([*fields, *converting], made_by.connection.ops)
         #: Those with one comparison, by what they depend on; and what integers it may be with.
         self.statements: dict[Any, tuple[str, _Integers | None]] = {}
 
@@ -342,7 +405,7 @@ class _Columns:
             known is None
             or known.fields is not opts.concrete_fields
             or known.table != opts.db_table
-            or known.ops is not type(ops)
+            or known.said.is_stale(ops)
         ):
             return None
         return known
@@ -355,7 +418,6 @@ class _Columns:
 
     def selected_of(self, model: Any) -> tuple[Any, Any, Any]:
         """What `get_select()` returns, for the caller to keep."""
-        model = objects.standing_for(model)
         klass_info = {"model": model, "select_fields": self.indexes.copy()}
         return self.select.copy(), klass_info, {}
 
@@ -372,13 +434,6 @@ class _Columns:
         ):
             # There, and nowhere else, it is forgotten together with the model.
             opts._pgbackend_columns = cls(made_by, fields, found)  # noqa: SLF001
-
-
-def _with_makers(found: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
-    """What `get_select()` has found, for the objects to be made by `objects`."""
-    if found[1] is not None:
-        objects.stand_in(found[1])
-    return found
 
 
 def _with_fields_seen(found: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
@@ -479,12 +534,6 @@ class CompiledStatement:
     """A compiler whose statements are marked as compiled by the ORM."""
 
     connection: Any
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if _QUOTES_ALIKE:
-            # Django's keeps a dictionary for each statement, in front of what is kept anyway.
-            self.quote_name = self.connection.ops.quote_name
 
     def compile(self, node: Any) -> Any:
         kind = type(node)
@@ -602,6 +651,12 @@ class SQLCompiler(_FetchedAtOnce, compiler.SQLCompiler):
     _columns: _Columns | None = None
     _converted: Any = None
 
+    klass_info = objects.KlassInfo()
+
+    def makes_objects(self) -> bool:
+        """Return whether objects may be made of its rows in a shorter way than Django's."""
+        return type(self) is SQLCompiler
+
     def _is_djangos(self) -> bool:
         """Whether nobody has derived from this compiler, or patched what it passes over."""
         return type(self) is SQLCompiler and _for_select() == _SELECT
@@ -611,8 +666,7 @@ class SQLCompiler(_FetchedAtOnce, compiler.SQLCompiler):
         if with_col_aliases or not self._is_djangos():
             return _with_fields_seen(super().get_select(with_col_aliases=with_col_aliases))
         if not _selects_a_model(query):
-            found = _with_fields_seen(super().get_select(with_col_aliases=with_col_aliases))
-            return _with_makers(found)
+            return _with_fields_seen(super().get_select(with_col_aliases=with_col_aliases))
         self._columns = known = _Columns.of(query, self.connection.ops)
         if known is not None:
             query.get_initial_alias()  # which counts that the table is used
@@ -621,7 +675,7 @@ class SQLCompiler(_FetchedAtOnce, compiler.SQLCompiler):
         fields = opts.concrete_fields
         found = _with_fields_seen(super().get_select(with_col_aliases=with_col_aliases))
         _Columns.remember(self, opts, fields, found)
-        return _with_makers(found)
+        return found
 
     def as_sql(self, with_limits: bool = True, with_col_aliases: bool = False) -> Any:
         query = self.query
@@ -630,7 +684,7 @@ class SQLCompiler(_FetchedAtOnce, compiler.SQLCompiler):
             return super().as_sql(with_limits=with_limits, with_col_aliases=with_col_aliases)
         only = _comparison_in(query.where)
         ordered = _is_ordered(query)
-        if only is not None and not ordered and len(query.alias_map) == 1:
+        if _KNOWN and only is not None and not ordered and len(query.alias_map) == 1:
             made = self._known_statement(with_limits, only)
             made = made or self._usual_statement(with_limits, only, ordered)
         else:  # other parts may count what they use
@@ -650,7 +704,7 @@ class SQLCompiler(_FetchedAtOnce, compiler.SQLCompiler):
             known is None
             or type(query.alias_map.get(known.table)) is not BaseTable
             or query.external_aliases
-            or not _is_plain_comparison(only, known.ops)
+            or not _is_plain_comparison(only, known.said.ops)
             or hasattr(only, "as_postgresql")
         ):
             return None
@@ -784,7 +838,7 @@ class SQLInsertCompiler(CompiledStatement, compiler.SQLInsertCompiler):
         return list(self.apply_converters(returned, converters)) if converters else returned
 
     def _asks_first(self) -> bool:
-        return self._is_executed_by_django()
+        return self._is_executed_by_django() and _is_read_by_django(self.connection)
 
     def _is_usual(self) -> bool:
         """Whether one row is inserted, of nothing but values and expressions."""
@@ -912,7 +966,8 @@ class SQLUpdateCompiler(_FetchedAtOnce, compiler.SQLUpdateCompiler):
         if session is None:
             return super().execute_returning_sql(returning_fields)
         outer = session.compiled, session.at_once
-        session.compiled, session.at_once = True, self._is_executed_by_django()
+        session.compiled = True
+        session.at_once = self._is_executed_by_django() and _is_read_by_django(self.connection)
         try:
             with self._vouching():
                 return super().execute_returning_sql(returning_fields)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from inspect import iscoroutinefunction
 from typing import Any
 
@@ -104,6 +104,33 @@ def most_in_memory() -> int:
 def allows_async_unsafe() -> bool:
     """Whether `DJANGO_ALLOW_ASYNC_UNSAFE` is set; its meaning is Django's."""
     return bool(os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"))
+
+
+_SHORTCUTS = "PGBACKEND_SHORTCUTS"
+
+
+def shortcuts_switched_off(names: Iterable[str]) -> tuple[frozenset[str], str]:
+    """Return the shortcuts, among these `names`, that are switched off, and where that is said.
+
+    The environment comes before the setting. Both have ``0`` for all, or names with a minus before
+    each: ``-select,-rows``. Raises `ImproperlyConfigured`.
+    """
+    names = [*names]
+    if (value := os.environ.get(_SHORTCUTS)) is not None:
+        where = f"{_SHORTCUTS} in the environment"
+    else:
+        value, where = getattr(settings, _SHORTCUTS, ""), f"the setting {_SHORTCUTS}"
+    if value in ("0", 0):
+        return frozenset(names), where
+    said = [each.strip() for each in value.split(",")] if isinstance(value, str) else [repr(value)]
+    off = frozenset(each.removeprefix("-") for each in said if each not in {"", "1"})
+    for each in said:
+        if each not in {"", "1"} and (each[0] != "-" or each[1:] not in names):
+            raise ImproperlyConfigured(
+                f"{where} says {each!r}: it must be '0', which switches all shortcuts off, or a "
+                f"list like '-{names[0]},-{names[1]}', of {', '.join(sorted(names))}."
+            )
+    return off, where
 
 
 _THREAD_LOCALS = "PGBACKEND_THREAD_LOCALS"

@@ -52,6 +52,7 @@ from . import (
 )
 from .driver import bridge
 from .driver.connection import let_go
+from .fast.registry import is_on
 
 Policy: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], bool]
 
@@ -379,7 +380,8 @@ def _hook_handlers() -> None:
     from django.test.client import AsyncClientHandler
 
     _make_call_green(ASGIHandler)
-    if asgi.is_djangos(ASGIHandler.handle):  # and nobody has patched it
+    if is_on("handler") and asgi.is_djangos(ASGIHandler.handle):  # and nobody has patched it
+        asgi.handle.__wrapped__ = ASGIHandler.handle  # type: ignore[attr-defined]
         ASGIHandler.handle = asgi.handle  # type: ignore[method-assign]
     test: Any = AsyncClientHandler.__call__
 
@@ -430,7 +432,7 @@ def _hook_wrappers() -> None:
             wrapper = state.lent(alias)
             if wrapper is not None:
                 return wrapper
-        if self is not connections or not bridge.in_greenlet():
+        if self is not connections or not bridge.in_greenlet() or not is_on("wrappers"):
             return create(self, alias)
         wrapper = wrappers.take(alias)
         if wrapper is None:
@@ -568,22 +570,30 @@ def _hook_aiterator(cls: Any, djangos_aiter: Any) -> None:
     heartbeat): the connection then passes on to the task that has called `aiterator()`.
     """
     original = cls.aiterator
+    # 2000; None from Django 6.2 on, which stands for 2000 where nothing is prefetched.
+    default = inspect.signature(original).parameters["chunk_size"].default
 
     @functools.wraps(original)
-    def aiterator(self: Any, chunk_size: int = 2000) -> AsyncIterator[Any]:
+    def aiterator(
+        self: Any, chunk_size: int | None = default, *args: Any, **kwargs: Any
+    ) -> AsyncIterator[Any]:
         ours = conf.alias_is_ours(self.db)
         if ours and _runs_in_task():
             self = _known_by(state.task_sessions(), self)
+        size = 2000 if chunk_size is default is None else chunk_size
         if (
-            chunk_size <= 0
+            args
+            or kwargs
+            or not isinstance(size, int)
+            or size <= 0
             or self._prefetch_related_lookups
             or self._iterable_class.__aiter__ is not djangos_aiter
             or not ours
         ):
-            rows: AsyncIterator[Any] = original(self, chunk_size)
+            rows: AsyncIterator[Any] = original(self, chunk_size, *args, **kwargs)
             return rows
         on_server = not connections.settings[self.db].get("DISABLE_SERVER_SIDE_CURSORS")
-        return aiter(self._iterable_class(self, chunked_fetch=on_server, chunk_size=chunk_size))
+        return aiter(self._iterable_class(self, chunked_fetch=on_server, chunk_size=size))
 
     cls.aiterator = aiterator
 

@@ -3,38 +3,46 @@
 Django makes an object by `Model.from_db()` and `Model.__init__()`, which ask each field for its
 name, and look for defaults and keywords that a row never leaves to them: half of the instructions
 of a query for a hundred rows (`benchmarks/cost.py --instructions`). So where both are Django's own,
-a `Maker` stands in for the model in what a compiler says of its columns (`klass_info`). Its
-`from_db()` does the same, written out for the fields of the model, as `dataclasses` writes an
-`__init__()`.
+a `Maker` stands in for the model where Django's `ModelIterable` reads from a compiler which columns
+are whose (`klass_info`). Its `from_db()` does the same, written out for the fields of the model, as
+`dataclasses` writes an `__init__()`. All other code that reads `klass_info` finds the model.
 
 Note [Makers]
 A model is left alone if it has an `__init__`, a `__new__`, a `__setattr__` or a `from_db` of its
 own (asked for each query, since tools patch them), or if somebody listens to its `pre_init` or
 `post_init`. Attributes are set, so fields with descriptors have their say; but for the key of a
 foreign object: the descriptor only sees that an object that is cached for another key is forgotten,
-and a new object has none.
+and a new object has none. Whether that is still its descriptor is asked for each query.
 """
 
 from __future__ import annotations
 
 import keyword
+import sys
 from collections.abc import Callable
-from inspect import getattr_static
-from operator import attrgetter
+from operator import attrgetter, is_
 from typing import Any
 
 from django.db.models import Model
 from django.db.models import base as models_base
 from django.db.models.fields.related_descriptors import ForeignKeyDeferredAttribute
+from django.db.models.query import ModelIterable
 from django.db.models.signals import post_init, pre_init
 
-from .patches import djangos
+from .fast.registry import is_on
+from .patches import djangos, if_djangos
 
 #: What an object is made with, as a class has it.
 _making = attrgetter("__init__", "__new__", "__setattr__", "from_db.__func__")
 _MAKING: Any = _making(Model)
 if djangos(Model.__init__, Model.from_db.__func__) is None:  # type: ignore[attr-defined]
     _MAKING = None  # as no class has it
+
+_SET_KEY = if_djangos(ForeignKeyDeferredAttribute.__set__)
+#: The code that makes objects of rows, whoever calls it.
+_ITERATING: Any = None
+if is_on("rows") and (_iter := if_djangos(ModelIterable.__iter__)) is not None:
+    _ITERATING = _iter.__code__
 
 #: Whether the state of an object that ends clears what it has cached, and makes it for that.
 _STATE_CLEARS = hasattr(models_base.ModelState, "__del__")
@@ -59,11 +67,26 @@ def from_db(db, field_names, values, *, fetch_mode=None):
 """
 
 
-def stand_in(klass_info: Any) -> None:
-    """Put makers in the place of the models in `klass_info`, where nobody could tell."""
-    klass_info["model"] = standing_for(klass_info["model"])
-    for related in klass_info.get("related_klass_infos", ()):
-        stand_in(related)
+class KlassInfo:
+    """A compiler's `klass_info`: to Django's `ModelIterable`, with makers instead of models."""
+
+    def __get__(self, made_by: Any, cls: Any) -> Any:
+        if made_by is None:
+            return self
+        found = made_by.__dict__["klass_info"]
+        if found is not None and sys._getframe(1).f_code is _ITERATING and made_by.makes_objects():
+            return _with_makers(found)
+        return found
+
+    def __set__(self, made_by: Any, value: Any) -> None:
+        made_by.__dict__["klass_info"] = value
+
+
+def _with_makers(klass_info: Any) -> Any:
+    changed = {**klass_info, "model": standing_for(klass_info["model"])}
+    if related := klass_info.get("related_klass_infos"):
+        changed["related_klass_infos"] = [*map(_with_makers, related)]
+    return changed
 
 
 def standing_for(model: Any) -> Any:
@@ -75,7 +98,7 @@ def standing_for(model: Any) -> Any:
         return model
     opts = model._meta  # noqa: SLF001
     maker: Maker | None = opts.__dict__.get("_pgbackend_maker")
-    if maker is None or maker.fields is not opts.concrete_fields:
+    if maker is None or maker.fields is not opts.concrete_fields or maker.is_stale():
         if not _can_be_written(model, opts.concrete_fields):
             return model
         maker = opts._pgbackend_maker = Maker(model, opts.concrete_fields)  # noqa: SLF001
@@ -91,7 +114,7 @@ def standing_for(model: Any) -> Any:
 class Maker:
     """What stands for a model where objects are made of rows; all else is the model's."""
 
-    __slots__ = ("fields", "from_db", "model", "post_init", "pre_init")
+    __slots__ = ("descriptors", "fields", "from_db", "keys", "model", "post_init", "pre_init")
 
     def __init__(self, model: Any, fields: Any) -> None:
         self.model = model
@@ -100,7 +123,21 @@ class Maker:
         #: Who listened to other models, when nobody listened to this one.
         self.pre_init: list[Any] = []
         self.post_init: list[Any] = []
+        #: The attributes that are keys of foreign objects, and what the model has by these names.
+        self.keys: list[str] = []
+        self.descriptors: list[Any] = []
+        for field in fields:
+            if _is_a_key(descriptor := vars(model).get(field.attname)):
+                self.keys.append(field.attname)
+                self.descriptors.append(descriptor)
         self.from_db = _write_from_db(self)
+
+    def is_stale(self) -> bool:
+        """Return whether somebody has replaced a descriptor, or its class's method."""
+        return bool(self.keys) and (
+            ForeignKeyDeferredAttribute.__set__ is not _SET_KEY
+            or not all(map(is_, map(vars(self.model).get, self.keys), self.descriptors))
+        )
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
@@ -126,7 +163,7 @@ def _write_from_db(maker: Maker) -> Callable[..., Any]:
     names = [field.attname for field in maker.fields]
     source = _SOURCE.format(
         count=len(names),
-        targets=", ".join([_target(model, name) for name in names]),
+        targets=", ".join([_target(maker, name) for name in names]),
         and_more="state.fields_cache = {}" if _STATE_CLEARS else "",
     )
 
@@ -150,9 +187,10 @@ def _write_from_db(maker: Maker) -> Callable[..., Any]:
     return from_db  # type: ignore[no-any-return]  # written
 
 
-def _target(model: Any, attname: str) -> str:
-    """What the value of a field is assigned to; see Note [Makers]."""
-    kind: Any = type(getattr_static(model, attname, None))
-    if kind is ForeignKeyDeferredAttribute and djangos(kind.__set__):
-        return f"new.__dict__[{attname!r}]"
-    return f"new.{attname}"
+def _is_a_key(descriptor: Any) -> bool:
+    return type(descriptor) is ForeignKeyDeferredAttribute and type(descriptor).__set__ is _SET_KEY
+
+
+def _target(maker: Maker, attname: str) -> str:
+    """Return what the value of a field is assigned to; see Note [Makers]."""
+    return f"new.__dict__[{attname!r}]" if attname in maker.keys else f"new.{attname}"

@@ -35,6 +35,7 @@ from .driver.connection import LEASE_ENDED, Result
 from .driver.errors import LeaseEnded
 from .driver.pool import Lease, Pool
 from .driver.vouching import is_vouched
+from .fast.registry import is_on
 from .patches import djangos, lookup
 from .state import Session, State
 
@@ -58,13 +59,14 @@ _TIMESTAMPTZ: int = types["timestamptz"].oid
 #: These as a class of wrappers has them; and what they call of Django's.
 called_on: Callable[[type[Any]], tuple[Any, ...]] = attrgetter(*_CALLED)
 _called = lookup(
-    "its.cursor its._prepare_cursor its.create_cursor its.validate_thread_sharing "
+    "its.cursor its._cursor its._prepare_cursor its.create_cursor its.make_cursor "
+    "its.validate_thread_sharing its.close_if_health_check_failed "
     "utils.CursorWrapper.execute utils.CursorWrapper._execute_with_wrappers "
-    "utils.CursorWrapper._execute",
+    "utils.CursorWrapper._execute utils.CursorWrapper.__getattr__",
     its=PostgresDatabaseWrapper,
     utils=utils,
 )
-_DJANGOS = djangos(*_called())
+_DJANGOS = djangos(*_called()) if is_on("statements") else None
 
 
 def can_execute(wrapper: Any) -> bool:

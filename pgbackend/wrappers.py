@@ -19,7 +19,7 @@ from django.utils.functional import cached_property
 from . import state
 
 #: What a wrapper notes on itself, beside what it was made with and what Django remembers.
-_NOTES = {"_asking_patches", "_noted", "_own_blocks", "_published", "_sharing"}
+_NOTES = {"_asking_others", "_noted", "_own_blocks", "_published", "_sharing"}
 
 
 class _Idle(threading.local):

@@ -35,6 +35,10 @@ from psycopg import (
     threadsafety,
 )
 
-from .connection import AsyncConnection, Connection
+from . import versions
+
+versions.check()
+
+from .connection import AsyncConnection, Connection  # noqa: E402 - what is checked comes first
 
 connect = Connection.connect

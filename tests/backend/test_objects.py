@@ -435,7 +435,8 @@ def test_a_query_has_the_objects_of_djangos(
 def test_related_objects_are_made_so_too() -> None:
     made = OrderLine.objects.select_related("dish__section").query.get_compiler("default")
     made.as_sql()
-    lines: Any = made.klass_info
+    assert made.klass_info["model"] is OrderLine  # to all but Django's ModelIterable
+    lines: Any = objects._with_makers(made.klass_info)
     (dishes,) = lines["related_klass_infos"]
     (sections,) = dishes["related_klass_infos"]
     makers = [each["model"] for each in (lines, dishes, sections)]

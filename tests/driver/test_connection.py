@@ -18,7 +18,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
 from psycopg.waiting import Wait
 
-from pgbackend.driver import AsyncConnection, Connection, bridge, connect
+from pgbackend.driver import AsyncConnection, Connection, bridge, connect, versions
 from pgbackend.driver.bridge import await_
 from pgbackend.driver.bridge import run as green
 from pgbackend.driver.connection import Watch
@@ -783,3 +783,35 @@ def test_news_that_is_taken_for_a_repetition_is_told_again(run: Runner, pools: P
                 assert cursor.execute("SELECT pg_sleep(0.01), 1").fetchone()[1] == 1
 
     run.green(main)
+
+
+# --- Versions of psycopg --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "is_known"),
+    [
+        ("psycopg", "3.3.8", False),
+        ("psycopg", "3.3.9", True),
+        ("psycopg", "3.3.42", True),
+        ("psycopg", "3.4", False),
+        ("psycopg", "4.0.1", False),
+        ("psycopg-pool", "3.3.2", False),
+        ("psycopg-pool", "3.3.3", True),
+        ("psycopg-pool", "3.4.0", False),
+    ],
+)
+def test_a_version_of_psycopg_that_nobody_has_read_is_refused(
+    name: str, version: str, is_known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = versions.metadata.version
+    monkeypatch.setattr(
+        versions.metadata, "version", lambda each: version if each == name else installed(each)
+    )
+    if is_known:
+        versions.check()
+    else:
+        with pytest.raises(
+            ImportError, match=rf"{name} {version}: install '{name}>=3\.3\.\d,<3\.4'"
+        ):
+            versions.check()

@@ -1,0 +1,98 @@
+"""Fingerprints of functions: of their source text, as it is installed.
+
+The text of a function begins with its decorators, and ends with the last line that has code. So it
+is found in the same way in a file that is installed and in one that is only read
+(`of_source()`), on every version of Python.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+_LENGTH = 12
+
+
+def of_text(text: bytes) -> str:
+    """Return the fingerprint of a text."""
+    return hashlib.sha256(text).hexdigest()[:_LENGTH]
+
+
+class Installed:
+    """Finds the functions of installed packages, and their texts; each file is read once."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, list[bytes]] = {}
+
+    def text(self, name: str) -> bytes | None:
+        """Return the text of the function that is named ``module:Class.method``.
+
+        None if there is none of that name, or if it is not that package's own: somebody has
+        patched it. Raises `OSError` where its file is missing.
+        """
+        function = find(name)
+        if function is None or not _is_of_package(function, name.partition(".")[0]):
+            return None
+        code = inspect.unwrap(function).__code__
+        if code.co_qualname != name.partition(":")[2]:
+            return None  # of the package, too: its test cases patch
+        lines = self._lines.get(code.co_filename)
+        if lines is None:
+            lines = Path(code.co_filename).read_bytes().splitlines()
+            self._lines[code.co_filename] = lines
+        return _text(lines, code)
+
+
+def find(name: str) -> Any:
+    """Return the function that is named ``module:Class.method``; None if there is none."""
+    module, _, qualified = name.partition(":")
+    found: Any = import_module(module)
+    *owners, last = qualified.split(".")
+    for each in owners:
+        found = vars(found).get(each)
+        if found is None:
+            return None
+    found = vars(found).get(last)
+    for inside in ("__func__", "fget", "func"):  # of a class method, a property, a cached one
+        found = getattr(found, inside, found)
+    return found
+
+
+def _is_of_package(function: Any, package: str) -> bool:
+    """Return whether `package` has made `function`, and it or pgbackend what is around it."""
+    while function is not None:
+        module = getattr(function, "__globals__", {}).get("__name__", "")
+        made_by = module.partition(".")[0]
+        if not hasattr(function, "__code__") or made_by not in {package, "pgbackend"}:
+            return False
+        function = getattr(function, "__wrapped__", None)
+    return True
+
+
+def of_source(source: bytes) -> dict[str, bytes]:
+    """Return the texts of all functions in the source of a module, by ``Class.method``."""
+    lines = source.splitlines()
+    module = compile(source, "<source>", "exec", dont_inherit=True)
+    return {code.co_qualname: _text(lines, code) for code in _functions(module)}
+
+
+def _functions(code: CodeType) -> Iterator[CodeType]:
+    for each in code.co_consts:
+        if isinstance(each, CodeType):
+            yield each
+            yield from _functions(each)
+
+
+def _text(lines: list[bytes], code: CodeType) -> bytes:
+    return b"\n".join(lines[code.co_firstlineno - 1 : _last_line(code)])
+
+
+def _last_line(code: CodeType) -> int:
+    numbers = [line for _, _, line in code.co_lines() if line is not None]
+    inner = [_last_line(each) for each in code.co_consts if isinstance(each, CodeType)]
+    return max([*numbers, *inner, code.co_firstlineno])

@@ -1,0 +1,318 @@
+"""The registry of shortcuts: what each stands for, which functions it bypasses, whether it is on.
+
+A shortcut is on if nobody has switched it off (`PGBACKEND_SHORTCUTS`), and if the text of each
+function that it bypasses is one that it was written against, by `fingerprints.json`. Else the plain
+way is taken, with one line in the log that names the function. All is decided once, when the
+backend is imported. What is patched afterwards is another matter: each shortcut looks whether what
+it bypasses is still the same object.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata, resources
+from typing import Any
+
+from pgbackend import conf
+
+from .fingerprints import Installed, find, of_text
+
+logger = logging.getLogger("pgbackend.shortcuts")
+
+_SQL = "django.db.models.sql.compiler"
+_FIELDS = "django.db.models.fields"
+_LOOKUPS = "django.db.models.lookups"
+_BASE = "django.db.backends.base.base:BaseDatabaseWrapper"
+_POSTGRES = "django.db.backends.postgresql"
+
+
+def _named(owner: str, names: str) -> tuple[str, ...]:
+    return tuple(f"{owner}.{name}" for name in names.split())
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """What is done in fewer steps."""
+
+    name: str
+    stands_for: str
+    """What it does, in words."""
+    bypasses: tuple[str, ...]
+    """The functions whose work it does, each as ``module:Class.method``."""
+    needs: tuple[str, ...] = ()
+    """Shortcuts without which it does nothing."""
+
+
+_COMPARING = (
+    *_named(f"{_LOOKUPS}:Exact", "as_sql"),
+    *_named(f"{_LOOKUPS}:BuiltinLookup", "process_lhs as_sql get_rhs_op"),
+    *_named(f"{_LOOKUPS}:Lookup", "process_lhs"),
+    *_named("django.db.models.expressions:Col", "as_sql"),
+    *_named(f"{_SQL}:SQLCompiler", "compile"),
+    *_named(f"{_POSTGRES}.operations:DatabaseOperations", "lookup_cast"),
+    *_named("django.db.backends.base.operations:BaseDatabaseOperations", "field_cast_sql"),
+)
+
+SHORTCUTS = {
+    each.name: each
+    for each in (
+        Shortcut(
+            "select",
+            "The columns of a model are kept; a SELECT has only the parts that are asked for",
+            (
+                *_COMPARING,
+                *_named(
+                    f"{_SQL}:SQLCompiler",
+                    "setup_query pre_sql_setup get_select get_default_columns get_extra_select "
+                    "quote_name_unless_alias quote_name as_sql get_converters "
+                    "has_composite_fields",
+                ),
+                *_named(f"{_FIELDS}:Field", "get_col select_format get_db_converters cached_col"),
+                *_named(f"{_FIELDS}:DurationField", "get_db_converters"),
+                *_named(f"{_FIELDS}.related:ForeignKey", "get_col get_db_converters"),
+                *_named("django.db.models.expressions:Col", "get_db_converters"),
+                *_named("django.db.models.sql.query:Query", "get_initial_alias base_table"),
+                *_named("django.db.models.sql.datastructures:BaseTable", "as_sql"),
+                *_named("django.db.models.sql.where:WhereNode", "as_sql split_having_qualify"),
+                *_named(
+                    "django.db.backends.base.operations:BaseDatabaseOperations",
+                    "limit_offset_sql",
+                ),
+            ),
+        ),
+        Shortcut(
+            "known",
+            "A SELECT with one comparison is kept; integers that fit are sent as they are",
+            (
+                *_named(f"{_LOOKUPS}:IntegerFieldOverflow", "process_rhs"),
+                *_named(f"{_LOOKUPS}:Lookup", "process_rhs get_db_prep_lookup"),
+                *_named(f"{_LOOKUPS}:FieldGetDbPrepValueMixin", "get_db_prep_lookup"),
+                *_named(f"{_FIELDS}:Field", "get_db_prep_value get_prep_value"),
+                *_named(f"{_FIELDS}:IntegerField", "get_db_prep_value get_prep_value"),
+                *_named(f"{_FIELDS}:AutoFieldMixin", "get_db_prep_value"),
+                *_named(f"{_POSTGRES}.operations:DatabaseOperations", "adapt_integerfield_value"),
+                *_named(
+                    "django.db.backends.base.operations:BaseDatabaseOperations",
+                    "integer_field_range",
+                ),
+            ),
+            needs=("select",),
+        ),
+        Shortcut(
+            "insert",
+            "An INSERT of one row is put together from words that are kept",
+            (
+                *_named(
+                    f"{_SQL}:SQLInsertCompiler",
+                    "field_as_sql prepare_value pre_save_val assemble_as_sql as_sql",
+                ),
+                *_named(f"{_SQL}:SQLCompiler", "get_converters apply_converters"),
+                *_named(f"{_POSTGRES}.compiler:SQLInsertCompiler", "assemble_as_sql"),
+                *_named(
+                    f"{_POSTGRES}.operations:DatabaseOperations",
+                    "bulk_insert_sql on_conflict_suffix_sql return_insert_columns",
+                ),
+                *_named(
+                    "django.db.backends.base.operations:BaseDatabaseOperations",
+                    "insert_statement modify_insert_params bulk_insert_sql returning_columns "
+                    "fetch_returned_rows fetch_returned_insert_columns",
+                ),
+            ),
+        ),
+        Shortcut(
+            "update",
+            "An UPDATE by one comparison has only the parts that are asked for",
+            (
+                *_COMPARING,
+                *_named(f"{_SQL}:SQLUpdateCompiler", "as_sql pre_sql_setup"),
+                *_named(
+                    "django.db.models.expressions:CombinedExpression",
+                    "resolve_expression as_sql",
+                ),
+                *_named("django.db.models.expressions:Value", "resolve_expression"),
+                *_named("django.db.models.expressions:BaseExpression", "resolve_expression"),
+            ),
+        ),
+        Shortcut(
+            "rows",
+            "Objects are made of rows by a function that is written for their model",
+            (
+                *_named("django.db.models.base:Model", "__init__ from_db"),
+                *_named("django.db.models.base:ModelState", "__del__"),
+                *_named("django.db.models.query:ModelIterable", "__iter__"),
+                *_named("django.db.models.query:RelatedPopulator", "__init__ populate"),
+                *_named(
+                    "django.db.models.fields.related_descriptors:ForeignKeyDeferredAttribute",
+                    "__set__",
+                ),
+            ),
+        ),
+        Shortcut(
+            "statements",
+            "A statement of the ORM's is executed and fetched in one step, without a cursor",
+            (
+                *_named(f"{_SQL}:SQLCompiler", "execute_sql results_iter has_results"),
+                *_named(f"{_SQL}:SQLInsertCompiler", "execute_sql"),
+                *_named(f"{_SQL}:SQLUpdateCompiler", "execute_sql execute_returning_sql"),
+                f"{_SQL}:cursor_iter",
+                *_named(_BASE, "_prepare_cursor _cursor cursor validate_thread_sharing"),
+                *_named(_BASE, "validate_no_broken_transaction make_cursor"),
+                *_named(f"{_POSTGRES}.base:DatabaseWrapper", "create_cursor"),
+                *_named(
+                    "django.db.backends.utils:CursorWrapper",
+                    "__init__ __getattr__ __enter__ __exit__ execute _execute_with_wrappers "
+                    "_execute",
+                ),
+            ),
+        ),
+        Shortcut(
+            "cursors",
+            "A cursor on a connection that is open is made without asking for one",
+            (
+                *_named(
+                    _BASE,
+                    "_cursor cursor _prepare_cursor close_if_health_check_failed "
+                    "ensure_connection make_cursor validate_thread_sharing",
+                ),
+                *_named(f"{_POSTGRES}.base:DatabaseWrapper", "create_cursor"),
+            ),
+        ),
+        Shortcut(
+            "blocks",
+            "The outermost atomic block begins and ends in one step each",
+            (
+                *_named("django.db.transaction:Atomic", "__enter__ __exit__"),
+                *_named(
+                    _BASE,
+                    "_commit commit get_autocommit set_autocommit validate_no_atomic_block "
+                    "validate_thread_sharing run_and_clear_commit_hooks",
+                ),
+                *_named(f"{_POSTGRES}.base:DatabaseWrapper", "_set_autocommit"),
+            ),
+        ),
+        Shortcut(
+            "handler",
+            "A request is served by a handler with fewer tasks and threads",
+            _named(
+                "django.core.handlers.asgi:ASGIHandler",
+                "__call__ handle listen_for_disconnect run_get_response read_body create_request",
+            ),
+        ),
+        Shortcut(
+            "signals",
+            "The receivers of a request's signals are remembered while they stay the same",
+            _named("django.dispatch.dispatcher:Signal", "send asend _live_receivers"),
+        ),
+        Shortcut(
+            "wrappers",
+            "A request that has ended leaves its DatabaseWrapper to the next one",
+            (
+                *_named(_BASE, "__init__"),
+                *_named("django.utils.connection:BaseConnectionHandler", "__getitem__"),
+                *_named("django.db.utils:ConnectionHandler", "create_connection"),
+            ),
+        ),
+    )
+}
+
+
+def is_on(name: str) -> bool:
+    """Return whether a shortcut may be taken."""
+    return name not in why_off()
+
+
+@cache
+def why_off() -> Mapping[str, str]:
+    """Return why each shortcut is off that is, by name.
+
+    Raises `ImproperlyConfigured` if `PGBACKEND_SHORTCUTS` names one that there is not.
+    """
+    switched_off, where = conf.shortcuts_switched_off(SHORTCUTS)
+    reasons = {name: f"switched off by {where}" for name in SHORTCUTS if name in switched_off}
+    look = _Look()
+    for name, shortcut in SHORTCUTS.items():
+        if name not in reasons and (function := look.first_unknown(shortcut)) is not None:
+            distribution = distribution_of(function)
+            version = f"{distribution} {metadata.version(distribution)}"
+            is_patched = function in look.patched
+            reasons[name] = (
+                f"{function} is patched"
+                if is_patched
+                else (f"{function} of {version} is not one that it was written against")
+            )
+            level = logging.INFO if is_patched else logging.WARNING
+            logger.log(level, "the shortcut %r is off: %s", name, reasons[name])
+    for name, shortcut in SHORTCUTS.items():
+        for other in shortcut.needs:
+            if other in reasons:
+                reasons.setdefault(name, f"it needs {other!r}")
+    return reasons
+
+
+#: Which distribution a module belongs to.
+DISTRIBUTIONS = {"django": "Django"}
+
+
+class _Look:
+    """Compares installed functions with those that the shortcuts were written against."""
+
+    def __init__(self) -> None:
+        self._installed = Installed()
+        self._known = known()
+        self._is_known: dict[str, bool] = {}
+        #: What somebody has patched before the backend was loaded.
+        self.patched: set[str] = set()
+
+    def first_unknown(self, shortcut: Shortcut) -> str | None:
+        """Return the name of the first function that is not as it was known."""
+        for each in shortcut.bypasses:
+            if each not in self._is_known:
+                self._is_known[each] = self._compare(each)
+            if not self._is_known[each]:
+                return each
+        return None
+
+    def _compare(self, function: str) -> bool:
+        series = self._series(distribution_of(function))
+        allowed = {
+            text
+            for text, versions in self._known["functions"].get(function, {}).items()
+            if series in map(series_of, versions)
+        }
+        try:
+            text = self._installed.text(function)
+        except OSError:  # installed without its source
+            return False
+        if text is not None:
+            return of_text(text) in allowed
+        if find(function) is not None:
+            self.patched.add(function)
+            return False
+        return not allowed  # it came with a later version, or went with an earlier one
+
+    @cache  # noqa: B019 - it lives for one look
+    def _series(self, distribution: str) -> str:
+        """Return the series whose functions are looked for: the installed one, or the newest."""
+        installed = series_of(metadata.version(distribution))
+        every = [*map(series_of, self._known["versions"][distribution])]
+        return installed if installed in every or not every else every[-1]
+
+
+def distribution_of(function: str) -> str:
+    """Return the name of the distribution that has this function."""
+    return DISTRIBUTIONS[function.partition(".")[0]]
+
+
+def known() -> Any:
+    """Return the versions that were read, and those that have a function with each fingerprint."""
+    file = resources.files(__package__).joinpath("fingerprints.json")
+    return json.loads(file.read_text())
+
+
+def series_of(version: str) -> str:
+    """Return the series of a version: ``5.2`` of ``5.2.19``."""
+    return ".".join(version.split(".")[:2])

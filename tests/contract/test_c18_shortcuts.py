@@ -1,0 +1,370 @@
+"""C18: shortcuts are optional, and never stale.
+
+What is patched, mocked, derived or changed at run time takes effect at once, green and in sync
+code, before and after first use: for each function that a shortcut bypasses, too. The registry is
+tested in `tests/backend/test_registry.py`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any, Self
+from unittest import mock
+
+import django
+import pytest
+from django.apps.registry import Apps
+from django.db import connection, connections, models, transaction
+from django.db.models import F
+from django.db.models.query import ModelIterable, QuerySet
+
+from pgbackend import aio, hooks
+from pgbackend.fast.fingerprints import find
+from pgbackend.fast.registry import SHORTCUTS
+from tests.conftest import Runner
+from tests.library.models import Author, Book, Tag
+
+STOCK = "django.db.backends.postgresql"
+
+Call = Callable[[Callable[[], Any]], Any]
+
+
+@pytest.fixture(params=["sync", "green"])
+def call(request: pytest.FixtureRequest, run: Runner) -> Call:
+    """Call a function in a thread without a loop, or green."""
+    if request.param == "green":
+        return lambda function: run(aio.run(function))
+    return lambda function: function()
+
+
+# --- Models that change ---------------------------------------------------------------------------
+
+
+class Text(models.TextField):
+    def from_db_value(self, value: Any, expression: Any, connection: Any) -> Any:
+        return value
+
+
+class Noting:
+    """A descriptor that notes that it was set."""
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else vars(instance).get("noted", "never set")
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        vars(instance)["noted"] = f"set to {value}"
+
+
+Make = Callable[[Any], Any]
+#: What was seen, and what ought to be.
+Seen = Iterator[tuple[Any, Any]]
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """Make a model with a field `value`; two rows have been made, and read."""
+    made: list[Any] = []
+
+    def used_model(value: Any) -> Any:
+        meta = {"app_label": "library", "apps": Apps(), "db_table": f"thing_{len(made)}"}
+        body = {"__module__": __name__, "Meta": type("Meta", (), meta), "value": value}
+        model: Any = type(models.Model)("Thing", (models.Model,), body)
+        with connection.schema_editor() as editor:
+            editor.create_model(model)
+        made.append(model)
+        for _ in range(2):
+            model.objects.create()
+            assert model.objects.get(pk=1) == model.objects.filter(pk=1)[0]
+        return model
+
+    yield used_model
+    for model in made:
+        with connection.cursor() as cursor:
+            cursor.execute(f"DROP TABLE {model._meta.db_table} CASCADE")
+
+
+def patched(*args: Any) -> str:
+    return "patched"
+
+
+def from_db_value_of_the_class(make: Make) -> Seen:
+    thing = make(Text(default="a"))
+    with mock.patch.object(Text, "from_db_value", patched):
+        yield thing.objects.get(pk=1).value, "patched"
+    yield thing.objects.get(pk=1).value, "a"
+
+
+def from_db_value_of_the_field(make: Make) -> Seen:
+    thing = make(models.TextField(default="a"))
+    thing._meta.get_field("value").from_db_value = patched
+    yield thing.objects.get(pk=1).value, "patched"
+    del thing._meta.get_field("value").from_db_value
+    yield thing.objects.get(pk=1).value, "a"
+
+
+def select_format_of_the_class(make: Make) -> Seen:
+    thing = make(Text(default="a"))
+    upper = mock.patch.object(Text, "select_format", lambda *args: (f"upper({args[2]})", args[3]))
+    with upper:
+        yield thing.objects.get(pk=1).value, "A"
+    yield thing.objects.get(pk=1).value, "a"
+
+
+def get_db_prep_value_of_the_field(make: Make) -> Seen:
+    thing = make(models.IntegerField(default=5))
+    assert thing.objects.filter(value=5).count() == len(thing.objects.filter(value=5)) == 2
+    thing._meta.get_field("value").get_db_prep_value = lambda *args, **kwargs: 6
+    yield len(thing.objects.filter(value=5)), 0
+
+
+def integers_are_adapted_by_the_operations(make: Make) -> Seen:
+    thing = make(models.IntegerField(default=5))
+    assert len(thing.objects.filter(value=5)) == len(thing.objects.filter(value=5)) == 2
+    with mock.patch.object(type(connection.ops), "adapt_integerfield_value", return_value=6):
+        yield len(thing.objects.filter(value=5)), 0
+
+
+def another_column(make: Make) -> Seen:
+    thing = make(Text(default="a"))
+    with connection.cursor() as cursor:
+        cursor.execute(f"ALTER TABLE {thing._meta.db_table} RENAME value TO renamed")
+    field = thing._meta.get_field("value")
+    field.column = "renamed"
+    vars(field).pop("cached_col", None)
+    yield thing.objects.get(pk=1).value, "a"
+    yield thing.objects.create(value="b").value, "b"
+
+
+def a_placeholder_of_the_class(make: Make) -> Seen:
+    thing = make(Text(default="a"))
+    name = "get_placeholder_sql" if django.VERSION >= (6, 1) else "get_placeholder"
+
+    def placeholder(field: Any, value: Any, *args: Any) -> Any:
+        return ("upper(%s)", (value,)) if name == "get_placeholder_sql" else "upper(%s)"
+
+    with mock.patch.object(Text, name, placeholder, create=True):
+        key = thing.objects.create(value="b").pk
+    yield thing.objects.get(pk=key).value, "B"
+
+
+def descriptor_of_a_foreign_key(make: Make) -> Seen:
+    thing = make(models.ForeignKey("self", models.CASCADE, null=True))
+    with mock.patch.object(thing, "value_id", Noting()):
+        yield thing.objects.get(pk=1).value_id, "set to None"
+    yield thing.objects.get(pk=1).value_id, None
+
+
+def converters_of_the_operations(make: Make) -> Seen:
+    thing = make(Text(default="a"))
+    with mock.patch.object(type(connection.ops), "get_db_converters", return_value=[patched]):
+        yield thing.objects.get(pk=1).value, "patched"
+    yield thing.objects.get(pk=1).value, "a"
+
+
+def names_quoted_by_the_operations(make: Make) -> Seen:
+    thing, other = make(Text(default="a")), make(Text(default="other"))
+    tables = {thing._meta.db_table: other._meta.db_table}
+
+    def quote(operations: Any, name: str) -> str:
+        return f'"{tables.get(name, name)}"'
+
+    with mock.patch.object(type(connection.ops), "quote_name", quote):
+        yield thing.objects.get(pk=1).value, "other"
+
+
+def limits_of_the_operations(make: Make) -> Seen:
+    thing = make(Text(default="a"))
+    assert len(thing.objects.filter(pk=1)[:1]) == 1
+    with mock.patch.object(type(connection.ops), "limit_offset_sql", return_value="LIMIT 0"):
+        yield len(thing.objects.filter(pk=1)[:1]), 0
+
+
+CHANGES = [
+    from_db_value_of_the_class,
+    from_db_value_of_the_field,
+    select_format_of_the_class,
+    get_db_prep_value_of_the_field,
+    integers_are_adapted_by_the_operations,
+    another_column,
+    a_placeholder_of_the_class,
+    descriptor_of_a_foreign_key,
+    converters_of_the_operations,
+    names_quoted_by_the_operations,
+    limits_of_the_operations,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_what_changes_of_a_model_takes_effect_at_once(call: Call, make: Make, change: Any) -> None:
+    seen = call(lambda: [*change(make)])
+    assert seen
+    assert [found for found, _ in seen] == [expected for _, expected in seen]
+
+
+def test_klass_info_has_the_model_for_who_derives_from_djangos_iterable(call: Call) -> None:
+    class Reading(ModelIterable):  # type: ignore[type-arg]
+        def __iter__(self) -> Any:
+            compiler = self.queryset.query.get_compiler(self.queryset.db)
+            list(compiler.results_iter(compiler.execute_sql()))
+            yield compiler.klass_info["model"]
+            yield from super().__iter__()
+
+    def read() -> list[Any]:
+        Author.objects.create(name="a")
+        list(Author.objects.all())
+        rows: Any = Author.objects.all()
+        rows._iterable_class = Reading
+        return list(rows)
+
+    model, author = call(read)
+    assert model is Author
+    assert type(author) is Author
+
+
+# --- Functions that are patched -------------------------------------------------------------------
+
+
+def work(alias: str) -> None:
+    """Do what shortcuts are for."""
+    author = Author.objects.using(alias).create(name="a")
+    other = Author(name="b")
+    other.save(using=alias)
+    other.name = "c"
+    other.save(using=alias)
+    book = Book.objects.using(alias).create(title="t", author=author)
+    assert [each.author.name for each in Book.objects.using(alias).select_related("author")] == [
+        "a"
+    ]
+    assert Author.objects.using(alias).get(pk=author.pk) == author
+    assert Author.objects.using(alias).filter(name="a").order_by("name")[:1][0] == author
+    assert Author.objects.using(alias).filter(pk__gt=0).count() == 2
+    assert Book.objects.using(alias).filter(pk=book.pk).update(saves=F("saves") + 1) == 1
+    assert Tag.objects.using(alias).filter(pk=-1).first() is None
+    with transaction.atomic(using=alias):
+        assert Author.objects.using(alias).filter(pk=other.pk).exists()
+        with transaction.atomic(using=alias):
+            Tag.objects.using(alias).create(name="t")
+    with connections[alias].cursor() as cursor:
+        cursor.execute("SELECT 1")
+        assert cursor.fetchone() == (1,)
+    Book.objects.using(alias).all().delete()
+    Tag.objects.using(alias).all().delete()
+    Author.objects.using(alias).all().delete()
+
+
+BYPASSED = sorted(
+    name
+    for name in {name for each in SHORTCUTS.values() for name in each.bypasses}
+    if name.startswith("django.db.") and find(name) is not None
+)
+
+
+class Counting:
+    """Counts the calls of a function that it is put in the place of, as packages patch them."""
+
+    def __init__(self, name: str) -> None:
+        module, _, qualified = name.partition(":")
+        *owners, self.last = qualified.split(".")
+        self.owner: Any = import_module(module)
+        for each in owners:
+            self.owner = getattr(self.owner, each)
+        self.original = vars(self.owner)[self.last]
+        self.calls = 0
+
+    def __enter__(self) -> Self:
+        function = self.original
+        for inside in ("__func__", "fget", "func"):
+            function = getattr(function, inside, function)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            return function(*args, **kwargs)
+
+        kind = type(self.original)
+        replaced: Any = counted if kind is type(counted) else kind(counted)
+        if hasattr(replaced, "__set_name__"):
+            replaced.__set_name__(self.owner, self.last)
+        setattr(self.owner, self.last, replaced)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        setattr(self.owner, self.last, self.original)
+
+    def count(self, function: Callable[[], Any]) -> int:
+        before = self.calls
+        function()
+        return self.calls - before
+
+
+@pytest.fixture
+def stock() -> Iterator[str]:
+    """An alias of Django's own engine, on the same database."""
+    connections.settings["stock"] = {**connections.settings["default"], "ENGINE": STOCK}
+    try:
+        yield "stock"
+    finally:
+        connections["stock"].close()
+        connections["stock"].close_pool()  # type: ignore[attr-defined]
+        del connections["stock"]
+        del connections.settings["stock"]
+
+
+def forget_what_is_kept() -> None:
+    """Make the next use of the models the first one."""
+    for model in (Author, Book, Tag):
+        for name in [each for each in vars(model._meta) if each.startswith("_pgbackend_")]:
+            delattr(model._meta, name)
+
+
+@pytest.mark.parametrize("used_before", [False, True], ids=["before first use", "afterwards"])
+@pytest.mark.parametrize("name", BYPASSED)
+def test_a_patch_of_what_is_bypassed_is_called_as_on_djangos_engine(
+    run: Runner, stock: str, name: str, used_before: bool
+) -> None:
+    ours: dict[str, Call] = {
+        "sync": lambda function: function(),
+        "green": lambda function: run(aio.run(function)),
+    }
+    work(stock)
+    for context, call in ours.items():
+        if used_before:
+            call(lambda: work("default"))
+        else:
+            forget_what_is_kept()
+        with Counting(name) as counting:
+            on_stock = counting.count(lambda: work(stock))
+            here = counting.count(lambda: call(lambda: work("default")))  # noqa: B023
+        assert bool(here) >= bool(on_stock), f"{context}: {on_stock} calls on Django's engine"
+
+
+# --- The next Django ------------------------------------------------------------------------------
+
+
+def test_aiterator_has_the_default_of_what_it_stands_for() -> None:
+    shown = inspect.signature(QuerySet.aiterator, follow_wrapped=False).parameters["chunk_size"]
+    djangos = inspect.signature(inspect.unwrap(QuerySet.aiterator)).parameters["chunk_size"]
+    assert shown.default == djangos.default
+
+
+def test_aiterator_passes_on_what_a_later_django_takes(run: Runner) -> None:
+    """Django 6.2 has `chunk_size=None` by default, and warns where rows are prefetched."""
+    received: list[Any] = []
+
+    class Later(QuerySet[Any]):
+        async def aiterator(self, chunk_size: Any = None) -> Any:
+            received.append(chunk_size)
+            async for row in QuerySet.aiterator(self, chunk_size=chunk_size or 2000):
+                yield row
+
+    hooks._hook_aiterator(Later, ModelIterable.__aiter__)
+
+    async def main() -> None:
+        await Author.objects.acreate(name="a")
+        for rows in (Later(Author), Later(Author).prefetch_related("books")):
+            for given in ((), (None,), (1,)):
+                assert [row.name async for row in rows.aiterator(*given)] == ["a"]
+
+    run(main())
+    assert received == [None, None, 1]  # of what is prefetched: the rest is ours

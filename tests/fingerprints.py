@@ -1,0 +1,133 @@
+"""Reads the releases that shortcuts are written against: ``python -m tests.fingerprints``.
+
+Downloads each release of Django's supported series (or takes it from the folder ``--wheels``), and
+prints the functions that shortcuts bypass whose text differs from all that are known, with the
+difference from the release before. After a look at these, ``--write`` lets the shortcuts be on with
+them: it writes `pgbackend/fast/fingerprints.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+from pgbackend.fast import fingerprints
+from pgbackend.fast.registry import DISTRIBUTIONS, SHORTCUTS, known, series_of
+
+SERIES = {"Django": ["5.2", "6.0", "6.1"]}
+FILE = Path(__file__).parents[1] / "pgbackend" / "fast" / "fingerprints.json"
+#: So that also releases which ask for a newer Python than this one are found.
+_ANY_PYTHON = ["--python-version", "3.14", "--only-binary", ":all:"]
+
+
+def main() -> int:
+    options = _parse()
+    with tempfile.TemporaryDirectory() as made:
+        folder = options.wheels or Path(made)
+        found = {
+            distribution: [*_read_all(package, distribution, folder)]
+            for package, distribution in DISTRIBUTIONS.items()
+        }
+    new = [*chain.from_iterable(map(_differences, found.values()))]
+    print("\n".join(new) if new else "all functions are as they were known")
+    if options.write:
+        FILE.write_text(json.dumps(_table(found), indent=1, sort_keys=True) + "\n")
+    return 1 if new and not options.write else 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.fingerprints", description=__doc__)
+    parser.add_argument("--wheels", type=Path, help="where wheels are, and are downloaded to")
+    parser.add_argument("--write", action="store_true", help="take what was found as known")
+    return parser.parse_args()
+
+
+class Release:
+    """One release of a distribution, and the texts of the functions that shortcuts bypass."""
+
+    def __init__(self, version: str, wheel: Path, functions: list[str]) -> None:
+        self.version = version
+        self.texts: dict[str, bytes] = {}
+        with zipfile.ZipFile(wheel) as files:
+            names = {*files.namelist()}
+            for module in sorted({each.partition(":")[0] for each in functions}):
+                path = module.replace(".", "/")
+                path = f"{path}/__init__.py" if f"{path}/__init__.py" in names else f"{path}.py"
+                if path in names:
+                    for name, text in fingerprints.of_source(files.read(path)).items():
+                        self.texts[f"{module}:{name}"] = text
+        self.texts = {each: self.texts[each] for each in functions if each in self.texts}
+
+
+def functions_of(package: str) -> list[str]:
+    """Return the functions of a package that shortcuts bypass."""
+    every = {name for shortcut in SHORTCUTS.values() for name in shortcut.bypasses}
+    return sorted(name for name in every if name.partition(".")[0] == package)
+
+
+def _read_all(package: str, distribution: str, folder: Path) -> Iterator[Release]:
+    for version in _versions(distribution):
+        yield Release(version, _wheel(distribution, version, folder), functions_of(package))
+
+
+def _versions(distribution: str) -> list[str]:
+    """Return all releases of the supported series, the oldest first."""
+    command = ["index", "versions", *_ANY_PYTHON, distribution]
+    answer = _pip(command)
+    line = next(each for each in answer.splitlines() if each.startswith("Available versions:"))
+    versions = line.partition(":")[2].replace(",", " ").split()
+    chosen = [each for each in versions if series_of(each) in SERIES[distribution]]
+    return sorted(chosen, key=lambda each: [*map(int, each.split("."))])
+
+
+def _wheel(distribution: str, version: str, folder: Path) -> Path:
+    pattern = f"*jango-{version}-*.whl" if distribution == "Django" else f"*-{version}-*.whl"
+    if not [*folder.glob(pattern)]:
+        _pip(
+            ["download", *_ANY_PYTHON, "--no-deps", "-d", str(folder), f"{distribution}=={version}"]
+        )
+    (wheel,) = folder.glob(pattern)
+    return wheel
+
+
+def _pip(arguments: list[str]) -> str:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def _differences(releases: list[Release]) -> Iterator[str]:
+    """Yield in words which functions are not as they were known."""
+    table = known()
+    before: dict[str, bytes] = {}
+    for release in releases:
+        for name, text in release.texts.items():
+            known_texts = table["functions"].get(name, {})
+            if release.version not in known_texts.get(fingerprints.of_text(text), []):
+                yield f"{release.version}: {name}"
+                old = before.get(name, b"").decode().splitlines()
+                if text != before.get(name):
+                    yield from difflib.unified_diff(old, text.decode().splitlines(), lineterm="")
+        before = {**before, **release.texts}
+
+
+def _table(found: dict[str, list[Release]]) -> dict[str, object]:
+    functions: dict[str, dict[str, list[str]]] = {}
+    for releases in found.values():
+        for release in releases:
+            for name, text in release.texts.items():
+                by_text = functions.setdefault(name, {})
+                by_text.setdefault(fingerprints.of_text(text), []).append(release.version)
+    versions = {name: [each.version for each in releases] for name, releases in found.items()}
+    return {"versions": versions, "functions": functions}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
