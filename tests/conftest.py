@@ -50,6 +50,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "suite: runs Django's own tests, or a package's; minutes")
     if config.option.seed == "random":
         config.option.seed = str(random.randrange(1_000_000))
 

@@ -3,4 +3,6 @@
 A file `with_*.py` is a project: settings, models, and what a request of a user does and sees. Its
 process (`run.py`) plays the same matrix for all: sync and async middleware around the package's,
 sync and async views, work alone, under `gather()` and in a TaskGroup. See docs/packages.md.
+
+`own_suite.py` runs the tests that come with django-tenants, in `own_suite_project`.
 """

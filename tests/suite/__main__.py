@@ -92,6 +92,8 @@ class Job:
     url: str
     out: Path
     timeout: float
+    worker: str = "tests.suite.worker"
+    """The module that does it."""
 
     @property
     def context(self) -> str:
@@ -224,7 +226,7 @@ def _run_all(
     shares = _share_out(labels, options.parallel, source)
     out = options.out.resolve()
     with psycopg.connect(url) as connection:
-        versions = _versions(connection, options.parallel)
+        versions = versions_of(connection, options.parallel)
     jobs = [
         Job(run, number, share, options.gis, versions, url, out, options.timeout)
         for run in runs
@@ -232,12 +234,12 @@ def _run_all(
     ]
     all_results = {run: Results(run, django.__version__, labels, versions) for run in runs}
     with ThreadPoolExecutor(options.parallel) as workers:
-        for job in workers.map(lambda job: _work(job, source, resume=options.resume), jobs):
+        for job in workers.map(lambda job: work(job, source, resume=options.resume), jobs):
             fold(all_results[job.run], job.journal, job.log)
     return all_results
 
 
-def _versions(connection: psycopg.Connection[Any], parallel: int) -> dict[str, str]:
+def versions_of(connection: psycopg.Connection[Any], parallel: int) -> dict[str, str]:
     return {
         "Python": ".".join(map(str, sys.version_info[:3])),
         "Django": django.__version__,
@@ -279,7 +281,7 @@ def _weight(label: str, source: Path) -> int:
     )
 
 
-def _work(job: Job, source: Path, *, resume: bool) -> Job:
+def work(job: Job, source: Path, *, resume: bool) -> Job:
     """See that all of a job's tests are run, however its worker ends."""
     entry = read(job.journal) if resume and job.journal.exists() else None
     if entry is None or entry.job != job.describe():
@@ -299,7 +301,7 @@ def _start_worker(job: Job, source: Path) -> None:
     started = time.monotonic()
     with job.log.open("ab") as log:
         status = subprocess.run(
-            [sys.executable, "-m", "tests.suite.worker"],
+            [sys.executable, "-m", job.worker],
             cwd=source,
             env=job.environment(),
             stdin=subprocess.DEVNULL,

@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .differences import Difference, expected
+from .differences import DIFFERENCES, Difference, expected
 from .results import CONTEXTS, OUTCOMES, Results
 
 ABSENT = "not run"
@@ -32,10 +32,12 @@ class Comparison:
         return not (self.unexpected or self.unneeded or results.faults or results.crashes)
 
 
-def compare(stock: Results, ours: Results) -> Comparison:
+def compare(
+    stock: Results, ours: Results, differences: Iterable[Difference] = DIFFERENCES
+) -> Comparison:
     """Hold `ours` against `stock` and against the list of expected differences."""
     comparison = Comparison(ours)
-    listed = list(expected(ours.context, ours.django))
+    listed = list(expected(ours.context, ours.django, differences))
     for test in sorted(stock.tests.keys() | ours.tests.keys()):
         theirs, mine = _outcome(stock, test), _outcome(ours, test)
         difference = next((item for item in listed if item.matches(test)), None)
@@ -54,7 +56,9 @@ def _outcome(results: Results, test: str) -> str:
     return results.tests[test].outcome if test in results.tests else ABSENT
 
 
-def report(all_results: Mapping[str, Results]) -> bool:
+def report(
+    all_results: Mapping[str, Results], differences: Iterable[Difference] = DIFFERENCES
+) -> bool:
     """Print the comparison; return whether nothing in it is unexpected."""
     _print_table(all_results)
     stock = all_results["stock"]
@@ -63,7 +67,7 @@ def report(all_results: Mapping[str, Results]) -> bool:
         print(f"\nstock crashed {crash}")
     for results in all_results.values():
         if results.context != "stock":
-            comparison = compare(stock, results)
+            comparison = compare(stock, results, differences)
             _print_comparison(comparison)
             good = good and comparison.is_good
     return good

@@ -5,7 +5,7 @@ Each has its reason. One that does not occur any more is reported too, and must 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -119,9 +119,11 @@ DIFFERENCES: tuple[Difference, ...] = (
 )
 
 
-def expected(context: str, django: str) -> Iterator[Difference]:
+def expected(
+    context: str, django: str, differences: Iterable[Difference] = DIFFERENCES
+) -> Iterator[Difference]:
     """The differences of `context` with this version of Django."""
     release = ".".join(django.split(".")[:2])
-    for difference in DIFFERENCES:
+    for difference in differences:
         if context in difference.contexts and release in difference.django:
             yield difference

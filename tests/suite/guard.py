@@ -8,6 +8,7 @@ creates databases) has a connection of its own by design; so has each thread tha
 from __future__ import annotations
 
 import functools
+import os
 import threading
 import traceback
 import weakref
@@ -23,6 +24,7 @@ class Guard:
     def __init__(self, journal: Journal, *, green: bool) -> None:
         self.journal = journal
         self.green = green
+        self._pid = os.getpid()
         self.connections: Counter[str] = Counter()
         self._open: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
@@ -77,7 +79,8 @@ class Guard:
 
         @functools.wraps(wait)
         def checked(connection: Any, *args: Any, **kwargs: Any) -> Any:
-            if self.green and _in_main_thread():
+            # A child that a test has forked has no loop, and blocks as sync code does.
+            if self.green and _in_main_thread() and os.getpid() == self._pid:
                 if not bridge.in_greenlet():
                     self._fault("the event loop was blocked by a wait for the database")
                 elif getattr(connection, "suite_of_alias", False):

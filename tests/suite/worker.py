@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ from typing import Any
 from .results import read
 
 
-def main() -> int:
+def main(settings: str = "tests.suite.settings", run: Callable[..., None] | None = None) -> int:
+    """Do the job of `SUITE_JOB`: `run` the tests, by default Django's, in the job's context."""
+    run = run or _run
     job = json.loads(os.environ["SUITE_JOB"])
     _make_temporary_directory()
-    os.environ["DJANGO_SETTINGS_MODULE"] = "tests.suite.settings"
+    os.environ["DJANGO_SETTINGS_MODULE"] = settings
 
     from .recorder import Journal, Watchdog
 
@@ -37,9 +39,9 @@ def main() -> int:
     guard = _install_guard(job, journal)
     try:
         if job["context"] == "green":
-            asyncio.run(_run_green(job, journal, watchdog, guard, done))
+            asyncio.run(_run_green(run, job, journal, watchdog, guard, done))
         else:
-            _run(job, journal, watchdog, guard, done)
+            run(job, journal, watchdog, guard, done)
     finally:
         watchdog.stop()
         if guard is not None:
@@ -67,12 +69,14 @@ def _install_guard(job: dict[str, Any], journal: Any) -> Any:
     return guard
 
 
-async def _run_green(job: dict[str, Any], journal: Any, *args: Any) -> None:
+async def _run_green(
+    run: Callable[..., None], job: dict[str, Any], journal: Any, *args: Any
+) -> None:
     from pgbackend import aio
 
     asyncio.run = _run_in_a_thread  # type: ignore[assignment]
     asyncio.get_running_loop().set_exception_handler(journal.note_complaint)
-    await aio.run(_run, job, journal, *args)
+    await aio.run(run, job, journal, *args)
 
 
 def _run_in_a_thread(main: Any, **options: Any) -> Any:

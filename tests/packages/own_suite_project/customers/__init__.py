@@ -1,0 +1,1 @@
+"""The tenants of django-tenants' own tests, and their domains."""

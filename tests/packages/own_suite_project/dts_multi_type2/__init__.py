@@ -1,0 +1,1 @@
+"""The models of a tenant of another type."""

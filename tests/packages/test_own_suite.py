@@ -1,0 +1,15 @@
+"""django-tenants' own tests: each outcome is stock's, in sync code and with every test green."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.processes import Program, run_all
+
+
+@pytest.mark.suite
+def test_the_own_tests_of_django_tenants_have_stocks_outcomes_sync_and_green(
+    conninfo: str,
+) -> None:
+    (done,) = run_all([Program(["-m", "tests.packages.own_suite"])], timeout=900)
+    assert done.returncode == 0, f"{done.output}\n{done.errors}"
