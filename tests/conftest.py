@@ -19,6 +19,7 @@ from asgiref.sync import SyncToAsync
 from django.db import connections
 
 from pgbackend.driver import bridge, pool
+from pgbackend.fast.registry import is_on
 from pgbackend.hooks import is_ours
 from tests.server import server
 from tests.support.loops import LOOPS, LoopFactory
@@ -50,9 +51,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "shortcut(name): looks how a shortcut works, if it is on")
     config.addinivalue_line("markers", "suite: runs Django's own tests, or a package's; minutes")
     if config.option.seed == "random":
         config.option.seed = str(random.randrange(1_000_000))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("shortcut"):
+        (name,) = marker.args
+        if not is_on(name):
+            pytest.skip(f"of the shortcut {name!r}, which is off")
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -94,9 +94,19 @@ _PLAIN = frozenset(
     (bool, bytes, date, datetime, Decimal, float, int, str, time, timedelta, type(None), UUID)
 )
 
+
+
+class _BlockEndedError(LeaseEnded):
+    """A statement has waited, and the transaction that it was to be part of has ended: see text."""
+
+
 #: How many rows a statement has returned or changed, as `Cursor.rowcount`; and those it returned.
 Result: TypeAlias = tuple[int, list[tuple[Any, ...]] | None]
 
+BLOCK_ENDED = (
+    "the atomic block of this statement has ended in another task, which closed the generator that "
+    "the block is in, while the statement waited for the connection"
+)
 LEASE_ENDED = (
     "this connection went back to the pool and may serve another task by now: take a new cursor, "
     "or keep one connection for a block with 'with pgbackend.pinned():'"
@@ -702,6 +712,13 @@ class Connection(psycopg.Connection[Any]):
             self.cancel_others()
             super().rollback()
         bridge.deliver_cancellation()
+
+    def _get_tx_start_command(self) -> bytes:
+        # Nothing begins on a connection whose transaction is about to end: a statement that has
+        # waited for the connection would be neither in that nor in a block.
+        if self.ends_in_turn:
+            raise _BlockEndedError(BLOCK_ENDED)
+        return super()._get_tx_start_command()
 
     def cancel_others(self) -> None:
         """Before a rollback: cancel the statement of a task that shares this connection.
@@ -1411,6 +1428,12 @@ class _LeasedCursor:
             self._hold_again()
         try:
             result = super().execute(*args, **kwargs)  # type: ignore[misc]
+        except _BlockEndedError:  # nothing was sent
+            self._statement_failed()
+            if self._holds or self.renew is None:
+                raise
+            self.renew(self)  # where the code is now: it may be in no block
+            return self.execute(*args, **kwargs)
         except BaseException:
             self._statement_failed()
             raise

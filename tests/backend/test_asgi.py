@@ -75,6 +75,7 @@ class Waiting:
         raise AssertionError("nothing wakes it")
 
 
+@pytest.mark.shortcut("handler")
 def test_djangos_own_handler_is_the_one_that_is_replaced() -> None:
     assert ASGIHandler.handle is asgi.handle
 
@@ -329,6 +330,7 @@ def test_a_request_that_cannot_be_read_is_answered(run: Runner, told: list[str])
     run(main())
 
 
+@pytest.mark.shortcut("handler")
 def test_a_request_leaves_nothing_to_the_garbage_collector(run: Runner, serve_by: Any) -> None:
     exchanges = [Exchange(), Exchange()]
     reading = iter(exchanges)
@@ -389,6 +391,7 @@ def test_a_handler_that_somebody_has_derived_is_asked(run: Runner, serve_by: Any
     run(main())
 
 
+@pytest.mark.shortcut("handler")
 def test_no_task_listens_and_what_the_server_waits_for_may_end_with_the_answer(
     run: Runner, serve_by: Any
 ) -> None:
@@ -461,6 +464,7 @@ def test_a_wrapped_receive_may_need_a_task(run: Runner, serve_by: Any, told: lis
     run(main())
 
 
+@pytest.mark.shortcut("handler")
 def test_a_wrapped_receive_may_use_the_a_methods(run: Runner, serve_by: Any) -> None:
     """A connection has a task for its holder: the wrapper begins again, in one."""
     began: list[Any] = []
@@ -573,6 +577,7 @@ def test_what_a_receive_does_when_it_is_cancelled_may_fail(run: Runner, serve_by
 # --- What is read ---------------------------------------------------------------------------------
 
 
+@pytest.mark.shortcut("handler")
 @pytest.mark.parametrize(
     ("parts", "in_memory"),
     [([b""], True), ([b"all"], True), ([b"a", b"ll"], False), ([b"more than ten"], False)],
@@ -623,6 +628,7 @@ def test_a_handler_that_reads_in_its_own_way_is_asked(run: Runner, serve_by: Any
 # --- Note [Busy requests]
 
 
+@pytest.mark.shortcut("handler")
 def test_a_request_that_waits_for_its_database_only_and_not_for_long_does_not_listen(
     run: Runner, serve_by: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -695,6 +701,7 @@ def test_a_client_that_has_gone_is_noticed_as_soon_as_the_readme_says() -> None:
     assert asgi.LISTEN_AFTER * 1.5 < 0.1
 
 
+@pytest.mark.shortcut("handler")
 def test_a_busy_request_whose_coroutine_is_closed_is_forgotten(run: Runner, serve_by: Any) -> None:
     waits = asyncio.Event()
 
@@ -716,6 +723,7 @@ def test_a_busy_request_whose_coroutine_is_closed_is_forgotten(run: Runner, serv
     run(main())
 
 
+@pytest.mark.shortcut("handler")
 def test_a_request_in_a_request_leaves_the_outer_one_listening(
     run: Runner, serve_by: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

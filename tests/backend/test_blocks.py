@@ -75,6 +75,7 @@ def one_block(atomic: Any) -> list[dict[str, Any]]:
     return seen
 
 
+@pytest.mark.shortcut("blocks")
 def test_the_names_of_django_say_what_they_say_in_a_sync_context(
     run: Runner, in_one_step: list[str]
 ) -> None:
@@ -86,6 +87,7 @@ def test_the_names_of_django_say_what_they_say_in_a_sync_context(
     assert Entry.objects.count() == 2
 
 
+@pytest.mark.shortcut("blocks")
 def test_a_flag_that_was_left_is_reset_as_in_sync_code(run: Runner, in_one_step: list[str]) -> None:
     def green() -> bool:
         connection.needs_rollback = True
@@ -142,6 +144,7 @@ def closed_inside() -> None:
         connection.close()
 
 
+@pytest.mark.shortcut("blocks")
 @pytest.mark.parametrize(
     ("block", "steps", "rows"),
     [
@@ -197,6 +200,7 @@ def test_a_copy_of_the_wrapper_has_blocks_of_its_own(run: Runner, in_one_step: l
     assert in_one_step == []
 
 
+@pytest.mark.shortcut("blocks")
 def test_a_pinned_connection_is_that_of_the_block(run: Runner, in_one_step: list[str]) -> None:
     def backend() -> int:
         with connection.cursor() as cursor:
@@ -330,6 +334,7 @@ def test_who_observes_the_ends_of_a_block_sees_them(run_once: Runner, observer: 
 # --- A COMMIT that fails --------------------------------------------------------------------------
 
 
+@pytest.mark.shortcut("blocks")
 def test_a_commit_that_is_refused_is_rolled_back(run: Runner, in_one_step: list[str]) -> None:
     def green() -> list[Any]:
         hooks: list[str] = []
@@ -346,6 +351,7 @@ def test_a_commit_that_is_refused_is_rolled_back(run: Runner, in_one_step: list[
     assert Entry.objects.count() == 2
 
 
+@pytest.mark.shortcut("blocks")
 def test_a_connection_that_dies_before_the_commit_is_not_used_again(
     run: Runner, in_one_step: list[str]
 ) -> None:

@@ -585,6 +585,7 @@ def test_who_patches_how_a_number_is_sent_is_asked(owner: Any, name: str) -> Non
     assert times == 2 * (len(asked) - times) > 0
 
 
+@pytest.mark.shortcut("known")
 def test_statements_of_many_pages_are_not_all_kept() -> None:
     for page in range(200):
         str(Tag.objects.filter(pk=1)[page : page + 1].query)
@@ -914,6 +915,7 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return made
 
 
+@pytest.mark.shortcut("insert")
 def test_the_words_of_an_insert_are_put_together_once(kept: list[Any]) -> None:
     model = make_model(name=models.CharField(max_length=9), number=models.IntegerField(default=1))
     for row in (
@@ -950,6 +952,7 @@ class _Quoting(DatabaseOperations):
         return f'"{name.strip(chr(34)).upper()}"'
 
 
+@pytest.mark.shortcut("insert")
 def test_the_words_of_no_more_inserts_are_kept_than_are_of_use(kept: list[Any]) -> None:
     model = make_model(**{f"number_{n}": models.IntegerField(default=1) for n in range(7)})
     fields = model._meta.local_concrete_fields[1:]
@@ -975,6 +978,7 @@ def test_a_deletion_is_compiled_as_by_django(found: Q) -> None:
     assert told[0] == told[1]
 
 
+@pytest.mark.shortcut("select")
 def test_columns_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object) -> None:
         raise AssertionError("compiled again")
@@ -1133,6 +1137,7 @@ def test_inherited_columns_are_compiled_as_by_django() -> None:
         )
 
 
+@pytest.mark.shortcut("select")
 def test_what_is_known_goes_with_the_model() -> None:
     model = make_model(name=models.CharField(max_length=9))
     compiled(model._base_manager.all(), ours)

@@ -15,9 +15,14 @@ from typing import Any
 
 import pytest
 
+from pgbackend.fast.registry import SHORTCUTS
+
 COST = Path(__file__).parents[2] / "benchmarks" / "cost.py"
 
-pytestmark = pytest.mark.skipif(sys.version_info < (3, 13), reason="counts are of Python 3.13")
+pytestmark = [
+    pytest.mark.skipif(sys.version_info < (3, 13), reason="counts are of Python 3.13"),
+    *(pytest.mark.shortcut(name) for name in SHORTCUTS),
+]
 
 #: More instructions than Django's engine in a sync context, by operation and stack.
 MORE = {

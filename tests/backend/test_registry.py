@@ -31,6 +31,7 @@ def _as_outside_of_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     patch = BaseDatabaseWrapper.ensure_connection
     real = inspect.getclosurevars(patch).nonlocals.get("real_ensure_connection", patch)
     monkeypatch.setattr(BaseDatabaseWrapper, "ensure_connection", real)
+    monkeypatch.delenv("PGBACKEND_SHORTCUTS", raising=False)
 
 
 # --- What is installed ----------------------------------------------------------------------------
@@ -161,7 +162,6 @@ def test_a_version_that_nobody_has_read_is_compared_with_its_series_or_the_newes
 def test_shortcuts_are_switched_off_by_name(
     where: str, value: str, off: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("PGBACKEND_SHORTCUTS", raising=False)
     if where == "environment":
         monkeypatch.setenv("PGBACKEND_SHORTCUTS", value)
         assert why_off().keys() == off
@@ -178,7 +178,6 @@ def test_the_environment_comes_before_the_setting(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("value", ["select", "-slect", "-", "all", ["-select"], None, 2])
 def test_a_wrong_switch_says_what_it_may_be(value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PGBACKEND_SHORTCUTS", raising=False)
     with (
         override_settings(PGBACKEND_SHORTCUTS=value),
         pytest.raises(ImproperlyConfigured, match="the setting PGBACKEND_SHORTCUTS says .*select"),

@@ -89,6 +89,7 @@ def every_statement() -> list[Any]:
     ]
 
 
+@pytest.mark.shortcut("statements")
 def test_every_kind_of_statement_says_what_it_says_in_a_sync_context(
     run: Runner, at_once: list[str]
 ) -> None:
@@ -103,6 +104,7 @@ def test_every_kind_of_statement_says_what_it_says_in_a_sync_context(
     assert alone == len(at_once) - alone == 19
 
 
+@pytest.mark.shortcut("statements")
 @isolate_apps("tests.library")
 def test_a_row_in_two_tables_is_updated_in_both(run: Runner, at_once: list[str]) -> None:
     class Child(Tag):
@@ -133,6 +135,7 @@ def test_a_row_in_two_tables_is_updated_in_both(run: Runner, at_once: list[str])
     assert at_once
 
 
+@pytest.mark.shortcut("statements")
 def test_many_rows_come_in_the_chunks_of_django(run: Runner, at_once: list[str]) -> None:
     Tag.objects.bulk_create(Tag(name=f"{n:03}") for n in range(250))
 
@@ -260,6 +263,7 @@ def test_who_observes_inserts_sees_them(run_once: Runner, owner: Any, name: str)
     assert run_once.green(green) == expected
 
 
+@pytest.mark.shortcut("statements")
 @isolate_apps("tests.library")
 def test_what_a_row_is_given_by_the_database_is_converted(run: Runner, at_once: list[str]) -> None:
     class Key(models.BigAutoField):
@@ -288,6 +292,7 @@ def test_what_a_row_is_given_by_the_database_is_converted(run: Runner, at_once: 
     assert len(at_once) == 2
 
 
+@pytest.mark.shortcut("statements")
 def test_a_cursor_of_ones_own_is_djangos_also_inside_a_statement(
     run: Runner, at_once: list[str]
 ) -> None:
@@ -313,6 +318,7 @@ def test_a_cursor_of_ones_own_is_djangos_also_inside_a_statement(
     assert len(at_once) == 6
 
 
+@pytest.mark.shortcut("statements")
 def test_a_row_that_is_saved_may_use_its_connection(
     run: Runner, at_once: list[str], leases: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -530,6 +536,7 @@ def test_the_same_statement_takes_values_of_other_types(run: Runner) -> None:
     assert run.green(green) == expected
 
 
+@pytest.mark.shortcut("statements")
 def test_nothing_of_a_statement_is_left_but_its_words(run_once: Runner) -> None:
     def green() -> None:
         for block in (transaction.atomic, pgbackend.pinned):
@@ -783,6 +790,7 @@ def test_rows_that_are_streamed_are_not_fetched_at_once(run: Runner, at_once: li
     assert at_once == []
 
 
+@pytest.mark.shortcut("statements")
 def test_what_is_asked_for_is_returned(run: Runner, at_once: list[str]) -> None:
     Tag.objects.bulk_create(Tag(name=name) for name in ("ccc", "a", "bb"))
 

@@ -52,6 +52,7 @@ def objects_of_two_requests(run: Runner, serve_by: Any) -> Callable[..., list[An
     return serve
 
 
+@pytest.mark.shortcut("wrappers")
 def test_a_request_has_the_wrapper_of_one_that_has_ended(objects_of_two_requests: Any) -> None:
     first, second = objects_of_two_requests()
     assert first is second
@@ -80,6 +81,7 @@ def test_one_that_was_changed_serves_no_other(
     assert first is not second
 
 
+@pytest.mark.shortcut("wrappers")
 def test_what_others_have_set_on_it_is_gone_with_the_request(objects_of_two_requests: Any) -> None:
     seen: list[Any] = []
 
@@ -126,6 +128,7 @@ def test_a_changed_setting_is_seen_by_the_next_request(
     assert zones == ["UTC", "UTC", "Asia/Tokyo", "Asia/Tokyo"]
 
 
+@pytest.mark.shortcut("wrappers")
 def test_what_a_request_has_left_running_shares_nothing_but_the_object(
     run: Runner, serve_by: Any
 ) -> None:

@@ -190,6 +190,7 @@ def test_management_commands_say_the_same(told: Any) -> None:
     assert "class Probed(models.Model)" in said["inspectdb"]
 
 
+@pytest.mark.shortcut("select")
 def test_sync_code_is_not_slower(environment: dict[str, str]) -> None:
     """Time of one process's processor, with both engines in turns; without what the server takes.
 
