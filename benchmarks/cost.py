@@ -12,6 +12,7 @@ The server has a processor of its own, if there are two: what it costs to wait f
 several times over with where the kernel has placed both, and it changes its mind.
 With ``--instructions`` it is the number of instructions of Python's own code, which says nothing of
 C code, and is the same on a machine that does other things (Python 3.12 and later).
+With ``--without NAME`` a shortcut of pgbackend's is switched off, or all (``--without 0``).
 With ``--loop uvloop`` it is on the loop that uvicorn has.
 Starts a server of its own, or uses that of ``DATABASE_URL``.
 """
@@ -309,7 +310,13 @@ def main() -> None:
     parser.add_argument("--loop", choices=("asyncio", "uvloop"), default="asyncio")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     parser.add_argument("--instructions", action="store_true", help="count them; take no time")
+    parser.add_argument(
+        "--without", nargs="*", default=[], metavar="NAME", help="shortcuts to switch off; 0: all"
+    )
     options = parser.parse_args()
+    if options.without:
+        off = "0" if options.without == ["0"] else ",".join(f"-{name}" for name in options.without)
+        os.environ["PGBACKEND_SHORTCUTS"] = off
     if options.instructions:
         global meter  # noqa: PLW0603 - chosen once, before anything is measured
         meter = Instructions()

@@ -95,7 +95,6 @@ _PLAIN = frozenset(
 )
 
 
-
 class _BlockEndedError(LeaseEnded):
     """A statement has waited, and the transaction that it was to be part of has ended: see text."""
 
