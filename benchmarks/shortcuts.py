@@ -53,7 +53,7 @@ def main() -> None:
     heads = [f"`{operation}`, {stack}" for stack, operation in OPERATIONS]
     versions = f"Python {sys.version.split()[0]}, Django {django.__version__}"
     lines = [
-        f"How many more instructions of Python an operation takes without the shortcut ({versions}):",
+        f"How many more instructions an operation takes without the shortcut ({versions}):",
         "",
         f"| shortcut | what it does | {' | '.join(heads)} |",
         f"|---|---|{'--:|' * len(heads)}",
