@@ -75,7 +75,7 @@ class _InThePool:
 _ENSURE_CONNECTION = if_djangos(PostgresDatabaseWrapper.ensure_connection)
 _DJANGOS_CURSOR = if_djangos(PostgresDatabaseWrapper._cursor)  # type: ignore[attr-defined]
 _SET_AUTOCOMMIT = if_djangos(PostgresDatabaseWrapper.set_autocommit)
-_SET_IT = if_djangos(PostgresDatabaseWrapper._set_autocommit)  # type: ignore[attr-defined]  # noqa: SLF001
+_SET_ON_CONNECTION = if_djangos(PostgresDatabaseWrapper._set_autocommit)  # type: ignore[attr-defined]  # noqa: SLF001
 _RUN_HOOKS = if_djangos(PostgresDatabaseWrapper.run_and_clear_commit_hooks)
 # Each statement, and each transaction, comes by these: they are guarded like the others, with less
 # in between.
@@ -771,7 +771,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         current = state.current_state(self)
         if current.pooled:
             djangos_class: Any = PostgresDatabaseWrapper
-            is_patched = djangos_class._set_autocommit is not _SET_IT  # noqa: SLF001
+            is_patched = djangos_class._set_autocommit is not _SET_ON_CONNECTION  # noqa: SLF001
             if autocommit:
                 if is_patched and current.connection is not None:
                     super()._set_autocommit(True)
