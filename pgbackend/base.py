@@ -74,6 +74,7 @@ class _InThePool:
 
 _ENSURE_CONNECTION = if_djangos(PostgresDatabaseWrapper.ensure_connection)
 _DJANGOS_CURSOR = if_djangos(PostgresDatabaseWrapper._cursor)  # type: ignore[attr-defined]
+_GET_AUTOCOMMIT = if_djangos(PostgresDatabaseWrapper.get_autocommit)
 _SET_AUTOCOMMIT = if_djangos(PostgresDatabaseWrapper.set_autocommit)
 _SET_ON_CONNECTION = if_djangos(PostgresDatabaseWrapper._set_autocommit)  # type: ignore[attr-defined]  # noqa: SLF001
 _RUN_HOOKS = if_djangos(PostgresDatabaseWrapper.run_and_clear_commit_hooks)
@@ -728,7 +729,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
     def get_autocommit(self) -> bool:
         current = state.current_state(self)
-        if not current.pooled:
+        if not current.pooled or PostgresDatabaseWrapper.get_autocommit is not _GET_AUTOCOMMIT:
             return super().get_autocommit()
         # No connection is needed to know: it is leased at the block's first statement.
         self.check_context("get_autocommit")

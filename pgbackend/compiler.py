@@ -242,8 +242,8 @@ _KEPT_OF_OPS = (
 )
 _said_by_ops = attrgetter(*_KEPT_OF_OPS)
 _said_by_kind = attrgetter("get_col", "get_db_converters", "select_format")
-_column_of = attrgetter("column", "db_default")
-_NONE = repeat(None)
+#: The type of a generated column is a field that has no column of its own.
+_COLUMN, _FROM_DB_VALUE, _NONE = repeat("column"), repeat("from_db_value"), repeat(None)
 
 
 class _Said:
@@ -263,7 +263,7 @@ class _Said:
         self.of_kinds = [*map(_said_by_kind, self.kinds)]
         #: How many attributes each has: somebody who gives one to a field adds to them.
         self.sizes = [*map(len, map(vars, self.fields))]
-        self.columns = [*map(_column_of, self.fields)]
+        self.columns = [*map(getattr, self.fields, _COLUMN, _NONE)]
         self.loaders = [*map(getattr, self.fields, _FROM_DB_VALUE, _NONE)]
 
     def is_stale(self, ops: Any) -> bool:
@@ -274,13 +274,11 @@ class _Said:
             or _said_by_ops(self.ops) != self.of_ops
             or not vars(ops).keys().isdisjoint(_KEPT_OF_OPS)
             or [*map(len, map(vars, fields))] != self.sizes
-            or [*map(_column_of, fields)] != self.columns
+            or [*map(getattr, fields, _COLUMN, _NONE)] != self.columns
             or [*map(_said_by_kind, self.kinds)] != self.of_kinds
             or [*map(getattr, fields, _FROM_DB_VALUE, _NONE)] != self.loaders
         )
 
-
-_FROM_DB_VALUE = repeat("from_db_value")
 
 _MOST_STATEMENTS = 64
 

@@ -27,13 +27,13 @@ pytestmark = [
 #: More instructions than Django's engine in a sync context, by operation and stack.
 MORE = {
     # Django's cursor is used as it is, and what is kept of a model is looked at for each statement.
-    "SELECT 1": {"sync": 76},
-    "get(pk)": {"sync": -2802, "green": -2292, "a-method": -1799},
-    "100 rows": {"sync": -16213, "green": -15683, "a-method": -13056},
-    "save()": {"sync": -155, "green": 560, "a-method": 997},
-    "get(pk) in atomic()": {"sync": -584, "green": -462},
-    "update(F)": {"sync": -968, "green": -196},
-    "create() in atomic()": {"sync": 1543, "green": 1619},
+    "SELECT 1": {"sync": 77},
+    "get(pk)": {"sync": -2800, "green": -2289, "a-method": -1796},
+    "100 rows": {"sync": -16210, "green": -15680, "a-method": -13053},
+    "save()": {"sync": -154, "green": 561, "a-method": 998},
+    "get(pk) in atomic()": {"sync": -571, "green": -449},
+    "update(F)": {"sync": -967, "green": -195},
+    "create() in atomic()": {"sync": 1556, "green": 1632},
 }
 
 

@@ -203,6 +203,24 @@ def test_what_changes_of_a_model_takes_effect_at_once(call: Call, make: Make, ch
     assert [found for found, _ in seen] == [expected for _, expected in seen]
 
 
+def test_a_generated_column_is_returned_by_an_insert(call: Call) -> None:
+    """The type of what it generates is a field that has no column."""
+    meta = type("Meta", (), {"app_label": "library", "apps": Apps(), "db_table": "generated"})
+    value: Any = models.GeneratedField(
+        expression=F("number") + 1, output_field=models.IntegerField(), db_persist=True
+    )
+    body = {"__module__": __name__, "Meta": meta, "number": models.IntegerField(), "value": value}
+    model: Any = type(models.Model)("Generated", (models.Model,), body)
+    with connection.schema_editor() as editor:
+        editor.create_model(model)
+    try:
+        made = call(lambda: [model.objects.create(number=number).value for number in (1, 2)])
+    finally:
+        with connection.schema_editor() as editor:
+            editor.delete_model(model)
+    assert made == [2, 3]
+
+
 def test_klass_info_has_the_model_for_who_derives_from_djangos_iterable(call: Call) -> None:
     class Reading(ModelIterable):  # type: ignore[type-arg]
         def __iter__(self) -> Any:
