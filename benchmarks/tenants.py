@@ -1,4 +1,4 @@
-"""What tenants cost: ``python benchmarks/tenants.py``.
+"""Measures the cost of tenants: ``python benchmarks/tenants.py``.
 
 The work of a request in green code: one statement, ten of them, and ten in a transaction. It is
 done without tenants, with tenants by schema (the package django-tenants, as it comes, and with its

@@ -235,7 +235,7 @@ def _are_plain(ops: type[Any]) -> bool:
     return all(module.startswith(("django.", "pgbackend.")) for module in said_by)
 
 
-#: What operations say that is kept of a model.
+#: Methods of the operations whose answers are kept of a model.
 _KEPT_OF_OPS = (
     *("adapt_integerfield_value", "get_db_converters", "integer_field_range", "limit_offset_sql"),
     "quote_name",
@@ -247,7 +247,7 @@ _COLUMN, _FROM_DB_VALUE, _NONE = repeat("column"), repeat("from_db_value"), repe
 
 
 class _Said:
-    """What fields and operations said of themselves when something of a model was kept.
+    """A note of how fields and operations answered when something of a model was kept.
 
     Packages and tests patch both, or give a field another column: who asks `is_stale()` for each
     statement notices. All loops are in C: each statement pays for it.

@@ -36,11 +36,11 @@ def _named(owner: str, names: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Shortcut:
-    """What is done in fewer steps."""
+    """A piece of work that is done in fewer steps than Django does it."""
 
     name: str
     stands_for: str
-    """What it does, in words."""
+    """Its work, in words."""
     bypasses: tuple[str, ...]
     """The functions whose work it does, each as ``module:Class.method``."""
     needs: tuple[str, ...] = ()
@@ -253,7 +253,7 @@ def why_off() -> Mapping[str, str]:
     return reasons
 
 
-#: Which distribution a module belongs to.
+#: The distribution of each package.
 DISTRIBUTIONS = {"django": "Django"}
 
 
@@ -264,7 +264,7 @@ class _Look:
         self._installed = Installed()
         self._known = known()
         self._is_known: dict[str, bool] = {}
-        #: What somebody has patched before the backend was loaded.
+        #: Functions that somebody has patched before the backend was loaded.
         self.patched: set[str] = set()
 
     def first_unknown(self, shortcut: Shortcut) -> str | None:

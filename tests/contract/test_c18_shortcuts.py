@@ -58,7 +58,7 @@ class Noting:
 
 
 Make = Callable[[Any], Any]
-#: What was seen, and what ought to be.
+#: Pairs of the value that was seen and the one that ought to be.
 Seen = Iterator[tuple[Any, Any]]
 
 
