@@ -181,7 +181,16 @@ def limits_of_the_operations(make: Make) -> Seen:
         yield len(thing.objects.filter(pk=1)[:1]), 0
 
 
+def limits_of_the_operations_of_one_connection(make: Make) -> Seen:
+    thing = make(Text(default="a"))
+    assert len(thing.objects.filter(pk=1)[:1]) == 1
+    with mock.patch.object(connection.ops, "limit_offset_sql", return_value="LIMIT 0"):
+        yield len(thing.objects.filter(pk=1)[:1]), 0
+    yield len(thing.objects.filter(pk=1)[:1]), 1
+
+
 CHANGES = [
+    limits_of_the_operations_of_one_connection,
     from_db_value_of_the_class,
     from_db_value_of_the_field,
     select_format_of_the_class,

@@ -25,7 +25,7 @@ from tests.suite.results import CONTEXTS, Results, fold
 
 PROJECT = Path(__file__).with_name("own_suite_project")
 TESTS = "django_tenants.tests"
-#: What is told of a single test that hangs comes after so many seconds.
+#: A single test that hangs is told of after so many seconds.
 TIMEOUT = 60
 
 DIFFERENCES = (
@@ -36,7 +36,7 @@ DIFFERENCES = (
         "session of its own, which is reset afterwards (contract C9), so each is told the path",
     ),
 )
-#: What fails wherever it runs, and the reason; nothing else may fail on stock.
+#: Tests that fail wherever they run, and the reason; no other may fail on stock.
 FAILS_ON_STOCK = {
     f"{TESTS}.test_commands.AllTenantsCommandTestCase"
     ".test_arguments_are_passed_to_the_wrapped_command": (
