@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import itertools
 import random
 import sys
@@ -1350,3 +1351,18 @@ def test_structured_concurrency_with_eager_tasks(run: Runner, green: bool) -> No
 
     run(main())
     assert names() == list("abcdef") and leased() == 0
+
+
+@pytest.mark.parametrize("inherits", [True, False], ids=["inherited", "empty"])
+def test_a_task_with_a_context_of_its_own_knows_no_block_of_its_starter(
+    run: Runner, inherits: bool
+) -> None:
+    async def in_block() -> bool:
+        return await aio.run(lambda: connection.in_atomic_block)
+
+    async def main() -> None:
+        async with transaction.atomic():
+            context = None if inherits else contextvars.Context()
+            assert await asyncio.create_task(in_block(), context=context) is inherits
+
+    run(main())

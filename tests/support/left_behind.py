@@ -741,6 +741,16 @@ async def atomic(run: Run) -> None:
         await Tag.objects.acreate(name=f"{run.n} b")
 
 
+async def by_cursor(run: Run) -> None:
+    """Send SQL of one's own."""
+
+    def write() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("INSERT INTO library_tag (name) VALUES (%s)", [f"{run.n} a"])
+
+    await aio.run(write)
+
+
 async def again(run: Run) -> None:
     await run.way.leave(run)
 
@@ -750,8 +760,8 @@ async def for_ever(run: Run) -> None:
     await asyncio.Event().wait()
 
 
-NEXTS: list[Next] = [get, count, update, create, atomic, again]
-_WRITES = {create: ["a"], atomic: ["a", "b"]}
+NEXTS: list[Next] = [get, count, update, create, atomic, by_cursor, again]
+_WRITES = {create: ["a"], atomic: ["a", "b"], by_cursor: ["a"]}
 
 
 # --- A run, and the facts after it ----------------------------------------------------------------

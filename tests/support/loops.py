@@ -44,7 +44,9 @@ class Shuffled:
         self, callback: Any, *args: Any, context: contextvars.Context | None = None
     ) -> Any:
         if isinstance(getattr(callback, "__self__", None), asyncio.Task):
-            return self._step_soon(callback, args, context or contextvars.copy_context(), 0)
+            if context is None:  # an empty one is false
+                context = contextvars.copy_context()
+            return self._step_soon(callback, args, context, 0)
         return super().call_soon(callback, *args, context=context)  # type: ignore[misc]
 
     def _step_soon(
