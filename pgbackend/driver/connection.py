@@ -686,6 +686,39 @@ class Connection(psycopg.Connection[Any]):
         else:
             await asyncio.to_thread(self.cancel)
 
+    def cancel_safe(self, *, timeout: float = 30.0) -> None:
+        """Ask the server to cancel what it executes, as psycopg does; green, without blocking.
+
+        psycopg asks, too, where a COPY is left early. `timeout` is in seconds. Raises
+        `CancellationTimeout` when the server has not answered by then.
+        """
+        portal = bridge.running()
+        if type(portal) is not Portal:
+            super().cancel_safe(timeout=timeout)
+            return
+        bridge.check_may_wait(portal)
+        me: Any = self  # psycopg's coroutine needs what both kinds of connection have
+        bridge.await_(psycopg.AsyncConnection.cancel_safe(me, timeout=timeout))
+
+    @contextlib.contextmanager
+    def cleaning_up(self) -> Iterator[None]:
+        """Give psycopg's own clean-up a budget, green: it would wait for a silent server for ever.
+
+        A connection whose statement has not ended by then is closed.
+        """
+        if current() is None:
+            yield
+            return
+        patched = vars(self)  # on the object, since a look at each wait would cost the others
+        patched["wait"] = functools.partial(self.wait, timeout=CLEANUP_BUDGET)
+        patched["_try_cancel"] = functools.partial(self._try_cancel, timeout=CLEANUP_BUDGET)
+        try:
+            yield
+        finally:
+            del patched["wait"], patched["_try_cancel"]
+            if self.pgconn.transaction_status == _ACTIVE:
+                self.close()
+
     # --- Ends of a transaction are never torn: Note [Held cancellation] in bridge.py ---
 
     def commit(self) -> None:
@@ -1458,12 +1491,17 @@ class _LeasedCursor:
             self._hold_again()
         try:
             with (
+                contextlib.ExitStack() as budget,
                 bridge.hold_when_closed() as closed,
                 super().copy(*args, **kwargs) as copy,  # type: ignore[misc]
                 self._conn.kept_busy("COPY"),
                 closed,
             ):
-                yield copy
+                try:
+                    yield copy
+                except BaseException:
+                    budget.enter_context(self._conn.cleaning_up())
+                    raise
         except BaseException:
             self._statement_failed()
             raise

@@ -37,6 +37,7 @@ from tests.support.sweep import (
     observed,
     sweep,
 )
+from tests.support.tags import Oops
 
 from .conftest import Pools, atomic, fetch, pinned, take_all
 
@@ -590,6 +591,78 @@ def test_a_commit_whose_answer_never_comes_says_that_it_does_not_know(
         with pytest.raises(OutcomeUnknown, match="may or may not have been committed"):
             await task
         assert CLEANUP_BUDGET / 2 < monotonic() - started < AT_MOST
+        link.thaw()
+        assert await green(take_all, pool) == 1
+
+    run(main())
+    wait_for(lambda: not pools_by_link.sessions(), "sessions closed")
+
+
+LONG_COPY = "COPY (SELECT repeat('x', 999) FROM generate_series(1, 99999)) TO STDOUT"
+
+
+@pytest.mark.parametrize("how", ["left", "asked"])
+def test_a_cancel_request_that_is_not_answered_does_not_block_the_loop(
+    run: Runner, pools_by_link: Pools, link: Link, how: str
+) -> None:
+    """psycopg asks for it where a COPY is left early, and where the user does."""
+
+    async def main() -> None:
+        pool = pools_by_link(max_size=1)
+
+        def work() -> None:
+            with pinned(pool) as lease, lease.connection.cursor() as cursor:
+                with cursor.copy(LONG_COPY) as copy:
+                    assert copy.read()
+                    link.freeze()
+                    begun.set()
+                    if how == "asked":
+                        lease.connection.cancel_safe(timeout=60)
+                    raise Oops
+
+        begun = asyncio.Event()
+        task = asyncio.create_task(green(work))
+        started = monotonic()
+        while not begun.is_set():
+            await asyncio.sleep(0)
+        assert monotonic() - started < AT_MOST, "the loop was blocked"
+        assert not task.done()
+        task.cancel()
+        await asyncio.wait([task], timeout=2 * CLEANUP_BUDGET + AT_MOST)
+        assert task.cancelled()
+        link.thaw()
+        assert await green(take_all, pool) == 1
+
+    run(main())
+    wait_for(lambda: not pools_by_link.sessions(), "sessions closed")
+
+
+@pytest.mark.parametrize("statement", [LONG_COPY, "COPY {} FROM STDIN"], ids=["out", "in"])
+@pytest.mark.parametrize("how", ["cancelled", "failed"])
+def test_a_copy_that_is_left_while_the_server_is_silent_ends_soon(
+    run: Runner, pools_by_link: Pools, link: Link, table: str, statement: str, how: str
+) -> None:
+    async def main() -> None:
+        pool = pools_by_link(max_size=1)
+
+        def work() -> None:
+            with pinned(pool) as lease, lease.connection.cursor() as cursor:
+                try:
+                    with cursor.copy(statement.format(table)):
+                        link.freeze()
+                        begun.set()
+                        if how == "failed":
+                            raise Oops
+                        await_(asyncio.Event().wait())
+                finally:
+                    assert lease.connection.closed
+
+        begun = asyncio.Event()
+        task = asyncio.create_task(green(work))
+        await begun.wait()
+        task.cancel() if how == "cancelled" else None
+        await asyncio.wait([task], timeout=3 * CLEANUP_BUDGET + AT_MOST)
+        assert task.cancelled() if how == "cancelled" else isinstance(task.exception(), Oops)
         link.thaw()
         assert await green(take_all, pool) == 1
 
