@@ -1097,12 +1097,15 @@ class Transaction:
         """Wait until statements of `block` may run. See Note [Turns].
 
         Raises `TransactionManagementError` when the block has ended, or after the pool's `timeout`.
+        Returns when the task that waits, which has opened the block, is out of it.
         """
         if self.innermost is block:
             return
         timeout = conf.pool_timeout(self.settings_dict)
         deadline = monotonic() + timeout
         while self.innermost is not block:
+            if block.left and _where_left(block) is not block:
+                return  # it ended meanwhile: the caller looks again where the code is
             check_not_ended(block)
             in_time = self._wait(max(0.0, deadline - monotonic()))
             if not in_time and self.innermost is not block:
@@ -1144,6 +1147,8 @@ class Transaction:
     def pop(self, block: Block) -> None:
         """End `block`, which is the innermost."""
         block.ended = True
+        if block.leaving:  # its opener is out of it, though who ends it may have more to do
+            block.left = True
         if block.sessions is not None:
             block.forget_task()
         self.innermost = parent = block.parent
@@ -1223,8 +1228,9 @@ def take_turn(wrapper: Any) -> None:
         find_place(wrapper._key)
     if not _blocks.get() and not _test_blocks and wrapper._own.transaction is None:
         return  # what `current_block()` would say, for most
-    block = current_block(wrapper)
-    if block is not None and block.transaction.innermost is not block:
+    while (
+        block := current_block(wrapper)
+    ) is not None and block.transaction.innermost is not block:
         block.transaction.take_turn(block)
 
 

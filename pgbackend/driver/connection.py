@@ -1426,7 +1426,8 @@ class _LeasedCursor:
     is_on_server = False
     #: Whether it is a holder of the lease.
     _holds = False
-    #: Whether a statement has succeeded on it.
+    #: Whether a statement of it was about to be sent, and whether one has succeeded.
+    _has_begun = False
     _has_succeeded = False
     #: Where the cursor was opened, if its being forgotten is worth a warning.
     opened_at: str | None = None
@@ -1460,14 +1461,9 @@ class _LeasedCursor:
             self._hold_again()
         try:
             result = super().execute(*args, **kwargs)  # type: ignore[misc]
-        except _BlockEndedError:  # nothing was sent
-            self._statement_failed()
-            if self._holds or self.renew is None:
-                raise
-            self.renew(self)  # where the code is now: it may be in no block
-            return self.execute(*args, **kwargs)
-        except BaseException:
-            self._statement_failed()
+        except BaseException as exc:
+            if self._goes_elsewhere(exc):
+                return self.execute(*args, **kwargs)
             raise
         self._has_succeeded = True
         return result
@@ -1477,18 +1473,21 @@ class _LeasedCursor:
             self._hold_again()
         try:
             super().executemany(*args, **kwargs)  # type: ignore[misc]
-        except BaseException:
+        except BaseException as exc:
             conn = self._conn
             if conn.pgconn.pipeline_status != PipelineStatus.OFF and conn._pipeline is None:  # noqa: SLF001
                 conn.close()  # psycopg could not end its own: a COPY, or what came after one
-            self._statement_failed()
+            if self._goes_elsewhere(exc):
+                return self.executemany(*args, **kwargs)
             raise
         self._has_succeeded = True
+        return None
 
     @contextlib.contextmanager
     def copy(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         if not self._holds:
             self._hold_again()
+        entered = False
         try:
             with (
                 contextlib.ExitStack() as budget,
@@ -1497,28 +1496,51 @@ class _LeasedCursor:
                 self._conn.kept_busy("COPY"),
                 closed,
             ):
+                entered = True
                 try:
                     yield copy
                 except BaseException:
                     budget.enter_context(self._conn.cleaning_up())
                     raise
-        except BaseException:
-            self._statement_failed()
-            raise
+        except BaseException as exc:
+            if not self._goes_elsewhere(exc) or entered:
+                raise
         self._has_succeeded = True
+        if not entered:
+            with self.copy(*args, **kwargs) as copy:
+                yield copy
 
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         if not self._holds:
             self._hold_again()
+        entered = False
         try:
             with contextlib.closing(super().stream(*args, **kwargs)) as rows:  # type: ignore[misc]
                 for row in rows:
+                    entered = True
                     with self._conn.kept_busy("stream()"):
                         yield row
-        except BaseException:
-            self._statement_failed()
-            raise
+        except BaseException as exc:
+            if not self._goes_elsewhere(exc) or entered:
+                raise
+            yield from self.stream(*args, **kwargs)
         self._has_succeeded = True
+
+    def _goes_elsewhere(self, exc: BaseException) -> bool:
+        """Let a cursor whose statement failed hold nothing; whether to send that elsewhere now.
+
+        That is so where nothing was ever sent on the cursor, and its lease has ended: another task
+        has ended the transaction while the statement waited for its turn. The cursor then is one of
+        the connection of the code as it is now, which may be in no block.
+        """
+        in_vain = isinstance(exc, _BlockEndedError) or (
+            isinstance(exc, LeaseEnded) and not self._has_begun and self._conn.lease is None
+        )
+        self._statement_failed()
+        if not in_vain or self._holds or self.renew is None:
+            return False
+        self.renew(self)
+        return True
 
     def _statement_failed(self) -> None:
         if not self._has_succeeded:
@@ -1539,6 +1561,7 @@ class _LeasedCursor:
         """Be a cursor of `connection` from now on, with the options that this one has."""
         me: Any = self
         self._conn, self._pgconn = connection, connection.pgconn
+        self._has_begun = False
         me._reset()  # noqa: SLF001 - psycopg's
         me._last_query = None  # noqa: SLF001 - for psycopg to look its types up on the new connection
         self.hold()
@@ -1555,6 +1578,7 @@ class _LeasedCursor:
 
     def _note(self, query: Any) -> None:
         """Let the session be reset after what is sent now, unless somebody vouches for it."""
+        self._has_begun = True
         lease = self._conn.lease
         if lease is None:
             return

@@ -18,6 +18,7 @@ from django.db.transaction import TransactionManagementError
 
 import pgbackend
 from pgbackend import aio, blocks, generators
+from pgbackend.driver import bridge
 from tests.conftest import Runner
 from tests.library.models import Entry
 
@@ -595,6 +596,69 @@ def test_who_closes_a_generator_waits_for_the_statements_in_its_block(
             assert await children[0] == "slept"
         await given_back()
         assert await texts() == []
+
+    run(main())
+
+
+def _execute(cursor: Any) -> None:
+    cursor.execute(INSERT, ["sent"])
+
+
+def _executemany(cursor: Any) -> None:
+    cursor.executemany(INSERT, (each for each in [["sent"]]))
+
+
+def _copy(cursor: Any) -> None:
+    with cursor.copy("COPY library_entry (text) FROM STDIN") as copy:
+        copy.write_row(["sent"])
+
+
+def _stream(cursor: Any) -> None:
+    assert len([*cursor.stream(f"{INSERT} RETURNING id", ["sent"])]) == 1
+
+
+def _create(cursor: Any) -> None:
+    Entry.objects.create(text="sent")
+
+
+INSERT = "INSERT INTO library_entry (text) VALUES (%s)"
+
+
+@pytest.mark.parametrize("send", [_execute, _executemany, _copy, _stream, _create])
+def test_a_statement_that_waits_while_another_task_ends_the_block_is_sent_outside_of_it(
+    run: Runner, admin: Any, send: Callable[[Any], None]
+) -> None:
+    """The cursor was made in the block of a generator; nothing was sent on it before that ended."""
+
+    def sleep() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_sleep(0.3)")
+
+    async def writing_beside(children: list[asyncio.Task[Any]]) -> AsyncIterator[None]:
+        async with transaction.atomic():
+            await Entry.objects.acreate(text="undone")
+            children.append(asyncio.create_task(aio.run(sleep)))
+            yield
+
+    async def main() -> None:
+        children: list[asyncio.Task[Any]] = []
+        async with elsewhere() as there:
+            generator = writing_beside(children)
+            await anext(generator)
+            await until_active(admin, "pg_sleep")
+
+            def write() -> None:
+                with connection.cursor() as cursor:
+                    closing = asyncio.create_task(there(generator.aclose()))
+                    for _ in range(20):  # it comes to wait for the statement in the block
+                        bridge.await_(asyncio.sleep(0))
+                    assert not closing.done()
+                    send(cursor)
+                    bridge.await_(closing)
+
+            await aio.run(write)
+        await given_back()
+        assert await texts() == ["sent"]
 
     run(main())
 
