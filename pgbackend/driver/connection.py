@@ -16,14 +16,6 @@ ever sees the connection or the cursor of these. So they are run on the twin tha
 and by one cursor, which is as new before each statement; what psycopg has looked up for the same
 statement it knows still, unless a holder of a twin has looked at its types meanwhile, and so may
 have registered one.
-
-Note [Statements sent by who gives the connection back]
-Who waits for a connection to run such a statement waits twice: for the connection, and for the
-server. Its task need not be woken in between. Who gives the connection back sends the statement
-that is waited with (`Started`), in its own step, and the task sleeps until the server answers. From
-the moment it is sent the statement is the waiting task's in all respects: its lease, its errors,
-its cancellation; hooks and dumpers of the user's run in that task. What cannot be sent so, the task
-sends itself.
 """
 
 from __future__ import annotations
@@ -33,18 +25,14 @@ import contextlib
 import functools
 import logging
 import select
-import sys
 import threading
 import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
 from time import monotonic
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeAlias, TypeVar
-from uuid import UUID
 
 import psycopg
 from psycopg import errors as e
@@ -88,11 +76,6 @@ _IDLE = TransactionStatus.IDLE
 _BAD = ConnStatus.BAD
 _OK = ConnStatus.OK
 _TUPLES_OK = ExecStatus.TUPLES_OK
-
-#: Types of which no code of the user's own sees a value before it is sent.
-_PLAIN = frozenset(
-    (bool, bytes, date, datetime, Decimal, float, int, str, time, timedelta, type(None), UUID)
-)
 
 
 class _BlockEndedError(LeaseEnded):
@@ -160,8 +143,14 @@ class Watch:
 
         Returns 0 when `timeout` (seconds) passed first.
         """
-        future = self.loop.create_future()
-        self.arm(state, future)
+        self.ready = 0
+        if state & Wait.R and not self.reading:
+            self.loop.add_reader(self.fd, self._on_readable)
+            self.reading = True
+        if state & Wait.W:
+            self.loop.add_writer(self.fd, self._on_writable)
+            self.writing = True
+        self.future = future = self.loop.create_future()
         timer = None if timeout is None else self.loop.call_later(timeout, self._wake, 0)
         try:
             portal.wait_for(future)
@@ -172,22 +161,6 @@ class Watch:
             if self.writing:
                 self._stop_writing()
         return self.ready
-
-    def arm(self, state: int, future: asyncio.Future[Any]) -> None:
-        """Let `future` be done when the socket is ready for `state`; until `disarm()`."""
-        self.ready = 0
-        if state & Wait.R and not self.reading:
-            self.loop.add_reader(self.fd, self._on_readable)
-            self.reading = True
-        if state & Wait.W:
-            self.loop.add_writer(self.fd, self._on_writable)
-            self.writing = True
-        self.future = future
-
-    def disarm(self) -> None:
-        self.future = None
-        if self.writing:
-            self._stop_writing()
 
     def _stop_writing(self) -> None:
         self.loop.remove_writer(self.fd)
@@ -243,17 +216,6 @@ class Watch:
 
 def _nothing() -> PQGen[None]:
     yield from ()
-
-
-def _rest_of(gen: PQGen[RV], state: Wait) -> PQGen[RV]:
-    """What is left of `gen`, which has yielded `state`."""
-    while True:
-        ready = yield state
-        try:
-            state = gen.send(ready)
-        except StopIteration as stop:
-            result: RV = stop.value
-            return result
 
 
 class Connection(psycopg.Connection[Any]):
@@ -509,44 +471,17 @@ class Connection(psycopg.Connection[Any]):
             result = stop.value
             return result
         except BaseException as exc:
-            self.come_to_rest(portal, gen, watch, exc)
+            if isinstance(exc, bridge.INTERRUPTIONS):
+                self._clean_up(portal, gen, watch, exc)
+            elif self.pgconn.status == _BAD:
+                watch.stop()
+                self._cut_off(gen)
             raise
         finally:
             Connection._last_yield, Connection._kept_busy = monotonic(), False
             if self.physical is None or watch is not self.physical.watch:
                 self.waits_elsewhere -= 1
                 watch.stop()
-
-    def wait_on(self, gen: PQGen[RV], watch: Watch, error: Exception | None) -> RV:
-        """Run `gen` to its end, which was begun by another task and has come as far as `watch`.
-
-        `error` is what has ended it already.
-        """
-        Connection._last_yield, Connection._kept_busy = monotonic(), False  # its task has waited
-        portal: Any = bridge.running()
-        try:
-            if error is not None:
-                raise error
-            if self.pgconn.status == _BAD:  # by another task meanwhile
-                raise e.OperationalError("the connection is closed")
-            state = gen.send(watch.ready)
-            return self._wait_green(portal, _rest_of(gen, state), None)
-        except StopIteration as stop:
-            result: RV = stop.value
-            return result
-        finally:
-            if self.pgconn.status == _BAD:
-                self._stop_watch()
-
-    def come_to_rest(
-        self, portal: Portal, gen: PQGen[Any], watch: Watch, exc: BaseException
-    ) -> None:
-        """A wait has ended with `exc`: see to it that nothing is on its way any more."""
-        if isinstance(exc, bridge.INTERRUPTIONS):
-            self._clean_up(portal, gen, watch, exc)
-        elif self.pgconn.status == _BAD:
-            watch.stop()
-            self._cut_off(gen)
 
     def _find_watch(self) -> Watch:
         """The watch of this socket on the running loop: the pool's, or one for this wait only.
@@ -907,7 +842,6 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         twin.cursor_factory = leased_class(factory)
         twin.server_cursor_factory = leased_class(psycopg.ServerCursor)
         self._cursor_class = statement_class(factory)
-        self._sends_by_itself = issubclass(self._cursor_class, _ClientStatementCursor)
         #: Whether nobody's own class would miss being asked for a cursor.
         self._has_plain_cursors = (
             twin_class.cursor is Connection.cursor
@@ -944,25 +878,6 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         cursor = self._cursor_class(self.twin)
         cursor._adapters = self.adapters  # noqa: SLF001 - no copy: a type may be registered
         return cursor
-
-    def begin_statement(self, query: Any, params: Any) -> Started | None:
-        """Make ready what `run_statement()` would send on the twin that is lent to nobody.
-
-        None where that takes more than a send. Errors of the parameters are psycopg's.
-        """
-        if not (self._has_plain_cursors and self._sends_by_itself):
-            return None
-        if params is not None and not (
-            type(params) is tuple and _PLAIN.issuperset(map(type, params))
-        ):
-            return None
-        twin = self.twin
-        if twin._pipeline or psycopg.Cursor.execute is not _EXECUTE:  # noqa: SLF001
-            return None
-        twin._prepared.prepare_threshold = twin.given_threshold  # noqa: SLF001
-        cursor, self._cursor = self._cursor or self._new_cursor(), None
-        cursor._merge(query, params)  # noqa: SLF001 - our own
-        return Started(self, cursor)
 
     def makes_cursors_of(self, connection: Connection | None) -> bool:
         """Whether a cursor of a twin would be like that of `run_statement()`."""
@@ -1055,65 +970,6 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         """Leave the socket alone from now on, and the loop that watches it: they are a parent's."""
         self._disowned = True
         self.watch.reading = self.watch.writing = False
-
-
-class Started:
-    """A statement that is sent for the task that waits for its connection.
-
-    See Note [Statements sent by who gives the connection back].
-    """
-
-    __slots__ = ("_cursor", "_error", "_gen", "_physical")
-
-    def __init__(self, physical: AsyncConnection, cursor: Any) -> None:
-        self._physical = physical
-        self._cursor = cursor
-        self._gen: PQGen[Any] = cursor._run_gen()  # noqa: SLF001 - our own
-        self._error: Exception | None = None
-
-    def send(self, future: asyncio.Future[Any]) -> None:
-        """Send it, and let `future` be done when there is something to read, or no more to do."""
-        physical = self._physical
-        handled = sys.exception()
-        try:
-            state = next(self._gen)
-            if physical.pgconn.status == _BAD:  # the number of its socket may be another one's
-                raise e.OperationalError("the connection is closed")
-        except Exception as exc:
-            _forget_caller(exc, handled)
-            self._error = exc
-            future.set_result(None)
-        else:
-            physical.watch.arm(state, future)
-
-    def finish(self) -> Result:
-        """Return its result, in the task whose it is, once `future` is done."""
-        physical = self._physical
-        watch = physical.watch
-        watch.disarm()
-        error, self._error = self._error, None
-        try:
-            result = physical.twin.wait_on(self._gen, watch, error)
-        except e._NO_TRACEBACK as exc:  # noqa: SLF001 - as psycopg does
-            raise exc.with_traceback(None)  # noqa: B904 - it is the same
-        fetched: Result = self._cursor._fetch(result)  # noqa: SLF001 - our own
-        physical._cursor = self._cursor
-        return fetched
-
-    def interrupt(self, portal: Portal, exc: BaseException) -> None:
-        """The task whose it is does not wait for it any longer, because of `exc`."""
-        physical = self._physical
-        physical.watch.disarm()
-        physical.twin.come_to_rest(portal, self._gen, physical.watch, exc)
-
-
-def _forget_caller(exc: BaseException, handled: BaseException | None) -> None:
-    """Take out of `exc` what is of the task that has sent the statement: frames, and an error."""
-    exc.__traceback__ = None
-    link = exc
-    while (context := link.__context__) is not None and context is not handled:
-        link = context
-    link.__context__ = None
 
 
 def _hear(

@@ -49,7 +49,6 @@ from .connection import (
     ConnectArguments,
     Connection,
     Result,
-    Started,
     forget_own_connections,
     result_of,
 )
@@ -72,8 +71,6 @@ _UNKNOWN = TransactionStatus.UNKNOWN
 
 #: Says what a cursor must be prepared by, if it must be, on a connection with these adapters.
 Adapting: TypeAlias = Callable[[Any], Callable[[Any], None] | None]
-#: One that needs a connection for nothing but itself: the query, its parameters, and that.
-Statement: TypeAlias = tuple[Any, Any, Adapting]
 
 SessionReset: TypeAlias = Literal["always", "dirty", "never"]
 
@@ -162,21 +159,16 @@ class Lease:
         "pins",
         "pool",
         "since",
-        "started",
         "task",
         "types_seen",
     )
 
-    def __init__(
-        self, pool: Pool, physical: AsyncConnection, task: asyncio.Task[Any] | None
-    ) -> None:
+    def __init__(self, pool: Pool, physical: AsyncConnection) -> None:
         self.pool = pool
         self.physical = physical
         self.since = monotonic()
         #: Who holds it: on whom it depends when it ends. None: a thread, or nobody any more.
-        self.task = task
-        #: The statement that it was given for, if that has been sent, and its task still sleeps.
-        self.started: Started | None = None
+        self.task = asyncio.current_task()
         self.pins = 0
         #: By number, whether the cursor is the server's: what is left of such a one stays in its
         #: session. None until there is a connection to make one on.
@@ -194,10 +186,6 @@ class Lease:
         #: Whether somebody has looked at its types, and so may have registered one.
         self.types_seen = False
         pool.leases[id(self)] = weakref.ref(self)
-
-    def tell(self, began: float) -> None:
-        """Tell the hooks of it, in the task that holds it, which has waited since `began`."""
-        events.emit(events.Leased(self.pool.name, self.physical.pid(), self.since - began))
 
     @property
     def connection(self) -> Connection:
@@ -464,20 +452,14 @@ class _Alarm(asyncio.Event):
 class _Place(_Notified, WaitingClient[AsyncConnection]):
     """The place in the queue of one who waits in a greenlet: the client, and its condition."""
 
-    __slots__ = ("began", "deadline", "future", "lease", "statement", "task")
+    __slots__ = ("deadline", "future")
 
-    task: asyncio.Task[Any]
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, began: float, statement: Any) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.conn = None
         self.error = None
         self.future = loop.create_future()
-        self.began = began
         #: Until when it waits, by the clock of the loop.
         self.deadline = 0.0
-        #: What it waits with; and its lease, once that has been sent.
-        self.statement: Statement | None = statement
-        self.lease: Lease | None = None
 
     @property
     def _cond(self) -> Any:  # type: ignore[override]  # nobody sets it
@@ -499,9 +481,7 @@ class _Queue(deque[Any]):
         assert task is not None
         self.layer.check_deadlock(task)
         self.by_task[task] = client
-        if type(client) is _Place:
-            client.task = task
-        else:
+        if type(client) is not _Place:
             client._cond = _Condition()  # noqa: SLF001
         super().append(client)
 
@@ -606,12 +586,11 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         return connection
 
     def wait_free(
-        self, portal: bridge.Portal, timeout: float, began: float, statement: Statement | None
-    ) -> AsyncConnection | Lease | None:
+        self, portal: bridge.Portal, timeout: float, began: float
+    ) -> AsyncConnection | None:
         """Do what `getconn()` does when it must wait, in `portal`, with no coroutine in between.
 
         Returns None, at once, when there is more to it: a pool to open or to grow, a user's check.
-        Returns a lease if `statement` has been sent.
         """
         if not self._opened or self._closed or self._nconns < self._max_size:
             return None
@@ -619,53 +598,32 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
             return None
         stats, queue = self._stats, self._waiting
         stats[self._REQUESTS_NUM] += 1
-        place = _Place(self.layer.loop, began, statement)
+        place = _Place(self.layer.loop)
         queue.append(place)
         # The garbage collector may have given one back, before it could see this place.
         if self._pool and queue.withdraw(place):
             stats[self._REQUESTS_NUM] -= 1
             return self.take_free(began)
         stats[self._REQUESTS_QUEUED] += 1
+        task = asyncio.current_task()  # who closes its coroutine may be another one
         try:
             queue.time(place, timeout)
-            in_time = portal.wait_for(place.future)
-            if (lease := place.lease) is not None:
-                if events.hooks:
-                    lease.tell(began)
-                return lease
-            if not in_time:
+            if not portal.wait_for(place.future):
                 place.error = psycopg_pool.PoolTimeout("no connection came in time")
             if place.error is not None:
                 raise place.error
         except BaseException as exc:
-            self._interrupt(place, portal, exc)
+            stats[self._REQUESTS_ERRORS] += not isinstance(exc, GeneratorExit)
+            self._leave_queue(place)
             raise
         finally:
-            queue.by_task.pop(place.task, None)  # who closes its coroutine may be another one
-            if place.lease is None:
-                self.note_waited(began)
-            del place.task  # which knows this frame by the traceback of its cancellation
+            queue.by_task.pop(task, None)
+            stats[self._REQUESTS_WAIT_MS] += int(1000 * (monotonic() - began))
+            del task  # which knows this frame by the traceback of its cancellation
         connection = place.conn
         assert connection is not None
         connection._pool = self  # noqa: SLF001 - as `getconn()` does
         return connection
-
-    def _interrupt(self, place: _Place, portal: bridge.Portal, exc: BaseException) -> None:
-        """Who waits in `place` does not, any longer."""
-        if (lease := place.lease) is not None:
-            assert lease.started is not None
-            if events.hooks:
-                lease.tell(place.began)
-            try:
-                lease.started.interrupt(portal, exc)
-            finally:
-                lease.end()
-            return
-        self._stats[self._REQUESTS_ERRORS] += not isinstance(exc, GeneratorExit)
-        self._leave_queue(place)
-
-    def note_waited(self, began: float) -> None:
-        self._stats[self._REQUESTS_WAIT_MS] += int(1000 * (monotonic() - began))
 
     def put_free(self, connection: AsyncConnection) -> bool:
         """Do what `putconn()` does with an idle connection, if there is no more to it than that."""
@@ -679,8 +637,7 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
             client = self._waiting.popleft()
             if client.conn is None and client.error is None:
                 client.conn = connection
-                if type(client) is not _Place or not self.layer.start(client):
-                    client._cond.notify_all()  # noqa: SLF001 - as psycopg_pool does
+                client._cond.notify_all()  # noqa: SLF001 - as psycopg_pool does
                 return True
         connection.free_since = now
         self._pool.append(connection)
@@ -851,21 +808,17 @@ class Pool:
 
     # --- Lease ---
 
-    def lease(self, statement: Statement | None = None) -> Lease:
-        """Take a connection, green. Raises what `errors` says of pools, or the server's error.
-
-        It may come with `statement` sent.
-        """
+    def lease(self) -> Lease:
+        """Take a connection, green. Raises what `errors` says of pools, or the server's error."""
         bridge.check_not_collecting()
         started = monotonic()
-        physical = self._psycopg.take_free(started) or self._wait(started, statement)
-        if isinstance(physical, Lease):
-            return physical
+        physical = self._psycopg.take_free(started) or self._wait(started)
         if physical is None or not physical.is_alive():
             physical = bridge.await_(self._get(started, physical))
-        lease = Lease(self, physical, asyncio.current_task())
+        lease = Lease(self, physical)
         if events.hooks:
-            lease.tell(started)
+            waited = lease.since - started
+            events.emit(events.Leased(self.name, physical.pid(), waited))
         return lease
 
     def execute(self, query: Any, params: Any, adapting: Adapting) -> Result:
@@ -873,51 +826,20 @@ class Pool:
 
         Arguments and errors are those of `Lease.execute()`, and of `lease()`.
         """
-        lease = self.lease((query, params, adapting))
+        lease = self.lease()
         try:
-            if lease.started is None:
-                return lease.execute(query, params, adapting)
-            started, lease.started = lease.started, None
-            return started.finish()
+            return lease.execute(query, params, adapting)
         finally:
             lease.end()
 
-    def start(self, place: _Place) -> bool:
-        """Send what is waited with in `place`, which has been given its connection, if it can be.
-
-        See Note [Statements sent by who gives the connection back] in connection.py.
-        """
-        statement, physical = place.statement, place.conn
-        if statement is None or physical is None or place.future.done():
-            return False  # its task was cancelled, or its time is over
-        if bridge.is_collecting() or not physical.is_alive():
-            return False
-        try:
-            query, params, adapting = statement
-            if adapting(physical.adapters) is not None:
-                return False
-            started = physical.begin_statement(query, params)
-        except Exception:  # it will meet that itself
-            return False
-        if started is None:
-            return False
-        physical._pool = self._psycopg  # noqa: SLF001 - as `getconn()` does
-        place.lease = lease = Lease(self, physical, place.task)
-        lease.started = started
-        self._psycopg.note_waited(place.began)
-        started.send(place.future)
-        return True
-
-    def _wait(self, started: float, statement: Statement | None) -> AsyncConnection | Lease | None:
+    def _wait(self, started: float) -> AsyncConnection | None:
         """Wait for a connection where nothing needs to be done for it; else return None."""
         portal = bridge.current()
         if portal is None or self.closed:
             return None
         self.check_failure()
-        if portal.holding:  # what is sent by others is cancelled with its task
-            statement = None
         try:
-            return self._psycopg.wait_free(portal, self._psycopg.timeout, started, statement)
+            return self._psycopg.wait_free(portal, self._psycopg.timeout, started)
         except psycopg_pool.PoolTimeout:
             raise self._timed_out(monotonic() - started) from self._cause()
         except psycopg_pool.PoolClosed:
@@ -1090,9 +1012,7 @@ class Pool:
         """Whether the newest lease's holder waits for the server, and for nothing else."""
         for ref in reversed(self.leases.values()):
             lease = ref()
-            if lease is None or lease.started is not None:
-                return lease is not None
-            return deadlock.waits_for(lease.task, lease.physical.watch.future)
+            return lease is not None and deadlock.waits_for(lease.task, lease.physical.watch.future)
         return False
 
     def _queued(self, task: asyncio.Task[Any]) -> list[asyncio.Task[Any] | None] | None:

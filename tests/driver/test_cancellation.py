@@ -325,7 +325,7 @@ def test_what_a_cancelled_green_task_holds_is_let_go_without_the_garbage_collect
 
 
 def execute(pool: Pool, sql: str) -> list[Any] | None:
-    """Execute a statement as the ORM's are, which may be sent by who gives the connection back."""
+    """Execute a statement as the ORM's are: on a lease of its own, and without a cursor."""
     return pool.execute(sql, (), lambda adapters: None)[1]
 
 

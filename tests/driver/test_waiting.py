@@ -1,6 +1,6 @@
-"""Statements that are sent by who gives the connection back, for who waits for it.
+"""Statements that wait for their connection: outcome, cancellation and events are their task's.
 
-See Note [Statements sent by who gives the connection back] in the driver's connection.py.
+The statements are executed as the ORM's are, on a lease of their own and without a cursor.
 """
 
 from __future__ import annotations
@@ -10,29 +10,21 @@ import gc
 import os
 import socket
 import threading
-import traceback
-import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import psycopg
 import pytest
-from psycopg.pq import TransactionStatus
 
 from pgbackend.driver import bridge, events
 from pgbackend.driver.bridge import run as green
-from pgbackend.driver.connection import Started
 from pgbackend.driver.errors import PoolTimeout
 from pgbackend.driver.pool import Lease, Pool
 from tests.conftest import Runner, wait_for
-from tests.support.sweep import observed
 
 from .conftest import Pools, fetch, hung_up
 from .test_pool import until
-
-_SEND = Started.send.__code__
-ACTIVE, IDLE = TransactionStatus.ACTIVE, TransactionStatus.IDLE
 
 
 def as_it_is(adapters: Any) -> None:
@@ -61,42 +53,7 @@ async def waiting_for(
     return lease, tasks
 
 
-def status_of(lease: Lease) -> TransactionStatus:
-    return TransactionStatus(lease.physical.pgconn.transaction_status)
-
-
-def test_who_gives_the_connection_back_sends_the_statement(
-    run: Runner, one: Callable[..., Pool]
-) -> None:
-    """And its task is woken once, when the server has answered."""
-
-    async def main() -> None:
-        pool = one()
-        lease = await green(pool.lease)
-        waits: list[Any] = []
-        waiting = asyncio.ensure_future(
-            _observed(green(execute, pool, "SELECT %s::int, %s::text", (1, "it's")), waits)
-        )
-        await until(lambda: pool.statistics().waiting)
-        lease.end()
-        assert status_of(lease) == ACTIVE, "in this very step"
-        assert pool.statistics().leased == 1 and pool.held()[0].task is waiting
-        assert await waiting == [(1, "it's")]
-        assert len(waits) == 1
-        assert lease.physical.watch.future is None, "so the server's farewell is noticed"
-        statistics = pool.statistics()
-        assert (statistics.leased, statistics.idle, statistics.waiting) == (0, 1, 0)
-        assert (statistics.requests, statistics.requests_queued) == (2, 2), "one opened the pool"
-        assert statistics.requests_errors == 0
-
-    run(main())
-
-
-async def _observed(coro: Any, waits: list[Any]) -> Any:
-    return await observed(coro, lambda *_: None, waits)
-
-
-def test_who_waits_with_a_statement_is_served_in_order(
+def test_statements_are_served_in_order(
     run: Runner, one: Callable[..., Pool], heard: list[events.Event]
 ) -> None:
     async def main() -> None:
@@ -128,11 +85,12 @@ def test_hooks_hear_of_a_lease_in_the_task_whose_it_is(
         heard.append((type(event), asyncio.current_task()))
 
     async def main() -> None:
-        lease, tasks = await waiting_for(one(), "SELECT 1", "SELECT pg_sleep(10)")
+        pool = one()
+        lease, tasks = await waiting_for(pool, "SELECT 1", "SELECT pg_sleep(10)")
         heard.clear()
         lease.end()
         await tasks[0]
-        await asyncio.sleep(0)
+        await until(lambda: [each.task for each in pool.held()] == [tasks[1]])
         tasks[1].cancel()
         await asyncio.wait(tasks)
         both = [(kind, task) for task in tasks for kind in (events.Leased, events.Released)]
@@ -145,7 +103,7 @@ def test_hooks_hear_of_a_lease_in_the_task_whose_it_is(
         events.hooks.remove(hear)
 
 
-def test_a_thread_that_gives_the_connection_back_lets_the_loop_send_it(
+def test_a_thread_that_gives_the_connection_back_wakes_who_waits(
     run: Runner, one: Callable[..., Pool]
 ) -> None:
     async def main() -> None:
@@ -158,17 +116,16 @@ def test_a_thread_that_gives_the_connection_back_lets_the_loop_send_it(
     run(main())
 
 
-def test_one_that_is_too_large_to_be_sent_at_once_is_sent_in_parts(
+def test_the_garbage_collector_that_gives_the_connection_back_wakes_who_waits(
     run: Runner, one: Callable[..., Pool]
 ) -> None:
     async def main() -> None:
-        text = "x" * 20_000_000
-        call = partial(execute, params=(text,))
-        lease, tasks = await waiting_for(one(), "SELECT %s::text", call=call)
-        lease.end()
-        assert lease.physical.watch.writing
-        assert await tasks[0] == [(text,)]
-        assert not lease.physical.watch.writing
+        lease, tasks = await waiting_for(one(), "SELECT 1")
+        ring: list[Any] = [lease]
+        ring.append(ring)
+        del lease, ring
+        gc.collect()
+        assert await tasks[0] == [(1,)]
 
     run(main())
 
@@ -189,6 +146,8 @@ def test_one_that_is_too_large_to_be_sent_at_once_is_sent_in_parts(
 def test_an_error_is_raised_where_the_statement_is_from(
     run: Runner, one: Callable[..., Pool], sql: str, params: Any, error: type[Exception]
 ) -> None:
+    """Words included, it is what psycopg's cursor raises; and the next in the queue is served."""
+
     async def main() -> None:
         pool = one()
         lease, tasks = await waiting_for(pool, sql, call=partial(execute, params=params))
@@ -198,7 +157,7 @@ def test_an_error_is_raised_where_the_statement_is_from(
         with pytest.raises(error) as caught:
             await tasks[0]
         with pytest.raises(error) as usual:
-            await green(execute, pool, sql, params)
+            await green(fetch, pool, sql, params)
         assert str(caught.value) == str(usual.value)
         assert await after == [(2,)]
         assert pool.statistics().connections_made == 1
@@ -231,6 +190,7 @@ def test_a_connection_that_dies_meanwhile_is_an_error(
         pool = one()
         lease, tasks = await waiting_for(pool, "SELECT pg_sleep(10)")
         lease.end()
+        await until(lambda: pools.sessions("state = 'active'"))
         assert pools.terminate_sessions() == 1
         with pytest.raises(psycopg.OperationalError):
             await tasks[0]
@@ -251,7 +211,7 @@ def finish(pgconn: Any) -> bool:
 
 
 @pytest.mark.parametrize(("breaks", "words"), [(shut_down, "server closed"), (finish, "is closed")])
-def test_a_connection_that_breaks_as_it_is_sent_is_an_error(
+def test_a_connection_that_breaks_as_the_statement_is_sent_is_an_error(
     run: Runner, one: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch, breaks: Any, words: str
 ) -> None:
     """The next poll finds it so; the one before did not."""
@@ -261,15 +221,9 @@ def test_a_connection_that_breaks_as_it_is_sent_is_an_error(
         lease, tasks = await waiting_for(pool, "SELECT 1")
         physical = lease.physical
         monkeypatch.setattr(physical, "is_alive", lambda: breaks(physical.pgconn))
-        try:
-            raise ZeroDivisionError
-        except ZeroDivisionError:
-            lease.end()
-        with pytest.raises(psycopg.OperationalError, match=words) as caught:
+        lease.end()
+        with pytest.raises(psycopg.OperationalError, match=words):
             await tasks[0]
-        told = "".join(traceback.format_exception(caught.value))
-        assert "ZeroDivisionError" not in told, "which is of who has sent it"
-        assert not [frame for frame, _ in traceback.walk_tb(caught.tb) if frame.f_code is _SEND]
         assert await green(execute, pool, "SELECT 1") == [(1,)]
         assert pool.statistics().connections_made == 2
 
@@ -283,6 +237,7 @@ def test_a_connection_that_another_task_closes_is_an_error(
         pool = one()
         lease, tasks = await waiting_for(pool, "SELECT pg_sleep(1)")
         lease.end()
+        await until(lambda: lease.physical.watch.future)
         lease.physical.close_now()
         with pytest.raises(psycopg.OperationalError, match="the connection is closed"):
             await tasks[0]
@@ -294,41 +249,9 @@ def test_a_connection_that_another_task_closes_is_an_error(
 # --- Its end is of the task that waits, too -------------------------------------------------------
 
 
-@pytest.mark.parametrize(("how", "seconds"), [("cancelled", 10), ("closed", 1), ("dropped", 1)])
-def test_who_stops_waiting_for_what_was_sent_stops_it(
-    run: Runner, one: Callable[..., Pool], pools: Pools, how: str, seconds: int
-) -> None:
-    """It is cancelled on the server; where nothing can be waited for, its socket is closed."""
-
-    async def main() -> None:
-        pool = one()
-        lease = await green(pool.lease)
-        driver: Any = green(execute, pool, f"SELECT pg_sleep({seconds})")
-        waiting = asyncio.create_task(_driven(driver))
-        await until(lambda: pool.statistics().waiting)
-        lease.end()
-        assert status_of(lease) == ACTIVE
-        if how == "closed":
-            driver.close()
-        waiting.cancel()
-        if how == "dropped":
-            waiting.get_coro().close()
-        del driver
-        kept = await asyncio.gather(waiting, return_exceptions=True)
-        async with asyncio.timeout(5):
-            assert await green(execute, pool, "SELECT 1") == [(1,)]
-        assert len(kept) == 1, "though the traceback knows the lease"
-        statistics = pool.statistics()
-        assert (statistics.leased, statistics.idle, statistics.waiting) == (0, 1, 0)
-        assert statistics.connections_made == (1 if how == "cancelled" else 2)
-        assert not pool._psycopg._waiting.by_task, "the queue keeps no task that has gone"
-
-    run(main())
-
-
 @pytest.mark.parametrize("how", ["cancelled", "closed", "timed out"])
 def test_nothing_is_sent_for_who_has_stopped_waiting(
-    run: Runner, one: Callable[..., Pool], table: str, admin: psycopg.Connection[Any], how: str
+    run: Runner, one: Callable[..., Pool], table: str, how: str
 ) -> None:
     """Though its task has not had its turn yet to leave the queue."""
 
@@ -343,7 +266,6 @@ def test_nothing_is_sent_for_who_has_stopped_waiting(
         }
         stop[how]()
         lease.end()
-        assert status_of(lease) == IDLE
         tasks[0].cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         assert await green(execute, pool, f"SELECT * FROM {table}") == []
@@ -352,32 +274,22 @@ def test_nothing_is_sent_for_who_has_stopped_waiting(
     run(main())
 
 
-async def _driven(coro: Any) -> Any:
-    return await coro
-
-
-def test_a_task_that_was_cancelled_after_it_was_sent_is_freed_at_once(
+def test_the_time_to_wait_for_a_connection_is_over_when_it_is_there(
     run: Runner, one: Callable[..., Pool]
 ) -> None:
-    """As one that has waited for nothing but its connection."""
-
     async def main() -> None:
-        lease, tasks = await waiting_for(one(), "SELECT pg_sleep(10)")
+        pool = one(timeout=0.2)
+        lease, tasks = await waiting_for(pool, "SELECT 1, pg_sleep(0.4)")
         lease.end()
-        tasks[0].cancel()
-        await asyncio.wait(tasks)
-        gone = weakref.ref(tasks.pop())
-        await asyncio.sleep(0)  # the loop's own callbacks know it until then
-        assert gone() is None
+        with pytest.raises(PoolTimeout):
+            await green(execute, pool, "SELECT 1")
+        assert await tasks[0] == [(1, "")]
+        assert pool.statistics().requests_wait_ms < 400, "the statement is not part of it"
 
-    gc.disable()
-    try:
-        run(main())
-    finally:
-        gc.enable()
+    run(main())
 
 
-# --- What its task sends itself -------------------------------------------------------------------
+# --- What is executed -----------------------------------------------------------------------------
 
 
 def prepared(cursor: Any) -> None:
@@ -389,7 +301,7 @@ def with_cursor_prepared(pool: Pool, sql: str) -> Any:
 
 
 class Number(int):
-    """One that may have a dumper of the user's own, which belongs in the user's task."""
+    """One that may have a dumper of the user's own."""
 
 
 def with_a_value_of_ones_own(pool: Pool, sql: str) -> Any:
@@ -412,15 +324,29 @@ def holding_cancellation(pool: Pool, sql: str) -> Any:
         (fetch, psycopg.ClientCursor, [(1,)]),
     ],
 )
-def test_what_takes_more_than_to_be_sent_its_task_does_itself(
+def test_a_statement_that_has_waited_is_executed_as_any(
     run: Runner, pools: Pools, call: Any, factory: Any, rows: Any
 ) -> None:
     async def main() -> None:
         pool = pools(max_size=1, connect={"cursor_factory": factory})
         lease, tasks = await waiting_for(pool, "SELECT 1", call=call)
         lease.end()
-        assert status_of(lease) == IDLE
         assert await tasks[0] == rows
+
+    run(main())
+
+
+def test_a_text_that_is_too_large_to_be_sent_at_once_is_sent_in_parts(
+    run: Runner, one: Callable[..., Pool]
+) -> None:
+    async def main() -> None:
+        text = "x" * 20_000_000
+        call = partial(execute, params=(text,))
+        lease, tasks = await waiting_for(one(), "SELECT %s::text", call=call)
+        lease.end()
+        await until(lambda: lease.physical.watch.writing)
+        assert await tasks[0] == [(text,)]
+        assert not lease.physical.watch.writing
 
     run(main())
 
@@ -441,36 +367,5 @@ def test_who_has_patched_how_cursors_execute_is_asked(
         lease.end()
         assert await tasks[0] == [(1,)]
         assert seen == ["SELECT 1"]
-
-    run(main())
-
-
-def test_one_that_the_garbage_collector_gives_back_is_used_by_its_task(
-    run: Runner, one: Callable[..., Pool]
-) -> None:
-    async def main() -> None:
-        lease, tasks = await waiting_for(one(), "SELECT 1")
-        physical = lease.physical
-        ring: list[Any] = [lease]
-        ring.append(ring)
-        del lease, ring
-        gc.collect()
-        assert physical.pgconn.transaction_status == IDLE
-        assert await tasks[0] == [(1,)]
-
-    run(main())
-
-
-def test_the_time_to_wait_for_a_connection_is_over_when_it_is_sent(
-    run: Runner, one: Callable[..., Pool]
-) -> None:
-    async def main() -> None:
-        pool = one(timeout=0.2)
-        lease, tasks = await waiting_for(pool, "SELECT 1, pg_sleep(0.4)")
-        lease.end()
-        with pytest.raises(PoolTimeout):
-            await green(execute, pool, "SELECT 1")
-        assert await tasks[0] == [(1, "")]
-        assert pool.statistics().requests_wait_ms < 400, "the statement is not part of it"
 
     run(main())
