@@ -770,6 +770,105 @@ def test_one_atomic_object_may_be_entered_by_many_tasks_at_once(run: Runner) -> 
     run(main())
 
 
+def keeping(atomic: Any) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(atomic)
+        Entry.objects.create(text="kept")
+        yield
+
+
+async def keeping_async(atomic: Any) -> AsyncIterator[None]:
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(atomic)
+        await Entry.objects.acreate(text="kept")
+        yield
+
+
+@pytest.mark.parametrize("keep", [keeping, keeping_async])
+def test_an_exit_stack_ends_its_own_block_inside_another_of_the_same_atomic_object(
+    run: Runner, keep: Callable[[Any], Any]
+) -> None:
+    """It is another task's, in another transaction: a frame of `contextlib` ends it."""
+    atomic = transaction.atomic()
+
+    async def make_step(generator: Any) -> None:
+        if keep is keeping:
+            await aio.run(next, generator, None)
+        else:
+            await step(generator)
+
+    async def other(generator: Any) -> None:
+        with contextlib.suppress(Undo):
+            async with atomic:
+                await Entry.objects.acreate(text="undone")
+                await make_step(generator)
+                assert await in_block()
+                assert await texts() == ["kept"]
+                raise Undo
+        assert not await in_block()
+
+    async def main() -> None:
+        async with elsewhere() as there:
+            generator = keep(atomic)
+            await make_step(generator)
+            await there(other(generator))
+            assert not await in_block()
+        await given_back()
+        assert await texts() == ["kept"]
+        assert atomic._pgbackend_blocks == []  # type: ignore[attr-defined]
+
+    run(main())
+
+
+def test_a_block_that_is_ended_by_hand_ends_no_other_of_its_function(run: Runner) -> None:
+    def green() -> None:
+        apart = transaction.atomic()
+        with pgbackend.detached():
+            apart.__enter__()
+            Entry.objects.create(text="kept")
+        with contextlib.suppress(Undo), transaction.atomic():
+            Entry.objects.create(text="undone")
+            apart.__exit__(None, None, None)
+            assert connection.in_atomic_block
+            raise Undo
+        assert not connection.in_atomic_block
+
+    async def main() -> None:
+        await aio.run(green)
+        await given_back()
+        assert await texts() == ["kept"]
+
+    run(main())
+
+
+def test_the_late_end_of_a_nested_block_leaves_the_block_around_it_open(run: Runner) -> None:
+    """Its task has ended before it, and it with its task."""
+
+    async def forget() -> Any:
+        atomic = transaction.atomic()
+        await atomic.__aenter__()  # type: ignore[attr-defined]
+        await Entry.objects.acreate(text="undone")
+        return atomic
+
+    async def main() -> None:
+        with contextlib.suppress(Undo):
+            async with transaction.atomic():
+                atomic = await in_task(forget())
+                with pytest.warns(ResourceWarning, match="an atomic block was rolled back"):
+                    for _ in range(60):
+                        await asyncio.sleep(0)
+                assert await Entry.objects.acount() == 0
+                with pytest.raises(TransactionManagementError, match="ended before the block did"):
+                    await atomic.__aexit__(None, None, None)
+                await Entry.objects.acreate(text="undone too")
+                assert await in_block()
+                raise Undo
+        await given_back()
+        assert await texts() == []
+
+    run(main())
+
+
 def test_detached_code_of_a_generator_does_not_detach_who_leaves_it(run: Runner) -> None:
     async def detached() -> AsyncIterator[None]:
         async with pgbackend.detached():
