@@ -569,8 +569,9 @@ def test_a_block_is_open_in_a_generator_when_its_loop_ends(run: Runner, admin: A
     assert Entry.objects.count() == 0
 
 
+@pytest.mark.parametrize("started", ["before", "inside"])
 def test_who_closes_a_generator_waits_for_the_statements_in_its_block(
-    run: Runner, admin: Any
+    run: Runner, admin: Any, started: str
 ) -> None:
     """They are of tasks that were started inside, and are not cancelled by what comes elsewhere."""
 
@@ -591,7 +592,7 @@ def test_who_closes_a_generator_waits_for_the_statements_in_its_block(
             generator = writing_beside(children)
             await anext(generator)
             await until_active(admin, "pg_sleep")
-            await there(generator.aclose())
+            await (in_task if started == "inside" else there)(generator.aclose())
             assert await children[0] == "slept"
         await given_back()
         assert await texts() == []
@@ -865,6 +866,42 @@ def test_the_late_end_of_a_nested_block_leaves_the_block_around_it_open(run: Run
                 raise Undo
         await given_back()
         assert await texts() == []
+
+    run(main())
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_functions_that_open_and_end_blocks_of_one_atomic_object_end_their_tasks_own(
+    run: Runner, order: str
+) -> None:
+    """No frame tells which block it is: what opens them has returned."""
+    atomic = transaction.atomic()
+
+    async def begin(stack: contextlib.AsyncExitStack) -> None:
+        await stack.enter_async_context(atomic)
+
+    async def end(stack: contextlib.AsyncExitStack, error: BaseException | None) -> None:
+        await stack.__aexit__(type(error) if error else None, error, None)
+
+    async def work(name: str, begun: asyncio.Event, go: asyncio.Event) -> None:
+        stack = contextlib.AsyncExitStack()
+        await begin(stack)
+        await Entry.objects.acreate(text=name)
+        begun.set()
+        await go.wait()
+        await end(stack, Undo() if name == "b" else None)
+        assert not await in_block()
+
+    async def main() -> None:
+        events = {name: (asyncio.Event(), asyncio.Event()) for name in "ab"}
+        tasks = {name: asyncio.create_task(work(name, *events[name])) for name in "ab"}
+        for begun, _ in events.values():
+            await begun.wait()
+        for name in order:
+            events[name][1].set()
+            await tasks[name]
+            assert await texts() == (["a"] if tasks["a"].done() else [])
+        await given_back()
 
     run(main())
 
