@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import gc
 import threading
+import types
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -486,6 +487,52 @@ def test_a_generator_that_the_garbage_collector_finds_is_rolled_back(
         finally:
             gc.enable()
         await given_back()
+        assert await texts() == ["kept"]
+
+    run(main())
+
+
+@types.coroutine
+def pause() -> Iterator[None]:
+    yield
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["alone", "nested"])
+def test_a_coroutine_that_the_garbage_collector_finds_is_rolled_back(
+    run: Runner, nested: bool
+) -> None:
+    """One that green code has stepped by hand: its block is listed under no generator."""
+
+    async def write() -> None:
+        with transaction.atomic():
+            Entry.objects.create(text="undone")
+            await pause()
+
+    def leave() -> None:
+        coro = write()
+        coro.send(None)
+        in_a_cycle(coro)
+
+    def around() -> None:
+        leave()
+        gc.collect()
+        assert connection.in_atomic_block == nested
+
+    def green() -> None:
+        if nested:
+            with transaction.atomic():
+                around()
+        else:
+            around()
+
+    async def main() -> None:
+        gc.disable()
+        try:
+            await aio.run(green)
+        finally:
+            gc.enable()
+        await given_back()
+        await Entry.objects.acreate(text="kept")
         assert await texts() == ["kept"]
 
     run(main())
