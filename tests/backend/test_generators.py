@@ -81,6 +81,11 @@ async def step(generator: Any) -> Any:
     return await anext(generator, None)
 
 
+@types.coroutine
+def pause() -> Iterator[None]:
+    yield
+
+
 async def in_task(coro: Any) -> Any:
     """Await `coro` in a task that is started here, and so inside of the blocks that are open."""
     return await asyncio.create_task(coro)
@@ -492,11 +497,6 @@ def test_a_generator_that_the_garbage_collector_finds_is_rolled_back(
     run(main())
 
 
-@types.coroutine
-def pause() -> Iterator[None]:
-    yield
-
-
 @pytest.mark.parametrize("nested", [False, True], ids=["alone", "nested"])
 def test_a_coroutine_that_the_garbage_collector_finds_is_rolled_back(
     run: Runner, nested: bool
@@ -596,6 +596,43 @@ def test_the_bare_loop_cannot_commit_a_generators_block_and_says_so(run: Runner)
         assert await texts() == []
 
     run(main())
+
+
+@pytest.mark.parametrize("fail", [False, True], ids=["ends", "fails"])
+@pytest.mark.parametrize("nested", [False, True], ids=["alone", "nested"])
+def test_the_bare_loop_can_only_roll_back_a_block_that_green_code_has_opened(
+    run: Runner, nested: bool, fail: bool
+) -> None:
+    """In a coroutine that is stepped by hand: the same frame opens and ends it."""
+    ran: list[str] = []
+
+    async def write() -> None:
+        with transaction.atomic():
+            Entry.objects.create(text="undone")
+            transaction.on_commit(lambda: ran.append("hook"))
+            await pause()
+            if fail:
+                raise Undo
+
+    async def around() -> None:
+        coro = write()
+        await aio.run(coro.send, None)
+        with pytest.raises(Undo if fail else SynchronousOnlyOperation):
+            coro.send(None)
+        assert await in_block() == nested
+        await Entry.objects.acreate(text="kept")
+
+    async def main() -> None:
+        if nested:
+            async with transaction.atomic():
+                await around()
+        else:
+            await around()
+        await given_back()
+        assert await texts() == ["kept"]
+
+    run(main())
+    assert ran == []
 
 
 def test_a_block_is_open_in_a_generator_when_its_loop_ends(run: Runner, admin: Any) -> None:
