@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -21,15 +21,19 @@ from django.db import (
 )
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
+from django.db.transaction import TransactionManagementError
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 
 import pgbackend
 from pgbackend import aio, base, blocks, driver
+from pgbackend.driver.errors import PortalClosed
 from tests.conftest import Runner
 from tests.library.models import Book, Entry
-from tests.support.fixtures import settings_of_default
+from tests.support.fixtures import pool_of_default, settings_of_default
+from tests.support.gate import Gate
 from tests.support.patches import patched, patched_on_the_object
+from tests.support.sweep import as_coroutine, observed
 
 
 @pytest.fixture
@@ -265,7 +269,7 @@ def test_a_block_that_is_doomed_while_a_statement_waits_for_its_connection_refus
                 await asyncio.sleep(0)
             transaction.set_rollback(True)
             free.set()
-            with pytest.raises(transaction.TransactionManagementError):
+            with pytest.raises(TransactionManagementError):
                 await insert
         await other
 
@@ -378,3 +382,166 @@ def test_a_block_that_another_thread_ends_is_refused_as_djangos(run: Runner) -> 
         wrapper._thread_ident = inside  # type: ignore[attr-defined]
 
     run.green(green)
+
+
+# --- A COMMIT that nobody can wait for, or that is interrupted ------------------------------------
+
+
+def leased() -> int:
+    return sum(record.leased for record in pgbackend.statistics())
+
+
+async def given_back() -> None:
+    """Wait until no connection is held."""
+    async with asyncio.timeout(5):
+        while leased():
+            await asyncio.sleep(0)
+
+
+async def close_once(ready: asyncio.Event, coro: Any) -> None:
+    """Await `coro`, green; close it at its first wait when `ready` is set."""
+    await as_coroutine(
+        observed(aio.portal(coro), lambda *_: "close" if ready.is_set() else None, [])
+    )
+
+
+def nothing() -> None:
+    pass
+
+
+def read() -> None:
+    Entry.objects.count()
+
+
+def write() -> None:
+    Entry.objects.create(text="lost")
+
+
+@pytest.mark.parametrize("send", [nothing, read, write])
+def test_a_block_whose_coroutine_is_closed_in_it_is_never_committed(
+    run: Runner, send: Callable[[], None]
+) -> None:
+    """Also where its code goes on as if nothing had happened, and so leaves it without an error."""
+    ran: list[str] = []
+
+    async def work(begun: asyncio.Event) -> None:
+        with transaction.atomic():
+            transaction.on_commit(lambda: ran.append("hook"))
+            send()
+            begun.set()
+            with suppress(GeneratorExit):
+                await asyncio.Event().wait()
+
+    async def main() -> list[str]:
+        begun = asyncio.Event()
+        with pytest.raises(TransactionManagementError, match="where nothing can be waited for"):
+            await close_once(begun, work(begun))
+        assert not await aio.run(lambda: connection.in_atomic_block)
+        await given_back()
+        async with transaction.atomic():
+            await Entry.objects.acreate(text="next")
+        return [entry.text async for entry in Entry.objects.all()]
+
+    assert run(main()) == ["next"]
+    assert ran == []
+
+
+def test_a_block_of_a_coroutine_that_is_being_closed_is_never_committed(run: Runner) -> None:
+    ran: list[str] = []
+
+    async def work(begun: asyncio.Event) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            with transaction.atomic():
+                transaction.on_commit(lambda: ran.append("hook"))
+
+    async def main() -> None:
+        begun = asyncio.Event()
+        with pytest.raises(TransactionManagementError, match="where nothing can be waited for"):
+            await close_once(begun, work(begun))
+        assert not await aio.run(lambda: connection.in_atomic_block)
+
+    run(main())
+    assert ran == []
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    """A statement that waits until the test opens the gate."""
+    params = connections["default"].get_connection_params()
+    del params["cursor_factory"], params["context"]
+    with psycopg.connect(**params, autocommit=True) as admin, closing(Gate(admin)) as made:
+        yield made
+
+
+class _Waiting:
+    """A block whose COMMIT waits for the statement of a task that was started in it."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+        self.commits = asyncio.Event()
+        self.child: asyncio.Task[None]
+
+    async def commit(self) -> None:
+        with transaction.atomic():
+            self.child = asyncio.create_task(self._execute())
+            await self.gate.reached()
+            self.commits.set()
+
+    async def _execute(self) -> None:
+        with suppress(OperationalError), connection.cursor() as cursor:
+            cursor.execute(self.gate.sql)
+        with pytest.raises(TransactionManagementError, match="has ended"):
+            Entry.objects.count()
+
+
+async def in_a_block_of_its_own() -> None:
+    assert not connection.in_atomic_block
+    with transaction.atomic():
+        await Entry.objects.acreate(text="next")
+
+
+def test_a_commit_whose_coroutine_is_closed_ends_its_block_for_all(run: Runner, gate: Gate) -> None:
+    """Who takes part is refused, and the connection goes back when its statement has ended."""
+
+    async def main() -> None:
+        block = _Waiting(gate)
+        with suppress(PortalClosed):
+            await close_once(block.commits, block.commit())
+        gate.open()
+        await block.child
+        await given_back()
+        await aio.portal(in_a_block_of_its_own())
+
+    with pool_of_default(max_size=2, min_size=0, timeout=2):
+        run(main())
+    assert Entry.objects.count() == 1
+
+
+def test_a_commit_that_is_cancelled_when_its_connection_dies_ends_its_block_for_all(
+    run: Runner, gate: Gate
+) -> None:
+    async def commit(block: _Waiting) -> None:
+        with pytest.raises(OperationalError, match="the connection is closed"):
+            await block.commit()
+        assert not leased()
+        await in_a_block_of_its_own()
+
+    async def main() -> None:
+        block = _Waiting(gate)
+        task = asyncio.create_task(aio.portal(commit(block)))
+        await block.commits.wait()
+        gate.admin.execute(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_locks "
+            "WHERE locktype = 'advisory' AND objid = %s AND NOT granted",
+            [gate.key],
+        )
+        task.cancel()
+        await task
+        await block.child
+
+    with pool_of_default(max_size=2, min_size=0, timeout=2):
+        run(main())
+    assert Entry.objects.count() == 1

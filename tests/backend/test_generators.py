@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import gc
 import threading
+import types
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -79,6 +80,11 @@ def writing_in_sync_code(*names: str) -> Iterator[str]:
 
 async def step(generator: Any) -> Any:
     return await anext(generator, None)
+
+
+@types.coroutine
+def pause() -> Iterator[None]:
+    yield
 
 
 async def in_task(coro: Any) -> Any:
@@ -493,6 +499,47 @@ def test_a_generator_that_the_garbage_collector_finds_is_rolled_back(
 
 
 @pytest.mark.parametrize("nested", [False, True], ids=["alone", "nested"])
+def test_a_coroutine_that_the_garbage_collector_finds_is_rolled_back(
+    run: Runner, nested: bool
+) -> None:
+    """One that green code has stepped by hand: its block is listed under no generator."""
+
+    async def write() -> None:
+        with transaction.atomic():
+            Entry.objects.create(text="undone")
+            await pause()
+
+    def leave() -> None:
+        coro = write()
+        coro.send(None)
+        in_a_cycle(coro)
+
+    def around() -> None:
+        leave()
+        gc.collect()
+        assert connection.in_atomic_block == nested
+
+    def green() -> None:
+        if nested:
+            with transaction.atomic():
+                around()
+        else:
+            around()
+
+    async def main() -> None:
+        gc.disable()
+        try:
+            await aio.run(green)
+        finally:
+            gc.enable()
+        await given_back()
+        await Entry.objects.acreate(text="kept")
+        assert await texts() == ["kept"]
+
+    run(main())
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["alone", "nested"])
 def test_a_sync_generator_that_a_thread_closes_is_rolled_back(run: Runner, nested: bool) -> None:
     """A thread that has met it by chance, and takes no part in the transaction."""
 
@@ -552,6 +599,43 @@ def test_the_bare_loop_cannot_commit_a_generators_block_and_says_so(run: Runner)
     run(main())
 
 
+@pytest.mark.parametrize("fail", [False, True], ids=["ends", "fails"])
+@pytest.mark.parametrize("nested", [False, True], ids=["alone", "nested"])
+def test_the_bare_loop_can_only_roll_back_a_block_that_green_code_has_opened(
+    run: Runner, nested: bool, fail: bool
+) -> None:
+    """In a coroutine that is stepped by hand: the same frame opens and ends it."""
+    ran: list[str] = []
+
+    async def write() -> None:
+        with transaction.atomic():
+            Entry.objects.create(text="undone")
+            transaction.on_commit(lambda: ran.append("hook"))
+            await pause()
+            if fail:
+                raise Undo
+
+    async def around() -> None:
+        coro = write()
+        await aio.run(coro.send, None)
+        with pytest.raises(Undo if fail else SynchronousOnlyOperation):
+            coro.send(None)
+        assert await in_block() == nested
+        await Entry.objects.acreate(text="kept")
+
+    async def main() -> None:
+        if nested:
+            async with transaction.atomic():
+                await around()
+        else:
+            await around()
+        await given_back()
+        assert await texts() == ["kept"]
+
+    run(main())
+    assert ran == []
+
+
 def test_a_block_is_open_in_a_generator_when_its_loop_ends(run: Runner, admin: Any) -> None:
     kept: list[Any] = []
 
@@ -570,8 +654,9 @@ def test_a_block_is_open_in_a_generator_when_its_loop_ends(run: Runner, admin: A
     assert Entry.objects.count() == 0
 
 
+@pytest.mark.parametrize("started", ["before", "inside"])
 def test_who_closes_a_generator_waits_for_the_statements_in_its_block(
-    run: Runner, admin: Any
+    run: Runner, admin: Any, started: str
 ) -> None:
     """They are of tasks that were started inside, and are not cancelled by what comes elsewhere."""
 
@@ -592,7 +677,7 @@ def test_who_closes_a_generator_waits_for_the_statements_in_its_block(
             generator = writing_beside(children)
             await anext(generator)
             await until_active(admin, "pg_sleep")
-            await there(generator.aclose())
+            await (in_task if started == "inside" else there)(generator.aclose())
             assert await children[0] == "slept"
         await given_back()
         assert await texts() == []
@@ -830,6 +915,141 @@ def test_one_atomic_object_may_be_entered_by_many_tasks_at_once(run: Runner) -> 
         expected = sorted(["async a", "async c", *"aacc", "aa", "aa", "cc", "cc"])
         assert await texts() == expected
         assert atomic._pgbackend_blocks == []  # type: ignore[attr-defined]
+
+    run(main())
+
+
+def keeping(atomic: Any) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(atomic)
+        Entry.objects.create(text="kept")
+        yield
+
+
+async def keeping_async(atomic: Any) -> AsyncIterator[None]:
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(atomic)
+        await Entry.objects.acreate(text="kept")
+        yield
+
+
+@pytest.mark.parametrize("keep", [keeping, keeping_async])
+def test_an_exit_stack_ends_its_own_block_inside_another_of_the_same_atomic_object(
+    run: Runner, keep: Callable[[Any], Any]
+) -> None:
+    """It is another task's, in another transaction: a frame of `contextlib` ends it."""
+    atomic = transaction.atomic()
+
+    async def make_step(generator: Any) -> None:
+        if keep is keeping:
+            await aio.run(next, generator, None)
+        else:
+            await step(generator)
+
+    async def other(generator: Any) -> None:
+        with contextlib.suppress(Undo):
+            async with atomic:
+                await Entry.objects.acreate(text="undone")
+                await make_step(generator)
+                assert await in_block()
+                assert await texts() == ["kept"]
+                raise Undo
+        assert not await in_block()
+
+    async def main() -> None:
+        async with elsewhere() as there:
+            generator = keep(atomic)
+            await make_step(generator)
+            await there(other(generator))
+            assert not await in_block()
+        await given_back()
+        assert await texts() == ["kept"]
+        assert atomic._pgbackend_blocks == []  # type: ignore[attr-defined]
+
+    run(main())
+
+
+def test_a_block_that_is_ended_by_hand_ends_no_other_of_its_function(run: Runner) -> None:
+    def green() -> None:
+        apart = transaction.atomic()
+        with pgbackend.detached():
+            apart.__enter__()
+            Entry.objects.create(text="kept")
+        with contextlib.suppress(Undo), transaction.atomic():
+            Entry.objects.create(text="undone")
+            apart.__exit__(None, None, None)
+            assert connection.in_atomic_block
+            raise Undo
+        assert not connection.in_atomic_block
+
+    async def main() -> None:
+        await aio.run(green)
+        await given_back()
+        assert await texts() == ["kept"]
+
+    run(main())
+
+
+def test_the_late_end_of_a_nested_block_leaves_the_block_around_it_open(run: Runner) -> None:
+    """Its task has ended before it, and it with its task."""
+
+    async def forget() -> Any:
+        atomic = transaction.atomic()
+        await atomic.__aenter__()  # type: ignore[attr-defined]
+        await Entry.objects.acreate(text="undone")
+        return atomic
+
+    async def main() -> None:
+        with contextlib.suppress(Undo):
+            async with transaction.atomic():
+                atomic = await in_task(forget())
+                with pytest.warns(ResourceWarning, match="an atomic block was rolled back"):
+                    for _ in range(60):
+                        await asyncio.sleep(0)
+                assert await Entry.objects.acount() == 0
+                with pytest.raises(TransactionManagementError, match="ended before the block did"):
+                    await atomic.__aexit__(None, None, None)
+                await Entry.objects.acreate(text="undone too")
+                assert await in_block()
+                raise Undo
+        await given_back()
+        assert await texts() == []
+
+    run(main())
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_functions_that_open_and_end_blocks_of_one_atomic_object_end_their_tasks_own(
+    run: Runner, order: str
+) -> None:
+    """No frame tells which block it is: what opens them has returned."""
+    atomic = transaction.atomic()
+
+    async def begin(stack: contextlib.AsyncExitStack) -> None:
+        await stack.enter_async_context(atomic)
+
+    async def end(stack: contextlib.AsyncExitStack, error: BaseException | None) -> None:
+        await stack.__aexit__(type(error) if error else None, error, None)
+
+    async def work(name: str, begun: asyncio.Event, go: asyncio.Event) -> None:
+        stack = contextlib.AsyncExitStack()
+        await begin(stack)
+        await Entry.objects.acreate(text=name)
+        begun.set()
+        await go.wait()
+        await end(stack, Undo() if name == "b" else None)
+        assert not await in_block()
+
+    async def main() -> None:
+        events = {name: (asyncio.Event(), asyncio.Event()) for name in "ab"}
+        tasks = {name: asyncio.create_task(work(name, *events[name])) for name in "ab"}
+        for begun, _ in events.values():
+            await begun.wait()
+        for name in order:
+            events[name][1].set()
+            await tasks[name]
+            assert await texts() == (["a"] if tasks["a"].done() else [])
+        await given_back()
 
     run(main())
 
