@@ -164,6 +164,8 @@ def _leave_elsewhere(
         ):
             _leave(wrapper, atomic, leave_djangos, exc_info, block)
         else:
+            if block.opener is not None and block.opener() is not bridge.current_task():
+                block.left = True  # its opener is out of it, however long the end takes
             with state.inside(wrapper, block), _in_turn(block):
                 _leave(wrapper, atomic, leave_djangos, exc_info, block)
     finally:

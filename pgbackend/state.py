@@ -1147,8 +1147,6 @@ class Transaction:
     def pop(self, block: Block) -> None:
         """End `block`, which is the innermost."""
         block.ended = True
-        if block.leaving:  # its opener is out of it, though who ends it may have more to do
-            block.left = True
         if block.sessions is not None:
             block.forget_task()
         self.innermost = parent = block.parent
@@ -1228,10 +1226,10 @@ def take_turn(wrapper: Any) -> None:
         find_place(wrapper._key)
     if not _blocks.get() and not _test_blocks and wrapper._own.transaction is None:
         return  # what `current_block()` would say, for most
-    while (
-        block := current_block(wrapper)
-    ) is not None and block.transaction.innermost is not block:
+    block = current_block(wrapper)
+    while block is not None and block.transaction.innermost is not block:
         block.transaction.take_turn(block)
+        block = current_block(wrapper)
 
 
 def _settle_before_tasks() -> None:

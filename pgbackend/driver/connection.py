@@ -604,7 +604,7 @@ class Connection(psycopg.Connection[Any]):
 
     async def _is_cancelled(self, gen: PQGen[Any]) -> bool:
         """Ask the server once; False if the request may have come before the statement did."""
-        await self._ask_to_cancel()
+        await _ask_to_cancel(self, CLEANUP_BUDGET)
         if self.pgconn.pipeline_status != PipelineStatus.OFF:
             return True  # the rest is answered only after a Sync, which is not sent
         try:
@@ -612,14 +612,6 @@ class Connection(psycopg.Connection[Any]):
         except e._WaitTimeout:  # noqa: SLF001 - psycopg's own
             return False
         return True
-
-    async def _ask_to_cancel(self) -> None:
-        if psycopg.capabilities.has_cancel_safe():
-            await waiting.wait_conn_async(
-                self._cancel_gen(), interval=_WAIT_INTERVAL, timeout=CLEANUP_BUDGET
-            )
-        else:
-            await asyncio.to_thread(self.cancel)
 
     def cancel_safe(self, *, timeout: float = 30.0) -> None:
         """Ask the server to cancel what it executes, as psycopg does; green, without blocking.
@@ -632,8 +624,12 @@ class Connection(psycopg.Connection[Any]):
             super().cancel_safe(timeout=timeout)
             return
         bridge.check_may_wait(portal)
-        me: Any = self  # psycopg's coroutine needs what both kinds of connection have
-        bridge.await_(psycopg.AsyncConnection.cancel_safe(me, timeout=timeout))
+        if not self._should_cancel():
+            return
+        if portal.holding:  # in the end of a generator, say: what comes now is raised later
+            bridge.finish(_ask_to_cancel(self, timeout), timeout)
+        else:
+            bridge.await_(_ask_to_cancel(self, timeout))
 
     @contextlib.contextmanager
     def cleaning_up(self) -> Iterator[None]:
@@ -701,7 +697,7 @@ class Connection(psycopg.Connection[Any]):
     async def _cancel_while_locked(self) -> None:
         with contextlib.suppress(psycopg.Error):
             while self.lock.locked() and self.pgconn.transaction_status == _ACTIVE:
-                await self._ask_to_cancel()
+                await _ask_to_cancel(self, CLEANUP_BUDGET)
                 until = monotonic() + _CANCEL_INTERVAL  # it may have come before the statement did
                 while self.lock.locked() and monotonic() < until:  # noqa: ASYNC110 - no event
                     await asyncio.sleep(0.001)
@@ -726,6 +722,21 @@ class Connection(psycopg.Connection[Any]):
         else:
             with transaction:
                 yield transaction
+
+
+async def _ask_to_cancel(connection: Any, timeout: float) -> None:
+    """Ask the server to cancel what `connection` executes; raise `CancellationTimeout`."""
+    if not psycopg.capabilities.has_cancel_safe():
+        await asyncio.to_thread(connection.cancel)
+        return
+    gen = connection._cancel_gen()  # noqa: SLF001 - psycopg's
+    try:
+        await waiting.wait_conn_async(gen, interval=_WAIT_INTERVAL, timeout=timeout)
+    except e._WaitTimeout:  # noqa: SLF001 - psycopg's own
+        raise e.CancellationTimeout("cancellation timeout expired") from None
+    finally:
+        # It has a socket of its own, which would live as long as the traceback of an interruption.
+        gen.close()
 
 
 class _LentConnection:
@@ -953,6 +964,11 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         except bridge.INTERRUPTIONS:
             self.close_now()
             raise
+
+    async def cancel_safe(self, *, timeout: float = 30.0) -> None:
+        """Ask the server to cancel what it executes, as psycopg does."""
+        if self._should_cancel():
+            await _ask_to_cancel(self, timeout)
 
     async def close(self) -> None:
         """Close the connection to the server."""

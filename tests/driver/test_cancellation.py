@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import socket
+import sys
 import weakref
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -632,6 +636,52 @@ def test_a_cancel_request_that_is_not_answered_does_not_block_the_loop(
         assert task.cancelled()
         link.thaw()
         assert await green(take_all, pool) == 1
+
+    run(main())
+    wait_for(lambda: not pools_by_link.sessions(), "sessions closed")
+
+
+def sockets_to(port: int) -> int:
+    """How many sockets of this process are connected to a local port."""
+    found = 0
+    for each in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # of what has been closed, or is connected to nothing
+            if str(each.readlink()).startswith("socket:"):
+                with socket.socket(fileno=os.dup(int(each.name))) as connected:
+                    found += connected.getpeername()[1:2] == (port,)
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+def test_a_cancel_request_that_is_interrupted_leaves_no_socket(
+    run: Runner, pools_by_link: Pools, link: Link
+) -> None:
+    """The exception that has interrupted it may be kept, with all frames."""
+
+    async def main() -> None:
+        pool = pools_by_link(max_size=1)
+
+        def work() -> None:
+            with pinned(pool) as lease, lease.connection.cursor() as cursor:
+                with cursor.copy(LONG_COPY):
+                    assert sockets_to(link.port) == 1
+                    link.freeze()
+                    begun.set()
+                    try:
+                        lease.connection.cancel_safe(timeout=60)
+                    except asyncio.CancelledError as exc:
+                        kept.append(exc)
+                    assert sockets_to(link.port) == 1
+
+        kept: list[BaseException] = []
+        begun = asyncio.Event()
+        task = asyncio.create_task(green(work))
+        await begun.wait()
+        assert sockets_to(link.port) == 2
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.exception() is None and kept
+        link.thaw()
 
     run(main())
     wait_for(lambda: not pools_by_link.sessions(), "sessions closed")
