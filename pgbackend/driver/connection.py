@@ -214,6 +214,14 @@ class Watch:
                 self.loop.remove_reader(self.fd)
 
 
+#: A task, and the thread that it runs in.
+Caller: TypeAlias = tuple[Any, int]
+
+
+def _caller() -> Caller:
+    return bridge.current_task(), threading.get_ident()
+
+
 def _nothing() -> PQGen[None]:
     yield from ()
 
@@ -391,16 +399,17 @@ class Connection(psycopg.Connection[Any]):
             self.physical.watch.stop()
 
     @contextlib.contextmanager
-    def kept_busy(self, what: str) -> Iterator[None]:
+    def kept_busy(self, what: str, beginner: Caller | None = None) -> Iterator[None]:
         """Refuse other statements of the caller's task in the block, in which it holds the lock.
 
-        They would wait for themselves, for ever. Those of other tasks wait for its end.
+        They would wait for themselves, for ever; those of `beginner`, whose generator another task
+        steps, too. Those of other tasks wait for its end.
         """
-        caller = (bridge.current_task(), threading.get_ident())
+        callers = {_caller(), beginner}
         lock: Any = self.lock
 
         def refuse() -> None:
-            if (bridge.current_task(), threading.get_ident()) != caller:
+            if _caller() not in callers:
                 return
             # An exception that has left it lives as long as the step of the task.
             bridge.let_step_end()
@@ -1385,13 +1394,23 @@ class _LeasedCursor:
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         if not self._holds:
             self._hold_again()
+        beginner = _caller()
         entered = False
         try:
-            with contextlib.closing(super().stream(*args, **kwargs)) as rows:  # type: ignore[misc]
+            with (
+                contextlib.ExitStack() as budget,
+                bridge.hold_when_closed() as closed,
+                contextlib.closing(super().stream(*args, **kwargs)) as rows,  # type: ignore[misc]
+                closed,
+            ):
                 for row in rows:
                     entered = True
-                    with self._conn.kept_busy("stream()"):
-                        yield row
+                    with self._conn.kept_busy("stream()", beginner):
+                        try:
+                            yield row
+                        except BaseException:
+                            budget.enter_context(self._conn.cleaning_up())
+                            raise
         except BaseException as exc:
             if not self._goes_elsewhere(exc) or entered:
                 raise

@@ -8,8 +8,8 @@ import os
 import socket
 import sys
 import weakref
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -687,10 +687,25 @@ def test_a_cancel_request_that_is_interrupted_leaves_no_socket(
     wait_for(lambda: not pools_by_link.sessions(), "sessions closed")
 
 
-@pytest.mark.parametrize("statement", [LONG_COPY, "COPY {} FROM STDIN"], ids=["out", "in"])
+@contextmanager
+def streaming(cursor: Any, table: str) -> Iterator[None]:
+    with closing(cursor.stream("SELECT repeat('x', 999) FROM generate_series(1, 99999)")) as rows:
+        next(rows)
+        yield
+
+
+def copying_out(cursor: Any, table: str) -> Any:
+    return cursor.copy(LONG_COPY)
+
+
+def copying_in(cursor: Any, table: str) -> Any:
+    return cursor.copy(f"COPY {table} FROM STDIN")
+
+
+@pytest.mark.parametrize("begin", [copying_out, copying_in, streaming])
 @pytest.mark.parametrize("how", ["cancelled", "failed"])
-def test_a_copy_that_is_left_while_the_server_is_silent_ends_soon(
-    run: Runner, pools_by_link: Pools, link: Link, table: str, statement: str, how: str
+def test_what_is_left_in_its_midst_while_the_server_is_silent_ends_soon(
+    run: Runner, pools_by_link: Pools, link: Link, table: str, begin: Any, how: str
 ) -> None:
     async def main() -> None:
         pool = pools_by_link(max_size=1)
@@ -698,7 +713,7 @@ def test_a_copy_that_is_left_while_the_server_is_silent_ends_soon(
         def work() -> None:
             with pinned(pool) as lease, lease.connection.cursor() as cursor:
                 try:
-                    with cursor.copy(statement.format(table)):
+                    with begin(cursor, table):
                         link.freeze()
                         begun.set()
                         if how == "failed":
@@ -711,7 +726,7 @@ def test_a_copy_that_is_left_while_the_server_is_silent_ends_soon(
         task = asyncio.create_task(green(work))
         await begun.wait()
         task.cancel() if how == "cancelled" else None
-        await asyncio.wait([task], timeout=3 * CLEANUP_BUDGET + AT_MOST)
+        await asyncio.wait([task], timeout=4 * CLEANUP_BUDGET + AT_MOST)
         assert task.cancelled() if how == "cancelled" else isinstance(task.exception(), Oops)
         link.thaw()
         assert await green(take_all, pool) == 1

@@ -89,7 +89,7 @@ class Thing:
     make: Callable[[Run], Any]
     #: Whether it is inside a transaction block of its own.
     in_block: bool = False
-    #: Whether its session is in the midst of COPY for as long as it lives.
+    #: Whether its session is in the midst of COPY, or of `stream()`, for as long as it lives.
     in_copy: bool = False
     #: Whether its statement fails, which would doom a block around it.
     fails: bool = False
@@ -242,6 +242,11 @@ class _iterated:  # noqa: N801 - stands for a cursor
 def copy_out(run: Run) -> Iterator[Any]:
     with connection.cursor() as opened, opened.copy(_COPY_OUT) as copying:
         yield from copying
+
+
+def streamed(run: Run) -> Iterator[Any]:
+    with connection.cursor() as opened:
+        yield from opened.stream("SELECT generate_series(1, 5)")
 
 
 def copy_in(run: Run) -> Iterator[None]:
@@ -397,6 +402,7 @@ THINGS = [
     _thing(executed_copy_from, fails=True),
     _thing(copy_out, in_copy=True),
     _thing(copy_in, in_copy=True),
+    _thing(streamed, in_copy=True),
     _thing(copy_object, in_copy=True),
     _thing(atomic_in_generator, in_block=True),
     _thing(iterator_in_atomic, in_block=True),
