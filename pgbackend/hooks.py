@@ -35,6 +35,7 @@ from django.db import close_old_connections, connections, reset_queries, router,
 from django.db.backends.dummy import base as dummy
 from django.db.models.sql.query import RawQuery
 from django.db.utils import ConnectionHandler
+from django.dispatch import Signal
 from django.utils import asyncio as django_asyncio
 from django.utils.asyncio import async_unsafe
 
@@ -447,12 +448,13 @@ def _hook_wrappers() -> None:
 def _hook_signals_of_requests() -> None:
     """See Note [Tidying up after a request] in asgi.py."""
     for signal in (request_started, request_finished):
-        signal.send = functools.partial(asgi.send, signal)  # type: ignore[method-assign]
-        signal.asend = functools.partial(asgi.asend, signal)  # type: ignore[method-assign]
         for receiver in (close_old_connections, reset_queries):
             _replace_receiver(signal, receiver, asgi.where_needed(receiver))
-        signal.sender_receivers_cache = asgi.BySender()
-        signal.use_caching = True
+        if asgi.sends_as_django:
+            signal.send = functools.partial(asgi.send, signal)  # type: ignore[method-assign]
+    if asgi.sends_as_django:
+        asgi.asend.__wrapped__ = Signal.asend  # type: ignore[attr-defined]
+        Signal.asend = asgi.asend  # type: ignore[method-assign]
     for name in ("django.core.handlers.asgi", "django.test.client"):
         importlib.import_module(name).sync_to_async = asgi.hop_of_response  # type: ignore[attr-defined]
 
