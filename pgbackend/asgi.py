@@ -24,12 +24,13 @@ from types import TracebackType
 from typing import Any
 
 from asgiref.sync import SyncToAsync, sync_to_async
+from django.core import signals
 from django.core.exceptions import RequestAborted
-from django.core.handlers.asgi import ASGIHandler, ASGIRequest, get_script_prefix
+from django.core.handlers import asgi as _asgi
+from django.core.handlers.asgi import ASGIHandler, ASGIRequest
 from django.core.signals import request_finished, request_started
 from django.dispatch import Signal
 from django.http import HttpResponse
-from django.urls import set_script_prefix
 
 from . import conf, state, wrappers
 from .driver import bridge
@@ -50,17 +51,19 @@ async def handle(self: Any, scope: Any, receive: Any, send: Any) -> None:
     except RequestAborted:
         return
     with closing(body):
-        set_script_prefix(get_script_prefix(scope))
-        await request_started.asend(sender=self.__class__, scope=scope)
+        _names.set_script_prefix(_names.get_script_prefix(scope))
+        await signals.request_started.asend(sender=self.__class__, scope=scope)
         request, response = self.create_request(scope, body)
         if response is not None:  # a bad request
             await self.send_response(response, send)
         else:
-            with _Connected(functools.partial(self.listen_for_disconnect, receive)):
+            listen = self.listen_for_disconnect
+            at_once = not _is_method(listen, _LISTEN)  # who has patched it expects to be called
+            with _Connected(functools.partial(listen, receive), at_once=at_once):
                 response = await self.run_get_response(request)
                 await self.send_response(response, send)
         if response is None:
-            await request_finished.asend(sender=self.__class__)
+            await signals.request_finished.asend(sender=self.__class__)
         else:
             await close(response)
     wrappers.give_back(lent)
@@ -68,7 +71,7 @@ async def handle(self: Any, scope: Any, receive: Any, send: Any) -> None:
 
 async def _read_body(handler: Any, receive: Any) -> Any:
     """What `ASGIHandler.read_body()` returns, without a file where one small message is all."""
-    if type(handler).read_body is not _READ_BODY:
+    if not _is_method(handler.read_body, _READ_BODY):
         return await handler.read_body(receive)
     message = await receive()
     if message["type"] == "http.request" and not message.get("more_body", False):
@@ -83,7 +86,16 @@ async def _read_body(handler: Any, receive: Any) -> Any:
     return await handler.read_body(receive_again)
 
 
-_READ_BODY: Any = ASGIHandler.read_body
+#: What it looks up as Django's does: somebody may have put something in its place.
+_names: Any = _asgi
+
+
+def _is_method(method: Any, function: Any) -> bool:
+    """Whether a method of an object is still this function: it may be derived, or patched."""
+    return getattr(method, "__func__", None) is function
+
+
+_READ_BODY, _LISTEN = ASGIHandler.read_body, ASGIHandler.listen_for_disconnect
 
 
 class _Connected:
@@ -117,8 +129,11 @@ class _Connected:
     #: Whose code is still busy; see Note [Busy requests].
     _portal: bridge.Portal | None = None
 
-    def __init__(self, listen: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def __init__(
+        self, listen: Callable[[], Coroutine[Any, Any, None]], *, at_once: bool = False
+    ) -> None:
         self._listen = listen
+        self._at_once = at_once
 
     def __enter__(self) -> None:
         task = asyncio.current_task()
@@ -126,7 +141,9 @@ class _Connected:
         self._task = task
         self._cancelled = task.cancelling()
         portal = bridge.current()
-        if portal is None or portal.on_wait is not None:  # a request in a request
+        if self._at_once:
+            self._listen_in_task(self._listen())  # as in Django
+        elif portal is None or portal.on_wait is not None:  # a request in a request
             self.listen_soon()
         else:
             self._portal = portal
@@ -364,10 +381,10 @@ async def close(response: Any) -> None:
 
 
 def _closing_may_block(response: Any) -> bool:
-    if getattr(response.close, "__func__", None) is not _CLOSE_RESPONSE:
+    if not _is_method(response.close, _CLOSE_RESPONSE):
         return True
     for closer in response._resource_closers:  # noqa: SLF001 - most have one: the request's
-        if getattr(closer, "__func__", None) is not _CLOSE_REQUEST and not is_all_djangos(closer):
+        if not _is_method(closer, _CLOSE_REQUEST) and not is_all_djangos(closer):
             return True
     return False
 

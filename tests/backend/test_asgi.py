@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -891,6 +892,33 @@ def test_receivers_that_a_test_takes_away_for_a_while_are_not_told(
             await Exchange().serve()
         await Exchange().serve()
         assert told == ["started", "finished", "finished", "started", "finished"]
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("name", "times"),
+    [
+        ("django.core.handlers.asgi.get_script_prefix", 2),  # the request asks, too
+        ("django.core.handlers.asgi.set_script_prefix", 1),
+        ("django.core.signals.request_started", 1),
+    ],
+)
+def test_a_name_that_djangos_handler_looks_up_may_be_patched(
+    run: Runner, serve_by: Any, name: str, times: int
+) -> None:
+    async def view(request: HttpRequest) -> HttpResponse:
+        return HttpResponse("answered")
+
+    async def main() -> None:
+        serve_by(view)
+        module, _, attribute = name.rpartition(".")
+        found = getattr(importlib.import_module(module), attribute)
+        kind = mock.Mock if callable(found) else mock.NonCallableMock
+        replaced = kind(wraps=found)
+        with mock.patch(name, replaced):
+            await Exchange().serve()
+        assert len(replaced.mock_calls) == times
 
     run(main())
 
