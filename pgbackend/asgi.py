@@ -373,7 +373,7 @@ async def close(response: Any) -> None:
     In the request's thread, if it closes what may block: what a project has made.
     """
     may_block = _closing_may_block(response)
-    if not (may_block or not bridge.in_greenlet() or conf.has_foreign_alias() or _thread_in_use()):
+    if not (may_block or bridge.current() is None or conf.has_foreign_alias() or _thread_in_use()):
         response.close()  # with nothing in between, as most are
         return
     sender = response._handler_class  # noqa: SLF001

@@ -82,6 +82,7 @@ from .driver.bridge import Portal
 from .driver.errors import PortalClosed
 from .driver.pool import Lease
 
+# What each statement asks looks by itself whether it is green, as `bridge.green()` does.
 _get_running_loop = asyncio._get_running_loop
 _running = bridge.running
 _unwinding = bridge.unwinding
@@ -468,7 +469,7 @@ class _Here(dict[Key, "Block"]):
 
 def in_async_context() -> bool:
     """Whether waits for the database must not block: a loop runs in this thread."""
-    if bridge.in_greenlet():
+    if bridge.current() is not None:
         return True
     return _get_running_loop() is not None and not conf.allows_async_unsafe()
 
@@ -553,7 +554,7 @@ def is_at_rest() -> bool:
 
     What of a request's use of its databases has to be tidied up is none of that.
     """
-    if type(_running()) is not Portal or _get_running_loop() is None:
+    if bridge.green() is None:
         return False
     if _blocks.get() or _test_blocks or _pinned:
         return False
@@ -602,14 +603,14 @@ def _look_up(wrapper: Any, blocks: Mapping[Key, Block], known: Session | None) -
         if block is not None and not (block.ended and block.is_stale_in_thread(wrapper)):
             return block.transaction.state
     own: State = wrapper._own
-    green = type(_running()) is Portal
+    in_portal = bridge.current() is not None
     if _get_running_loop() is None:
-        if not green:
+        if not in_portal:
             return own
         # It unwinds after its loop has ended: what the thread has open is not for it.
     elif not (wrapper.lent and is_borrowed(wrapper)) and (
         own.transaction is not None
-        or (not green and conf.allows_async_unsafe())
+        or (not in_portal and conf.allows_async_unsafe())
         # The wrapper of a thread, which shares its connection with us.
         or (own.connection is not None and wrapper._thread_ident != threading.get_ident())
     ):
@@ -1196,7 +1197,7 @@ class Transaction:
 
 
 def _name_of_task() -> str:
-    if asyncio._get_running_loop() is not None and (task := asyncio.current_task()) is not None:
+    if (task := bridge.current_task()) is not None:
         return f"task {bridge.name_of(task)!r}"
     return _name_of_thread(threading.get_ident())
 
@@ -1250,7 +1251,7 @@ def _where_left(block: Block) -> Block | None:
     found: Block | None = block
     while found is not None and found.left:
         opener = None if found.opener is None else found.opener()
-        if opener is None or _get_running_loop() is None or opener is not asyncio.current_task():
+        if opener is None or opener is not bridge.current_task():
             return found
         found = found.parent
     return found
