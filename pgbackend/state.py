@@ -63,7 +63,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import os
 import threading
 import warnings
 import weakref
@@ -80,6 +79,7 @@ from . import conf, frames, generators
 from .driver import bridge
 from .driver.bridge import Portal
 from .driver.errors import PortalClosed
+from .driver.forks import after_fork
 from .driver.pool import Lease
 
 # What each statement asks looks by itself whether it is green, as `bridge.green()` does.
@@ -1428,15 +1428,12 @@ def has_joined_test(wrapper: Any) -> bool:
     return is_of_test(wrapper) and current_state(wrapper) is not wrapper._own
 
 
-def _forget_after_fork() -> None:
-    """A child is in no transaction of its parent's loops, and holds none of their leases."""
+@after_fork
+def _forget_transactions() -> None:
+    """Leave the transactions of the parent's loops, and what its tasks hold."""
     blocks = _blocks.get()
     _blocks.set({key: one for key, one in blocks.items() if not one.transaction.state.pooled})
     _sessions.set(None)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_after_fork)
 
 
 @contextmanager

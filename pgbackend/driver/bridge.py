@@ -54,6 +54,7 @@ from typing import Any, ParamSpec, TypeVar
 from greenlet import GreenletExit, getcurrent, greenlet
 
 from .errors import NotGreen, PortalClosed
+from .forks import after_fork
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -217,8 +218,12 @@ class _Orphan(Portal):
     __slots__ = ()
 
 
-def forget_after_fork() -> None:
-    """In a child that green code forked, what runs on is synchronous: its loop is the parent's."""
+@after_fork
+def _forget_portals() -> None:
+    """Be synchronous from here on in a child that green code has forked: its loop is the parent's.
+
+    What waits in portals is left as it is.
+    """
     here = getcurrent()
     if type(here) is Portal:
         here.__class__ = _Orphan
