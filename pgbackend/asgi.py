@@ -16,26 +16,26 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import sys
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import closing
 from io import BytesIO
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 from asgiref.sync import SyncToAsync, sync_to_async
+from django.core import signals
 from django.core.exceptions import RequestAborted
-from django.core.handlers.asgi import ASGIHandler, ASGIRequest, get_script_prefix
+from django.core.handlers import asgi as _asgi
+from django.core.handlers.asgi import ASGIHandler, ASGIRequest
 from django.core.signals import request_finished, request_started
 from django.dispatch import Signal
 from django.http import HttpResponse
-from django.urls import set_script_prefix
 
 from . import conf, state, wrappers
 from .driver import bridge
 from .fast.registry import is_on
-from .patches import djangos, lookup
+from .patches import djangos, if_djangos
 from .threads import is_djangos as is_all_djangos
 
 
@@ -51,17 +51,19 @@ async def handle(self: Any, scope: Any, receive: Any, send: Any) -> None:
     except RequestAborted:
         return
     with closing(body):
-        set_script_prefix(get_script_prefix(scope))
-        await request_started.asend(sender=self.__class__, scope=scope)
+        _names.set_script_prefix(_names.get_script_prefix(scope))
+        await signals.request_started.asend(sender=self.__class__, scope=scope)
         request, response = self.create_request(scope, body)
         if response is not None:  # a bad request
             await self.send_response(response, send)
         else:
-            with _Connected(functools.partial(self.listen_for_disconnect, receive)):
+            listen = self.listen_for_disconnect
+            at_once = not _is_method(listen, _LISTEN)  # who has patched it expects to be called
+            with _Connected(functools.partial(listen, receive), at_once=at_once):
                 response = await self.run_get_response(request)
                 await self.send_response(response, send)
         if response is None:
-            await request_finished.asend(sender=self.__class__)
+            await signals.request_finished.asend(sender=self.__class__)
         else:
             await close(response)
     wrappers.give_back(lent)
@@ -69,7 +71,7 @@ async def handle(self: Any, scope: Any, receive: Any, send: Any) -> None:
 
 async def _read_body(handler: Any, receive: Any) -> Any:
     """What `ASGIHandler.read_body()` returns, without a file where one small message is all."""
-    if type(handler).read_body is not _READ_BODY:
+    if not _is_method(handler.read_body, _READ_BODY):
         return await handler.read_body(receive)
     message = await receive()
     if message["type"] == "http.request" and not message.get("more_body", False):
@@ -84,7 +86,16 @@ async def _read_body(handler: Any, receive: Any) -> Any:
     return await handler.read_body(receive_again)
 
 
-_READ_BODY: Any = ASGIHandler.read_body
+#: What it looks up as Django's does: somebody may have put something in its place.
+_names: Any = _asgi
+
+
+def _is_method(method: Any, function: Any) -> bool:
+    """Whether a method of an object is still this function: it may be derived, or patched."""
+    return getattr(method, "__func__", None) is function
+
+
+_READ_BODY, _LISTEN = ASGIHandler.read_body, ASGIHandler.listen_for_disconnect
 
 
 class _Connected:
@@ -118,8 +129,11 @@ class _Connected:
     #: Whose code is still busy; see Note [Busy requests].
     _portal: bridge.Portal | None = None
 
-    def __init__(self, listen: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def __init__(
+        self, listen: Callable[[], Coroutine[Any, Any, None]], *, at_once: bool = False
+    ) -> None:
         self._listen = listen
+        self._at_once = at_once
 
     def __enter__(self) -> None:
         task = asyncio.current_task()
@@ -127,7 +141,9 @@ class _Connected:
         self._task = task
         self._cancelled = task.cancelling()
         portal = bridge.current()
-        if portal is None or portal.on_wait is not None:  # a request in a request
+        if self._at_once:
+            self._listen_in_task(self._listen())  # as in Django
+        elif portal is None or portal.on_wait is not None:  # a request in a request
             self.listen_soon()
         else:
             self._portal = portal
@@ -292,79 +308,63 @@ def _nothing_to_tidy_up() -> bool:
     return state.is_at_rest() and not conf.has_foreign_alias()
 
 
-class BySender(dict[Any, Any]):
-    """What a signal of requests remembers of its senders, which are classes: so it does not grow.
-
-    There are two signals a request, to receivers that hardly change.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.own: dict[type[Any], _Own] = {}
-
-    def __setitem__(self, sender: Any, receivers: Any) -> None:
-        if isinstance(sender, type):
-            super().__setitem__(sender, receivers)
+_SEND, _ASEND = Signal.send, Signal.asend
+#: Whether these are Django's own; else they are left as they are.
+sends_as_django = djangos(_SEND, _ASEND) is not None
+_LIVE = if_djangos(Signal._live_receivers) if is_on("signals") else None  # noqa: SLF001
+#: By signal: what was connected to it when somebody looked, and the receivers that this stands for;
+#: none if one of them may come and go, is awaited, or is not for every sender.
+_known: dict[Signal, tuple[list[Any], list[Any]]] = {}
 
 
-class _Own(NamedTuple):
-    """Who is told by a signal of requests, if all of them are Django's own."""
-
-    remembered: Any
-    """What Django remembers of the same; another one as soon as a receiver comes or goes."""
-    tidying: tuple[Any, ...]
-    others: tuple[Any, ...] | None
-    """None: not all of them are Django's own."""
-
-    @classmethod
-    def of(cls, signal: Signal, sender: Any) -> _Own | None:
-        """Those whom `signal` tells of `sender`; None if there are others among them."""
-        by_sender: Any = signal.sender_receivers_cache
-        own: _Own | None = by_sender.own.get(sender)
-        if own is None or own.remembered is not by_sender.get(sender):
-            own = cls._find(signal, by_sender, sender)
-        return None if own.others is None or _signals() != _DJANGOS else own
-
-    @classmethod
-    def _find(cls, signal: Signal, by_sender: Any, sender: Any) -> _Own:
-        receivers, awaited = signal._live_receivers(sender)  # noqa: SLF001 - whom Django would tell
-        tidying = tuple(each for each in receivers if id(each) in _tidying)
-        others = tuple(each for each in receivers if id(each) not in _tidying)
-        known = not awaited and all(map(_is_of_djangos_module, others))
-        own = cls(by_sender.get(sender), tidying, others if known else None)
-        if own.remembered is not None:
-            by_sender.own[sender] = own
-        return own
+def _receivers_of(signal: Any) -> list[Any]:
+    """Return the receivers of `signal`, if they are Django's own only; none if others are there."""
+    connected, receivers = _known.get(signal, (None, []))
+    if connected != signal.receivers:
+        connected = [*signal.receivers]
+        receivers, awaited = signal._live_receivers(None)  # noqa: SLF001
+        if awaited or len(receivers) < len(connected) or not all(map(_stays, receivers)):
+            receivers = []
+        _known[signal] = connected, receivers
+    return receivers
 
 
-_signals = lookup("Signal.send Signal._live_receivers", Signal=Signal)
-_DJANGOS = djangos(*_signals()) if is_on("signals") else None
+def _stays(receiver: Any) -> bool:
+    """Whether a receiver is a function of a module of Django's, which lives as the process does."""
+    if id(receiver) in _tidying:
+        return True
+    names = getattr(receiver, "__globals__", {})
+    is_of_django = names.get("__name__", "").startswith("django.")
+    return is_of_django and names.get(receiver.__name__) is receiver
 
 
-def _is_of_djangos_module(receiver: Any) -> bool:
-    """Whether Django's code defines this function, in a module: it lives as long as the process."""
-    if not is_djangos(receiver):
-        return False
-    module = sys.modules.get(receiver.__module__)
-    return getattr(module, getattr(receiver, "__name__", ""), None) is receiver
+def send(signal: Any, sender: Any, **named: Any) -> Any:
+    """Send a signal of requests, in the place of `signal.send()`."""
+    how = _send if Signal.send is _SEND else Signal.send
+    return how(signal, sender, **named)
 
 
-def send(signal: Signal, sender: Any, **named: Any) -> Any:
-    """`send()` of a signal of requests."""
-    own = _Own.of(signal, sender)
-    if own is None or not _nothing_to_tidy_up():
-        return Signal.send(signal, sender, **named)
-    assert own.others is not None
-    told = [(receiver, receiver(signal=signal, sender=sender, **named)) for receiver in own.others]
-    return [(receiver, None) for receiver in own.tidying] + told
+def _send(signal: Any, sender: Any, **named: Any) -> Any:
+    """Do what `Signal.send()` does, without a call of who tidies up if there is nothing to do."""
+    if (
+        Signal._live_receivers is _LIVE  # noqa: SLF001
+        and "_live_receivers" not in signal.__dict__
+        and (receivers := _receivers_of(signal))
+        and _nothing_to_tidy_up()
+    ):
+        tidying = _tidying
+        return [
+            (each, None if id(each) in tidying else each(signal=signal, sender=sender, **named))
+            for each in receivers
+        ]
+    return _SEND(signal, sender, **named)
 
 
-async def asend(signal: Signal, sender: Any, **named: Any) -> Any:
-    """`asend()` of a signal of requests."""
-    own = _Own.of(signal, sender)
-    if own is not None and not own.others and _nothing_to_tidy_up() and not _thread_in_use():
-        return [(receiver, None) for receiver in own.tidying]
-    return await _tell(functools.partial(signal.send, sender, **named), signal, sender, named)
+async def asend(self: Any, sender: Any, **named: Any) -> Any:
+    """Do what `Signal.asend()` does; the receivers of requests are told as the note says."""
+    if self is not request_started and self is not request_finished:
+        return await _ASEND(self, sender, **named)
+    return await _tell(functools.partial(_send, self, sender, **named), self, sender, named)
 
 
 async def close(response: Any) -> None:
@@ -373,7 +373,7 @@ async def close(response: Any) -> None:
     In the request's thread, if it closes what may block: what a project has made.
     """
     may_block = _closing_may_block(response)
-    if not (may_block or not bridge.in_greenlet() or conf.has_foreign_alias() or _thread_in_use()):
+    if not (may_block or bridge.current() is None or conf.has_foreign_alias() or _thread_in_use()):
         response.close()  # with nothing in between, as most are
         return
     sender = response._handler_class  # noqa: SLF001
@@ -381,10 +381,10 @@ async def close(response: Any) -> None:
 
 
 def _closing_may_block(response: Any) -> bool:
-    if getattr(response.close, "__func__", None) is not _CLOSE_RESPONSE:
+    if not _is_method(response.close, _CLOSE_RESPONSE):
         return True
     for closer in response._resource_closers:  # noqa: SLF001 - most have one: the request's
-        if getattr(closer, "__func__", None) is not _CLOSE_REQUEST and not is_all_djangos(closer):
+        if not _is_method(closer, _CLOSE_REQUEST) and not is_all_djangos(closer):
             return True
     return False
 

@@ -61,6 +61,7 @@ CURE = (
 )
 
 
+# What each statement asks looks by itself whether it is green, as `bridge.green()` does.
 _get_running_loop = asyncio._get_running_loop
 _plain_attribute = object.__getattribute__
 _running = bridge.running
@@ -213,14 +214,14 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         super().inc_thread_sharing()
         self._sharing = (None, False)
         state.look_again()
-        if bridge.in_greenlet():
+        if bridge.current() is not None:
             self.ensure_connection()
 
     def dec_thread_sharing(self) -> None:
         super().dec_thread_sharing()
         self._sharing = (None, False)
         state.look_again()
-        if bridge.in_greenlet() and not self.allow_thread_sharing:
+        if bridge.current() is not None and not self.allow_thread_sharing:
             self._close_own()  # nobody would use it again
 
     def lend(self) -> None:
@@ -239,7 +240,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         """Raise `SynchronousOnlyOperation` where waiting for the database would block a loop."""
         if _get_running_loop() is None:
             return
-        if not bridge.in_greenlet() and state.in_async_context():
+        if bridge.current() is None and state.in_async_context():
             raise SynchronousOnlyOperation(CURE.format(name=name))
 
     def async_session(self) -> state.Session | None:
@@ -362,7 +363,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
                 self._let_patches_refuse()
         elif not current.pooled:
             self._ensure_connection()
-        elif bridge.in_greenlet() and not current.closed_in_transaction:
+        elif bridge.current() is not None and not current.closed_in_transaction:
             lease = self.lease_for(current, state.async_session(self))
             if lease is not None:
                 lease.maybe_end()
@@ -426,7 +427,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
         Not on the bare loop, where no statement is sent: tests begin to capture queries there.
         """
-        if bridge.in_greenlet() or not state.in_async_context():
+        if bridge.current() is not None or not state.in_async_context():
             self._ensure_connection()
 
     def _ask_others(self) -> None:

@@ -68,7 +68,7 @@ def enter(wrapper: Any, atomic: Any, enter_djangos: Callable[[Any], None]) -> No
     The frame two calls below this one is that of the `with`, unless `async_with` has it.
     """
     frame, async_with.frame = async_with.frame, None
-    here: Any = _running()
+    here: Any = _running()  # without a call of `bridge.green()`
     if type(here) is not Portal or _get_running_loop() is None or atomic._from_testcase:  # noqa: SLF001
         _open(wrapper, atomic, enter_djangos)
         return
@@ -210,7 +210,7 @@ def _may_end(frame: FrameType) -> bool:
     """
     if frame in carried or bridge.is_collecting():
         return False
-    here = _running()
+    here = _running()  # without a call of `bridge.current()`
     if type(here) is Portal:
         return not here.closing
     return _get_running_loop() is None

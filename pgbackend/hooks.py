@@ -35,6 +35,7 @@ from django.db import close_old_connections, connections, reset_queries, router,
 from django.db.backends.dummy import base as dummy
 from django.db.models.sql.query import RawQuery
 from django.db.utils import ConnectionHandler
+from django.dispatch import Signal
 from django.utils import asyncio as django_asyncio
 from django.utils.asyncio import async_unsafe
 
@@ -93,7 +94,7 @@ def is_ours(connection: Any) -> bool:
 
 def run_coroutine_function(func: Callable[[], Awaitable[Any]]) -> Any:
     """Call the coroutine function `func` from synchronous code, green or not."""
-    if bridge.in_greenlet():
+    if bridge.current() is not None:
         return bridge.await_(func())
     return _green_async_to_sync(func)()
 
@@ -202,7 +203,7 @@ def _hook_async_to_sync() -> None:
 
     @functools.wraps(call)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if bridge.in_greenlet():
+        if bridge.current() is not None:
             return bridge.await_(self.awaitable(*args, **kwargs))
         ours = {alias: connections[alias] for alias in connections if conf.alias_is_ours(alias)}
         with state.lending(ours), request.lend():
@@ -432,7 +433,7 @@ def _hook_wrappers() -> None:
             wrapper = state.lent(alias)
             if wrapper is not None:
                 return wrapper
-        if self is not connections or not bridge.in_greenlet() or not is_on("wrappers"):
+        if self is not connections or bridge.current() is None or not is_on("wrappers"):
             return create(self, alias)
         wrapper = wrappers.take(alias)
         if wrapper is None:
@@ -447,12 +448,13 @@ def _hook_wrappers() -> None:
 def _hook_signals_of_requests() -> None:
     """See Note [Tidying up after a request] in asgi.py."""
     for signal in (request_started, request_finished):
-        signal.send = functools.partial(asgi.send, signal)  # type: ignore[method-assign]
-        signal.asend = functools.partial(asgi.asend, signal)  # type: ignore[method-assign]
         for receiver in (close_old_connections, reset_queries):
             _replace_receiver(signal, receiver, asgi.where_needed(receiver))
-        signal.sender_receivers_cache = asgi.BySender()
-        signal.use_caching = True
+        if asgi.sends_as_django:
+            signal.send = functools.partial(asgi.send, signal)  # type: ignore[method-assign]
+    if asgi.sends_as_django:
+        asgi.asend.__wrapped__ = Signal.asend  # type: ignore[attr-defined]
+        Signal.asend = asgi.asend  # type: ignore[method-assign]
     for name in ("django.core.handlers.asgi", "django.test.client"):
         importlib.import_module(name).sync_to_async = asgi.hop_of_response  # type: ignore[attr-defined]
 
@@ -578,7 +580,7 @@ def _hook_aiterator(cls: Any, djangos_aiter: Any) -> None:
         self: Any, chunk_size: int | None = default, *args: Any, **kwargs: Any
     ) -> AsyncIterator[Any]:
         ours = conf.alias_is_ours(self.db)
-        if ours and _runs_in_task():
+        if ours and bridge.current_task() is not None:
             self = _known_by(state.task_sessions(), self)
         size = 2000 if chunk_size is default is None else chunk_size
         if (
@@ -607,10 +609,6 @@ def _known_by(maker: Any, queryset: Any) -> Any:
     twin = object.__new__(type(queryset))
     twin.__dict__.update(queryset.__dict__, _maker=maker)
     return twin
-
-
-def _runs_in_task() -> bool:
-    return asyncio._get_running_loop() is not None and asyncio.current_task() is not None
 
 
 def _hook_raw() -> None:

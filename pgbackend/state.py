@@ -63,7 +63,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import os
 import threading
 import warnings
 import weakref
@@ -80,8 +79,10 @@ from . import conf, frames, generators
 from .driver import bridge
 from .driver.bridge import Portal
 from .driver.errors import PortalClosed
+from .driver.forks import after_fork
 from .driver.pool import Lease
 
+# What each statement asks looks by itself whether it is green, as `bridge.green()` does.
 _get_running_loop = asyncio._get_running_loop
 _running = bridge.running
 _unwinding = bridge.unwinding
@@ -468,7 +469,7 @@ class _Here(dict[Key, "Block"]):
 
 def in_async_context() -> bool:
     """Whether waits for the database must not block: a loop runs in this thread."""
-    if bridge.in_greenlet():
+    if bridge.current() is not None:
         return True
     return _get_running_loop() is not None and not conf.allows_async_unsafe()
 
@@ -553,7 +554,7 @@ def is_at_rest() -> bool:
 
     What of a request's use of its databases has to be tidied up is none of that.
     """
-    if type(_running()) is not Portal or _get_running_loop() is None:
+    if bridge.green() is None:
         return False
     if _blocks.get() or _test_blocks or _pinned:
         return False
@@ -602,14 +603,14 @@ def _look_up(wrapper: Any, blocks: Mapping[Key, Block], known: Session | None) -
         if block is not None and not (block.ended and block.is_stale_in_thread(wrapper)):
             return block.transaction.state
     own: State = wrapper._own
-    green = type(_running()) is Portal
+    in_portal = bridge.current() is not None
     if _get_running_loop() is None:
-        if not green:
+        if not in_portal:
             return own
         # It unwinds after its loop has ended: what the thread has open is not for it.
     elif not (wrapper.lent and is_borrowed(wrapper)) and (
         own.transaction is not None
-        or (not green and conf.allows_async_unsafe())
+        or (not in_portal and conf.allows_async_unsafe())
         # The wrapper of a thread, which shares its connection with us.
         or (own.connection is not None and wrapper._thread_ident != threading.get_ident())
     ):
@@ -1199,7 +1200,7 @@ class Transaction:
 
 
 def _name_of_task() -> str:
-    if asyncio._get_running_loop() is not None and (task := asyncio.current_task()) is not None:
+    if (task := bridge.current_task()) is not None:
         return f"task {bridge.name_of(task)!r}"
     return _name_of_thread(threading.get_ident())
 
@@ -1254,7 +1255,7 @@ def _where_left(block: Block) -> Block | None:
     found: Block | None = block
     while found is not None and found.left:
         opener = None if found.opener is None else found.opener()
-        if opener is None or _get_running_loop() is None or opener is not asyncio.current_task():
+        if opener is None or opener is not bridge.current_task():
             return found
         found = found.parent
     return found
@@ -1431,15 +1432,12 @@ def has_joined_test(wrapper: Any) -> bool:
     return is_of_test(wrapper) and current_state(wrapper) is not wrapper._own
 
 
-def _forget_after_fork() -> None:
-    """A child is in no transaction of its parent's loops, and holds none of their leases."""
+@after_fork
+def _forget_transactions() -> None:
+    """Leave the transactions of the parent's loops, and what its tasks hold."""
     blocks = _blocks.get()
     _blocks.set({key: one for key, one in blocks.items() if not one.transaction.state.pooled})
     _sessions.set(None)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_after_fork)
 
 
 @contextmanager

@@ -71,7 +71,7 @@ _DJANGOS = djangos(*_called()) if is_on("statements") else None
 
 def can_execute(wrapper: Any) -> bool:
     """Whether `execute()` does all that the next cursor of `wrapper` would do, here and now."""
-    here = _running()
+    here = _running()  # without a call of `bridge.green()`
     if type(here) is not Portal or _get_running_loop() is None:
         return False
     found = state.find(here, wrapper)

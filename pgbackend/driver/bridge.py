@@ -54,6 +54,7 @@ from typing import Any, ParamSpec, TypeVar
 from greenlet import GreenletExit, getcurrent, greenlet
 
 from .errors import NotGreen, PortalClosed
+from .forks import after_fork
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -106,7 +107,7 @@ class Portal(greenlet):
         """
         if self.gr_context is self.context or self.closing or not _HAS_EAGER_TASKS:
             return True
-        if asyncio._get_running_loop() is None or (task := asyncio.current_task()) is None:
+        if (task := current_task()) is None:
             return True
         outer: Any = self.parent  # its context is that of the step
         return outer.gr_context is task.get_context()  # type: ignore[attr-defined]  # since 3.12
@@ -217,8 +218,12 @@ class _Orphan(Portal):
     __slots__ = ()
 
 
-def forget_after_fork() -> None:
-    """In a child that green code forked, what runs on is synchronous: its loop is the parent's."""
+@after_fork
+def _forget_portals() -> None:
+    """Be synchronous from here on in a child that green code has forked: its loop is the parent's.
+
+    What waits in portals is left as it is.
+    """
     here = getcurrent()
     if type(here) is Portal:
         here.__class__ = _Orphan
@@ -227,23 +232,28 @@ def forget_after_fork() -> None:
             _mine.made.discard(portal)  # what it holds is the parent's
 
 
-#: The running greenlet, of whatever kind; for who asks so often that a call counts.
+#: The running greenlet, of whatever kind; for who asks so often that a call counts. It looks by
+#: itself whether that is a `Portal`, as `current()` does, and whether a loop runs, as `green()`.
 running = getcurrent
 
 
 def current() -> Portal | None:
-    """The portal that the caller runs in, or None when the caller is not green."""
+    """Return the portal that the caller runs in, or None.
+
+    No loop runs in one that is unwound after its loop has ended: see `green()`.
+    """
     here = getcurrent()
     return here if type(here) is Portal else None
 
 
-def in_greenlet() -> bool:
-    """Whether the caller is green: inside a portal, under a running loop."""
-    return type(getcurrent()) is Portal
+def green() -> Portal | None:
+    """Return the portal that the caller runs in, under a running loop; None if it is not green."""
+    here = getcurrent()
+    return here if type(here) is Portal and asyncio._get_running_loop() is not None else None
 
 
 def current_task() -> asyncio.Task[Any] | None:
-    """The running task; None where no loop runs, or no task does."""
+    """Return the running task; None where no loop runs, or no task does."""
     return None if asyncio._get_running_loop() is None else asyncio.current_task()
 
 

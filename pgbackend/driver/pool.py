@@ -52,6 +52,7 @@ from .connection import (
     forget_own_connections,
     result_of,
 )
+from .forks import after_fork
 from .vouching import vouching
 
 logger = logging.getLogger("pgbackend.driver")
@@ -1245,18 +1246,14 @@ _by_loop: dict[asyncio.AbstractEventLoop, _LoopPools] = {}
 _inherited: list[Any] = []
 
 
-def _forget_after_fork() -> None:
+@after_fork
+def _forget_pools() -> None:
     for loop_pools in _by_loop.values():
         for pool in loop_pools.pools.values():
             pool.disown()
     _inherited.append(dict(_by_loop))
     _by_loop.clear()
-    bridge.forget_after_fork()
     forget_own_connections()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_after_fork)
 
 
 def get_pool(key: tuple[Any, ...], name: str, options: Callable[[], PoolOptions]) -> Pool:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
+from unittest import mock
 
 import pytest
 from django.core.exceptions import RequestAborted
@@ -827,15 +829,6 @@ def test_what_a_wrapper_has_of_its_own_is_tidied_up(run: Runner) -> None:
     run.green(green)
 
 
-def test_a_signal_remembers_classes_only() -> None:
-    sender = object()
-    request_started.send(sender=sender, scope={})
-    request_started.send(sender=None, scope={})
-    request_started.send(sender=ASGIHandler, scope={})
-    assert ASGIHandler in request_started.sender_receivers_cache
-    assert not {sender, None} & request_started.sender_receivers_cache.keys()
-
-
 # --- Who is told --------------------------------------------------------------------------------
 
 
@@ -869,7 +862,6 @@ def test_who_is_told_of_a_request_may_change(run: Runner, serve_by: Any) -> None
         nonlocal like_djangos
         serve_by(view)
         for signal in (request_started, request_finished):
-            signal.sender_receivers_cache.own.clear()
             assert await tell() == []
             for receiver, name in ((note, "note"), (later, "later")):
                 signal.connect(receiver)
@@ -883,6 +875,50 @@ def test_who_is_told_of_a_request_may_change(run: Runner, serve_by: Any) -> None
         del noter, like_djangos
         gc.collect()
         assert await tell() == []
+
+    run(main())
+
+
+def test_receivers_that_a_test_takes_away_for_a_while_are_not_told(
+    run: Runner, serve_by: Any, told: list[str]
+) -> None:
+    async def view(request: HttpRequest) -> HttpResponse:
+        return HttpResponse("answered")
+
+    async def main() -> None:
+        serve_by(view)
+        await Exchange().serve()
+        with mock.patch.object(request_started, "receivers", request_started.receivers[:-1]):
+            await Exchange().serve()
+        await Exchange().serve()
+        assert told == ["started", "finished", "finished", "started", "finished"]
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("name", "times"),
+    [
+        ("django.core.handlers.asgi.get_script_prefix", 2),  # the request asks, too
+        ("django.core.handlers.asgi.set_script_prefix", 1),
+        ("django.core.signals.request_started", 1),
+    ],
+)
+def test_a_name_that_djangos_handler_looks_up_may_be_patched(
+    run: Runner, serve_by: Any, name: str, times: int
+) -> None:
+    async def view(request: HttpRequest) -> HttpResponse:
+        return HttpResponse("answered")
+
+    async def main() -> None:
+        serve_by(view)
+        module, _, attribute = name.rpartition(".")
+        found = getattr(importlib.import_module(module), attribute)
+        kind = mock.Mock if callable(found) else mock.NonCallableMock
+        replaced = kind(wraps=found)
+        with mock.patch(name, replaced):
+            await Exchange().serve()
+        assert len(replaced.mock_calls) == times
 
     run(main())
 

@@ -8,9 +8,9 @@ tested in `tests/backend/test_registry.py`.
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Iterator
-from importlib import import_module
-from typing import Any, Self
+from typing import Any
 from unittest import mock
 
 import django
@@ -20,11 +20,17 @@ from django.db import connection, connections, models, transaction
 from django.db.models import F
 from django.db.models.query import ModelIterable, QuerySet
 
-from pgbackend import aio, hooks
+from pgbackend import aio, asgi, hooks
 from pgbackend.fast.fingerprints import find
 from pgbackend.fast.registry import SHORTCUTS
 from tests.conftest import Runner
 from tests.library.models import Author, Book, Tag
+from tests.support.exchange import serve_by
+from tests.support.patched_requests import CALLED, answer, calls
+from tests.support.patches import Counting
+from tests.support.processes import Program, run_all
+
+__all__ = ["serve_by"]
 
 STOCK = "django.db.backends.postgresql"
 
@@ -288,43 +294,6 @@ BYPASSED = sorted(
 )
 
 
-class Counting:
-    """Counts the calls of a function that it is put in the place of, as packages patch them."""
-
-    def __init__(self, name: str) -> None:
-        module, _, qualified = name.partition(":")
-        *owners, self.last = qualified.split(".")
-        self.owner: Any = import_module(module)
-        for each in owners:
-            self.owner = getattr(self.owner, each)
-        self.original = vars(self.owner)[self.last]
-        self.calls = 0
-
-    def __enter__(self) -> Self:
-        function = self.original
-        for inside in ("__func__", "fget", "func"):
-            function = getattr(function, inside, function)
-
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            self.calls += 1
-            return function(*args, **kwargs)
-
-        kind = type(self.original)
-        replaced: Any = counted if kind is type(counted) else kind(counted)
-        if hasattr(replaced, "__set_name__"):
-            replaced.__set_name__(self.owner, self.last)
-        setattr(self.owner, self.last, replaced)
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        setattr(self.owner, self.last, self.original)
-
-    def count(self, function: Callable[[], Any]) -> int:
-        before = self.calls
-        function()
-        return self.calls - before
-
-
 @pytest.fixture
 def stock() -> Iterator[str]:
     """An alias of Django's own engine, on the same database."""
@@ -364,6 +333,34 @@ def test_a_patch_of_what_is_bypassed_is_called_as_on_djangos_engine(
             on_stock = counting.count(lambda: work(stock))
             here = counting.count(lambda: call(lambda: work("default")))  # noqa: B023
         assert bool(here) >= bool(on_stock), f"{context}: {on_stock} calls on Django's engine"
+
+
+@pytest.fixture(scope="module")
+def calls_on_stock(conninfo: str) -> dict[str, int]:
+    """How often one request to Django's own handler calls each function, by where it is patched."""
+    program = Program(["tests/support/patched_requests.py"], environment={"DATABASE_URL": conninfo})
+    (finished,) = run_all([program])
+    counts: dict[str, int] = json.loads(finished.check())
+    return counts
+
+
+@pytest.mark.parametrize("used_before", [False, True], ids=["before first use", "afterwards"])
+@pytest.mark.parametrize("on", ["class", "object"])
+@pytest.mark.parametrize("name", CALLED)
+def test_a_patch_of_what_a_request_bypasses_is_called_as_by_djangos_handler(
+    run: Runner,
+    serve_by: Any,
+    calls_on_stock: dict[str, int],
+    name: str,
+    on: str,
+    used_before: bool,
+) -> None:
+    serve_by(answer)
+    if used_before:
+        run(calls(name, on))
+    else:
+        asgi._known.clear()
+    assert run(calls(name, on)) == calls_on_stock[f"{name} {on}"]
 
 
 # --- The next Django ------------------------------------------------------------------------------

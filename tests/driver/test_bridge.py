@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from pgbackend.driver import bridge
-from pgbackend.driver.bridge import ParkingLock, Waiter, await_, in_greenlet, portal
+from pgbackend.driver.bridge import ParkingLock, Waiter, await_, portal
 from pgbackend.driver.bridge import run as green
 from pgbackend.driver.errors import NotGreen, PortalClosed
 from tests.conftest import Runner, all_portals
@@ -46,7 +46,7 @@ async def turns(count: int = 5) -> None:
 def test_run_returns_what_the_function_returns(run: Runner) -> None:
     def fn(one: int, *, two: int) -> tuple[int, int, bool]:
         pause()
-        return one, two, in_greenlet()
+        return one, two, bridge.green() is not None
 
     assert run(green(fn, 1, two=2)) == (1, 2, True)
 
@@ -162,18 +162,39 @@ def test_await_on_the_loop_but_outside_of_a_portal_is_refused(run_once: Runner) 
 def test_portal_makes_synchronous_code_below_a_coroutine_green(run: Runner) -> None:
     def sync() -> bool:
         pause()
-        return in_greenlet()
+        return bridge.green() is not None
 
     async def deep() -> bool:
         await asyncio.sleep(0)
         return sync()
 
     async def main() -> None:
-        assert not in_greenlet()
+        assert bridge.green() is None
         assert await portal(deep())
-        assert not in_greenlet()
+        assert bridge.green() is None
 
     run(main())
+
+
+def test_code_that_is_unwound_after_its_loop_is_in_a_portal_and_not_green() -> None:
+    seen: list[Any] = []
+
+    def wait() -> None:
+        seen.append((bridge.current(), bridge.green()))
+        try:
+            await_(asyncio.Event().wait())
+        finally:
+            seen.append((bridge.current(), bridge.green()))
+
+    async def begin(coro: Any) -> None:
+        coro.send(None)
+
+    coro = bridge.run(wait)
+    asyncio.run(begin(coro))
+    coro.close()
+    here = seen[0][0]
+    assert here is not None
+    assert seen == [(here, here), (here, None)]
 
 
 def test_a_portal_in_a_portal_is_the_same_portal(run_once: Runner) -> None:
@@ -697,14 +718,14 @@ def test_child_tasks_of_green_code_are_green(run: Runner, way: Any) -> None:
     async def child() -> bool:
         await asyncio.sleep(0)
         pause()
-        return in_greenlet()
+        return bridge.green() is not None
 
     assert run(portal(way(child)))
 
 
 def test_tasks_of_other_code_are_left_alone(run_once: Runner) -> None:
     async def child() -> bool:
-        return in_greenlet()
+        return bridge.green() is not None
 
     async def main() -> None:
         await green(pause)
@@ -725,7 +746,7 @@ def test_a_custom_task_factory_still_makes_the_tasks(run: Runner) -> None:
 
     async def child() -> bool:
         pause()
-        return in_greenlet() and type(asyncio.current_task()) is Task
+        return bridge.green() is not None and type(asyncio.current_task()) is Task
 
     async def main() -> None:
         asyncio.get_running_loop().set_task_factory(factory)
@@ -744,7 +765,7 @@ def test_a_task_factory_that_is_set_later_is_kept_too(run_once: Runner) -> None:
         return asyncio.Task(coro, loop=loop, **kwargs)
 
     async def child() -> bool:
-        return in_greenlet()
+        return bridge.green() is not None
 
     async def main() -> None:
         await green(pause)
@@ -761,14 +782,18 @@ def test_eager_tasks_of_green_code_are_green(run: Runner, way: Any) -> None:
     """Their first step runs inside the parent's portal, the next ones in the loop's turn."""
 
     async def at_once() -> bool:
-        return in_greenlet()
+        return bridge.green() is not None
 
     async def child() -> bool:
-        first = in_greenlet(), variable.get()
+        first = bridge.green() is not None, variable.get()
         variable.set("child's")
         pause()
         await asyncio.sleep(0)
-        return first == (True, "parent's") and in_greenlet() and variable.get() == "child's"
+        return (
+            first == (True, "parent's")
+            and bridge.green() is not None
+            and variable.get() == "child's"
+        )
 
     async def main() -> None:
         asyncio.get_running_loop().set_task_factory(eager_factory)
@@ -785,7 +810,7 @@ def test_eager_tasks_of_green_code_are_green(run: Runner, way: Any) -> None:
 def test_an_eager_task_may_outlive_the_portal_that_started_it(run_once: Runner) -> None:
     async def child(ready: asyncio.Event) -> bool:
         await_(ready.wait())
-        return in_greenlet()
+        return bridge.green() is not None
 
     async def main() -> None:
         asyncio.get_running_loop().set_task_factory(eager_factory)
@@ -1140,7 +1165,7 @@ def test_structured_concurrency_with_eager_tasks(run: Runner, first: bool) -> No
 
 def test_a_factory_that_is_taken_away_comes_back_with_the_next_green_code(run: Runner) -> None:
     async def child() -> bool:
-        return in_greenlet()
+        return bridge.green() is not None
 
     async def main() -> None:
         await green(pause)

@@ -81,7 +81,7 @@ class Guard:
         def checked(connection: Any, *args: Any, **kwargs: Any) -> Any:
             # A child that a test has forked has no loop, and blocks as sync code does.
             if self.green and _in_main_thread() and os.getpid() == self._pid:
-                if not bridge.in_greenlet():
+                if bridge.current() is None:
                     self._fault("the event loop was blocked by a wait for the database")
                 elif getattr(connection, "suite_of_alias", False):
                     self._fault("a statement went over a connection beside the pool")

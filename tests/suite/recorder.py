@@ -91,7 +91,7 @@ def settle() -> None:
     the connection that is opened while it lasts, would answer one of them.
     """
     deadline = monotonic() + SETTLE
-    while bridge.in_greenlet() and monotonic() < deadline:
+    while bridge.current() is not None and monotonic() < deadline:
         if all(pool.size == pool.leased + pool.idle for pool in pgbackend.statistics()):
             return
         bridge.await_(asyncio.sleep(0.001))
