@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from importlib import import_module
-from typing import Any, Self
+from typing import Any
 from unittest import mock
 
 import django
@@ -25,6 +24,7 @@ from pgbackend.fast.fingerprints import find
 from pgbackend.fast.registry import SHORTCUTS
 from tests.conftest import Runner
 from tests.library.models import Author, Book, Tag
+from tests.support.counting import Counting
 
 STOCK = "django.db.backends.postgresql"
 
@@ -281,48 +281,14 @@ def work(alias: str) -> None:
     Author.objects.using(alias).all().delete()
 
 
+#: The functions that `work()` may call on Django's engine. Those of requests are not among them.
+#: Nor are those of psycopg_pool: Django's engine never calls any of `AsyncConnectionPool`, and its
+#: own `ConnectionPool` is what the synchronous side has here, too.
 BYPASSED = sorted(
     name
     for name in {name for each in SHORTCUTS.values() for name in each.bypasses}
-    if name.startswith("django.db.") and find(name) is not None
+    if name.startswith(("django.db.", "psycopg.")) and find(name) is not None
 )
-
-
-class Counting:
-    """Counts the calls of a function that it is put in the place of, as packages patch them."""
-
-    def __init__(self, name: str) -> None:
-        module, _, qualified = name.partition(":")
-        *owners, self.last = qualified.split(".")
-        self.owner: Any = import_module(module)
-        for each in owners:
-            self.owner = getattr(self.owner, each)
-        self.original = vars(self.owner)[self.last]
-        self.calls = 0
-
-    def __enter__(self) -> Self:
-        function = self.original
-        for inside in ("__func__", "fget", "func"):
-            function = getattr(function, inside, function)
-
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            self.calls += 1
-            return function(*args, **kwargs)
-
-        kind = type(self.original)
-        replaced: Any = counted if kind is type(counted) else kind(counted)
-        if hasattr(replaced, "__set_name__"):
-            replaced.__set_name__(self.owner, self.last)
-        setattr(self.owner, self.last, replaced)
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        setattr(self.owner, self.last, self.original)
-
-    def count(self, function: Callable[[], Any]) -> int:
-        before = self.calls
-        function()
-        return self.calls - before
 
 
 @pytest.fixture
