@@ -1162,8 +1162,13 @@ class _BeginningCursor:
         return bool(result.error_field(DiagnosticField.SQLSTATE) != b"57014")  # query_canceled
 
 
-def _abilities(cursor_class: type[Any]) -> type[Any]:
-    return _BeginningCursor if issubclass(cursor_class, psycopg.ClientCursor) else _PreparingCursor
+def _abilities(cursor_class: type[Any]) -> tuple[type[Any], ...]:
+    """Return what `cursor_class` needs of the two above."""
+    if not issubclass(cursor_class, psycopg.ClientCursor):
+        return (_PreparingCursor,)
+    # Somebody's own way to send is not passed over. A patch of psycopg's is looked for later.
+    sends_by_itself = cursor_class._execute_send is not psycopg.ClientCursor._execute_send  # noqa: SLF001
+    return () if sends_by_itself else (_BeginningCursor,)
 
 
 @functools.lru_cache(maxsize=64)
@@ -1171,7 +1176,7 @@ def own_class(cursor_class: Any, prepares: bool) -> Any:
     """Return `cursor_class`, able to do what it needs of the two above."""
     if not prepares and not issubclass(cursor_class, psycopg.ClientCursor):
         return cursor_class
-    bases = (_abilities(cursor_class), cursor_class)
+    bases = (*_abilities(cursor_class), cursor_class)
     return type(cursor_class.__name__, bases, {"__module__": __name__})
 
 
@@ -1292,7 +1297,7 @@ def statement_class(cursor_class: type[Any]) -> type[Any]:
     """Return `cursor_class`, with `run()`."""
     on_client = issubclass(cursor_class, psycopg.ClientCursor)
     runs = _ClientStatementCursor if on_client else _StatementCursor
-    bases = (runs, _abilities(cursor_class), cursor_class)
+    bases: Any = (runs, *_abilities(cursor_class), cursor_class)
     return type(cursor_class.__name__, bases, {"__module__": __name__})
 
 
@@ -1554,7 +1559,7 @@ def leased_class(cursor_class: type[Any]) -> type[Any]:
     """Return `cursor_class`, as a holder of its lease."""
     on_server = issubclass(cursor_class, psycopg.ServerCursor)
     holder = _LeasedServerCursor if on_server else _LeasedCursor
-    bases = (holder, _abilities(cursor_class), cursor_class)
+    bases: Any = (holder, *_abilities(cursor_class), cursor_class)
     names = {"__module__": __name__, "is_on_server": on_server}
     return type(cursor_class.__name__, bases, names)
 

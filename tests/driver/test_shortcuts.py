@@ -202,6 +202,37 @@ def test_begin_is_a_message_of_its_own_for_a_statement_that_is_run_in_fewer_step
 # --- What is somebody's own -----------------------------------------------------------------------
 
 
+class Sending(psycopg.ClientCursor[Any]):
+    """One that looks at each statement as it is sent."""
+
+    sent: list[bytes]
+
+    def _execute_send(self, query: Any, **kwargs: Any) -> None:
+        self.sent.append(query.query)
+        super()._execute_send(query, **kwargs)
+
+
+@pytest.mark.parametrize("kind", ["own", "leased"])
+def test_a_class_that_sends_by_itself_sends_what_begins_a_transaction(
+    run: Runner, pools: Pools, kind: str
+) -> None:
+    sent: list[bytes] = []
+    factory = type("Sending", (Sending,), {"sent": sent})
+
+    def work() -> None:
+        if kind == "own":
+            with connect(pools.conninfo, cursor_factory=factory) as connection:
+                connection.execute("SELECT %s", [1])
+        else:
+            with pinned(pools(connect={"cursor_factory": factory})) as held:
+                held.connection.autocommit = False
+                held.connection.execute("SELECT %s", [1])
+                held.connection.rollback()
+
+    run.green(work)
+    assert sent == [b"SELECT 1"]
+
+
 def test_a_patch_before_the_driver_is_loaded_is_no_function_of_psycopgs() -> None:
     assert not is_psycopgs(Proxy(psycopg.Cursor.execute, lambda: None))
     with Counting("psycopg.cursor:Cursor.execute"):
