@@ -20,6 +20,8 @@ from pgbackend import conf
 from pgbackend.driver.shortcuts import Switches, switches
 from pgbackend.fast import fingerprints, registry
 from pgbackend.fast.registry import DISTRIBUTIONS, SHORTCUTS
+from pgbackend.patches import djangos
+from tests.support.counting import Proxy
 from tests.support.processes import Program, run_all
 
 why_off = registry.why_off.__wrapped__
@@ -113,17 +115,26 @@ def test_another_text_of_a_function_switches_its_shortcuts_off_and_no_others(
     assert all(name in record.getMessage() for record in caplog.records)
 
 
-def test_a_function_that_is_patched_switches_its_shortcuts_off_without_a_warning(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """As Sentry does; it is no news of a new release."""
-    name = "django.db.models.sql.compiler:SQLCompiler.as_sql"
-    found = fingerprints.find(name)
-
+def in_a_function(found: Any) -> Any:
     def patch(*args: Any, **kwargs: Any) -> Any:
         return found(*args, **kwargs)
 
     patch.__wrapped__ = found  # type: ignore[attr-defined]
+    return patch
+
+
+def in_a_proxy(found: Any) -> Any:
+    return Proxy(found, lambda: None)
+
+
+@pytest.mark.parametrize("wrapped", [in_a_function, in_a_proxy])
+def test_a_function_that_is_patched_switches_its_shortcuts_off_without_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, wrapped: Any
+) -> None:
+    """As Sentry and OpenTelemetry do; it is no news of a new release."""
+    name = "django.db.models.sql.compiler:SQLCompiler.as_sql"
+    patch = wrapped(fingerprints.find(name))
+    assert djangos(patch) is None
     module = __import__("django.db.models.sql.compiler", fromlist=["SQLCompiler"])
     monkeypatch.setattr(module.SQLCompiler, "as_sql", patch)
     with caplog.at_level(logging.WARNING, "pgbackend.shortcuts"):
