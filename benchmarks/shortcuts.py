@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import django
+import psycopg
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -51,7 +52,12 @@ def row(title: str, stands_for: str, costs: list[float], base: list[float]) -> s
 def main() -> None:
     base = cost()
     heads = [f"`{operation}`, {stack}" for stack, operation in OPERATIONS]
-    versions = f"Python {sys.version.split()[0]}, Django {django.__version__}"
+    numbers = {
+        "Python": sys.version.split()[0],
+        "Django": django.__version__,
+        "psycopg": psycopg.__version__,
+    }
+    versions = ", ".join(f"{name} {number}" for name, number in numbers.items())
     lines = [
         f"How many more instructions an operation takes without the shortcut ({versions}):",
         "",

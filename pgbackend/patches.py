@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 
@@ -24,6 +24,10 @@ def djangos(*functions: Any) -> tuple[Any, ...] | None:
 
     What wraps a function has globals of its own, whatever it says of itself.
     """
-    # A mock, for one, has none.
-    names = [getattr(function, "__globals__", {}).get("__name__", "") for function in functions]
-    return functions if all(name.startswith("django.") for name in names) else None
+    return functions if all(map(_is_djangos, functions)) else None
+
+
+def _is_djangos(function: Any) -> bool:
+    # A mock has no globals. A proxy, as tracing tools make them, has those of what it stands for.
+    is_function = type(function) is FunctionType
+    return is_function and function.__globals__["__name__"].startswith("django.")

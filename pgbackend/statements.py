@@ -34,6 +34,7 @@ from .driver.bridge import Portal
 from .driver.connection import LEASE_ENDED, Result
 from .driver.errors import LeaseEnded
 from .driver.pool import Lease, Pool
+from .driver.shortcuts import is_psycopgs
 from .driver.vouching import is_vouched
 from .fast.registry import is_on
 from .patches import djangos, lookup
@@ -56,17 +57,24 @@ _get_running_loop = asyncio._get_running_loop
 _running = bridge.running
 _TIMESTAMPTZ: int = types["timestamptz"].oid
 
-#: These as a class of wrappers has them; and what they call of Django's.
+
+def _is_own(*functions: Any) -> bool:
+    """Whether `functions`, the last two psycopg's, are what has been released."""
+    return djangos(*functions[:-2]) is not None and all(map(is_psycopgs, functions[-2:]))
+
+
+#: These as a class of wrappers has them; and what they call of Django's, and that of psycopg's.
 called_on: Callable[[type[Any]], tuple[Any, ...]] = attrgetter(*_CALLED)
 _called = lookup(
     "its.cursor its._cursor its._prepare_cursor its.create_cursor its.make_cursor "
     "its.validate_thread_sharing its.close_if_health_check_failed "
     "utils.CursorWrapper.execute utils.CursorWrapper._execute_with_wrappers "
-    "utils.CursorWrapper._execute utils.CursorWrapper.__getattr__",
+    "utils.CursorWrapper._execute utils.CursorWrapper.__getattr__ cursor.fetchone cursor.fetchmany",
     its=PostgresDatabaseWrapper,
     utils=utils,
+    cursor=psycopg.Cursor,
 )
-_DJANGOS = djangos(*_called()) if is_on("statements") else None
+_DJANGOS = _called() if is_on("statements") and _is_own(*_called()) else None
 
 
 def can_execute(wrapper: Any) -> bool:

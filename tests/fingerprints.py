@@ -1,6 +1,7 @@
 """Reads the releases that shortcuts are written against: ``python -m tests.fingerprints``.
 
-Downloads each release of Django's supported series (or takes it from the folder ``--wheels``), and
+Downloads each release of Django, psycopg and psycopg_pool that is supported (or takes it from the
+folder ``--wheels``), and
 prints the functions that shortcuts bypass whose text differs from all that are known, with the
 difference from the release before. After a look at these, ``--write`` lets the shortcuts be on with
 them: it writes `pgbackend/fast/fingerprints.json`.
@@ -19,10 +20,12 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
+from pgbackend.driver import versions
 from pgbackend.fast import fingerprints
-from pgbackend.fast.registry import DISTRIBUTIONS, SHORTCUTS, known, series_of
+from pgbackend.fast.registry import DISTRIBUTIONS, SHORTCUTS, known
 
-SERIES = {"Django": ["5.2", "6.0", "6.1"]}
+#: By distribution: the first version that is supported, and the first that is not.
+SUPPORTED = {"Django": ((5, 2), (6, 2)), **versions.SUPPORTED}
 FILE = Path(__file__).parents[1] / "pgbackend" / "fast" / "fingerprints.json"
 #: So that also releases which ask for a newer Python than this one are found.
 _ANY_PYTHON = ["--python-version", "3.14", "--only-binary", ":all:"]
@@ -79,17 +82,22 @@ def _read_all(package: str, distribution: str, folder: Path) -> Iterator[Release
 
 
 def _versions(distribution: str) -> list[str]:
-    """Return all releases of the supported series, the oldest first."""
+    """Return all releases that are supported, the oldest first."""
     command = ["index", "versions", *_ANY_PYTHON, distribution]
     answer = _pip(command)
     line = next(each for each in answer.splitlines() if each.startswith("Available versions:"))
-    versions = line.partition(":")[2].replace(",", " ").split()
-    chosen = [each for each in versions if series_of(each) in SERIES[distribution]]
-    return sorted(chosen, key=lambda each: [*map(int, each.split("."))])
+    released = line.partition(":")[2].replace(",", " ").split()
+    least, too_new = SUPPORTED[distribution]
+    return sorted((each for each in released if least <= _numbers(each) < too_new), key=_numbers)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
 
 
 def _wheel(distribution: str, version: str, folder: Path) -> Path:
-    pattern = f"*jango-{version}-*.whl" if distribution == "Django" else f"*-{version}-*.whl"
+    name = distribution.replace("-", "_")
+    pattern = f"[{name[0]}{name[0].lower()}]{name[1:]}-{version}-*.whl"
     if not [*folder.glob(pattern)]:
         _pip(
             ["download", *_ANY_PYTHON, "--no-deps", "-d", str(folder), f"{distribution}=={version}"]
@@ -125,8 +133,8 @@ def _table(found: dict[str, list[Release]]) -> dict[str, object]:
             for name, text in release.texts.items():
                 by_text = functions.setdefault(name, {})
                 by_text.setdefault(fingerprints.of_text(text), []).append(release.version)
-    versions = {name: [each.version for each in releases] for name, releases in found.items()}
-    return {"versions": versions, "functions": functions}
+    read = {name: [each.version for each in releases] for name, releases in found.items()}
+    return {"versions": read, "functions": functions}
 
 
 if __name__ == "__main__":

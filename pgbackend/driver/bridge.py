@@ -55,6 +55,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 
 from .errors import NotGreen, PortalClosed
 from .forks import after_fork
+from .shortcuts import switches
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -353,7 +354,7 @@ def _keep_portal(portal: Portal) -> None:
     portal.on_wait = portal.loop = portal.context = None
     idle = _mine.idle
     as_new = not (portal.closing or portal.holding or portal.postponing)
-    if as_new and len(idle) < _Mine.MOST:
+    if as_new and switches.portals and len(idle) < _Mine.MOST:
         idle.append(portal)
     else:
         _end(portal)

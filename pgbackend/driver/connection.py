@@ -37,6 +37,7 @@ from typing import Any, NoReturn, Self, TypeAlias, TypeVar
 import psycopg
 from psycopg import errors as e
 from psycopg import generators, waiting
+from psycopg._preparing import PrepareManager
 from psycopg._queries import PostgresClientQuery
 from psycopg.abc import PQGen
 from psycopg.adapt import Transformer
@@ -54,6 +55,7 @@ from psycopg.waiting import Ready, Wait
 from . import bridge
 from .bridge import Portal, current
 from .errors import LeaseEnded, NothingCommitted, OutcomeUnknown
+from .shortcuts import looking
 from .vouching import is_vouched
 
 RV = TypeVar("RV")
@@ -70,6 +72,7 @@ MAX_BUSY_TIME = 0.005
 
 _WAIT_INTERVAL = 0.1
 _get_running_loop = asyncio._get_running_loop
+_running = bridge.running
 _CANCEL_INTERVAL = 0.2
 _ACTIVE = TransactionStatus.ACTIVE
 _IDLE = TransactionStatus.IDLE
@@ -93,6 +96,34 @@ LEASE_ENDED = (
     "this connection went back to the pool and may serve another task by now: take a new cursor, "
     "or keep one connection for a block with 'with pgbackend.pinned():'"
 )
+
+#: What psycopg calls on the class of a cursor for a statement, from `cursor()` to `close()`.
+_OF_A_STATEMENT = (
+    *("__init__", "execute", "fetchall", "close", "_execute_gen", "_start_query", "_reset"),
+    *("_convert_query", "_maybe_prepare_gen", "_get_prepared", "_execute_send", "_set_results"),
+    *("_select_current_result", "_make_row_maker", "_fetch_pipeline", "_check_result_for_fetch"),
+    *("_close", "rowcount"),
+)
+#: What it calls beside these.
+_FOR_A_STATEMENT = (
+    "connection.cursor connection._start_query prepared.maybe_add_to_cache query.__init__ "
+    "query.convert query.dump query._ensure_bytes query.validate_and_reorder_params "
+    "query.is_params_sequence"
+)
+_seen_for_begin, _BEGIN = looking(
+    "begin",
+    "connection._start_query connection._exec_command cursor._execute_send",
+    connection=psycopg.Connection,
+    cursor=psycopg.ClientCursor,
+)
+_seen_for_cursors, _CURSORS = looking("cursors", "connection.cursor", connection=psycopg.Connection)
+_seen_for_blocks, _BLOCKS = looking(
+    "blocks",
+    "its._set_autocommit its.set_autocommit its._set_autocommit_gen its._check_intrans_gen",
+    its=psycopg.Connection,
+)
+#: Held while a connection has another `cursor_factory` than its own.
+_making_cursor = threading.RLock()
 
 #: The connections that no async pool keeps: threads', synchronous pools', copies'.
 _own: set[weakref.ref[Connection]] = set()
@@ -306,10 +337,23 @@ class Connection(psycopg.Connection[Any]):
             self._check_connection_ok()  # raises
         factory: Any = self.cursor_factory
         factory = own_class(factory, self._prepared.prepare_threshold is not None)
+        if _seen_for_cursors() != _CURSORS:
+            return self._cursor_by_psycopg(
+                factory, binary=binary, row_factory=row_factory, **kwargs
+            )
         cursor = factory(self, row_factory=row_factory or self.row_factory)
         if binary:
             cursor.format = Format.BINARY
         return cursor
+
+    def _cursor_by_psycopg(self, factory: Any, **kwargs: Any) -> Any:
+        """Let psycopg make a cursor of the class `factory`."""
+        with _making_cursor:  # of two threads, each would take the other's for the connection's own
+            own, self.cursor_factory = self.cursor_factory, factory
+            try:
+                return super().cursor(**kwargs)
+            finally:
+                self.cursor_factory = own
 
     # --- Leases ---
 
@@ -438,16 +482,18 @@ class Connection(psycopg.Connection[Any]):
 
         Raises `LeaseEnded` on a twin whose lease is over, before a byte is sent.
         """
-        if self._lease_ended:
-            self._check_lease()
-        portal = bridge.running()
+        portal = _running()
         if type(portal) is not Portal:
-            if self.physical is None:
+            physical = self.physical
+            if physical is None:
                 return super().wait(gen, interval, timeout)
-            self.physical.watch.leave()
+            self._check_lease()
+            physical.watch.leave()
             with self._elsewhere():
                 self._check_lease()  # again, now that its end would see this wait
                 return super().wait(gen, interval, timeout)
+        if self._lease_ended:
+            self._check_lease()
         bridge.check_may_wait(portal)  # before a byte is sent
         try:
             if Connection._kept_busy:
@@ -673,7 +719,12 @@ class Connection(psycopg.Connection[Any]):
 
     def back_to_autocommit(self) -> None:
         """Do what ``autocommit = True`` does, in one step if nothing has to be waited for."""
-        if self.lock.locked() or self.pgconn.transaction_status != _IDLE or self._lease_ended:
+        if (
+            self.lock.locked()
+            or self.pgconn.transaction_status != _IDLE
+            or self._lease_ended
+            or _seen_for_blocks() != _BLOCKS
+        ):
             self.autocommit = True  # waits for its turn, or refuses
         else:
             self._autocommit = True
@@ -862,12 +913,21 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         twin.cursor_factory = leased_class(factory)
         twin.server_cursor_factory = leased_class(psycopg.ServerCursor)
         self._cursor_class = statement_class(factory)
-        #: Whether nobody's own class would miss being asked for a cursor.
-        self._has_plain_cursors = (
+        self._seen_for_run, plain = looking(
+            "run",
+            f"{_FOR_A_STATEMENT} {' '.join(f'factory.{name}' for name in _OF_A_STATEMENT)}",
+            connection=psycopg.Connection,
+            prepared=PrepareManager,
+            query=PostgresClientQuery,
+            factory=factory,
+        )
+        # Somebody's own class would miss being asked for a cursor.
+        is_plain = (
             twin_class.cursor is Connection.cursor
             and twin.row_factory is tuple_row
             and factory.__module__.partition(".")[0] in ("psycopg", "django")
         )
+        self._run = plain if is_plain else None
         self.twin = twin
         self._hears_itself = self.listener = weakref.ref(twin)
         me = weakref.ref(self)  # as psycopg has it: what hears does not keep what is heard
@@ -900,8 +960,8 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         return cursor
 
     def makes_cursors_of(self, connection: Connection | None) -> bool:
-        """Whether a cursor of a twin would be like that of `run_statement()`."""
-        return self._has_plain_cursors and (
+        """Whether a cursor of a twin would be like that of `run_statement()`, and do no more."""
+        return self._seen_for_run() == self._run and (
             connection is None
             or (
                 connection.cursor_factory is self.twin.cursor_factory
@@ -1102,7 +1162,12 @@ class _BeginningCursor:
 
     def _execute_gen(self, query: Any, params: Any = None, **kwargs: Any) -> PQGen[None]:
         conn = self._conn
-        if conn._autocommit or conn.pgconn.transaction_status != _IDLE or conn._pipeline:  # noqa: SLF001
+        if (
+            conn._autocommit  # noqa: SLF001
+            or conn.pgconn.transaction_status != _IDLE
+            or conn._pipeline  # noqa: SLF001
+            or _seen_for_begin() != _BEGIN
+        ):
             return super()._execute_gen(query, params, **kwargs)  # type: ignore[misc,no-any-return]
         return self._begin_gen(query, params, **kwargs)
 
@@ -1155,8 +1220,13 @@ class _BeginningCursor:
         return bool(result.error_field(DiagnosticField.SQLSTATE) != b"57014")  # query_canceled
 
 
-def _abilities(cursor_class: type[Any]) -> type[Any]:
-    return _BeginningCursor if issubclass(cursor_class, psycopg.ClientCursor) else _PreparingCursor
+def _abilities(cursor_class: type[Any]) -> tuple[type[Any], ...]:
+    """Return what `cursor_class` needs of the two above."""
+    if not issubclass(cursor_class, psycopg.ClientCursor):
+        return (_PreparingCursor,)
+    # Somebody's own way to send is not passed over. A patch of psycopg's is looked for later.
+    sends_by_itself = cursor_class._execute_send is not psycopg.ClientCursor._execute_send  # noqa: SLF001
+    return () if sends_by_itself else (_BeginningCursor,)
 
 
 @functools.lru_cache(maxsize=64)
@@ -1164,7 +1234,7 @@ def own_class(cursor_class: Any, prepares: bool) -> Any:
     """Return `cursor_class`, able to do what it needs of the two above."""
     if not prepares and not issubclass(cursor_class, psycopg.ClientCursor):
         return cursor_class
-    bases = (_abilities(cursor_class), cursor_class)
+    bases = (*_abilities(cursor_class), cursor_class)
     return type(cursor_class.__name__, bases, {"__module__": __name__})
 
 
@@ -1210,7 +1280,7 @@ class _ClientStatementCursor(_StatementCursor):
 
     def run(self, query: Any, params: Any) -> Result:
         conn = self._conn
-        if conn._pipeline or psycopg.Cursor.execute is not _EXECUTE:  # noqa: SLF001
+        if conn._pipeline:  # noqa: SLF001
             return super().run(query, params)
         self._merge(query, params)
         try:
@@ -1255,6 +1325,11 @@ class _ClientStatementCursor(_StatementCursor):
         if conn._autocommit or conn.pgconn.transaction_status != _IDLE:  # noqa: SLF001
             result = yield from self._run_gen()
             return result
+        if _seen_for_begin() != _BEGIN:
+            conn.has_looked = True
+            yield from conn._start_query()  # noqa: SLF001
+            result = yield from self._run_gen()
+            return result
         try:
             result = yield from self._run_gen(conn._get_tx_start_command() + b"; ")  # noqa: SLF001
         except _NotBegunError:
@@ -1275,18 +1350,12 @@ class _ClientStatementCursor(_StatementCursor):
         return count, rows
 
 
-#: None, which no other method is, if somebody has patched it before.
-_EXECUTE: Any = psycopg.Cursor.execute
-if not getattr(_EXECUTE, "__globals__", {}).get("__name__", "").startswith("psycopg."):
-    _EXECUTE = None
-
-
 @functools.lru_cache(maxsize=64)
 def statement_class(cursor_class: type[Any]) -> type[Any]:
     """Return `cursor_class`, with `run()`."""
     on_client = issubclass(cursor_class, psycopg.ClientCursor)
     runs = _ClientStatementCursor if on_client else _StatementCursor
-    bases = (runs, _abilities(cursor_class), cursor_class)
+    bases: Any = (runs, *_abilities(cursor_class), cursor_class)
     return type(cursor_class.__name__, bases, {"__module__": __name__})
 
 
@@ -1587,7 +1656,7 @@ def leased_class(cursor_class: type[Any]) -> type[Any]:
     """Return `cursor_class`, as a holder of its lease."""
     on_server = issubclass(cursor_class, psycopg.ServerCursor)
     holder = _LeasedServerCursor if on_server else _LeasedCursor
-    bases = (holder, _abilities(cursor_class), cursor_class)
+    bases: Any = (holder, *_abilities(cursor_class), cursor_class)
     names = {"__module__": __name__, "is_on_server": on_server}
     return type(cursor_class.__name__, bases, names)
 

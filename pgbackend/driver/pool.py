@@ -53,6 +53,7 @@ from .connection import (
     result_of,
 )
 from .forks import after_fork
+from .shortcuts import switches
 from .vouching import vouching
 
 logger = logging.getLogger("pgbackend.driver")
@@ -576,7 +577,13 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         is silent for long, so each that is kept is used now and then.
         """
         free = self._pool
-        if not free or self._check or self.layer.closed or self._lock.locked():
+        if (
+            not free
+            or not switches.lease
+            or self._check
+            or self.layer.closed
+            or self._lock.locked()
+        ):
             return None
         self._stats[self._REQUESTS_NUM] += 1
         rested = now - free[0].free_since > self.max_idle
@@ -593,7 +600,7 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
 
         Returns None, at once, when there is more to it: a pool to open or to grow, a user's check.
         """
-        if not self._opened or self._closed or self._nconns < self._max_size:
+        if not switches.queue or not self._opened or self._closed or self._nconns < self._max_size:
             return None
         if self._check or self.max_waiting or self._pool or timeout <= 0 or self._lock.locked():
             return None
@@ -628,7 +635,7 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
 
     def put_free(self, connection: AsyncConnection) -> bool:
         """Do what `putconn()` does with an idle connection, if there is no more to it than that."""
-        if self._reset or self._closed or self._lock.locked():
+        if not switches.lease or self._reset or self._closed or self._lock.locked():
             return False
         now = monotonic()
         if connection._expire_at <= now:  # noqa: SLF001

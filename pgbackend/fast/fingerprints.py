@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
 _LENGTH = 12
@@ -66,9 +66,9 @@ def find(name: str) -> Any:
 def _is_of_package(function: Any, package: str) -> bool:
     """Return whether `package` has made `function`, and it or pgbackend what is around it."""
     while function is not None:
-        module = getattr(function, "__globals__", {}).get("__name__", "")
-        made_by = module.partition(".")[0]
-        if not hasattr(function, "__code__") or made_by not in {package, "pgbackend"}:
+        if type(function) is not FunctionType:  # a proxy says that it is what it stands for
+            return False
+        if function.__globals__["__name__"].partition(".")[0] not in {package, "pgbackend"}:
             return False
         function = getattr(function, "__wrapped__", None)
     return True

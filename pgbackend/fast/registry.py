@@ -1,5 +1,7 @@
 """The registry of shortcuts: what each stands for, which functions it bypasses, whether it is on.
 
+Some of them are the driver's, which knows nothing of this module: `switch_driver()` tells it.
+
 A shortcut is on if nobody has switched it off (`PGBACKEND_SHORTCUTS`), and if the text of each
 function that it bypasses is one that it was written against, by `fingerprints.json`. Else the plain
 way is taken, with one line in the log that names the function. All is decided once, when the
@@ -12,12 +14,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib import metadata, resources
 from typing import Any
 
 from pgbackend import conf
+from pgbackend.driver.shortcuts import Switches, switches
 
 from .fingerprints import Installed, find, of_text
 
@@ -28,6 +31,10 @@ _FIELDS = "django.db.models.fields"
 _LOOKUPS = "django.db.models.lookups"
 _BASE = "django.db.backends.base.base:BaseDatabaseWrapper"
 _POSTGRES = "django.db.backends.postgresql"
+_CONNECTION = "psycopg._connection_base:BaseConnection"
+_CURSOR = "psycopg._cursor_base:BaseCursor"
+_POOL = "psycopg_pool.pool_async:AsyncConnectionPool"
+_WAITING = "psycopg_pool.pool_async:WaitingClient"
 
 
 def _named(owner: str, names: str) -> tuple[str, ...]:
@@ -36,7 +43,7 @@ def _named(owner: str, names: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Shortcut:
-    """A piece of work that is done in fewer steps than Django does it."""
+    """A piece of work that is done in fewer steps than Django, or psycopg, does it."""
 
     name: str
     stands_for: str
@@ -167,6 +174,7 @@ SHORTCUTS = {
                     "__init__ __getattr__ __enter__ __exit__ execute _execute_with_wrappers "
                     "_execute",
                 ),
+                *_named("psycopg.cursor:Cursor", "fetchone fetchmany"),
             ),
         ),
         Shortcut(
@@ -179,6 +187,7 @@ SHORTCUTS = {
                     "ensure_connection make_cursor validate_thread_sharing",
                 ),
                 *_named(f"{_POSTGRES}.base:DatabaseWrapper", "create_cursor"),
+                *_named("psycopg.connection:Connection", "cursor"),
             ),
         ),
         Shortcut(
@@ -192,6 +201,8 @@ SHORTCUTS = {
                     "validate_thread_sharing run_and_clear_commit_hooks",
                 ),
                 *_named(f"{_POSTGRES}.base:DatabaseWrapper", "_set_autocommit"),
+                *_named("psycopg.connection:Connection", "_set_autocommit set_autocommit"),
+                *_named(_CONNECTION, "_set_autocommit_gen _check_intrans_gen"),
             ),
         ),
         Shortcut(
@@ -216,6 +227,69 @@ SHORTCUTS = {
                 *_named("django.db.utils:ConnectionHandler", "create_connection"),
             ),
         ),
+        Shortcut(
+            "lease",
+            "A free connection is taken, the one used last, and given back without coroutines",
+            (
+                *_named(
+                    _POOL,
+                    "getconn _check_open_getconn _getconn_with_check_loop _getconn_unchecked "
+                    "_get_ready_connection _check_connection putconn _maybe_close_connection "
+                    "_putconn _return_connection _reset_connection _add_to_pool",
+                ),
+                *_named(_WAITING, "set"),
+                *_named("psycopg_pool.base:BasePool", "_check_open_getconn _check_pool_putconn"),
+            ),
+        ),
+        Shortcut(
+            "queue",
+            "Green code waits for a connection in its greenlet, without coroutines",
+            (
+                *_named(
+                    _POOL,
+                    "getconn _check_open_getconn _getconn_with_check_loop _getconn_unchecked "
+                    "_get_ready_connection _maybe_grow_pool _check_connection",
+                ),
+                *_named(_WAITING, "__init__ wait"),
+                *_named("psycopg_pool.base:BasePool", "_check_open_getconn"),
+            ),
+        ),
+        Shortcut(
+            "run",
+            "A statement is sent, and its rows are loaded, by one cursor that is kept",
+            (
+                *_named("psycopg.connection:Connection", "cursor"),
+                *_named("psycopg.cursor:Cursor", "__init__ execute fetchall close"),
+                *_named("psycopg.cursor:Cursor", "_make_row_maker _fetch_pipeline"),
+                *_named(
+                    _CURSOR,
+                    "__init__ _execute_gen _start_query _reset _convert_query _maybe_prepare_gen "
+                    "_set_results _select_current_result _check_result_for_fetch _close rowcount",
+                ),
+                *_named("psycopg.client_cursor:ClientCursorMixin", "_get_prepared _execute_send"),
+                *_named("psycopg._queries:PostgresClientQuery", "convert dump"),
+                *_named(
+                    "psycopg._queries:PostgresQuery",
+                    "__init__ _ensure_bytes validate_and_reorder_params is_params_sequence",
+                ),
+                *_named("psycopg._preparing:PrepareManager", "maybe_add_to_cache"),
+                *_named(_CONNECTION, "_start_query"),
+            ),
+            needs=("statements",),
+        ),
+        Shortcut(
+            "begin",
+            "BEGIN is sent in one message with the first statement of a transaction",
+            (
+                *_named(_CONNECTION, "_start_query _exec_command"),
+                *_named("psycopg.client_cursor:ClientCursorMixin", "_execute_send"),
+            ),
+        ),
+        Shortcut(
+            "portals",
+            "A greenlet in which a function has ended is kept for the next one",
+            (),
+        ),
     )
 }
 
@@ -223,6 +297,12 @@ SHORTCUTS = {
 def is_on(name: str) -> bool:
     """Return whether a shortcut may be taken."""
     return name not in why_off()
+
+
+def switch_driver() -> None:
+    """Let the driver take those of its shortcuts that are on."""
+    for each in fields(Switches):
+        setattr(switches, each.name, is_on(each.name))
 
 
 @cache
@@ -254,7 +334,7 @@ def why_off() -> Mapping[str, str]:
 
 
 #: The distribution of each package.
-DISTRIBUTIONS = {"django": "Django"}
+DISTRIBUTIONS = {"django": "Django", "psycopg": "psycopg", "psycopg_pool": "psycopg-pool"}
 
 
 class _Look:

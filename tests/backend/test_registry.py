@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -16,8 +17,11 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.test import override_settings
 
 from pgbackend import conf
+from pgbackend.driver.shortcuts import Switches, switches
 from pgbackend.fast import fingerprints, registry
 from pgbackend.fast.registry import DISTRIBUTIONS, SHORTCUTS
+from pgbackend.patches import djangos
+from tests.support.counting import Proxy
 from tests.support.processes import Program, run_all
 
 why_off = registry.why_off.__wrapped__
@@ -111,17 +115,26 @@ def test_another_text_of_a_function_switches_its_shortcuts_off_and_no_others(
     assert all(name in record.getMessage() for record in caplog.records)
 
 
-def test_a_function_that_is_patched_switches_its_shortcuts_off_without_a_warning(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """As Sentry does; it is no news of a new release."""
-    name = "django.db.models.sql.compiler:SQLCompiler.as_sql"
-    found = fingerprints.find(name)
-
+def in_a_function(found: Any) -> Any:
     def patch(*args: Any, **kwargs: Any) -> Any:
         return found(*args, **kwargs)
 
     patch.__wrapped__ = found  # type: ignore[attr-defined]
+    return patch
+
+
+def in_a_proxy(found: Any) -> Any:
+    return Proxy(found, lambda: None)
+
+
+@pytest.mark.parametrize("wrapped", [in_a_function, in_a_proxy])
+def test_a_function_that_is_patched_switches_its_shortcuts_off_without_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, wrapped: Any
+) -> None:
+    """As Sentry and OpenTelemetry do; it is no news of a new release."""
+    name = "django.db.models.sql.compiler:SQLCompiler.as_sql"
+    patch = wrapped(fingerprints.find(name))
+    assert djangos(patch) is None
     module = __import__("django.db.models.sql.compiler", fromlist=["SQLCompiler"])
     monkeypatch.setattr(module.SQLCompiler, "as_sql", patch)
     with caplog.at_level(logging.WARNING, "pgbackend.shortcuts"):
@@ -155,6 +168,8 @@ def test_a_version_that_nobody_has_read_is_compared_with_its_series_or_the_newes
         ("", set()),
         ("1", set()),
         ("-select", {"select", "known"}),
+        ("-statements", {"statements", "run"}),
+        ("-lease", {"lease"}),
         (" -rows, -blocks ", {"rows", "blocks"}),
     ],
 )
@@ -190,6 +205,32 @@ def test_the_setting_may_be_a_number(value: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("PGBACKEND_SHORTCUTS", raising=False)
     with override_settings(PGBACKEND_SHORTCUTS=value):
         assert why_off().keys() == SHORTCUTS.keys()
+
+
+@pytest.mark.parametrize("off", ["lease", "run", "portals", "blocks"])
+def test_the_driver_is_told_which_of_its_shortcuts_are_on(
+    monkeypatch: pytest.MonkeyPatch, off: str
+) -> None:
+    for each in fields(Switches):
+        monkeypatch.setattr(switches, each.name, getattr(switches, each.name))
+    monkeypatch.setattr(registry, "is_on", lambda name: name != off)
+    registry.switch_driver()
+    assert [each.name for each in fields(Switches) if not getattr(switches, each.name)] == [off]
+
+
+def test_the_driver_is_told_when_the_backend_is_loaded_and_has_all_on_alone() -> None:
+    show = "from pgbackend.driver.shortcuts import switches as s; print(s.lease, s.queue, s.run)"
+    alone = f"import pgbackend.driver.pool; {show}"
+    loaded = f"""from django.conf import settings
+settings.configure()
+import pgbackend.base
+{show}"""
+    environment = {"PGBACKEND_SHORTCUTS": "-queue,-statements"}
+    programs = [Program(["-c", each], environment=environment) for each in (alone, loaded)]
+    assert [each.check() for each in run_all(programs)] == [
+        "True True True\n",
+        "True False False\n",
+    ]
 
 
 # --- Without them ---------------------------------------------------------------------------------

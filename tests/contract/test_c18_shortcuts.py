@@ -25,9 +25,9 @@ from pgbackend.fast.fingerprints import find
 from pgbackend.fast.registry import SHORTCUTS
 from tests.conftest import Runner
 from tests.library.models import Author, Book, Tag
+from tests.support.counting import Counting
 from tests.support.exchange import serve_by
 from tests.support.patched_requests import CALLED, answer, calls
-from tests.support.patches import Counting
 from tests.support.processes import Program, run_all
 
 __all__ = ["serve_by"]
@@ -287,10 +287,13 @@ def work(alias: str) -> None:
     Author.objects.using(alias).all().delete()
 
 
+#: The functions that `work()` may call on Django's engine. Those of requests are not among them.
+#: Nor are those of psycopg_pool: Django's engine never calls any of `AsyncConnectionPool`, and its
+#: own `ConnectionPool` is what the synchronous side has here, too.
 BYPASSED = sorted(
     name
     for name in {name for each in SHORTCUTS.values() for name in each.bypasses}
-    if name.startswith("django.db.") and find(name) is not None
+    if name.startswith(("django.db.", "psycopg.")) and find(name) is not None
 )
 
 

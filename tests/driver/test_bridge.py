@@ -231,6 +231,7 @@ def here() -> Any:
     return bridge.current()
 
 
+@pytest.mark.shortcut("portals")
 def test_a_portal_serves_one_function_after_the_other(run: Runner) -> None:
     def fails() -> Any:
         pause()
@@ -281,6 +282,7 @@ def test_a_portal_that_waits_for_its_next_function_keeps_nothing_of_the_last(run
     assert len(refs) == 4 and not any(ref() for ref in refs)
 
 
+@pytest.mark.shortcut("portals")
 def test_each_function_has_the_context_of_its_own_task(run: Runner) -> None:
     async def main() -> None:
         async def named(name: str) -> tuple[Any, str, str]:
@@ -674,6 +676,7 @@ def test_a_process_ends_well_with_portals_that_wait(how: str) -> None:
     assert (done.returncode, done.stdout, lines) == (0, "unwinds\n", [])
 
 
+@pytest.mark.shortcut("portals")
 def test_threads_do_not_share_portals() -> None:
     def one() -> Any:
         return asyncio.run(green(here))

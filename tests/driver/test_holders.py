@@ -370,17 +370,20 @@ def test_a_thread_that_has_just_sent_is_waited_for(
 
     def end_lease(connection: Connection) -> None:
         if not statements:
-            thread = threading.Thread(target=lambda: statements.append(execute(lease, gate.sql)))
+            thread = threading.Thread(target=lambda: statements.append(rows_of(cursor, gate.sql)))
             statements.append(thread)
             thread.start()
             wait_for(gate.count, "the statement is in flight")
         original(connection)
 
+    def rows_of(cursor: Any, sql: str) -> Any:
+        return cursor.execute(sql).fetchall()
+
     original = Connection.end_lease
-    lease: Lease
+    cursor: Any
 
     async def main() -> None:
-        nonlocal lease
+        nonlocal cursor
         pool = pools()
         lease = await green(pool.lease)
         cursor = await green(open_cursor, lease)

@@ -92,6 +92,7 @@ def test_a_connection_is_used_again(run: Runner, pools: Pools) -> None:
     run.green(main)
 
 
+@pytest.mark.shortcut("lease")
 def test_the_connection_that_was_used_last_is_used_next(run: Runner, pools: Pools) -> None:
     def main() -> None:
         pool = pools()
@@ -106,6 +107,7 @@ def test_the_connection_that_was_used_last_is_used_next(run: Runner, pools: Pool
     run.green(main)
 
 
+@pytest.mark.shortcut("lease")
 def test_a_connection_that_is_kept_is_not_left_unused_for_long(run: Runner, pools: Pools) -> None:
     def main() -> None:
         pool = pools(max_idle=60.0)
@@ -433,7 +435,7 @@ def test_a_connection_given_to_who_stops_waiting_is_not_lost(
         stop = {
             "cancelled": waiting.cancel,
             "closed": waiting.get_coro().close,
-            "timed out": place.time_out,
+            "timed out": place._cond.time_out,
         }[how]
         for act in (lease.end, stop) if given_first else (stop, lease.end):
             act()
@@ -480,6 +482,8 @@ def test_a_task_that_was_cancelled_while_it_waited_is_freed_at_once(
         gc.enable()
 
 
+@pytest.mark.shortcut("lease")
+@pytest.mark.shortcut("queue")
 def test_who_waits_is_handed_the_connection_without_psycopgs_coroutines(
     run: Runner, pools: Pools, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -629,6 +633,7 @@ def test_who_waits_gives_up_at_a_time_of_its_own(
     run(main())
 
 
+@pytest.mark.shortcut("queue")
 def test_the_queue_has_no_timer_when_nobody_waits(run: Runner, pools: Pools) -> None:
     async def main() -> None:
         pool = pools(max_size=1, timeout=0.2)

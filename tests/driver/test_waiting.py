@@ -262,7 +262,7 @@ def test_nothing_is_sent_for_who_has_stopped_waiting(
         stop: dict[str, Callable[[], Any]] = {
             "cancelled": tasks[0].cancel,
             "closed": tasks[0].get_coro().close,  # type: ignore[union-attr]
-            "timed out": place.time_out,
+            "timed out": place._cond.time_out,
         }
         stop[how]()
         lease.end()

@@ -22,8 +22,8 @@ from django.urls import path
 from pgbackend import embedded
 from pgbackend.fast.fingerprints import find
 from pgbackend.fast.registry import SHORTCUTS
+from tests.support.counting import Counting
 from tests.support.exchange import Exchange
-from tests.support.patches import Counting
 
 _CALLED_BY = ("django.core.handlers.asgi:", "django.dispatch.dispatcher:")
 CALLED = sorted(

@@ -1,0 +1,68 @@
+"""What tools put in the place of a function of Django's or psycopg's, to see its calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, Self
+
+
+class Counting:
+    """Counts the calls of a function that it is put in the place of, as packages patch them."""
+
+    def __init__(self, name: str) -> None:
+        module, _, qualified = name.partition(":")
+        *owners, self.last = qualified.split(".")
+        self.owner: Any = import_module(module)
+        for each in owners:
+            self.owner = getattr(self.owner, each)
+        self.original = vars(self.owner)[self.last]
+        self.calls = 0
+
+    def __enter__(self) -> Self:
+        function = self.original
+        for inside in ("__func__", "fget", "func"):
+            function = getattr(function, inside, function)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            return function(*args, **kwargs)
+
+        kind = type(self.original)
+        replaced: Any = counted if kind is type(counted) else kind(counted)
+        if hasattr(replaced, "__set_name__"):
+            replaced.__set_name__(self.owner, self.last)
+        setattr(self.owner, self.last, replaced)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        setattr(self.owner, self.last, self.original)
+
+    def count(self, function: Callable[[], Any]) -> int:
+        before = self.calls
+        function()
+        return self.calls - before
+
+
+class Proxy:
+    """Stands for a function, and says that it is that, as the wrappers of tracing tools do."""
+
+    def __init__(self, function: Any, seen: Callable[[], None]) -> None:
+        self.__wrapped__ = function
+        self._seen = seen
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__wrapped__, name)
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self.__wrapped__ == other)
+
+    def __hash__(self) -> int:
+        return hash(self.__wrapped__)
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        return Proxy(self.__wrapped__.__get__(instance, owner), self._seen)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._seen()
+        return self.__wrapped__(*args, **kwargs)
