@@ -36,7 +36,7 @@ from . import conf, state, wrappers
 from .driver import bridge
 from .fast.registry import is_on
 from .patches import djangos, if_djangos
-from .threads import is_djangos as is_all_djangos
+from .threads import is_all_djangos
 
 
 async def handle(self: Any, scope: Any, receive: Any, send: Any) -> None:
@@ -331,11 +331,14 @@ def _receivers_of(signal: Any) -> list[Any]:
 
 def _stays(receiver: Any) -> bool:
     """Whether a receiver is a function of a module of Django's, which lives as the process does."""
-    if id(receiver) in _tidying:
-        return True
-    names = getattr(receiver, "__globals__", {})
-    is_of_django = names.get("__name__", "").startswith("django.")
-    return is_of_django and names.get(receiver.__name__) is receiver
+    if not _is_own(receiver):
+        return False
+    return id(receiver) in _tidying or receiver.__globals__.get(receiver.__name__) is receiver
+
+
+def _is_own(receiver: Any) -> bool:
+    """Whether a receiver is a function of Django's, or stands for one."""
+    return id(receiver) in _tidying or djangos(receiver) is not None
 
 
 def send(signal: Any, sender: Any, **named: Any) -> Any:
@@ -415,7 +418,7 @@ async def _tell(
     if not thread_in_use and not conf.has_foreign_alias():
         return await bridge.run(tell)
     receivers = signal._live_receivers(sender)[0]  # noqa: SLF001
-    own = [receiver for receiver in receivers if is_djangos(receiver)]
+    own = [receiver for receiver in receivers if _is_own(receiver)]
     if not thread_in_use and len(own) == len(receivers):  # no other that may block
         return await bridge.run(tell)
     told = await sync_to_async(tell)()
@@ -427,8 +430,3 @@ async def _tell(
 def _thread_in_use() -> bool:
     context = SyncToAsync.thread_sensitive_context.get(None)
     return context is not None and context in SyncToAsync.context_to_thread_executor
-
-
-def is_djangos(func: Callable[..., Any]) -> bool:
-    """Whether Django itself defines `func`."""
-    return (getattr(func, "__module__", None) or "").startswith("django.")

@@ -81,7 +81,7 @@ def _unusual(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
 
 def in_auth(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
     """Return whether a function of a backend, or a test of a user, runs in place."""
-    return not conf.has_foreign_alias() and is_djangos(func)
+    return not conf.has_foreign_alias() and is_all_djangos(func)
 
 
 def in_error(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
@@ -96,7 +96,7 @@ def in_error(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
     if status is None:
         return False
     view = get_resolver(get_urlconf()).resolve_error_handler(status)
-    return is_djangos(view, args[:1]) and not users_may_block()
+    return is_all_djangos(view, args[:1]) and not users_may_block()
 
 
 def in_cache(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
@@ -125,7 +125,7 @@ def _function(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
 
 def _view(view: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
     """Decide about a view; what it is given beside the request may be code as well."""
-    if not is_djangos(view, args) or (kwargs and not is_djangos(kwargs, args)):
+    if not is_all_djangos(view, args) or (kwargs and not is_all_djangos(kwargs, args)):
         return False
     module, name = getattr(view, "__module__", ""), getattr(view, "__name__", "")
     if module in _MODULES_THAT_HASH or (module, name) == ("django.contrib.admin.sites", "login"):
@@ -144,8 +144,8 @@ _MODULES_THAT_HASH = ("django.contrib.auth.admin", "django.contrib.auth.views")
 def _rendering(render: Callable[..., Any], response: Any) -> bool:
     """Decide about `render()` of a response, which also calls what waits for it."""
     return (
-        is_djangos(render)
-        and all(is_djangos(callback) for callback in response._post_render_callbacks)  # noqa: SLF001
+        is_all_djangos(render)
+        and all(is_all_djangos(callback) for callback in response._post_render_callbacks)  # noqa: SLF001
         and not users_may_block()
     )
 
@@ -319,12 +319,14 @@ def _learn(cls: type[Any]) -> _Middleware | None:
 # --- Note [Django's own code] ---------------------------------------------------------------------
 
 
-def is_djangos(thing: Any, args: Args = ()) -> bool:
-    """Return whether all code that `thing` may run is Django's own.
+def is_all_djangos(thing: Any, args: Args = ()) -> bool:
+    """Return whether all code that `thing` may run is Django's own, whatever it is, and holds.
+
+    `patches.djangos()` asks less: whether a function is what Django has written.
 
     `args` are those of the call, for middleware that a decorator holds: it must not block, either.
     """
-    return _Look(args).is_djangos(thing)
+    return _Look(args).is_all_djangos(thing)
 
 
 class _Look:
@@ -335,7 +337,7 @@ class _Look:
         #: What has been met, by identity: closures may hold themselves.
         self._met: dict[int, Any] = {}
 
-    def is_djangos(self, thing: Any) -> bool:
+    def is_all_djangos(self, thing: Any) -> bool:
         if id(thing) in self._met:
             return True
         self._met[id(thing)] = thing
@@ -352,10 +354,10 @@ class _Look:
         if known is None:
             is_middleware = "get_response" in getattr(thing, "__dict__", ())
             return not is_middleware and self._is_class_djangos(cls)
-        return known.runs_in_place(thing, self._args) and self.is_djangos(thing.get_response)
+        return known.runs_in_place(thing, self._args) and self.is_all_djangos(thing.get_response)
 
     def _all(self, things: Iterable[Any]) -> bool:
-        return all(map(self.is_djangos, things))
+        return all(map(self.is_all_djangos, things))
 
     def _is_class_djangos(self, cls: type[Any]) -> bool:
         if issubclass(cls, _ORM) or any(base.__module__ in _ADMIN for base in cls.__mro__):
