@@ -93,6 +93,11 @@ def _text(lines: list[bytes], code: CodeType) -> bytes:
 
 
 def _last_line(code: CodeType) -> int:
-    numbers = [line for _, _, line in code.co_lines() if line is not None]
-    inner = [_last_line(each) for each in code.co_consts if isinstance(each, CodeType)]
-    return max([*numbers, *inner, code.co_firstlineno])
+    last = code.co_firstlineno
+    for _, _, line in code.co_lines():
+        if line is not None and line > last:
+            last = line
+    for each in code.co_consts:
+        if type(each) is CodeType:
+            last = max(last, _last_line(each))
+    return last

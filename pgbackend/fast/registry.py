@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
-from importlib import metadata, resources
+from importlib import import_module, resources
 from typing import Any
 
 from pgbackend import conf
@@ -317,7 +317,7 @@ def why_off() -> Mapping[str, str]:
     for name, shortcut in SHORTCUTS.items():
         if name not in reasons and (function := look.first_unknown(shortcut)) is not None:
             distribution = distribution_of(function)
-            version = f"{distribution} {metadata.version(distribution)}"
+            version = f"{distribution} {installed_version(distribution)}"
             is_patched = function in look.patched
             reasons[name] = (
                 f"{function} is patched"
@@ -358,26 +358,23 @@ class _Look:
 
     def _compare(self, function: str) -> bool:
         series = self._series(distribution_of(function))
-        allowed = {
-            text
-            for text, versions in self._known["functions"].get(function, {}).items()
-            if series in map(series_of, versions)
-        }
+        texts: dict[str, list[str]] = self._known["functions"].get(function, {})
         try:
             text = self._installed.text(function)
         except OSError:  # installed without its source
             return False
         if text is not None:
-            return of_text(text) in allowed
+            return has_series(texts.get(of_text(text), ()), series)
         if find(function) is not None:
             self.patched.add(function)
             return False
-        return not allowed  # it came with a later version, or went with an earlier one
+        # It came with a later version, or went with an earlier one.
+        return not any(has_series(versions, series) for versions in texts.values())
 
     @cache  # noqa: B019 - it lives for one look
     def _series(self, distribution: str) -> str:
         """Return the series whose functions are looked for: the installed one, or the newest."""
-        installed = series_of(metadata.version(distribution))
+        installed = series_of(installed_version(distribution))
         every = [*map(series_of, self._known["versions"][distribution])]
         return installed if installed in every or not every else every[-1]
 
@@ -387,10 +384,23 @@ def distribution_of(function: str) -> str:
     return DISTRIBUTIONS[function.partition(".")[0]]
 
 
+def installed_version(distribution: str) -> str:
+    """Return the version that a package says itself: its metadata would take longer to read."""
+    package = next(each for each, its in DISTRIBUTIONS.items() if its == distribution)
+    version: str = import_module(package).__version__
+    return version
+
+
 def known() -> Any:
     """Return the versions that were read, and those that have a function with each fingerprint."""
     file = resources.files(__package__).joinpath("fingerprints.json")
     return json.loads(file.read_text())
+
+
+def has_series(versions: Iterable[str], series: str) -> bool:
+    """Return whether one of the versions is of a series."""
+    begins = f"{series}."
+    return any(version == series or version.startswith(begins) for version in versions)
 
 
 def series_of(version: str) -> str:

@@ -149,7 +149,7 @@ def test_a_version_that_nobody_has_read_is_compared_with_its_series_or_the_newes
     version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     installed = metadata.version("Django")
-    monkeypatch.setattr(registry.metadata, "version", lambda name: version)
+    monkeypatch.setattr(registry, "installed_version", lambda name: version)
     reasons = why_off()
     if installed.startswith("6.1"):
         assert reasons == {}
