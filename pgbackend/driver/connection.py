@@ -1453,7 +1453,10 @@ class _LeasedCursor:
                     budget.enter_context(self._conn.cleaning_up())
                     raise
         except BaseException as exc:
-            if not self._goes_elsewhere(exc) or entered:
+            if entered:
+                self._statement_failed()
+                raise
+            if not self._goes_elsewhere(exc):
                 raise
         self._has_succeeded = True
         if not entered:
@@ -1464,7 +1467,7 @@ class _LeasedCursor:
         if not self._holds:
             self._hold_again()
         beginner = _caller()
-        entered = False
+        entered = goes_elsewhere = False
         try:
             with (
                 contextlib.ExitStack() as budget,
@@ -1481,10 +1484,15 @@ class _LeasedCursor:
                             budget.enter_context(self._conn.cleaning_up())
                             raise
         except BaseException as exc:
-            if not self._goes_elsewhere(exc) or entered:
+            if entered:
+                self._statement_failed()
                 raise
-            yield from self.stream(*args, **kwargs)
+            if not self._goes_elsewhere(exc):
+                raise
+            goes_elsewhere = True
         self._has_succeeded = True
+        if goes_elsewhere:
+            yield from self.stream(*args, **kwargs)
 
     def _goes_elsewhere(self, exc: BaseException) -> bool:
         """Let a cursor whose statement failed hold nothing; whether to send that elsewhere now.
