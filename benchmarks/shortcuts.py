@@ -2,14 +2,17 @@
 
 For each it runs ``benchmarks/cost.py --instructions --without NAME``, green, and compares with all
 of them on. Instructions are the same on each run of one version of Python (3.12 and later), so one
-round is enough.
+round is enough. ``--lines`` measures nothing, and counts the lines of code of each shortcut anew.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import django
@@ -18,6 +21,7 @@ import psycopg
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.shortcuts_code import CODE, lines
 from pgbackend.fast.registry import SHORTCUTS
 
 PAGE = ROOT / "docs" / "shortcuts.md"
@@ -43,13 +47,29 @@ def cost(*without: str) -> list[float]:
     return [found[operation][stack]["median"] for stack, operation in OPERATIONS]
 
 
-def row(title: str, stands_for: str, costs: list[float], base: list[float]) -> str:
+def row(title: str, count: int, stands_for: str, costs: list[float], base: list[float]) -> str:
     more = [round((each / all_on - 1) * 100, 1) for each, all_on in zip(costs, base, strict=True)]
     cells = [f"+{each} %" if each > 0 else "" for each in more]
-    return f"| {title} | {stands_for} | {' | '.join(cells)} |"
+    return f"| {title} | {stands_for} | {count} | {' | '.join(cells)} |"
 
 
-def main() -> None:
+def lines_of(names: Iterable[str]) -> int:
+    """Return how many lines of code some shortcuts take; what they share counts once."""
+    return len(lines(each for name in names for each in CODE[name]))
+
+
+def count_anew(table: str) -> str:
+    """Return a table in which the lines are counted anew, and all else is as it was."""
+    for names, title in [*(([name], f"`{name}`") for name in SHORTCUTS), ([*SHORTCUTS], "all")]:
+        cell = re.compile(rf"^(\| {re.escape(title)} \| [^|]*\| )\d*", re.MULTILINE)
+        table, found = cell.subn(rf"\g<1>{lines_of(names)}", table)
+        if found != 1:
+            raise SystemExit(f"the table has no row of {title}: measure first")
+    return table
+
+
+def measured() -> str:
+    """Return the whole table."""
     base = cost()
     heads = [f"`{operation}`, {stack}" for stack, operation in OPERATIONS]
     numbers = {
@@ -58,20 +78,30 @@ def main() -> None:
         "psycopg": psycopg.__version__,
     }
     versions = ", ".join(f"{name} {number}" for name, number in numbers.items())
-    lines = [
-        f"How many more instructions an operation takes without the shortcut ({versions}):",
+    rows = [
+        "How many lines of code a shortcut takes (what two of them share counts for both, and once",
+        "in the last row), and how many more instructions an operation takes without it",
+        f"({versions}):",
         "",
-        f"| shortcut | what it does | {' | '.join(heads)} |",
-        f"|---|---|{'--:|' * len(heads)}",
+        f"| shortcut | what it does | lines | {' | '.join(heads)} |",
+        f"|---|---|--:|{'--:|' * len(heads)}",
     ]
-    lines += [
-        row(f"`{name}`", shortcut.stands_for, cost(name), base)
+    rows += [
+        row(f"`{name}`", lines_of([name]), shortcut.stands_for, cost(name), base)
         for name, shortcut in SHORTCUTS.items()
     ]
-    lines.append(row("all", "", cost("0"), base))
+    rows.append(row("all", lines_of(SHORTCUTS), "", cost("0"), base))
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--lines", action="store_true", help="only count lines of code")
+    only_lines = parser.parse_args().lines
     before, _, rest = PAGE.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}")
+    table, _, after = rest.partition(END)
+    table = count_anew(table.strip()) if only_lines else measured()
+    PAGE.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}")
 
 
 if __name__ == "__main__":

@@ -322,8 +322,8 @@ def _receivers_of(signal: Any) -> list[Any]:
     connected, receivers = _known.get(signal, (None, []))
     if connected != signal.receivers:
         connected = [*signal.receivers]
-        receivers, awaited = signal._live_receivers(None)  # noqa: SLF001
-        if awaited or len(receivers) < len(connected) or not all(map(_stays, receivers)):
+        receivers, _ = signal._live_receivers(None)  # noqa: SLF001
+        if len(receivers) < len(connected) or not all(map(_stays, receivers)):
             receivers = []
         _known[signal] = connected, receivers
     return receivers

@@ -9,10 +9,12 @@ import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
+from types import FunctionType
 from typing import Any
 from unittest import mock
 
 import pytest
+from django.core import cache
 from django.core.exceptions import RequestAborted
 from django.core.handlers.asgi import ASGIHandler
 from django.core.signals import request_finished, request_started
@@ -862,7 +864,13 @@ def test_who_is_told_of_a_request_may_change(run: Runner, serve_by: Any) -> None
         nonlocal like_djangos
         serve_by(view)
         for signal in (request_started, request_finished):
+            asgi._known.clear()
             assert await tell() == []
+            signal.connect(note, sender=ASGIHandler)
+            signal.connect(later, sender=Noter)
+            assert await tell() == ["note"]
+            signal.disconnect(note, sender=ASGIHandler)
+            signal.disconnect(later, sender=Noter)
             for receiver, name in ((note, "note"), (later, "later")):
                 signal.connect(receiver)
                 assert await tell() == [name]
@@ -875,6 +883,32 @@ def test_who_is_told_of_a_request_may_change(run: Runner, serve_by: Any) -> None
         del noter, like_djangos
         gc.collect()
         assert await tell() == []
+
+    run(main())
+
+
+def test_a_receiver_is_told_for_as_long_as_it_lives_although_django_has_made_it(
+    run: Runner, serve_by: Any
+) -> None:
+    told: list[str] = []
+
+    def note(**kwargs: Any) -> None:
+        told.append("started")
+
+    made = FunctionType(note.__code__, vars(cache), "made", None, note.__closure__)
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        return HttpResponse("answered")
+
+    async def main() -> None:
+        nonlocal made
+        serve_by(view)
+        request_started.connect(made)
+        await Exchange().serve()
+        del made
+        gc.collect()
+        await Exchange().serve()
+        assert told == ["started"]
 
     run(main())
 

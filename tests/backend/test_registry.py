@@ -16,6 +16,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.test import override_settings
 
+from benchmarks.shortcuts_code import CODE, _with_code, lines
 from pgbackend import conf
 from pgbackend.driver.shortcuts import Switches, switches
 from pgbackend.fast import fingerprints, registry
@@ -156,6 +157,26 @@ def test_a_version_that_nobody_has_read_is_compared_with_its_series_or_the_newes
     else:  # the functions of an older series
         assert reasons
         assert all(version in each for each in reasons.values() if "needs" not in each)
+
+
+# --- What each consists of ------------------------------------------------------------------------
+
+
+def test_each_shortcut_names_its_code_for_the_table_of_lines() -> None:
+    assert CODE.keys() == SHORTCUTS.keys()
+
+
+@pytest.mark.parametrize("name", sorted({name for each in CODE.values() for name in each}))
+def test_code_that_is_named_is_there(name: str) -> None:
+    assert lines([name])
+
+
+def test_lines_of_code_are_counted_and_no_others() -> None:
+    source = [
+        *('"""Module."""', "", "# why", 'A = """b', 'c"""', "", "", "def f():", '    """Do."""'),
+        *("    return (1,", "    2)", ""),
+    ]
+    assert sorted(_with_code("\n".join(source))) == [4, 5, 8, 10, 11]
 
 
 # --- The switch -----------------------------------------------------------------------------------
