@@ -37,6 +37,7 @@ from typing import Any, NoReturn, Self, TypeAlias, TypeVar
 import psycopg
 from psycopg import errors as e
 from psycopg import generators, waiting
+from psycopg._cursor_base import BaseCursor
 from psycopg._preparing import PrepareManager
 from psycopg._queries import PostgresClientQuery
 from psycopg.abc import PQGen
@@ -108,7 +109,7 @@ _OF_A_STATEMENT = (
 _FOR_A_STATEMENT = (
     "connection.cursor connection._start_query prepared.maybe_add_to_cache query.__init__ "
     "query.convert query.dump query._ensure_bytes query.validate_and_reorder_params "
-    "query.is_params_sequence"
+    "query.is_params_sequence base.__init__"
 )
 _seen_for_begin, _BEGIN = looking(
     "begin",
@@ -919,6 +920,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
             connection=psycopg.Connection,
             prepared=PrepareManager,
             query=PostgresClientQuery,
+            base=BaseCursor,
             factory=factory,
         )
         # Somebody's own class would miss being asked for a cursor.

@@ -536,7 +536,7 @@ def test_the_same_statement_takes_values_of_other_types(run: Runner) -> None:
     assert run.green(green) == expected
 
 
-@pytest.mark.shortcut("statements")
+@pytest.mark.shortcut("run")
 def test_nothing_of_a_statement_is_left_but_its_words(run_once: Runner) -> None:
     def green() -> None:
         for block in (transaction.atomic, pgbackend.pinned):

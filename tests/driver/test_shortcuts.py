@@ -1,7 +1,7 @@
 """The driver's shortcuts: what each bypasses does its work while it is off, and does not while on.
 
 That the outcome is the same, the other tests see: they are run with ``PGBACKEND_SHORTCUTS=0``, too.
-That a patch takes effect at once, those of clause C18 do.
+That a patch takes effect as on Django's engine, those of clause C18 do.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.support.counting import Counting, Proxy
 from .conftest import Pools, fetch, pinned
 from .test_pool import until
 
-Look = Callable[[], AbstractContextManager[None]]
+Look = Callable[[], AbstractContextManager[Any]]
 
 
 @pytest.fixture(autouse=True)
@@ -160,6 +160,25 @@ def test_what_a_shortcut_bypasses_is_called_while_it_is_off(
     assert not [each for each, code in bypassed.items() if code not in while_off]
 
 
+#: Those of psycopg_pool are not looked at: only pgbackend calls any of `AsyncConnectionPool`.
+PATCHED = [
+    (name, each)
+    for name in WORK
+    for each in SHORTCUTS[name].bypasses
+    if each.startswith("psycopg.")
+]
+
+
+@pytest.mark.parametrize(("name", "function"), PATCHED)
+def test_a_patch_of_what_a_shortcut_bypasses_takes_effect_at_once(
+    run_once: Runner, pools: Pools, name: str, function: str
+) -> None:
+    """On connections that are open, and for statements that were executed before."""
+    counting = Counting(function)
+    run_once(WORK[name](pools, lambda: counting))
+    assert counting.calls
+
+
 def test_each_switch_is_of_a_shortcut() -> None:
     assert {each.name for each in fields(Switches)} == {*WORK, "portals"} <= SHORTCUTS.keys()
 
@@ -183,7 +202,9 @@ def test_begin_is_a_message_of_its_own_for_a_statement_that_is_run_in_fewer_step
 ) -> None:
     async def main(pools: Pools, look: Look) -> None:
         def work() -> None:
-            with pinned(on_client(pools)) as held:
+            pool = on_client(pools)
+            pool.soiled_unless_vouched = True  # for it: who calls `execute()` does that
+            with pinned(pool) as held:
                 held.connection._autocommit = False
                 with look():
                     assert held.execute("SELECT %s", ("a",), as_it_is) == (1, [("a",)])
