@@ -108,7 +108,8 @@ CODE: Mapping[str, tuple[str, ...]] = {
     "run": _in(
         "pgbackend.driver.connection",
         "_OF_A_STATEMENT _FOR_A_STATEMENT _StatementCursor _ClientStatementCursor statement_class "
-        "AsyncConnection.run_statement AsyncConnection._new_cursor AsyncConnection.makes_cursors_of",
+        "AsyncConnection.run_statement AsyncConnection._new_cursor "
+        "AsyncConnection.makes_cursors_of",
     ),
     "begin": _in("pgbackend.driver.connection", "_BEGIN _BeginningCursor _NotBegunError"),
     "portals": _in("pgbackend.driver.bridge", "_keep_portal"),
