@@ -86,7 +86,7 @@ async def _read_body(handler: Any, receive: Any) -> Any:
     return await handler.read_body(receive_again)
 
 
-#: What it looks up as Django's does: somebody may have put something in its place.
+#: The module in which the handler looks names up, as Django's does: a test may replace one there.
 _names: Any = _asgi
 
 

@@ -61,7 +61,7 @@ CURE = (
 )
 
 
-# What each statement asks looks by itself whether it is green, as `bridge.green()` does.
+# Code that runs for each statement spells `bridge.green()` out: the call would cost too much.
 _get_running_loop = asyncio._get_running_loop
 _plain_attribute = object.__getattribute__
 _running = bridge.running

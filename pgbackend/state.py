@@ -82,7 +82,7 @@ from .driver.errors import PortalClosed
 from .driver.forks import after_fork
 from .driver.pool import Lease
 
-# What each statement asks looks by itself whether it is green, as `bridge.green()` does.
+# Code that runs for each statement spells `bridge.green()` out: the call would cost too much.
 _get_running_loop = asyncio._get_running_loop
 _running = bridge.running
 _unwinding = bridge.unwinding

@@ -98,14 +98,14 @@ LEASE_ENDED = (
     "or keep one connection for a block with 'with pgbackend.pinned():'"
 )
 
-#: What psycopg calls on the class of a cursor for a statement, from `cursor()` to `close()`.
+#: The methods of a cursor's class that psycopg calls for a statement, from `cursor()` to `close()`.
 _OF_A_STATEMENT = (
     *("__init__", "execute", "fetchall", "close", "_execute_gen", "_start_query", "_reset"),
     *("_convert_query", "_maybe_prepare_gen", "_get_prepared", "_execute_send", "_set_results"),
     *("_select_current_result", "_make_row_maker", "_fetch_pipeline", "_check_result_for_fetch"),
     *("_close", "rowcount"),
 )
-#: What it calls beside these.
+#: The methods of other classes that psycopg calls for a statement.
 _FOR_A_STATEMENT = (
     "connection.cursor connection._start_query prepared.maybe_add_to_cache query.__init__ "
     "query.convert query.dump query._ensure_bytes query.validate_and_reorder_params "
@@ -1500,8 +1500,8 @@ class _LeasedCursor:
         """Let a cursor whose statement failed hold nothing; whether to send that elsewhere now.
 
         That is so where nothing was ever sent on the cursor, and its lease has ended: another task
-        has ended the transaction while the statement waited for its turn. The cursor then is one of
-        the connection of the code as it is now, which may be in no block.
+        has ended the transaction while the statement waited for its turn, say. The cursor is moved
+        to the connection of the code as it is now, which may be in no block.
         """
         in_vain = isinstance(exc, _BlockEndedError) or (
             isinstance(exc, LeaseEnded) and not self._has_begun and self._conn.lease is None

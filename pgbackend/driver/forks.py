@@ -1,4 +1,4 @@
-"""What a forked child forgets of its parent: the one place that tells the interpreter of it."""
+"""Lets a forked child forget what is its parent's: the one hook that the interpreter calls."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from typing import Any
 
 @dataclass(slots=True)
 class Switches:
-    """Which shortcuts are on. They are set before the first connection is made."""
+    """Say which shortcuts are on. They are set before the first connection is made."""
 
     lease: bool = True
     """A free connection is taken, and given back, without psycopg_pool's coroutines."""

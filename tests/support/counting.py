@@ -1,4 +1,4 @@
-"""What tools put in the place of a function of Django's or psycopg's, to see its calls."""
+"""Stand-ins for functions of Django's or psycopg's that see the calls, as tools put them there."""
 
 from __future__ import annotations
 
