@@ -65,6 +65,9 @@ FAILURE_WINDOW = 0.5
 #: How many attempts to connect may be made at once, and in a second when none succeeds.
 MAX_ATTEMPTS = 2
 
+#: How often a connection is made anew because of what is registered while it is made.
+MAX_REMAKES = 4
+
 #: Seconds to wait until the thread of another loop has closed its pool.
 CLOSE_TIMEOUT = 5.0
 
@@ -392,6 +395,21 @@ def _is_end_of_session(exc: Exception) -> bool:
     return error.sqlstate is None or error.diag.severity_nonlocalized in ("FATAL", "PANIC")
 
 
+@dataclass(slots=True, eq=False)
+class _Making:
+    """Notes whether the pool was renewed since a task began to make a connection."""
+
+    task_id: int
+    renewed_by_itself: bool = False
+    renewed_by_others: bool = False
+
+    def note(self, task_id: int) -> None:
+        if task_id == self.task_id:
+            self.renewed_by_itself = True
+        else:
+            self.renewed_by_others = True
+
+
 class _Notified:
     """What psycopg_pool notifies its client by, in the place of an `asyncio.Condition`.
 
@@ -696,17 +714,36 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
             self.layer.check_failure()  # of one before, which answers for those who were about to
             self.layer.attempted.append(began := monotonic())
             try:
-                renewals = self.layer.renewals
-                connection = await super()._connect(timeout)
-                if self.layer.renewals != renewals:  # it may have what was registered before
-                    connection.close_now()
-                    connection = await super()._connect(timeout)
+                connection = await self._connect_up_to_date(timeout)
             except Exception as exc:
                 _forget_connecting(exc)
                 self.layer.attempt_failed(exc, began)
                 raise
         self.layer.attempt_succeeded()
         self.layer.made.add(connection)
+        return connection
+
+    async def _connect_up_to_date(self, timeout: float | None) -> AsyncConnection:
+        """Make a connection that has all that is registered when it is ready.
+
+        Where its own preparation registers something, it is made anew once: the next preparation
+        may register something again, and would without end. Others may, too (two loops whose
+        connections each register something): after `MAX_REMAKES`, it serves once as it is.
+        """
+        making = _Making(id(asyncio.current_task()))
+        self.layer.being_made.add(making)
+        try:
+            connection = await super()._connect(timeout)
+            for remade in range(MAX_REMAKES):
+                if not making.renewed_by_others and (remade or not making.renewed_by_itself):
+                    break
+                connection.close_now()
+                making.renewed_by_others = False
+                connection = await super()._connect(timeout)
+            if making.renewed_by_others:
+                connection._expire_at = 0.0  # noqa: SLF001 - for psycopg_pool, when it comes back
+        finally:
+            self.layer.being_made.discard(making)
         return connection
 
     async def _add_connection(
@@ -779,8 +816,8 @@ class Pool:
         #: When the last attempts to connect began.
         self.attempted: deque[float] = deque([-1.0] * MAX_ATTEMPTS, MAX_ATTEMPTS)
         self._regrowing: asyncio.TimerHandle | None = None
-        #: How often its connections have been called old; see `renew()`.
-        self.renewals = 0
+        #: The connections that are being made, for `renew()`.
+        self.being_made: set[_Making] = set()
         #: Every connection: free, leased, or on its way between the two.
         self.made: weakref.WeakSet[AsyncConnection] = weakref.WeakSet()
         #: What the pool still does with connections that were given back.
@@ -1142,7 +1179,9 @@ class Pool:
 
         Who holds one keeps it to the end of the lease.
         """
-        self.renewals += 1
+        task_id = id(asyncio.current_task()) if asyncio._get_running_loop() else 0
+        for making in self.being_made:
+            making.note(task_id)
         for physical in self.made:
             physical._expire_at = 0.0  # noqa: SLF001 - for psycopg_pool, when it comes back
         self._psycopg.drop_free()

@@ -24,7 +24,7 @@ from pgbackend.driver import pool as pool_module
 from pgbackend.driver.bridge import await_
 from pgbackend.driver.bridge import run as green
 from pgbackend.driver.errors import LeaseEnded, PoolClosed, PoolQueueFull, PoolTimeout
-from pgbackend.driver.pool import Pool, close_pools
+from pgbackend.driver.pool import MAX_REMAKES, Pool, close_pools
 from tests.conftest import LOOPS, Runner, wait_for
 from tests.support.link import Link
 
@@ -1002,6 +1002,71 @@ def test_an_old_failure_is_the_cause_of_nothing_after_a_success(run: Runner, poo
         assert caught.value.__cause__ is None
         released.set()
         await holding
+
+    run(main())
+
+
+def pool_that_is_renewed(
+    pools: Pools, prepared: list[int], *, times: float, by_itself: bool = False
+) -> Pool:
+    """Return a pool that is renewed while each of its first `times` connections is prepared.
+
+    By the preparation itself, or by other code of the loop. `prepared` gets each session's pid.
+    """
+
+    def initialise(connection: Any) -> None:
+        prepared.append(connection.info.backend_pid)
+        if len(prepared) <= times:
+            if by_itself:
+                pool.renew()
+            else:
+                asyncio.get_running_loop().call_soon(pool.renew)
+            fetch_on(connection, "SELECT 1")
+
+    pool = pools(initialise=initialise, max_size=1)
+    return pool
+
+
+PID = "SELECT pg_backend_pid()"
+
+
+def test_a_connection_is_made_anew_as_often_as_others_renew_the_pool_meanwhile(
+    run: Runner, pools: Pools
+) -> None:
+    prepared: list[int] = []
+
+    async def main() -> None:
+        pool = pool_that_is_renewed(pools, prepared, times=3)
+        assert await green(fetch, pool, PID) == [(prepared[3],)]
+        assert await green(fetch, pool, PID) == [(prepared[3],)]
+        assert len(prepared) == 4 and pool.statistics().size == 1
+
+    run(main())
+
+
+def test_a_pool_that_is_renewed_without_end_serves_and_replaces_what_it_served_with(
+    run: Runner, pools: Pools
+) -> None:
+    """As two loops do whose connections each register something of their own."""
+    prepared: list[int] = []
+
+    async def main() -> None:
+        pool = pool_that_is_renewed(pools, prepared, times=float("inf"))
+        assert await green(fetch, pool, PID) == [(prepared[MAX_REMAKES],)]
+        assert await green(fetch, pool, PID) == [(prepared[2 * MAX_REMAKES + 1],)]
+
+    run(main())
+
+
+def test_a_preparation_that_renews_its_pool_each_time_makes_its_connection_anew_once(
+    run: Runner, pools: Pools
+) -> None:
+    prepared: list[int] = []
+
+    async def main() -> None:
+        pool = pool_that_is_renewed(pools, prepared, times=float("inf"), by_itself=True)
+        assert await green(fetch, pool, PID) == [(prepared[1],)]
+        assert len(prepared) == 2
 
     run(main())
 
