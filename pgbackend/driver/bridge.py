@@ -448,22 +448,29 @@ def _unwind(portal: Portal) -> None:
     _throw(portal, GeneratorExit())
     raised = portal.raised
     if raised is not None and not isinstance(raised, GeneratorExit):
-        sys.unraisablehook(_Unraisable(raised))  # type: ignore[arg-type]  # attributes alone count
+        _RaisesWhenFreed(raised)
     portal.raised = raised = None
     if not portal.dead:
         _keep_portal(portal)
 
 
-class _Unraisable:
-    """What `sys.unraisablehook` takes: an error that nobody waits for."""
+class _RaisesWhenFreed:
+    """Tells `sys.unraisablehook` of an error that nobody waits for: an error of green code.
 
-    err_msg = "Exception ignored while green code was unwound"
-    object = None
+    CPython's own hook takes an argument of a type of its own, which only the interpreter can make;
+    it makes one for what a finalizer raises.
+    """
 
-    def __init__(self, exc: BaseException) -> None:
-        self.exc_type = type(exc)
-        self.exc_value = exc
-        self.exc_traceback = exc.__traceback__
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __del__(self) -> None:
+        try:
+            raise self.error
+        finally:
+            del self  # which this frame, and so the error's traceback, would keep
 
 
 #: An item for each portal that is being unwound where no loop runs; usually empty.
