@@ -613,10 +613,7 @@ class Connection(psycopg.Connection[Any]):
         try:
             portal.suspend(None)
         except bridge.INTERRUPTIONS as exc:
-            watch = self._find_watch()
-            self._clean_up(portal, gen, watch, exc)
-            if self.physical is None or watch is not self.physical.watch:
-                self.waits_elsewhere -= 1
+            self._clean_up(portal, gen, None, exc)
             raise
         finally:
             Connection._last_yield, Connection._kept_busy = monotonic(), False
@@ -624,12 +621,20 @@ class Connection(psycopg.Connection[Any]):
 
     # --- Cancellation ---
 
-    def _clean_up(self, portal: Portal, gen: PQGen[Any], watch: Watch, exc: BaseException) -> None:
-        """Bring the connection to rest after a wait was interrupted, or close it."""
+    def _clean_up(
+        self, portal: Portal, gen: PQGen[Any], watch: Watch | None, exc: BaseException
+    ) -> None:
+        """Bring the connection to rest after a wait was interrupted, or close it.
+
+        `watch` is what was waited for; without one it is the pool's that may be in use.
+        """
         pipelined = self.pgconn.pipeline_status != PipelineStatus.OFF
         if self.pgconn.transaction_status != _ACTIVE and not pipelined:
             return
-        watch.stop()
+        if watch is None:
+            self._stop_watch()
+        else:
+            watch.stop()
         if portal.closing or not isinstance(exc, asyncio.CancelledError):
             self._cut_off(gen)
             return

@@ -52,6 +52,7 @@ from .connection import (
     forget_own_connections,
     result_of,
 )
+from .exits import stand_still_at_exit
 from .forks import after_fork
 from .shortcuts import switches
 from .vouching import vouching
@@ -1315,6 +1316,7 @@ def get_pool(key: tuple[Any, ...], name: str, options: Callable[[], PoolOptions]
     _sweep()
     if loop not in _by_loop:
         _by_loop[loop] = _LoopPools()
+        stand_still_at_exit(loop)
     pool = Pool(name, options(), loop)
     return _by_loop[loop].pools.setdefault(key, pool)
 

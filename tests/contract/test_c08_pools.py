@@ -360,7 +360,7 @@ def test_an_interpreter_ends_without_a_message_in_every_state(
 ) -> None:
     said = run_probe(conninfo, "-X", "dev", *DEPRECATED, str(PROBES / "exits.py"), "exit with")
     ends = json.loads(said)
-    assert len(ends) == 12
+    assert len(ends) == 15
     assert {one: end for one, end in ends.items() if end != [0, ""]} == {}
     left = "SELECT application_name FROM pg_stat_activity WHERE application_name LIKE 'exit with%'"
     wait_for(lambda: not admin.execute(left).fetchall(), "the sessions are closed")

@@ -260,6 +260,57 @@ def test_a_lease_that_ends_while_its_holder_yields_is_refused(
     run(main())
 
 
+def plainly(connection: Any) -> None:
+    connection.execute("SELECT 1")
+
+
+def in_a_pipeline(connection: Any) -> None:
+    with connection.pipeline(), connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+
+
+def in_a_copy(connection: Any) -> None:
+    with connection.cursor() as cursor, cursor.copy("COPY (SELECT 1) TO STDOUT") as copy:
+        copy.read()
+
+
+@pytest.mark.parametrize("use", [plainly, in_a_pipeline, in_a_copy], ids=name_of)
+def test_what_yields_when_its_loop_is_closed_is_unwound_without_an_error_of_its_own(
+    run_once: Runner, pools: Pools, monkeypatch: pytest.MonkeyPatch, use: Callable[[Any], None]
+) -> None:
+    """At each of its yields; there is no loop then on which a watch could be looked for."""
+    left: list[Any] = []
+
+    def hold(pool: Pool) -> None:
+        with pinned(pool) as lease:
+            use(lease.connection)
+
+    async def main() -> None:
+        pool = pools(max_size=9)
+        monkeypatch.setattr(driver_connection, "MAX_BUSY_TIME", float("inf"))
+        assert await green(take_all, pool) == 9
+        monkeypatch.setattr(driver_connection, "MAX_BUSY_TIME", 0.0)
+        for at in range(5):
+            yields = 0
+            driver_connection.Connection._kept_busy = True
+            coro = green(hold, pool)
+            left.append(coro)
+            while yields <= at:
+                try:
+                    future = coro.send(None)
+                except StopIteration:
+                    break
+                yields += future is None
+                if future is not None:
+                    future._asyncio_future_blocking = False
+                    await asyncio.wait([future])
+
+    run_once(main())
+    for coro in left:
+        coro.close()
+    assert len(left) == 5
+
+
 class Kept:
     """What the frames of an operation hold."""
 

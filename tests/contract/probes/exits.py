@@ -27,6 +27,15 @@ from psycopg.conninfo import conninfo_to_dict
 
 STATES: dict[str, Callable[[], Any]] = {}
 KEPT: list[Any] = []
+STOPPED_AT_EXIT: list[Any] = []
+
+
+@atexit.register
+def stop_at_exit() -> None:
+    if STOPPED_AT_EXIT:
+        loop, stop, thread = STOPPED_AT_EXIT
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
 
 
 def state(fn: Callable[[], Any]) -> Callable[[], Any]:
@@ -144,6 +153,56 @@ def in_a_daemon_thread() -> None:
         await start_holding("atomic")
         ready.set()
         await asyncio.Event().wait()
+
+    threading.Thread(target=lambda: asyncio.run(main()), daemon=True).start()
+    ready.wait(20)
+
+
+@state
+def busy_in_a_daemon_thread() -> None:
+    """The thread is in the midst of green code whenever the interpreter looks."""
+    from pgbackend import aio
+
+    ready = threading.Event()
+
+    def work() -> None:
+        query()
+        ready.set()
+        sum(range(300_000))
+
+    async def main() -> None:
+        while True:
+            await aio.run(work)
+
+    threading.Thread(target=lambda: asyncio.run(main()), daemon=True).start()
+    ready.wait(20)
+
+
+@state
+def forked_beside_a_daemon_thread() -> None:
+    """The child has not got the thread, for which its end must not wait."""
+    in_a_daemon_thread()
+    faulthandler.cancel_dump_traceback_later()  # the child would wait for the thread that does it
+    if child := os.fork():
+        os.waitpid(child, 0)
+    else:
+        from pgbackend.driver.exits import _loops
+
+        assert not list(_loops), "the end of the child waits for loops of its parent"
+
+
+@state
+def stopped_by_what_is_called_at_exit() -> None:
+    """Which was registered before anything of the engine's, and so is called after it."""
+    assert STOPPED_AT_EXIT == []
+    ready = threading.Event()
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        STOPPED_AT_EXIT.extend([asyncio.get_running_loop(), stop, threading.current_thread()])
+        await green()
+        ready.set()
+        await stop.wait()
 
     threading.Thread(target=lambda: asyncio.run(main()), daemon=True).start()
     ready.wait(20)
