@@ -855,7 +855,10 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     def _end_on_connection(self, connection: Any, block: state.Block | None) -> None:
         with self.wrap_database_errors:
             if block is not None and block.moving and not _is_idle(connection):
-                # COMMIT was cancelled while it stood behind the statement of a child task.
+                # COMMIT was interrupted while it stood behind the statement of a child task.
+                if not connection.lease.can_wait():  # the pool does, when that has ended
+                    connection.close_in_turn()
+                    return
                 connection.rollback()
             connection.back_to_autocommit()
 
