@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from contextlib import closing
 from io import BytesIO
-from types import TracebackType
+from types import MethodType, TracebackType
 from typing import Any
 
 from asgiref.sync import SyncToAsync, sync_to_async
@@ -35,7 +35,7 @@ from django.http import HttpResponse
 from . import conf, state, wrappers
 from .driver import bridge
 from .fast.registry import is_on
-from .patches import djangos, if_djangos
+from .patches import NO_OTHERS, djangos, if_djangos
 from .threads import is_all_djangos
 
 
@@ -92,7 +92,7 @@ _names: Any = _asgi
 
 def _is_method(method: Any, function: Any) -> bool:
     """Whether a method of an object is still this function: it may be derived, or patched."""
-    return getattr(method, "__func__", None) is function
+    return type(method) is MethodType and method.__func__ is function
 
 
 _READ_BODY, _LISTEN = ASGIHandler.read_body, ASGIHandler.listen_for_disconnect
@@ -310,7 +310,7 @@ def _nothing_to_tidy_up() -> bool:
 
 _SEND, _ASEND = Signal.send, Signal.asend
 #: Whether these are Django's own; else they are left as they are.
-sends_as_django = djangos(_SEND, _ASEND) is not None
+sends_as_django = djangos(_SEND, _ASEND) is not NO_OTHERS
 _LIVE = if_djangos(Signal._live_receivers) if is_on("signals") else None  # noqa: SLF001
 #: By signal: what was connected to it when somebody looked, and the receivers that this stands for;
 #: none if one of them may come and go, is awaited, or is not for every sender.
@@ -338,7 +338,7 @@ def _stays(receiver: Any) -> bool:
 
 def _is_own(receiver: Any) -> bool:
     """Whether a receiver is a function of Django's, or stands for one."""
-    return id(receiver) in _tidying or djangos(receiver) is not None
+    return id(receiver) in _tidying or if_djangos(receiver) is not None
 
 
 def send(signal: Any, sender: Any, **named: Any) -> Any:

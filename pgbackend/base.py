@@ -19,7 +19,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from operator import attrgetter
+from operator import attrgetter, is_
 from types import FrameType
 from typing import Any
 
@@ -49,7 +49,7 @@ from .fast.registry import is_on, switch_driver
 from .features import DatabaseFeatures
 from .introspection import DatabaseIntrospection
 from .operations import DatabaseOperations
-from .patches import djangos, if_djangos, lookup
+from .patches import NO_OTHERS, djangos, if_djangos, lookup
 from .schema import DatabaseSchemaEditor
 from .state import Scope, State, rollback_attribute, scope_attribute, state_attribute
 from .statements import StatementCursor, adapting, can_execute
@@ -101,7 +101,7 @@ _djangos_asks = lookup(
     its=PostgresDatabaseWrapper,
     base=BaseDatabaseWrapper,
 )
-_DJANGO_ASKS = djangos(*_djangos_asks()) if is_on("cursors") else None
+_DJANGO_ASKS = djangos(*_djangos_asks()) if is_on("cursors") else NO_OTHERS
 
 
 def _guarded(name: str) -> Callable[..., Any]:
@@ -371,7 +371,9 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
     def close_if_health_check_failed(self) -> None:
         # Each cursor comes by here. Django looks for its pool first, which takes longer.
-        if state.current_state(self).health_check_enabled or _djangos_asks() != _DJANGO_ASKS:
+        if state.current_state(self).health_check_enabled or not all(
+            map(is_, _djangos_asks(), _DJANGO_ASKS)
+        ):
             super().close_if_health_check_failed()
 
     def lease_for(self, current: State, session: state.Session | None) -> Lease | None:
@@ -567,8 +569,8 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
                 own.connection is None
                 or own.health_check_enabled
                 # or somebody has a say in it who has overridden or patched what Django's calls
-                or _djangos_asks() != _DJANGO_ASKS
-                or _asks(type(self)) != self.asks
+                or not all(map(is_, _djangos_asks(), _DJANGO_ASKS))
+                or not all(map(is_, _asks(type(self)), self.asks))
                 or not self.__dict__.keys().isdisjoint(_ASKING)
             ):
                 return super()._cursor(name)

@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from operator import attrgetter
+from operator import attrgetter, is_
 from types import FrameType
 from typing import Any
 
@@ -30,7 +30,7 @@ from .driver import bridge
 from .driver.bridge import Portal
 from .fast.registry import is_on
 from .generators import carried
-from .patches import djangos
+from .patches import NO_OTHERS, djangos
 from .state import Block, Scope, Session, State
 
 _get_running_loop = asyncio._get_running_loop
@@ -44,7 +44,7 @@ _CALLED = (
 _NAMES = frozenset(_CALLED)
 #: These as a class of wrappers has them; and what they are in Django.
 called_on: Callable[[type[Any]], tuple[Any, ...]] = attrgetter(*_CALLED)
-_DJANGOS = djangos(*called_on(PostgresDatabaseWrapper)) if is_on("blocks") else None
+_DJANGOS = djangos(*called_on(PostgresDatabaseWrapper)) if is_on("blocks") else NO_OTHERS
 _DJANGOS_ATOMIC = djangos(Atomic.__enter__, Atomic.__exit__)
 #: As it is before `hooks` puts `leave()` around it.
 _djangos_exit: Any = Atomic.__exit__
@@ -440,10 +440,10 @@ def _has_djangos_ends(wrapper: Any, scope: Scope) -> bool:
     """Whether nobody observes how a block begins and ends, or has a say in it."""
     if (
         scope.force_debug_cursor
-        or called_on(type(wrapper)) != wrapper.block_calls
+        or not all(map(is_, called_on(type(wrapper)), wrapper.block_calls))
         or not wrapper.__dict__.keys().isdisjoint(_NAMES)
-        or called_on(PostgresDatabaseWrapper) != _DJANGOS
-        or _DJANGOS_ATOMIC is None
+        or not all(map(is_, called_on(PostgresDatabaseWrapper), _DJANGOS))
+        or _DJANGOS_ATOMIC is NO_OTHERS
     ):
         return False
     return not conf.is_debugging()

@@ -30,7 +30,7 @@ from contextlib import contextmanager
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from functools import partial
-from itertools import repeat
+from itertools import chain, repeat
 from operator import attrgetter, is_
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -70,7 +70,7 @@ from django.db.models.sql.where import AND, WhereNode
 from . import expressions, objects, statements
 from .driver.vouching import vouching
 from .fast.registry import is_on
-from .patches import djangos, if_djangos, lookup
+from .patches import NO_OTHERS, djangos, if_djangos, lookup
 
 _get_running_loop = asyncio._get_running_loop
 _PLAIN_EXPRESSIONS = expressions.plain
@@ -79,10 +79,12 @@ _PLAIN_EXPRESSIONS = expressions.plain
 _QUOTES_ALIKE = hasattr(compiler.SQLCompiler, "quote_name")
 
 #: What makes a column, where it depends on nothing but the field.
-_PLAIN: dict[str, set[Any]] = {
-    "get_col": {Field.get_col, ForeignKey.get_col},
-    "get_db_converters": {each.get_db_converters for each in (Field, DurationField, ForeignKey)},
-    "select_format": {Field.select_format},
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "get_col": (Field.get_col, ForeignKey.get_col),
+    "get_db_converters": (
+        *(Field.get_db_converters, DurationField.get_db_converters, ForeignKey.get_db_converters),
+    ),
+    "select_format": (Field.select_format,),
 }
 
 
@@ -121,16 +123,16 @@ _for_executing = lookup(
     sql=sql_compiler,
 )
 
-_EXECUTE = djangos(*_for_executing()) if is_on("statements") else None
-_SELECT = djangos(*_for_select()) if is_on("select") else None
-_UPDATE = djangos(*_for_update()) if is_on("update") else None
-_INSERT = djangos(*_for_insert()) if is_on("insert") else None
+_EXECUTE = djangos(*_for_executing()) if is_on("statements") else NO_OTHERS
+_SELECT = djangos(*_for_select()) if is_on("select") else NO_OTHERS
+_UPDATE = djangos(*_for_update()) if is_on("update") else NO_OTHERS
+_INSERT = djangos(*_for_insert()) if is_on("insert") else NO_OTHERS
 _COMPARES = is_on("select") or is_on("update")
 _COMPILE = if_djangos(compiler.SQLCompiler.compile) if _COMPARES else None
-_WHERE = djangos(WhereNode.as_sql)
+_WHERE = if_djangos(WhereNode.as_sql)
 _COMPARISON = djangos(*_for_comparison())
 #: Which casts nothing for comparisons; nor does the older one, that Django 5.2 asks, too.
-_CAST = djangos(DatabaseOperations.lookup_cast)
+_CAST = if_djangos(DatabaseOperations.lookup_cast)
 _OLD_CAST = getattr(DatabaseOperations, "field_cast_sql", None)
 
 #: Lookups that compare a column, as it is, with a value; and the methods that make them do so.
@@ -144,7 +146,7 @@ _COMPARISONS: dict[type[Any], tuple[Any, ...]] = {
         *(lookups.LessThanOrEqual, lookups.IntegerLessThanOrEqual),
         *(related_lookups.RelatedGreaterThanOrEqual, related_lookups.RelatedLessThanOrEqual),
     )
-    if (methods := djangos(each.as_sql, each.process_lhs, each.get_rhs_op)) is not None
+    if (methods := djangos(each.as_sql, each.process_lhs, each.get_rhs_op)) is not NO_OTHERS
 }
 #: What a lookup puts its parameters in.
 _Params: Any = tuple if django.VERSION >= (6, 0) else list
@@ -207,7 +209,7 @@ _INSERTS_AND_RETURNS = (True, True, True)
 
 def _is_read_by_django(connection: Any) -> bool:
     """Return whether returned rows are read by Django's operations, which fetch them."""
-    return _inserting_by(type(connection.ops)) == _INSERT_BY
+    return all(map(is_, _inserting_by(type(connection.ops)), _INSERT_BY))
 
 
 def _is_resolved(value: Any) -> bool:
@@ -220,12 +222,13 @@ def _is_resolved(value: Any) -> bool:
 
 def _cast_nothing(ops: type[Any]) -> bool:
     """Whether these operations leave a column that is compared as it is."""
-    return (ops.lookup_cast,) == _CAST and getattr(ops, "field_cast_sql", None) is _OLD_CAST
+    return ops.lookup_cast is _CAST and getattr(ops, "field_cast_sql", None) is _OLD_CAST
 
 
 def _is_plain(field: Any) -> bool:
     return not vars(field).keys() & _PLAIN.keys() and all(
-        getattr(type(field), name, None) in known for name, known in _PLAIN.items()
+        any(map(is_, repeat(getattr(type(field), name, None)), known))
+        for name, known in _PLAIN.items()
     )
 
 
@@ -253,29 +256,35 @@ class _Said:
     statement notices. All loops are in C: each statement pays for it.
     """
 
-    __slots__ = ("columns", "fields", "kinds", "loaders", "of_kinds", "of_ops", "ops", "sizes")
+    __slots__ = ("columns", "fields", "functions", "kinds", "loaders", "ops", "sizes")
 
     def __init__(self, fields: Any, ops: Any) -> None:
         self.fields = list(dict.fromkeys(fields))
         self.kinds = list(dict.fromkeys(map(type, self.fields)))
         self.ops = type(ops)
-        self.of_ops = _said_by_ops(self.ops)
-        self.of_kinds = [*map(_said_by_kind, self.kinds)]
+        self.functions = [*self._look_up_functions()]
         #: How many attributes each has: somebody who gives one to a field adds to them.
         self.sizes = [*map(len, map(vars, self.fields))]
         self.columns = [*map(getattr, self.fields, _COLUMN, _NONE)]
         self.loaders = [*map(getattr, self.fields, _FROM_DB_VALUE, _NONE)]
+
+    def _look_up_functions(self) -> Iterator[Any]:
+        """Return the functions of the classes of operations and fields, of which it has asked."""
+        return chain(
+            _said_by_ops(self.ops),
+            chain.from_iterable(map(_said_by_kind, self.kinds)),
+            map(getattr, self.kinds, _FROM_DB_VALUE, _NONE),
+        )
 
     def is_stale(self, ops: Any) -> bool:
         """Return whether they would say anything else now, or `ops` are others."""
         fields = self.fields
         return (
             self.ops is not type(ops)
-            or _said_by_ops(self.ops) != self.of_ops
+            or not all(map(is_, self._look_up_functions(), self.functions))
             or not vars(ops).keys().isdisjoint(_KEPT_OF_OPS)
             or [*map(len, map(vars, fields))] != self.sizes
             or [*map(getattr, fields, _COLUMN, _NONE)] != self.columns
-            or [*map(_said_by_kind, self.kinds)] != self.of_kinds
             or [*map(getattr, fields, _FROM_DB_VALUE, _NONE)] != self.loaders
         )
 
@@ -365,7 +374,7 @@ class _Integers(NamedTuple):
             type(value) is int
             and column.target is self.field is column.output_field
             and self.least <= value <= self.most
-            and _for_integers() == _INTEGERS
+            and all(map(is_, _for_integers(), _INTEGERS))
         )
 
 
@@ -505,8 +514,8 @@ def _is_plain_comparison(node: Any, ops: type[Any]) -> bool:
         (methods := _COMPARISONS.get(kind)) is not None
         and type(node.lhs) is Col
         and type(node.rhs) is not bool
-        and methods == (kind.as_sql, kind.process_lhs, kind.get_rhs_op)
-        and _for_comparison() == _COMPARISON
+        and all(map(is_, methods, (kind.as_sql, kind.process_lhs, kind.get_rhs_op)))
+        and all(map(is_, _for_comparison(), _COMPARISON))
         and _cast_nothing(ops)
     )
 
@@ -515,7 +524,7 @@ def _comparison_in(where: Any) -> Any:
     """The comparison of a column with a value that `where` consists of, or None."""
     if (
         type(where) is WhereNode
-        and (WhereNode.as_sql,) == _WHERE
+        and WhereNode.as_sql is _WHERE
         and not hasattr(where, "as_postgresql")
         and len(where.children) == 1
         and where.connector == AND
@@ -599,7 +608,7 @@ class CompiledStatement:
 
     def _is_executed_by_django(self) -> bool:
         """Whether nobody has derived from this compiler, or patched how it executes."""
-        return type(self) in _OWN and _for_executing() == _EXECUTE
+        return type(self) in _OWN and all(map(is_, _for_executing(), _EXECUTE))
 
 
 class _FetchedAtOnce(CompiledStatement):
@@ -657,7 +666,7 @@ class SQLCompiler(_FetchedAtOnce, compiler.SQLCompiler):
 
     def _is_djangos(self) -> bool:
         """Whether nobody has derived from this compiler, or patched what it passes over."""
-        return type(self) is SQLCompiler and _for_select() == _SELECT
+        return type(self) is SQLCompiler and all(map(is_, _for_select(), _SELECT))
 
     def get_select(self, with_col_aliases: bool = False) -> tuple[Any, Any, Any]:
         query = self.query
@@ -843,13 +852,13 @@ class SQLInsertCompiler(CompiledStatement, compiler.SQLInsertCompiler):
         query: Any = self.query
         return bool(
             type(self) is SQLInsertCompiler
-            and _for_insert() == _INSERT
+            and all(map(is_, _for_insert(), _INSERT))
             and len(query.objs) == 1
             and query.fields
             and not query.raw
             and query.on_conflict is None
             and _insert_features(self.connection.features) == _INSERTS_AND_RETURNS
-            and _inserting_by(type(self.connection.ops)) == _INSERT_BY
+            and _is_read_by_django(self.connection)
         )
 
     def _usual_statement(self, words: _Insert) -> tuple[str, tuple[Any, ...]]:
@@ -917,7 +926,7 @@ class SQLUpdateCompiler(_FetchedAtOnce, compiler.SQLUpdateCompiler):
         if (
             only is None
             or type(self) is not SQLUpdateCompiler
-            or _for_update() != _UPDATE
+            or not all(map(is_, _for_update(), _UPDATE))
             or len(query.alias_map) != 1
             or query.related_updates
             or not query.values

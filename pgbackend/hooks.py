@@ -54,7 +54,7 @@ from . import (
 from .driver import bridge
 from .driver.connection import let_go
 from .fast.registry import is_on
-from .patches import djangos
+from .patches import if_djangos
 
 Policy: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], bool]
 
@@ -382,7 +382,7 @@ def _hook_handlers() -> None:
     from django.test.client import AsyncClientHandler
 
     _make_call_green(ASGIHandler)
-    if is_on("handler") and djangos(ASGIHandler.handle) is not None:  # and nobody has patched it
+    if is_on("handler") and if_djangos(ASGIHandler.handle) is not None:  # and nobody has patched it
         asgi.handle.__wrapped__ = ASGIHandler.handle  # type: ignore[attr-defined]
         ASGIHandler.handle = asgi.handle  # type: ignore[method-assign]
     test: Any = AsyncClientHandler.__call__

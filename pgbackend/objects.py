@@ -21,6 +21,7 @@ import keyword
 import sys
 from collections.abc import Callable
 from operator import attrgetter, is_
+from types import MethodType
 from typing import Any
 
 from django.db.models import Model
@@ -30,13 +31,13 @@ from django.db.models.query import ModelIterable
 from django.db.models.signals import post_init, pre_init
 
 from .fast.registry import is_on
-from .patches import djangos, if_djangos
+from .patches import NO_OTHERS, djangos, if_djangos
 
 #: What an object is made with, as a class has it.
 _making = attrgetter("__init__", "__new__", "__setattr__", "from_db.__func__")
 _MAKING: Any = _making(Model)
-if djangos(Model.__init__, Model.from_db.__func__) is None:  # type: ignore[attr-defined]
-    _MAKING = None  # as no class has it
+if djangos(Model.__init__, Model.from_db.__func__) is NO_OTHERS:  # type: ignore[attr-defined]
+    _MAKING = NO_OTHERS
 
 _SET_KEY = if_djangos(ForeignKeyDeferredAttribute.__set__)
 #: The code that makes objects of rows, whoever calls it.
@@ -92,7 +93,7 @@ def _with_makers(klass_info: Any) -> Any:
 def standing_for(model: Any) -> Any:
     """Return the maker of `model`; itself where a maker would make anything else than Django."""
     try:
-        if _making(model) != _MAKING:
+        if type(model.from_db) is not MethodType or not all(map(is_, _making(model), _MAKING)):
             return model
     except AttributeError:  # `from_db` is no method
         return model

@@ -8,6 +8,9 @@ from operator import attrgetter
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
+#: In the place of functions to be compared with: no function is one of these.
+NO_OTHERS: tuple[Any, ...] = (None,)
+
 
 def lookup(names: str, **owners: Any) -> Callable[[], tuple[Any, ...]]:
     """Return a function that looks `names` (``owner.name``, two at least) up, in one call of C."""
@@ -16,15 +19,16 @@ def lookup(names: str, **owners: Any) -> Callable[[], tuple[Any, ...]]:
 
 def if_djangos(function: Any) -> Any:
     """Return `function`, to be compared with later; None, like no other, if it is not Django's."""
-    return None if djangos(function) is None else function
+    return function if _is_djangos(function) else None
 
 
-def djangos(*functions: Any) -> tuple[Any, ...] | None:
-    """Return functions, to be compared with later; None, like no others, if one is not Django's.
+def djangos(*functions: Any) -> tuple[Any, ...]:
+    """Return functions, to be compared with later; `NO_OTHERS` if one is not Django's.
 
-    What wraps a function has globals of its own, whatever it says of itself.
+    What wraps a function has globals of its own, whatever it says of itself. Compare by
+    ``all(map(is_, ...))``: the proxies of tracing tools equal what they stand for.
     """
-    return functions if all(map(_is_djangos, functions)) else None
+    return functions if all(map(_is_djangos, functions)) else NO_OTHERS
 
 
 def _is_djangos(function: Any) -> bool:

@@ -17,7 +17,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from functools import partial
-from operator import attrgetter
+from operator import attrgetter, is_
 from typing import Any, Self
 
 import psycopg
@@ -37,7 +37,7 @@ from .driver.pool import Lease, Pool
 from .driver.shortcuts import is_psycopgs
 from .driver.vouching import is_vouched
 from .fast.registry import is_on
-from .patches import djangos, lookup
+from .patches import NO_OTHERS, djangos, lookup
 from .state import Session, State
 
 #: What a wrapper's `cursor()` calls on the wrapper.
@@ -60,7 +60,7 @@ _TIMESTAMPTZ: int = types["timestamptz"].oid
 
 def _is_own(*functions: Any) -> bool:
     """Whether `functions`, the last two psycopg's, are what has been released."""
-    return djangos(*functions[:-2]) is not None and all(map(is_psycopgs, functions[-2:]))
+    return djangos(*functions[:-2]) is not NO_OTHERS and all(map(is_psycopgs, functions[-2:]))
 
 
 #: These as a class of wrappers has them; and what they call of Django's, and that of psycopg's.
@@ -74,7 +74,7 @@ _called = lookup(
     utils=utils,
     cursor=psycopg.Cursor,
 )
-_DJANGOS = _called() if is_on("statements") and _is_own(*_called()) else None
+_DJANGOS = _called() if is_on("statements") and _is_own(*_called()) else NO_OTHERS
 
 
 def can_execute(wrapper: Any) -> bool:
@@ -89,9 +89,9 @@ def can_execute(wrapper: Any) -> bool:
         or not (current.autocommit or current.transaction is not None)
         or scope.execute_wrappers
         or scope.force_debug_cursor
-        or called_on(type(wrapper)) != wrapper.cursor_calls
+        or not all(map(is_, called_on(type(wrapper)), wrapper.cursor_calls))
         or not wrapper.__dict__.keys().isdisjoint(_NAMES)
-        or _called() != _DJANGOS
+        or not all(map(is_, _called(), _DJANGOS))
         or not apps.ready
     ):
         return False

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from types import FunctionType, MethodType
+from types import FunctionType, MethodType, WrapperDescriptorType
 from typing import Any, NamedTuple
 
 from django.apps import apps
@@ -57,7 +57,9 @@ def in_request(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
     if conf.has_foreign_alias():
         return False
     try:
-        may_block = _usual[type(func.__self__), func.__func__]  # type: ignore[attr-defined]
+        # Its type is part of the key: a proxy, as tracing tools make them, equals a method.
+        key = type(func), type(func.__self__), func.__func__  # type: ignore[attr-defined]
+        may_block = _usual[key]
     except (AttributeError, KeyError, TypeError):
         return _unusual(func, args, kwargs)
     return may_block is None or not may_block(func.__self__, args)  # type: ignore[attr-defined]
@@ -69,9 +71,8 @@ def _unusual(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
     if owner is None:
         return _function(func, args, kwargs)
     if type(owner) not in _known and (known := _learn(type(owner))) is not None:
-        return getattr(func, "__func__", None) in known.functions and known.runs_in_place(
-            owner, args
-        )
+        is_own = type(func) is MethodType and func.__func__ in known.functions
+        return is_own and known.runs_in_place(owner, args)
     if isinstance(owner, BaseHandler):  # process_exception_by_middleware()
         return _is_djangos_function(func) and not owner._exception_middleware  # type: ignore[attr-defined]  # noqa: SLF001
     if isinstance(owner, SimpleTemplateResponse):
@@ -298,8 +299,9 @@ class _Middleware(NamedTuple):
 
 
 _known: dict[type[Any], _Middleware] = {}
-#: The same, by class and function: what is asked a dozen times in a request.
-_usual: dict[tuple[type[Any], Any], Callable[[Any, Args], bool] | None] = {}
+#: The same, by the types of a method and of its object, and its function: what is asked a dozen
+#: times in a request.
+_usual: dict[tuple[type[Any], type[Any], Any], Callable[[Any, Args], bool] | None] = {}
 
 
 def _learn(cls: type[Any]) -> _Middleware | None:
@@ -312,7 +314,7 @@ def _learn(cls: type[Any]) -> _Middleware | None:
     if not all(map(_is_djangos_function, functions)):
         return _Middleware(frozenset(), None)  # somebody has patched it, and may undo that
     known = _known[cls] = _Middleware(frozenset(functions), _MIDDLEWARE[name])
-    _usual.update({(cls, function): known.may_block for function in functions})
+    _usual.update({(MethodType, cls, function): known.may_block for function in functions})
     return known
 
 
@@ -365,6 +367,8 @@ class _Look:
         others = [base for base in cls.__mro__ if not _is_of_django(base.__module__)]
         if others and issubclass(cls, View):
             return False
+        if any(type(vars(base).get("__call__")) is WrapperDescriptorType for base in others):
+            return False  # code in C, which may call any other: wrapt's proxies
         members = (item for base in others for item in vars(base).items())
         return self._all(member for name, member in members if not name.startswith("__annotate"))
 
@@ -395,7 +399,8 @@ def _is_of_django(module: Any) -> bool:
 
 def _is_djangos_function(function: Any) -> bool:
     """Whether Django's code defines a function or method: by its globals, whatever it says."""
-    function = getattr(function, "__func__", function)
+    if type(function) is MethodType:
+        function = function.__func__
     return type(function) is FunctionType and _is_of_django(function.__globals__.get("__name__"))
 
 

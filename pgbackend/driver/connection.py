@@ -30,6 +30,7 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
+from operator import is_
 from time import monotonic
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeAlias, TypeVar
@@ -56,7 +57,7 @@ from psycopg.waiting import Ready, Wait
 from . import bridge
 from .bridge import Portal, current
 from .errors import LeaseEnded, NothingCommitted, OutcomeUnknown
-from .shortcuts import looking
+from .shortcuts import NO_OTHERS, looking
 from .vouching import is_vouched
 
 RV = TypeVar("RV")
@@ -338,7 +339,7 @@ class Connection(psycopg.Connection[Any]):
             self._check_connection_ok()  # raises
         factory: Any = self.cursor_factory
         factory = own_class(factory, self._prepared.prepare_threshold is not None)
-        if _seen_for_cursors() != _CURSORS:
+        if not all(map(is_, _seen_for_cursors(), _CURSORS)):
             return self._cursor_by_psycopg(
                 factory, binary=binary, row_factory=row_factory, **kwargs
             )
@@ -729,7 +730,7 @@ class Connection(psycopg.Connection[Any]):
             self.lock.locked()
             or self.pgconn.transaction_status != _IDLE
             or self._lease_ended
-            or _seen_for_blocks() != _BLOCKS
+            or not all(map(is_, _seen_for_blocks(), _BLOCKS))
         ):
             self.autocommit = True  # waits for its turn, or refuses
         else:
@@ -934,7 +935,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
             and twin.row_factory is tuple_row
             and factory.__module__.partition(".")[0] in ("psycopg", "django")
         )
-        self._run = plain if is_plain else None
+        self._run = plain if is_plain else NO_OTHERS
         self.twin = twin
         self._hears_itself = self.listener = weakref.ref(twin)
         me = weakref.ref(self)  # as psycopg has it: what hears does not keep what is heard
@@ -968,7 +969,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
 
     def makes_cursors_of(self, connection: Connection | None) -> bool:
         """Whether a cursor of a twin would be like that of `run_statement()`, and do no more."""
-        return self._seen_for_run() == self._run and (
+        return all(map(is_, self._seen_for_run(), self._run)) and (
             connection is None
             or (
                 connection.cursor_factory is self.twin.cursor_factory
@@ -1173,7 +1174,7 @@ class _BeginningCursor:
             conn._autocommit  # noqa: SLF001
             or conn.pgconn.transaction_status != _IDLE
             or conn._pipeline  # noqa: SLF001
-            or _seen_for_begin() != _BEGIN
+            or not all(map(is_, _seen_for_begin(), _BEGIN))
         ):
             return super()._execute_gen(query, params, **kwargs)  # type: ignore[misc,no-any-return]
         return self._begin_gen(query, params, **kwargs)
@@ -1332,7 +1333,7 @@ class _ClientStatementCursor(_StatementCursor):
         if conn._autocommit or conn.pgconn.transaction_status != _IDLE:  # noqa: SLF001
             result = yield from self._run_gen()
             return result
-        if _seen_for_begin() != _BEGIN:
+        if not all(map(is_, _seen_for_begin(), _BEGIN)):
             conn.has_looked = True
             yield from conn._start_query()  # noqa: SLF001
             result = yield from self._run_gen()

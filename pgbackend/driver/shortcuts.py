@@ -41,19 +41,23 @@ class Switches:
 
 switches = Switches()
 
+#: In the place of functions to be compared with: no function is one of these.
+NO_OTHERS: tuple[Any, ...] = (None,)
+
 
 def looking(
     name: str, names: str, **owners: Any
-) -> tuple[Callable[[], tuple[Any, ...]], tuple[Any, ...] | None]:
+) -> tuple[Callable[[], tuple[Any, ...]], tuple[Any, ...]]:
     """Return a function that looks the state of a shortcut up, and its result if that may be taken.
 
     It looks for the switch `name` and for the functions `names` (``owner.name``), in one call of C.
-    The result is None, like no other, if one of them is not psycopg's own: somebody has patched it.
+    The result is `NO_OTHERS` if one of them is not psycopg's own: somebody has patched it. Compare
+    by ``all(map(is_, ...))``: the proxies of tracing tools equal what they stand for.
     """
     namespace = SimpleNamespace(**owners, switches=switches)
     functions = attrgetter("switches", *names.split())(namespace)[1:]
     seen = partial(attrgetter(f"switches.{name}", *names.split()), namespace)
-    return seen, ((True, *functions) if all(map(is_psycopgs, functions)) else None)
+    return seen, ((True, *functions) if all(map(is_psycopgs, functions)) else NO_OTHERS)
 
 
 def is_psycopgs(function: Any) -> bool:

@@ -18,6 +18,7 @@ from uuid import uuid4
 import django
 import httpx
 import pytest
+import wrapt
 from django import forms
 from django.contrib import admin, messages
 from django.contrib.auth import (
@@ -438,11 +439,22 @@ def patched(original: Any) -> Any:
     return patch
 
 
+def patched_call(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+    return patched(wrapped)(*args, **kwargs)
+
+
 @pytest.mark.parametrize("name", ["process_request", "process_response"])
+@pytest.mark.parametrize("by", ["function", "proxy"])
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("where", ["class", "instance"])
 def test_a_patched_method_of_djangos_middleware_keeps_its_thread(
-    run: Runner, settings: Any, monkeypatch: pytest.MonkeyPatch, name: str, when: str, where: str
+    run: Runner,
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    by: str,
+    when: str,
+    where: str,
 ) -> None:
     """Also when it is patched after requests have been served by the same handler."""
     settings.MIDDLEWARE = [SECURITY]
@@ -463,11 +475,12 @@ def test_a_patched_method_of_djangos_middleware_keeps_its_thread(
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             if when == "after":
                 await client.get("/page/")
-            if where == "class":
-                target: Any = SecurityMiddleware
+            target: Any = SecurityMiddleware if where == "class" else made[0]
+            if by == "proxy":
+                patch = wrapt.FunctionWrapper(getattr(target, name), patched_call)
+            elif where == "class":
                 patch = patched(getattr(target, name))
             else:
-                target = made[0]
                 patch = functools.partial(patched(getattr(SecurityMiddleware, name)), target)
             monkeypatch.setattr(target, name, patch)
             seen.clear()

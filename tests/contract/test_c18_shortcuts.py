@@ -318,9 +318,10 @@ def forget_what_is_kept() -> None:
 
 
 @pytest.mark.parametrize("used_before", [False, True], ids=["before first use", "afterwards"])
+@pytest.mark.parametrize("by", ["function", "proxy"])
 @pytest.mark.parametrize("name", BYPASSED)
 def test_a_patch_of_what_is_bypassed_is_called_as_on_djangos_engine(
-    run: Runner, stock: str, name: str, used_before: bool
+    run: Runner, stock: str, name: str, by: Any, used_before: bool
 ) -> None:
     ours: dict[str, Call] = {
         "sync": lambda function: function(),
@@ -332,7 +333,7 @@ def test_a_patch_of_what_is_bypassed_is_called_as_on_djangos_engine(
             call(lambda: work("default"))
         else:
             forget_what_is_kept()
-        with Counting(name) as counting:
+        with Counting(name, by) as counting:
             on_stock = counting.count(lambda: work(stock))
             here = counting.count(lambda: call(lambda: work("default")))  # noqa: B023
         assert bool(here) >= bool(on_stock), f"{context}: {on_stock} calls on Django's engine"
@@ -348,7 +349,7 @@ def calls_on_stock(conninfo: str) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("used_before", [False, True], ids=["before first use", "afterwards"])
-@pytest.mark.parametrize("on", ["class", "object"])
+@pytest.mark.parametrize("on", ["class", "class, by a proxy", "object"])
 @pytest.mark.parametrize("name", CALLED)
 def test_a_patch_of_what_a_request_bypasses_is_called_as_by_djangos_handler(
     run: Runner,

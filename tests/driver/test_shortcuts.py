@@ -20,7 +20,7 @@ import pytest
 from pgbackend.driver import bridge, connect
 from pgbackend.driver.bridge import run as green
 from pgbackend.driver.pool import Pool
-from pgbackend.driver.shortcuts import Switches, is_psycopgs, looking, switches
+from pgbackend.driver.shortcuts import NO_OTHERS, Switches, is_psycopgs, looking, switches
 from pgbackend.fast.fingerprints import find
 from pgbackend.fast.registry import SHORTCUTS
 from tests.conftest import Runner
@@ -259,6 +259,6 @@ def test_a_patch_before_the_driver_is_loaded_is_no_function_of_psycopgs() -> Non
     with Counting("psycopg.cursor:Cursor.execute"):
         assert not is_psycopgs(psycopg.Cursor.execute)
         _, may = looking("run", "cursor.execute cursor.close", cursor=psycopg.Cursor)
-        assert may is None
+        assert may is NO_OTHERS
     seen, may = looking("run", "cursor.execute cursor.rowcount", cursor=psycopg.Cursor)
-    assert seen() == may is not None
+    assert seen() == may is not NO_OTHERS

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, Self
+from types import FunctionType
+from typing import Any, Literal, Self
+
+import wrapt
 
 
 class Counting:
-    """Counts the calls of a function that it is put in the place of, as packages patch them."""
+    """Counts the calls of a function that it is put in the place of, as packages patch them.
 
-    def __init__(self, name: str) -> None:
+    By another function, or by a proxy of wrapt's, which equals what it stands for.
+    """
+
+    def __init__(self, name: str, by: Literal["function", "proxy"] = "function") -> None:
         module, _, qualified = name.partition(":")
         *owners, self.last = qualified.split(".")
         self.owner: Any = import_module(module)
         for each in owners:
             self.owner = getattr(self.owner, each)
         self.original = vars(self.owner)[self.last]
+        self.by = by
         self.calls = 0
 
     def __enter__(self) -> Self:
@@ -29,7 +36,12 @@ class Counting:
             return function(*args, **kwargs)
 
         kind = type(self.original)
-        replaced: Any = counted if kind is type(counted) else kind(counted)
+        if self.by == "proxy" and kind in (FunctionType, classmethod, staticmethod):
+            replaced: Any = wrapt.FunctionWrapper(self.original, self._count)
+        elif self.by == "proxy":
+            replaced = kind(wrapt.FunctionWrapper(function, self._count))
+        else:
+            replaced = counted if kind is FunctionType else kind(counted)
         if hasattr(replaced, "__set_name__"):
             replaced.__set_name__(self.owner, self.last)
         setattr(self.owner, self.last, replaced)
@@ -37,6 +49,10 @@ class Counting:
 
     def __exit__(self, *exc_info: object) -> None:
         setattr(self.owner, self.last, self.original)
+
+    def _count(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+        self.calls += 1
+        return wrapped(*args, **kwargs)
 
     def count(self, function: Callable[[], Any]) -> int:
         before = self.calls

@@ -40,8 +40,8 @@ async def answer(request: HttpRequest) -> HttpResponse:
 async def calls(name: str, on: str) -> int:
     """Return how often one request calls a function, patched on its class or on each object."""
     handler = ASGIHandler()
-    if on == "class":
-        with Counting(name) as counting:
+    if on != "object":
+        with Counting(name, "function" if on == "class" else "proxy") as counting:
             await _serve(handler)
         return counting.calls
     method = name.rpartition(".")[2]
@@ -83,7 +83,7 @@ def main() -> None:
     print(json.dumps(counts))
 
 
-_WHERE = ("class", "object")
+_WHERE = ("class", "class, by a proxy", "object")
 
 if __name__ == "__main__":
     main()
