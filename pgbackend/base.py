@@ -45,7 +45,8 @@ from .driver.connection import LEASE_ENDED, ConnectArguments, adopt
 from .driver.errors import LeaseEnded
 from .driver.pool import Lease, Pool, PoolOptions, close_pools, get_pool
 from .driver.vouching import vouching
-from .fast.registry import is_on, switch_driver
+from .fast.install import install as install_shortcuts
+from .fast.registry import is_on
 from .features import DatabaseFeatures
 from .introspection import DatabaseIntrospection
 from .operations import DatabaseOperations
@@ -84,7 +85,7 @@ _RUN_HOOKS = if_djangos(PostgresDatabaseWrapper.run_and_clear_commit_hooks)
 _COMMIT = if_djangos(PostgresDatabaseWrapper._commit)  # type: ignore[attr-defined]  # noqa: SLF001
 _CURSOR = if_djangos(PostgresDatabaseWrapper.cursor)
 _CREATE_CURSOR = if_djangos(PostgresDatabaseWrapper.create_cursor)
-switch_driver()
+install_shortcuts()
 if not is_on("cursors"):
     _CURSOR = _CREATE_CURSOR = None
 _open_cursor: Callable[..., Any] = inspect.unwrap(PostgresDatabaseWrapper.cursor)
