@@ -1,7 +1,7 @@
 """Plugs each shortcut that is on into its seam of the engine, which knows none of them.
 
-A seam is a name of an engine's module or class whose plain way stands beside it. Without this module
-the engine does all that the contract promises.
+A seam is a name in a module or class of the engine, whose plain way stands there. Without this
+module the engine does all that the contract promises.
 """
 
 from __future__ import annotations
