@@ -402,8 +402,7 @@ def main() -> int:
         )
         soak.prepare()
         connection.close()
-        # The COPY warns when the garbage collector finds it, and this load leaves such COPYs on
-        # purpose.
+        # psycopg warns of each COPY that the garbage collector finds, which this load tries.
         logging.getLogger("psycopg").setLevel(logging.ERROR)
         sys.unraisablehook = soak.unraisable
         warnings.simplefilter("always")

@@ -131,7 +131,6 @@ def answering(*replies: bytes, size: int = 1000) -> Serve:
 
 def loaded(serve: Serve, clients: int = 3, **options: Any) -> load.Outcome:
     """Return the outcome of a load on a server, with two different requests."""
-
     served: set[asyncio.Task[Any]] = set()
 
     async def tracked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -622,7 +622,7 @@ class Now(models.DateTimeField):
 
 
 class Upper(models.CharField):
-    """Is saved as an expression."""
+    """Becomes an expression when it is saved."""
 
     def get_db_prep_save(self, value: Any, connection: Any) -> Any:
         return models.functions.Upper(Value(value))

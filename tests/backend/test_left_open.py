@@ -812,7 +812,7 @@ def test_what_is_used_after_the_end_of_its_task_says_why(run: Runner) -> None:
 def test_an_iteration_that_is_broken_off_at_the_end_of_its_task_is_no_fault(
     run: Runner, queryset: Any, rows_read: int
 ) -> None:
-    """The loop closes the generator a turn or two after the task's end. (Warnings are errors.)"""
+    """The loop closes the generator soon after the end of the task; a warning would be an error."""
 
     async def breaks_off() -> None:
         seen = 0

@@ -43,7 +43,7 @@ def _as_outside_of_tests(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_shortcut_is_on_with_what_is_installed() -> None:
-    """This fails if a new release has changed a function: see ``python -m tests.fingerprints``."""
+    """A new release may have changed a function: then see ``python -m tests.fingerprints``."""
     assert why_off() == {}
 
 

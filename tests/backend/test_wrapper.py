@@ -211,7 +211,7 @@ def test_a_method_that_is_adapted_green_knows_its_object(run: Runner) -> None:
 
 
 class Point:
-    """Can be sent only by a connection that has its dumper."""
+    """Needs a dumper on its connection, to be sent."""
 
 
 class PointDumper(StrDumper):

@@ -120,7 +120,7 @@ def test_consumers_of_channels_use_plain_querysets(servers: dict[str, Server], n
 def test_servers_end_in_silence_and_leave_no_session(
     servers: dict[str, Server], admin: psycopg.Connection[Any]
 ) -> None:
-    """As the last test of this file, it ends all servers, by SIGTERM or SIGINT."""
+    """The last test of this file ends all servers, by SIGTERM or SIGINT."""
     for server in servers.values():
         server.tell_to_end()
     for server in servers.values():

@@ -224,7 +224,7 @@ def test_deep_recursion_through_portals_works(run_once: Runner) -> None:
 
 
 class Thing:
-    """Is referred to weakly, so that a test sees whether an object is freed."""
+    """Lets tests see, by weak references, when an object is freed."""
 
 
 def here() -> Any:

@@ -312,7 +312,7 @@ def test_what_yields_when_its_loop_is_closed_is_unwound_without_an_error_of_its_
 
 
 class Kept:
-    """Is held by the frames of an operation."""
+    """Stands for what the frames of an operation refer to."""
 
 
 # Not `twice`: contextlib's generators keep an exception that is replaced by another.

@@ -774,7 +774,7 @@ def test_a_session_is_not_left_in_the_midst_of_a_copy(
 
 
 class pinned_by_hand:  # noqa: N801
-    """Pin a lease for a block of a coroutine."""
+    """Pins a lease for a block of a coroutine."""
 
     def __init__(self, lease: Lease) -> None:
         self.lease = lease

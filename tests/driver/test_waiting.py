@@ -301,7 +301,7 @@ def with_cursor_prepared(pool: Pool, sql: str) -> Any:
 
 
 class Number(int):
-    """May have a dumper of the user's own."""
+    """Derives from int, so that a user may have registered a dumper for it."""
 
 
 def with_a_value_of_ones_own(pool: Pool, sql: str) -> Any:

@@ -1,4 +1,4 @@
-"""Tests packages as released, each in a small project of its own: does their state follow requests?
+"""Tests packages as released, each in a small project of its own: their state follows requests.
 
 A file `with_*.py` is a project: settings, models, and a request of a user. Its process (`run.py`)
 plays the same matrix for all projects: sync and async middleware around the package's, sync and
