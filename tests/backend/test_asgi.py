@@ -470,7 +470,7 @@ def test_a_wrapped_receive_may_need_a_task(run: Runner, serve_by: Any, told: lis
 
 @pytest.mark.shortcut("handler")
 def test_a_wrapped_receive_may_use_the_a_methods(run: Runner, serve_by: Any) -> None:
-    """A connection is held by a task: so the wrapper is started again, in a task."""
+    """The query of the wrapper needs a task to hold its connection: `receive()` restarts in one."""
     began: list[Any] = []
     ended: list[Any] = []
 
@@ -701,7 +701,7 @@ def test_a_client_that_has_gone_is_noticed_whatever_the_view_waits_for(
 
 
 def test_a_client_that_has_gone_is_noticed_as_soon_as_the_readme_says() -> None:
-    """The second look after its time comes in time at the latest; a look is half of that time."""
+    """The second look after `LISTEN_AFTER` finds it at the latest; looks are half of that apart."""
     assert asgi.LISTEN_AFTER * 1.5 < 0.1
 
 

@@ -35,7 +35,7 @@ class Tenants(DatabaseWrapper):
 
 
 def test_what_is_set_while_another_tasks_cursor_is_made_stays_with_the_task(run: Runner) -> None:
-    """The other task's value is noted as its connection's, and restored with the earlier ones."""
+    """The second task sets its tenant while the first task's `_cursor()` is still running."""
 
     async def main() -> None:
         connections["default"] = connection = Tenants(connections.settings["default"], "default")

@@ -519,7 +519,7 @@ def comparing(model: Any, *lookup: Any) -> QuerySet[Any]:
 
 
 def test_a_number_is_sent_as_the_field_says_that_it_is_compared_with(numbers: Any) -> None:
-    """A column may be compared as another field, too."""
+    """A `Col` may have another field than its column's own, as target or as output field."""
     query = numbers._base_manager.filter(whole=5)
     assert sent(query, ours) == sent(query, djangos)
     col = query.query.where.children[0].lhs
@@ -832,7 +832,7 @@ def test_a_field_is_told_once_that_it_will_be_saved() -> None:
 
 
 def test_all_fields_are_told_that_they_are_saved_before_an_expression_is_compiled() -> None:
-    """`pre_save()` saves a file, so the file is there, or not, as with Django if the rest fails."""
+    """`pre_save()` may save a file: if the rest fails, the file is there if it is with Django."""
 
     class Refusing(models.Func):
         def as_sql(self, *args: Any, **kwargs: Any) -> Any:

@@ -991,7 +991,7 @@ def test_a_block_that_is_ended_by_hand_ends_no_other_of_its_function(run: Runner
 
 
 def test_the_late_end_of_a_nested_block_leaves_the_block_around_it_open(run: Runner) -> None:
-    """The task of the nested block has ended before, and the block with the task."""
+    """The nested block has ended before, with the task that opened it."""
 
     async def forget() -> Any:
         atomic = transaction.atomic()

@@ -209,7 +209,7 @@ def test_raw_sql_leaves_nothing_in_the_session(run: Runner) -> None:
 
 
 def test_statements_of_the_orm_pay_no_reset(run: Runner, admin: Any) -> None:
-    """The server sees no reset: after an ORM statement, it is the session's last statement."""
+    """The server sees no reset: the ORM's statement stays the last statement of the session."""
 
     def work() -> int:
         with transaction.atomic():
@@ -302,7 +302,7 @@ def test_idle_connections_that_the_server_closed_are_noticed(run: Runner, admin:
 def test_a_cancelled_statement_gives_its_connection_back_at_once(
     run: Runner, in_block: bool
 ) -> None:
-    """When the traceback is freed is too late; Django closes its cursor for `Exception` only."""
+    """Freeing the traceback would be too late: Django closes its cursor for `Exception` only."""
 
     async def sleeping(kind: str) -> None:
         def work() -> None:

@@ -154,7 +154,7 @@ def test_a_version_that_nobody_has_read_is_compared_with_its_series_or_the_newes
     reasons = why_off()
     if installed.startswith("6.1"):
         assert reasons == {}
-    else:  # its functions are compared with those of an older series
+    else:  # the installed functions are of an older series
         assert reasons
         assert all(version in each for each in reasons.values() if "needs" not in each)
 

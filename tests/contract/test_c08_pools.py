@@ -647,7 +647,7 @@ def test_a_hundred_idle_connections_killed_fail_no_request(
 def test_sessions_that_end_while_others_are_opened_fail_no_later_request(
     run: Runner, admin: psycopg.Connection[Any]
 ) -> None:
-    """The server goes on accepting: that it ended sessions does not fail the next attempt."""
+    """The server goes on accepting; its end of other sessions does not fail the next attempt."""
     slow: list[str] = []
     preparing = asyncio.Event()
 

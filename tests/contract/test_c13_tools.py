@@ -337,7 +337,7 @@ class TestAsyncCodeBelowAsyncToSync:
         assert async_to_sync(inside)() == [None] * 4
 
     def test_its_tasks_have_sessions_and_transactions_of_their_own(self) -> None:
-        """A task sees neither the thread's uncommitted rows nor a sibling's."""
+        """A task sees neither the thread's session nor a sibling's uncommitted rows."""
 
         async def write(begun: asyncio.Event, over: asyncio.Event) -> None:
             async with transaction.atomic():

@@ -341,7 +341,7 @@ OPEN: dict[str, list[Any]] = {
 def test_a_statement_that_is_cancelled_ends_nothing_that_is_open_beside_it(
     run: Runner, scene: Scene, name: str, is_green: bool
 ) -> None:
-    """At each wait of the statement: the iteration gives all its rows, the cursor goes on."""
+    """A cancellation comes at each wait of the statement; the iteration gives all its rows."""
     (thing,) = [thing for thing in THINGS if thing.name == name]
 
     async def main() -> int:

@@ -128,7 +128,7 @@ def test_a_statement_that_cannot_be_sent_begins_nothing_and_breaks_nothing(
 def test_a_statement_that_was_cancelled_before_begin_is_not_sent_again(
     within: Callable[[Body], Any], tmp_path: Any
 ) -> None:
-    """The timeout that cancelled the statement must not see it run after all."""
+    """A caller whose timeout cancelled the statement must not see it run after all."""
     long = f"SELECT {','.join(['1'] * 300_000)}"  # the timeout comes while the server parses this
 
     def body(connection: Connection) -> None:

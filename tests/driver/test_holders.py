@@ -94,7 +94,7 @@ def test_a_lease_ends_with_the_last_of_its_holders(
             if holder == "cursor":
                 cursor.close()
             elif holder == "pin" and last < 0:
-                lease.pins -= 1  # unpinning ends a statement in flight no more than others do
+                lease.pins -= 1  # `unpin()` would end the lease of the statement in flight
                 lease._go_on()
             elif holder == "pin":
                 lease.unpin()

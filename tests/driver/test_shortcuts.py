@@ -1,7 +1,7 @@
-"""Tests the driver's shortcuts: a bypassed function is called while its shortcut is off, only.
+"""Tests the driver's shortcuts: a bypassed function is called only while its shortcut is off.
 
 The other tests check that the outcome is the same: they are run with ``PGBACKEND_SHORTCUTS=0``,
-too. Clause C18's tests check that a patch takes effect as on Django's engine.
+too. The tests of clause C18 check that a patch takes effect as on Django's engine.
 """
 
 from __future__ import annotations
