@@ -181,7 +181,7 @@ def _copy_of_python(target: Path) -> str:
 
 @pytest.fixture(params=["myself", "nobody"])
 def account(request: pytest.FixtureRequest) -> Account:
-    """Run each test as the account of the test run, and if that is root as nobody too."""
+    """Run each test as the account that runs pytest, and as nobody too if that is root."""
     if request.param == "nobody":
         account: Account = request.getfixturevalue("nobody")
         return account
