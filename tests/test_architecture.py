@@ -1,4 +1,4 @@
-"""The shape of the project, as ARCHITECTURE.md tells it."""
+"""Tests that the project has the shape that ARCHITECTURE.md describes."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ for name in sorted(dir(DatabaseWrapper)):
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
-    # Without isolation: hatchling is in the environment, so that nothing is fetched.
+    # Without isolation: hatchling is in the environment, so nothing is fetched.
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
     subprocess.run([*command, "-w", tmp_path, ROOT], capture_output=True, check=True)
     (wheel,) = tmp_path.glob("*.whl")
@@ -124,7 +124,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
-#: What is made here, and not the project's.
+#: Directories and files that tools make here, and that are not the project's.
 _MADE = re.compile(
     r"/(\.git|\.venv[^/]*|\.nox|\.pgbackend|[^/]*_cache|__pycache__|var|build|dist)(/|$)"
 )

@@ -1,4 +1,4 @@
-"""The embedded server with real servers: who finds it, shares it, and what is left of it.
+"""Tests the launcher with real servers: finding, sharing and leaving one.
 
 Most tests start and end processes; `world` (conftest) fails a test that leaves one behind.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 FAST = {"fsync": "off"}
 INSTALLED = Path("/usr/lib/postgresql/15/bin")
-once = pytest.mark.parametrize("account", ["myself"], indirect=True)  # the same for everyone
+once = pytest.mark.parametrize("account", ["myself"], indirect=True)  # the account does not matter
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="is about root")
 
 
@@ -194,7 +194,7 @@ def test_one_of_two_killed_leaves_the_server_to_the_other(spawn: Spawn) -> None:
     url, _ = url_of(one), url_of(two)
     before = postmaster(url)
     kill(one)
-    late = spawn()  # whatever the end of `one` set off has been waited for by this
+    late = spawn()  # the server has finished reacting to the end of `one`
     assert postmaster(url_of(late)) == before
     for user in (two, late):
         assert user.stdin is not None
@@ -272,7 +272,7 @@ def test_the_process_number_of_a_stranger_in_a_stale_pid_file(spawn: Spawn, base
     os.kill(postmaster(url), signal.SIGKILL)
     kill(user)
     file = next(base.glob("*/data/postmaster.pid"))
-    # As after a reboot, or in a new container: the number is now of a living process of that user.
+    # As after a reboot, or in a new container: the number now belongs to another living process.
     stranger = subprocess.Popen(
         ["/bin/cat"], stdin=subprocess.PIPE, user=file.stat().st_uid, cwd="/"
     )
