@@ -31,13 +31,13 @@ class Cluster:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.home = plan.home
-        self.data = plan.home / "data"
-        self.throwaway = plan.home / "throwaway"
-        self.users_lock = plan.home / "users.lock"
-        self.start_lock = plan.home / "start.lock"
-        self.keeper_lock = plan.home / "keeper.lock"
-        self.postgres = Postgres(plan)
+        self.home: Path = plan.home
+        self.data: Path = plan.home / "data"
+        self.throwaway: Path = plan.home / "throwaway"
+        self.users_lock: Path = plan.home / "users.lock"
+        self.start_lock: Path = plan.home / "start.lock"
+        self.keeper_lock: Path = plan.home / "keeper.lock"
+        self.postgres: Postgres = Postgres(plan)
 
     # Users
 

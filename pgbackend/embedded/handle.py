@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 from .cluster import Cluster
@@ -45,7 +45,7 @@ class Server:
         lock: int | None = None,
     ) -> None:
         self.url = url
-        self.params = database_settings(url)
+        self.params: dict[str, Any] = database_settings(url)
         self.bindir = bindir
         self.version = version
         self._cluster = cluster

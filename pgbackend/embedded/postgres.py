@@ -57,9 +57,9 @@ class Postgres:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.data = plan.home / "data"
-        self.log = plan.home / "server.log"
-        self.lock = plan.home / "server.lock"
+        self.data: Path = plan.home / "data"
+        self.log: Path = plan.home / "server.log"
+        self.lock: Path = plan.home / "server.lock"
         self.child: subprocess.Popen[bytes] | None = None
 
     # Start
