@@ -35,8 +35,9 @@ def test_the_page_names_every_module() -> None:
     page = (ROOT / "ARCHITECTURE.md").read_text()
     for path in PACKAGE.glob("*.py"):
         assert f"`{path.name}`" in page
-    for path in PACKAGE.glob("driver/[!_]*.py"):
-        assert f"`{path.stem}`" in page
+    for folder in ("driver", "embedded"):
+        for path in PACKAGE.glob(f"{folder}/[!_]*.py"):
+            assert f"`{path.stem}`" in page
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -76,14 +77,13 @@ def test_every_public_name_is_found_where_it_is_said_to_be() -> None:
 
 
 def test_the_launcher_needs_the_standard_library_only() -> None:
-    tree = ast.parse((PACKAGE / "embedded.py").read_text())
-    names = {
-        alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import)
-        for alias in node.names
-    }
-    names |= {node.module or "." for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    names = set()
+    for path in PACKAGE.glob("embedded/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level != 1:
+                names.add(node.module or ".")
     assert {name.partition(".")[0] for name in names} <= sys.stdlib_module_names
 
 

