@@ -1,7 +1,7 @@
-"""Writes docs/suite.md from what runs of the whole suite have left.
+"""Writes docs/suite.md from the results of runs of the whole suite.
 
-``python -m tests.suite.document [DIR ...]``; by default, the directories that runs write to. Takes
-no figure from anywhere else.
+``python -m tests.suite.document [DIR ...]``; by default, the directories that runs write to. Every
+figure on the page comes from there.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def _faults(all_results: Mapping[str, Results]) -> Iterator[str]:
-    """What must not stand on the page as if it were a result."""
+    """Yield the reasons why the results must not be published."""
     stock = all_results["stock"]
     for results in all_results.values():
         if results.versions != stock.versions or results.labels != stock.labels:
@@ -141,7 +141,7 @@ def _row(title: str, cells: list[str]) -> str:
 
 
 def _differences(all_results: Mapping[str, Results]) -> Iterator[str]:
-    """Each difference once, with the contexts that have it."""
+    """Yield each difference once, with the contexts that have it."""
     stock = all_results["stock"]
     where: dict[str, list[str]] = {}
     reasons: dict[str, str] = {}
