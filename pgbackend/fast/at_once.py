@@ -12,7 +12,8 @@ from pgbackend.statements import StatementCursor, can_execute
 from pgbackend.wrapper.cursors import Cursors
 
 
-def _cursor_at_once(self: Cursors, here: Portal) -> StatementCursor | None:
+def cursor_for_compiler(self: Cursors, here: Portal) -> StatementCursor | None:
+    """Return a cursor for the next statement only, if a compiler has said what it will do."""
     session = state.find(here, self).session
     if session is None or not session.at_once:
         return None
@@ -25,4 +26,4 @@ def _cursor_at_once(self: Cursors, here: Portal) -> StatementCursor | None:
 
 def install() -> None:
     """Put the cursors of single statements into the seam for them."""
-    Cursors._cursor_at_once = _cursor_at_once  # type: ignore[method-assign]  # noqa: SLF001
+    Cursors.cursor_for_compiler = cursor_for_compiler  # type: ignore[method-assign]

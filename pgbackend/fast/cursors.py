@@ -59,12 +59,13 @@ def cursor(self: Cursors) -> Any:
         here = _running()
         if type(here) is not Portal:
             self.check_context("cursor")
-        elif (found := self._cursor_at_once(here)) is not None:
+        elif (found := self.cursor_for_compiler(here)) is not None:
             return found
     return _open_cursor(self)
 
 
 def _cursor(self: Cursors, name: str | None = None) -> Any:
+    """Make a cursor on a connection that is open, if nobody has a say in whether it is."""
     own = state.plain_state(self)
     if own is None:
         return self._cursor_in_turn(name)

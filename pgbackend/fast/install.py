@@ -13,7 +13,7 @@ from .registry import is_on, switch_driver
 def install() -> None:
     """Plug in the shortcuts that are on; called once, when the backend is loaded."""
     switch_driver()
+    if is_on("cursors"):  # the first: others remember the methods that a wrapper has
+        cursors.install()
     if is_on("statements"):
         at_once.install()
-    if is_on("cursors"):
-        cursors.install()

@@ -1,7 +1,7 @@
-"""Closing: how a connection ends that the running code holds, and one that a wrapper keeps.
+"""Closing: the running code lets its connection go, and so does a wrapper with one of its own.
 
-Green and outside of transactions, nothing is held that could be closed: what is closed is the
-connection that synchronous code has left open on the wrapper, in this thread or handed to another.
+Green code outside of transactions holds no connection. There `close()` closes the one that
+synchronous code has left open on the wrapper, in this thread or in one that shares the wrapper.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ class Closing(Leasing):
         else:
             super().close()
         if current.pooled and not current.in_atomic_block:
-            current.needs_rollback = False  # as of a new connection: the next is one
+            current.needs_rollback = False  # the next connection is a new one
         if current.transaction is not None and not current.in_atomic_block:
-            # What was begun by set_autocommit(False) ends with its connection.
+            # A transaction that set_autocommit(False) has begun ends with its connection.
             state.end(self, current)
 
     def close_if_unusable_or_obsolete(self) -> None:
-        """Close a connection that should not serve another request; but not that of a test.
+        """Close a connection that should not serve another request, unless a test's block has it.
 
-        In the transaction of a test it is not in the autocommit mode that it is expected in: on
-        Django's own backend channels' `database_sync_to_async` ends a `TestCase` so.
+        Inside that block autocommit is off, which Django takes for a reason to close: on Django's
+        own backend, channels' `database_sync_to_async` ends the transaction of a `TestCase` so.
         """
         if not state.is_of_test(self):
             super().close_if_unusable_or_obsolete()
@@ -55,7 +55,7 @@ class Closing(Leasing):
             lease.end()
 
     def _close_own(self) -> None:
-        """Close what sync code has left open on this wrapper: in this thread, or handed to one."""
+        """Close the wrapper's own connection, which sync code has left open."""
         own = self._own
         if own.connection is None or own.in_atomic_block or own.transaction is not None:
             return

@@ -30,8 +30,8 @@ class Connecting(Contexts):
     # Not Django's dictionary: an alias may be tried with either engine in one process.
     _connection_pools: dict[str, Any] = {}  # noqa: RUF012
 
-    # The settings hold the password: an error leaves behind the frames that had them, which
-    # Django's debug page and tools like it would show with their local variables.
+    # The settings hold the password: errors are raised without the frames that had them, whose
+    # local variables Django's debug page, and tools like it, would show.
 
     def get_connection_params(self) -> dict[str, Any]:
         try:
@@ -61,7 +61,7 @@ class Connecting(Contexts):
 
     @property
     def pool(self) -> Any:
-        """Return Django's synchronous pool, with connections of ours; None in an async context."""
+        """Return Django's synchronous pool, with the driver's connections; None if async."""
         if not self.settings_dict["OPTIONS"].get("pool"):
             return None
         if self.alias not in self._connection_pools:
@@ -116,9 +116,9 @@ class Connecting(Contexts):
         )
 
     def _initialise(self, params: dict[str, Any], connection: driver.Connection) -> None:
-        """Do for a connection of the pool what `connect()` does.
+        """Prepare a connection of the async pool as `connect()` prepares its own.
 
-        It is asked for as a new one, so that what derived wrappers do to those is done to it.
+        `get_new_connection()` returns it, so that derived wrappers do to it what they do there.
         """
         connection.isolation_level = self._isolation_level_option()
         with state.prepared(self, connection):
@@ -130,7 +130,7 @@ class Connecting(Contexts):
 
     @property
     def isolation_level(self) -> Any:
-        """The level of transactions: of the connection, or that of all connections of the pool."""
+        """Return the level of transactions: the connection's, or that of all in the pool."""
         current = state.current_state(self)
         if current.pooled and current.isolation_level is None:
             return self._isolation_level_option() or IsolationLevel.READ_COMMITTED

@@ -53,7 +53,7 @@ class Contexts(Guards):
     _attributes: Mapping[str, Any] = {}
     #: Whether `django.db.connections` has it, and so its alias has its attributes.
     _published = False
-    #: Attributes that its `_cursor()` sets, by the code that runs it: tasks share this object.
+    #: Attributes that `_cursor()` is setting, by the portal or thread that runs it.
     _noted: Mapping[object, dict[str, Any]] = {}
 
     def __init__(self, settings_dict: dict[str, Any], alias: str = DEFAULT_DB_ALIAS) -> None:
@@ -87,7 +87,7 @@ class Contexts(Guards):
 
     @property
     def _shared(self) -> bool:
-        """Whether this wrapper stands for its alias, and so uses the pool in an async context."""
+        """Return whether this wrapper stands for its alias: then async code uses the pool."""
         settings_dict, shared = self._sharing
         if settings_dict is not self.settings_dict:
             for_threads = self._thread_sharing_count > self.lent
@@ -96,7 +96,7 @@ class Contexts(Guards):
         return shared
 
     def lend(self) -> None:
-        """Let the async code that this thread is about to wait for use the wrapper."""
+        """Let async code use the wrapper while this thread waits for it."""
         super().inc_thread_sharing()
         self.lent += 1
 
@@ -111,7 +111,7 @@ class Contexts(Guards):
 
     @contextmanager
     def backend_statement(self, *texts: str) -> Iterator[None]:
-        """Execute statements of the backend's own, with these texts, that soil no session."""
+        """Vouch for these texts of the backend's own in the block: they leave no session dirty."""
         session = self.async_session()
         if session is None:
             yield

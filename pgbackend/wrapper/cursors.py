@@ -41,7 +41,7 @@ class Cursors(Transactions):
             here = _running()
             if type(here) is not Portal:
                 self.check_context("cursor")
-            elif (cursor := self._cursor_at_once(here)) is not None:
+            elif (cursor := self.cursor_for_compiler(here)) is not None:
                 return cursor
         if type(self)._cursor is Cursors._cursor:
             return super().cursor()
@@ -54,10 +54,10 @@ class Cursors(Transactions):
         with of_connection(self):
             return super().chunked_cursor()
 
-    def _cursor_at_once(self, here: Portal) -> Any:
-        """Return a cursor for one statement whose rows are fetched at once; or None.
+    def cursor_for_compiler(self, here: Portal) -> Any:
+        """Return a shorter cursor for a statement of a compiler's; None, unless a shortcut has one.
 
-        A seam: the shortcut `statements` has such cursors, which need none of psycopg's.
+        `here` is the portal that runs this code.
         """
         return None
 
@@ -131,10 +131,10 @@ class Cursors(Transactions):
 
     @contextmanager
     def temporary_connection(self) -> Iterator[Any]:
-        """Give a cursor; close the connection afterwards, if it was opened for this.
+        """Give a cursor; afterwards close the connection, if it was opened for the cursor.
 
-        Green, the cursor gives back what it has leased. Django's would close the connection of a
-        block whose first statement this is, and so end its transaction.
+        Green, the cursor ends its own lease. Django's method would close the connection of a block
+        whose first statement this is, and so end its transaction.
         """
         if state.current_state(self).pooled:
             with self.cursor() as cursor:

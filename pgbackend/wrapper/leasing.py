@@ -25,7 +25,7 @@ _ENSURE_CONNECTION = if_djangos(PostgresDatabaseWrapper.ensure_connection)
 
 
 class _InThePool:
-    """What a wrapper shows for a connection that it has not leased yet."""
+    """Stands for a connection that has not been leased yet, where a wrapper shows one."""
 
     closed = False
 
@@ -75,7 +75,7 @@ class Leasing(Connecting):
     def lease_for(self, current: State, session: state.Session | None) -> Lease | None:
         """Give `current` a connection, if it has none; return the lease if it is new.
 
-        `session` is the running task's.
+        `session` is the session of the running task.
         """
         if current.connection is not None:
             if type(self).ensure_connection is not _OWN_ENSURE_CONNECTION:
@@ -92,9 +92,10 @@ class Leasing(Connecting):
             return self._take(current, transaction, session) if missing else None
 
     def hold(self, current: State, session: state.Session | None) -> Lease | None:
-        """Give `current` a connection, if it has none, and pin it: `unpin()` is for the caller.
+        """Give `current` a connection, if it has none, and pin its lease; the caller unpins it.
 
-        Returns None where the connection is held by a transaction, which pins it, or by nobody.
+        Returns None if there is nothing to unpin: a transaction holds the connection, which pins
+        the lease itself, or the connection is not leased.
         """
         while True:
             self.lease_for(current, session)
@@ -108,7 +109,7 @@ class Leasing(Connecting):
                 if not lease.ended:
                     return lease
                 lease.pins -= 1
-            # The garbage collector has freed what held the connection, since it was looked at.
+            # The garbage collector has freed the holder of the lease, since it was looked at.
 
     def pool_alone(self) -> Pool:
         """Return the pool to lease a connection from, for one statement in no transaction."""
@@ -140,7 +141,7 @@ class Leasing(Connecting):
         current.take(lease)
         if transaction is not None:
             lease.pin()
-            lease.task = transaction.owner  # who has begun the block ends it, and the lease
+            lease.task = transaction.owner  # the task that has begun the block ends the lease
             # psycopg begins with the first statement.
             lease.connection._autocommit = False  # noqa: SLF001
         elif session is not None:
@@ -176,10 +177,10 @@ class Leasing(Connecting):
     def _ask_others(self) -> None:
         """Call `ensure_connection()` for a class that overrides it, or for somebody's patch.
 
-        They may refuse, as test cases without a database do. Nothing connects here, and so nothing
-        waits: the flag is seen by this call only. Code that looks for a connection finds none the
-        first time, and after `close()`; then there is one, as in Django, though it is taken from
-        the pool for each statement.
+        Both may refuse, as test cases without a database do. Nothing connects here, and so nothing
+        waits: no other code sees `_asking_others`. Code that looks for a connection finds none the
+        first time, and after `close()`; then it finds one, as in Django, although each statement
+        takes another from the pool.
         """
         current = state.current_state(self)
         session = self.async_session()
@@ -201,9 +202,9 @@ class Leasing(Connecting):
     # --- Trying ---
 
     def is_usable(self) -> bool:
-        """Return whether the database answers: on the connection that is held, or on the pool's.
+        """Return whether the database answers, on the connection that is held or one of the pool's.
 
-        Green code holds none between two statements, which says nothing about the database.
+        Green code holds no connection between two statements, whether the database answers or not.
         """
         current, session = state.state_and_session(self)
         if not current.pooled:

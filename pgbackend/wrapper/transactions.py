@@ -65,7 +65,7 @@ class Transactions(Closing):
             bridge.deliver_cancellation()
 
     def _set_autocommit_pooled(self, current: State, autocommit: bool) -> None:
-        # Django's own, but for ensure_connection(): the first statement leases the connection.
+        # As Django does, without ensure_connection(): the first statement leases the connection.
         if current.in_atomic_block:
             self.validate_no_atomic_block()  # raises
         if autocommit or not self.queries_logged:
@@ -88,7 +88,7 @@ class Transactions(Closing):
                 self.end_pooled(current, state.current_block(self))
                 return
             begun = self.begin_pooled(current)
-            if is_patched:  # it expects that there is a connection
+            if is_patched:  # the patch expects that there is a connection
                 self.lease_for(begun, state.async_session(self))
                 super()._set_autocommit(False)
             return
@@ -102,14 +102,17 @@ class Transactions(Closing):
     # --- On connections of the pool ---
 
     def begin_if_due(self, current: State) -> State:
-        """Begin the transaction that each task is in where AUTOCOMMIT is off; return its state."""
+        """Begin a transaction if AUTOCOMMIT is off and there is none; return the state to use."""
         if current.transaction is not None or current.autocommit:
             return current
         self.set_autocommit(False)
         return state.current_state(self)
 
     def begin_pooled(self, current: State) -> State:
-        """Begin a transaction, unless `current` is in one; return its state."""
+        """Begin a transaction, unless `current` is in one; return its state.
+
+        No statement is sent: the first one of the transaction leases its connection.
+        """
         if current.transaction is not None:
             current.autocommit = False
             return current
@@ -124,7 +127,7 @@ class Transactions(Closing):
     ) -> None:
         """Give the connection of `current` back, end its transaction, and run its hooks.
 
-        `block` is the one that is ended; `session` the running task's, if it has been looked up.
+        `block` is the block that ends; `session` the running task's, if the caller has it.
         """
         if current.lease is not None:
             self._end_lease(current, block)
@@ -152,7 +155,7 @@ class Transactions(Closing):
     def _end_lease(self, current: State, block: state.Block | None) -> None:
         assert current.lease is not None
         if current.connection.closed:
-            # Its end was interrupted by what Django does not catch (GeneratorExit).
+            # Ending it was interrupted by an exception that Django does not catch (GeneratorExit).
             current.run_on_commit = []
         else:
             self._end_on_connection(current.connection, block)
@@ -165,7 +168,7 @@ class Transactions(Closing):
         with self.wrap_database_errors:
             if block is not None and block.moving and not _is_idle(connection):
                 # COMMIT was interrupted while it stood behind the statement of a child task.
-                if not connection.lease.can_wait():  # the pool does, when that has ended
+                if not connection.lease.can_wait():  # the pool rolls back, after that statement
                     connection.close_in_turn()
                     return
                 connection.rollback()
@@ -187,7 +190,7 @@ class Transactions(Closing):
                 connection.commit()
 
     def commit_pooled(self, current: State) -> None:
-        """Do what `commit()` does in the end, where nobody has a say in it; see blocks.py."""
+        """Commit as `commit()` does, without its observers; see blocks.py."""
         if current.connection is not None:
             with self.wrap_database_errors:
                 current.connection.commit()
@@ -205,7 +208,7 @@ class Transactions(Closing):
     def _log_without_connection(self, end: str) -> None:
         """Log the end of a transaction that has needed no connection, and so sends nothing.
 
-        Its BEGIN was logged: Django's own backend, which is connected, logs and sends both.
+        Its BEGIN has been logged; Django's own backend, always connected, logs and sends both.
         """
         current = state.current_state(self)
         if current.pooled and current.connection is None:
@@ -235,7 +238,7 @@ class Transactions(Closing):
     # --- Hooks on commit ---
 
     def on_commit(self, func: Callable[[], Any], robust: bool = False) -> None:
-        """Register `func`; a coroutine function is awaited when its turn comes."""
+        """Register `func` to be called, or awaited if it is asynchronous, after the COMMIT."""
         if not callable(func):
             raise TypeError("on_commit()'s callback must be a callable.")
         super().on_commit(_awaited(func), robust)
