@@ -162,17 +162,19 @@ class Cursors(Transactions):
             yield
 
 
-#: Modules between the code that opens a cursor and `_caller()`: the wrapper's, by their beginning.
-_CURSOR_MODULES = (
-    *("pgbackend.base", "pgbackend.wrapper.", "pgbackend.fast.cursors"),
-    *("django.db.backends.base.base", "django.utils.asyncio"),
+#: Modules between the code that opens a cursor and `_caller()`.
+_CURSOR_MODULES = frozenset(
+    (
+        *(__name__, "pgbackend.wrapper.guards", "pgbackend.fast.cursors"),
+        *("django.db.backends.base.base", "django.utils.asyncio"),
+    )
 )
 
 
 def _caller() -> str | None:
     """Return where user code opened a cursor; None when Django or pgbackend itself did."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__", "").startswith(_CURSOR_MODULES):
+    while frame is not None and frame.f_globals.get("__name__") in _CURSOR_MODULES:
         frame = frame.f_back
     if frame is None or frame.f_globals.get("__name__", "").startswith("django."):
         return None
