@@ -80,14 +80,10 @@ CODE: Mapping[str, tuple[str, ...]] = {
             "SQLInsertCompiler.execute_sql SQLUpdateCompiler._execute_at_once "
             "SQLUpdateCompiler.execute_returning_sql",
         ),
-        "pgbackend.base:DatabaseWrapper._fetches_at_once",
-        "pgbackend.base:DatabaseWrapper.pool_alone",
+        "pgbackend.fast.at_once",
+        "pgbackend.wrapper.leasing:Leasing.pool_alone",
     ),
-    "cursors": _in(
-        "pgbackend.base",
-        "_ASKING _asks _djangos_asks _DJANGO_ASKS _CURSOR _CREATE_CURSOR _open_cursor "
-        "_create_cursor DatabaseWrapper.create_cursor",
-    ),
+    "cursors": ("pgbackend.fast.cursors",),
     "blocks": (
         *_in(
             "pgbackend.blocks",
@@ -95,7 +91,9 @@ CODE: Mapping[str, tuple[str, ...]] = {
             "_where_most_end _has_djangos_ends _open_outermost _commit_outermost "
             "_commit_or_roll_back",
         ),
-        *_in("pgbackend.base", "DatabaseWrapper.end_pooled DatabaseWrapper.commit_pooled"),
+        *_in(
+            "pgbackend.wrapper.transactions", "Transactions.end_pooled Transactions.commit_pooled"
+        ),
     ),
     "handler": _in(
         "pgbackend.asgi",

@@ -35,7 +35,7 @@ def test_the_page_names_every_module() -> None:
     page = (ROOT / "ARCHITECTURE.md").read_text()
     for path in PACKAGE.glob("*.py"):
         assert f"`{path.name}`" in page
-    for folder in ("driver", "embedded"):
+    for folder in ("driver", "embedded", "wrapper"):
         for path in PACKAGE.glob(f"{folder}/[!_]*.py"):
             assert f"`{path.stem}`" in page
 
@@ -88,13 +88,13 @@ def test_the_launcher_needs_the_standard_library_only() -> None:
 
 
 def test_each_of_djangos_async_unsafe_methods_is_guarded_anew() -> None:
-    """A new version of Django may guard another method: base.py must then guard it too."""
-    tree = ast.parse((PACKAGE / "base.py").read_text())
+    """A new version of Django may guard another method: guards.py must then guard it too."""
+    tree = ast.parse((PACKAGE / "wrapper" / "guards.py").read_text())
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     guarded = [
         ast.literal_eval(call.args[0])
         for call in calls
-        if isinstance(call.func, ast.Name) and call.func.id == "_guarded"
+        if isinstance(call.func, ast.Name) and call.func.id == "guarded"
     ]
     assert sorted(guarded) == _python(_LIST_UNSAFE).split()
 

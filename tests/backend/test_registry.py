@@ -254,6 +254,21 @@ import pgbackend.base
     ]
 
 
+def test_the_seams_of_cursors_have_the_plain_way_while_the_shortcut_is_off() -> None:
+    show = """from django.conf import settings
+settings.configure()
+from pgbackend.base import DatabaseWrapper as cls
+print({each.__module__ for each in (cls.cursor, cls._cursor, cls.create_cursor)})
+"""
+    programs = [
+        Program(["-c", show], environment={"PGBACKEND_SHORTCUTS": off}) for off in ("", "-cursors")
+    ]
+    assert [each.check() for each in run_all(programs)] == [
+        "{'pgbackend.fast.cursors'}\n",
+        "{'pgbackend.wrapper.cursors'}\n",
+    ]
+
+
 # --- Without them ---------------------------------------------------------------------------------
 
 

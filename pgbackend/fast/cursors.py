@@ -1,0 +1,113 @@
+"""The shortcut `cursors`: a cursor on a connection that is open is made without asking for one.
+
+Synchronous code outside of transactions opens most of its cursors on a connection that it has.
+Django's way there looks for a pool, a failed health check and a connection, each by a call. The
+methods here, in the place of those of `pgbackend.wrapper.cursors`, look whether any of that can
+matter: if not, they do what is left of Django's way, else all of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from operator import attrgetter, is_
+from typing import Any
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
+
+from pgbackend import state
+from pgbackend.driver import bridge
+from pgbackend.driver.bridge import Portal
+from pgbackend.patches import djangos, if_djangos, lookup
+from pgbackend.statements import adapting
+from pgbackend.wrapper.cursors import Cursors
+
+_get_running_loop = asyncio._get_running_loop
+_running = bridge.running
+
+#: The engine's methods, for all that is not usual.
+_plain_cursor = Cursors.cursor
+_plain_create_cursor = Cursors.create_cursor
+
+#: Django's `cursor()` and `create_cursor()`, which somebody may patch later.
+_CURSOR = if_djangos(PostgresDatabaseWrapper.cursor)
+_CREATE_CURSOR = if_djangos(PostgresDatabaseWrapper.create_cursor)
+#: Django's `cursor()` without its guard, for which `cursor()` here asks.
+_open_cursor: Callable[..., Any] = inspect.unwrap(PostgresDatabaseWrapper.cursor)
+
+#: Django's `_cursor()`, and the methods that it calls to have a connection.
+_ASKING = ("_cursor", "close_if_health_check_failed", "ensure_connection")
+_NAMES = frozenset(_ASKING)
+_asks = attrgetter(*_ASKING)
+#: The same methods of Django's classes, and one that they call.
+_djangos_asks = lookup(
+    "its._cursor its.close_if_health_check_failed its.ensure_connection "
+    "base.close_if_health_check_failed",
+    its=PostgresDatabaseWrapper,
+    base=BaseDatabaseWrapper,
+)
+_DJANGO_ASKS = djangos(*_djangos_asks())
+
+
+def cursor(self: Cursors) -> Any:
+    """Open a cursor by Django's `cursor()`, without the guard around it."""
+    if type(self)._cursor is not _cursor or PostgresDatabaseWrapper.cursor is not _CURSOR:
+        return _plain_cursor(self)
+    if _get_running_loop() is not None:
+        here = _running()
+        if type(here) is not Portal:
+            self.check_context("cursor")
+        elif (found := self.cursor_for_compiler(here)) is not None:
+            return found
+    return _open_cursor(self)
+
+
+def _cursor(self: Cursors, name: str | None = None) -> Any:
+    """Make a cursor on a connection that is open, if nobody has a say in whether it is."""
+    own = state.plain_state(self)
+    if own is None:
+        return self._cursor_in_turn(name)
+    if (
+        own.connection is None
+        or own.health_check_enabled
+        # or somebody has a say in it who has overridden or patched what Django's calls
+        or not all(map(is_, _djangos_asks(), _DJANGO_ASKS))
+        or not all(map(is_, _asks(type(self)), _OWN_ASKS))
+        or not self.__dict__.keys().isdisjoint(_NAMES)
+    ):
+        return super(Cursors, self)._cursor(name)
+    with self.wrap_database_errors:  # what is left of Django's, with a connection
+        return self._prepare_cursor(self.create_cursor(name))
+
+
+def close_if_health_check_failed(self: Cursors) -> None:
+    """Look for a failed health check only where there are any: Django looks for its pool first."""
+    if state.current_state(self).health_check_enabled or not all(
+        map(is_, _djangos_asks(), _DJANGO_ASKS)
+    ):
+        super(Cursors, self).close_if_health_check_failed()
+
+
+def create_cursor(self: Cursors, name: str | None = None) -> Any:
+    """Make a cursor as Django does, which looks the connection up for each step."""
+    if name or PostgresDatabaseWrapper.create_cursor is not _CREATE_CURSOR:
+        return _plain_create_cursor(self, name)
+    if _get_running_loop() is not None:
+        self.check_context("create_cursor")
+    connection = self.connection
+    made = connection.cursor()
+    if (prepare := adapting(self.timezone, connection.adapters)) is not None:
+        prepare(made)
+    return made
+
+
+#: The same of ours, as a class has them that overrides none.
+_OWN_ASKS = (_cursor, close_if_health_check_failed, Cursors.ensure_connection)
+
+
+def install() -> None:
+    """Put these methods in the place of the engine's."""
+    for method in (cursor, _cursor, close_if_health_check_failed, create_cursor):
+        setattr(Cursors, method.__name__, method)

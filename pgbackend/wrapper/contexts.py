@@ -1,0 +1,124 @@
+"""Contexts: what a wrapper shows is the running code's, not its own.
+
+In a sync context a wrapper keeps what Django keeps on it. In an async context tasks may share one
+object, so each of Django's names (`connection`, `in_atomic_block`, ...) is a descriptor that looks
+the value up in `pgbackend.state`; what packages and projects set follows the request, see
+`pgbackend.attributes`.
+
+A wrapper that `django.db.connections` does not own (`connection.copy()`, the one that creates test
+databases) has a connection of its own in every context, as in Django; it still does not block the
+loop.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Self
+
+from django.db import DEFAULT_DB_ALIAS
+
+from pgbackend import conf, request, state
+from pgbackend.attributes import follow
+from pgbackend.driver.vouching import vouching
+from pgbackend.state import Scope, State, rollback_attribute, scope_attribute, state_attribute
+
+from .guards import Guards
+
+_plain_attribute = object.__getattribute__
+
+
+class Contexts(Guards):
+    """A wrapper that shows each task its own state."""
+
+    for _name in State.NAMES:
+        locals()[_name] = state_attribute(_name)
+    needs_rollback = rollback_attribute
+    for _name in Scope.NAMES:
+        locals()[_name] = scope_attribute(_name)
+    del _name
+
+    _ready = False
+    #: The settings that were looked at last, and whether a wrapper with these is shared.
+    _sharing: tuple[Any, bool] = (None, False)
+    _own_blocks: Any = None
+    #: How often it is lent; see Note [Lent wrappers] in state.py.
+    lent = 0
+
+    #: Whether attributes that others set on it follow requests (see attributes.py), and the names
+    #: of its own, which do not.
+    follows_request = False
+    own_names: frozenset[str] = frozenset()
+    _attributes: Mapping[str, Any] = {}
+    #: Whether `django.db.connections` has it, and so its alias has its attributes.
+    _published = False
+    #: Attributes that `_cursor()` is setting, by the portal or thread that runs it.
+    _noted: Mapping[object, dict[str, Any]] = {}
+
+    def __init__(self, settings_dict: dict[str, Any], alias: str = DEFAULT_DB_ALIAS) -> None:
+        if request.follows():
+            follow(self)
+        self._own = State()
+        self._own_scope = Scope(None, self.queries_limit)
+        self._in_patches = set()
+        super().__init__(settings_dict, alias)
+        self._ready = True
+
+    def __copy__(self) -> Self:
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other._own = self._own.copy()
+        other._own_blocks = None
+        other._published = False
+        other._in_patches = set()
+        other._own_scope = copy.copy(self._own_scope)
+        return other
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.own_names or type(self).follows_request or not request.follows():
+            return _plain_attribute(self, name)  # raises
+        follow(self)  # it was made by code of a thread that follows a request now
+        return getattr(self, name)
+
+    @property
+    def _key(self) -> state.Key:
+        return id(self.settings_dict)
+
+    @property
+    def _shared(self) -> bool:
+        """Return whether this wrapper stands for its alias: then async code uses the pool."""
+        settings_dict, shared = self._sharing
+        if settings_dict is not self.settings_dict:
+            for_threads = self._thread_sharing_count > self.lent
+            shared = not for_threads and conf.is_shared(self.alias, self.settings_dict)
+            self._sharing = (self.settings_dict, shared)
+        return shared
+
+    def lend(self) -> None:
+        """Let async code use the wrapper while this thread waits for it."""
+        super().inc_thread_sharing()
+        self.lent += 1
+
+    def take_back(self) -> None:
+        """Undo `lend()`."""
+        self.lent -= 1
+        super().dec_thread_sharing()
+
+    def async_session(self) -> state.Session | None:
+        """Return the task's session in an async context, else None."""
+        return state.async_session(self)
+
+    @contextmanager
+    def backend_statement(self, *texts: str) -> Iterator[None]:
+        """Vouch for these texts of the backend's own in the block: they leave no session dirty."""
+        session = self.async_session()
+        if session is None:
+            yield
+            return
+        outer, session.compiled = session.compiled, True
+        try:
+            with vouching(texts):
+                yield
+        finally:
+            session.compiled = outer

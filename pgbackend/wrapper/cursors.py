@@ -1,0 +1,181 @@
+"""Cursors: how they are opened, on a connection that is leased for them.
+
+Green, a cursor outside of transactions has a lease of its own: the connection goes back when the
+cursor is closed, or has nothing more to fetch. A cursor that is used again then leases another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
+
+from pgbackend import frames, state
+from pgbackend.attributes import of_connection
+from pgbackend.driver import bridge
+from pgbackend.driver.bridge import Portal
+from pgbackend.driver.connection import LEASE_ENDED, adopt
+from pgbackend.driver.errors import LeaseEnded
+from pgbackend.patches import if_djangos
+from pgbackend.state import State
+
+from .transactions import Transactions
+
+# Code that runs for each statement spells `bridge.green()` out: the call would cost too much.
+_get_running_loop = asyncio._get_running_loop
+_running = bridge.running
+
+_DJANGOS_CURSOR = if_djangos(PostgresDatabaseWrapper._cursor)  # type: ignore[attr-defined]
+
+
+class Cursors(Transactions):
+    """A wrapper that opens cursors; the shortcut `cursors` replaces some of its methods."""
+
+    def cursor(self) -> Any:
+        if _get_running_loop() is not None:
+            here = _running()
+            if type(here) is not Portal:
+                self.check_context("cursor")
+            elif (cursor := self.cursor_for_compiler(here)) is not None:
+                return cursor
+        if type(self)._cursor is Cursors._cursor:
+            return super().cursor()
+        with of_connection(self):
+            return super().cursor()
+
+    def chunked_cursor(self) -> Any:
+        if type(self)._cursor is Cursors._cursor:
+            return super().chunked_cursor()
+        with of_connection(self):
+            return super().chunked_cursor()
+
+    def cursor_for_compiler(self, here: Portal) -> Any:
+        """Return a shorter cursor for a statement of a compiler's; None, unless a shortcut has one.
+
+        `here` is the portal that runs this code.
+        """
+        return None
+
+    def _cursor(self, name: str | None = None) -> Any:
+        if state.plain_state(self) is not None:
+            return super()._cursor(name)
+        return self._cursor_in_turn(name)
+
+    def _cursor_in_turn(self, name: str | None) -> Any:
+        """Open a cursor for code in a transaction or an async context."""
+        state.take_turn(self)
+        current, session = state.state_and_session(self)
+        if not current.pooled:
+            return super()._cursor(name)
+        compiled = session is not None and session.compiled
+        current = self.begin_if_due(current)
+        cursor = self._lease_cursor(current, session, name, compiled)
+        if session is not None and compiled:
+            session.compiled, session.cursor = False, cursor.cursor
+        return cursor
+
+    def _lease_cursor(
+        self, current: State, session: state.Session | None, name: str | None, compiled: bool
+    ) -> Any:
+        djangos_class: Any = PostgresDatabaseWrapper
+        lease = self.hold(current, session)
+        wrapped = None
+        try:
+            if djangos_class._cursor is not _DJANGOS_CURSOR:
+                wrapped = super()._cursor(name)
+                cursor = wrapped.cursor
+            else:
+                self.close_if_health_check_failed()
+                with self.wrap_database_errors:
+                    cursor = self.create_cursor(name)
+            if current.lease is not None:
+                if name and (block := state.named_block(self)) is not None:
+                    cursor.why_gone = block.why_cursors_are_gone
+                if name or not compiled:
+                    current.lease.opened_at = frames.place()
+                if not compiled:
+                    cursor.opened_at = _caller()
+                cursor.renew = self._renew
+        finally:
+            if lease is not None:
+                lease.unpin()
+        return wrapped or self._prepare_cursor(cursor)
+
+    def _renew(self, cursor: Any) -> None:
+        """Give a connection to `cursor`, which has let its own go."""
+        state.take_turn(self)
+        current, session = state.state_and_session(self)
+        if not current.pooled:
+            return  # psycopg refuses
+        current = self.begin_if_due(current)
+        lease = self.hold(current, session)
+        try:
+            if current.lease is None:
+                current.connection._check_connection_ok()  # noqa: SLF001 - raises
+                raise LeaseEnded(LEASE_ENDED)
+            cursor.move_to(current.connection)
+        finally:
+            if lease is not None:
+                lease.unpin()
+
+    def create_cursor(self, name: str | None = None) -> Any:
+        cursor = super().create_cursor(name)
+        if name and state.current_state(self).lease is not None:
+            adopt(cursor)  # Django makes server-side cursors without the connection's factory
+        return cursor
+
+    @contextmanager
+    def temporary_connection(self) -> Iterator[Any]:
+        """Give a cursor; afterwards close the connection, if it was opened for the cursor.
+
+        Green, the cursor ends its own lease. Django's method would close the connection of a block
+        whose first statement this is, and so end its transaction.
+        """
+        if state.current_state(self).pooled:
+            with self.cursor() as cursor:
+                yield cursor
+        else:
+            with super().temporary_connection() as cursor:
+                yield cursor
+
+    def validate_no_broken_transaction(self) -> None:
+        # Every statement comes by here, right before it is sent.
+        own = state.plain_state(self)
+        if own is not None and not own.needs_rollback:
+            return
+        if own is None:
+            state.take_turn(self)
+        super().validate_no_broken_transaction()
+
+    def execute_wrapper(self, wrapper: Callable[..., Any]) -> Any:
+        return self._observed_wrapper(wrapper)
+
+    @contextmanager
+    def _observed_wrapper(self, wrapper: Callable[..., Any]) -> Iterator[None]:
+        with super().execute_wrapper(wrapper):
+            state.observe(self)
+            yield
+
+
+#: Modules between the code that opens a cursor and `_caller()`.
+_CURSOR_MODULES = frozenset(
+    (
+        *(__name__, "pgbackend.wrapper.guards", "pgbackend.fast.cursors"),
+        *("django.db.backends.base.base", "django.utils.asyncio"),
+    )
+)
+
+
+def _caller() -> str | None:
+    """Return where user code opened a cursor; None when Django or pgbackend itself did."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__") in _CURSOR_MODULES:
+        frame = frame.f_back
+    if frame is None or frame.f_globals.get("__name__", "").startswith("django."):
+        return None
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"

@@ -1,0 +1,99 @@
+"""Guards: refuse what would block an event loop, in the place of Django's `@async_unsafe`.
+
+Django's decorator refuses wherever a loop runs. Green code may call the same methods, since its
+waits let the loop go on; so each is replaced by its undecorated function behind a guard that knows
+of portals. `Guards` is the lowest part of the wrapper: what the parts above it override calls
+``super()``, and arrives here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from django.core.exceptions import SynchronousOnlyOperation
+from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
+
+from pgbackend import state
+from pgbackend.driver import bridge
+from pgbackend.driver.bridge import Portal
+from pgbackend.patches import if_djangos
+
+CURE = (
+    "the ORM was called on the event loop, outside of pgbackend's greenlets ({name}()). Requests "
+    "that Django's ASGI handler serves have one; elsewhere, call the a-method ('await qs.aget()'), "
+    "use 'async with transaction.atomic()', or wrap the function: 'await pgbackend.aio.run(fn)'."
+)
+
+# Code that runs for each statement spells `bridge.green()` out: the call would cost too much.
+_get_running_loop = asyncio._get_running_loop
+_running = bridge.running
+
+
+def guarded(name: str) -> Callable[..., Any]:
+    """Return Django's method `name` with our guard in the place of `async_unsafe`'s.
+
+    A method that somebody has patched (Sentry does, before this is loaded; Django's test cases,
+    afterwards) is called as it is. The patch may call the method that it has replaced, which it has
+    found here: then Django's is called, and not the patch once more.
+    """
+    unsafe = if_djangos(getattr(PostgresDatabaseWrapper, name))
+    method = inspect.unwrap(getattr(PostgresDatabaseWrapper, name))
+
+    @functools.wraps(method)
+    def guard(self: Guards, *args: Any, **kwargs: Any) -> Any:
+        if _get_running_loop() is not None and type(_running()) is not Portal:
+            self.check_context(name)
+        if getattr(PostgresDatabaseWrapper, name) is unsafe or name in self._in_patches:
+            return method(self, *args, **kwargs)
+        found = getattr(super(Guards, self), name)
+        self._in_patches.add(name)
+        try:
+            return found(*args, **kwargs)
+        finally:
+            self._in_patches.discard(name)
+
+    return guard
+
+
+class Guards(PostgresDatabaseWrapper):
+    """Django's wrapper, whose methods may be called green."""
+
+    #: Names of the methods whose patches are being called.
+    _in_patches: set[str]
+
+    if TYPE_CHECKING:
+        # Private methods of Django's that the parts override, which Django's stubs leave out.
+        def _cursor(self, name: str | None = None) -> Any: ...
+        def _set_autocommit(self, autocommit: bool) -> None: ...
+        def _commit(self) -> None: ...
+        def _rollback(self) -> None: ...
+        def _savepoint(self, sid: str) -> None: ...
+        def _savepoint_rollback(self, sid: str) -> None: ...
+        def _savepoint_commit(self, sid: str) -> None: ...
+        def _close(self) -> None: ...
+
+    def check_context(self, name: str) -> None:
+        """Raise `SynchronousOnlyOperation` where waiting for the database would block a loop."""
+        if _get_running_loop() is None:
+            return
+        if bridge.current() is None and state.in_async_context():
+            raise SynchronousOnlyOperation(CURE.format(name=name))
+
+    # Each of Django's `async_unsafe` methods.
+    connect = guarded("connect")
+    get_new_connection = guarded("get_new_connection")
+    ensure_connection = guarded("ensure_connection")
+    cursor = guarded("cursor")
+    chunked_cursor = guarded("chunked_cursor")
+    create_cursor = guarded("create_cursor")
+    commit = guarded("commit")
+    rollback = guarded("rollback")
+    savepoint = guarded("savepoint")
+    savepoint_rollback = guarded("savepoint_rollback")
+    savepoint_commit = guarded("savepoint_commit")
+    clean_savepoints = guarded("clean_savepoints")
+    close = guarded("close")

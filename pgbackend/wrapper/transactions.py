@@ -1,0 +1,262 @@
+"""Transactions: how they begin and end on a connection that is leased.
+
+Green, a transaction begins without a connection: its first statement leases one, which goes back
+when the transaction ends. Until then the lease is pinned, so BEGIN, COMMIT and what is between them
+are sent on one connection. `pgbackend.blocks` sees to the turns of the tasks that take part.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from asgiref.sync import iscoroutinefunction
+from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
+from django.db.backends.utils import debug_transaction
+from psycopg.pq import TransactionStatus
+
+from pgbackend import driver, hooks, state
+from pgbackend.driver import bridge
+from pgbackend.patches import if_djangos
+from pgbackend.state import State
+
+from .closing import Closing
+
+_GET_AUTOCOMMIT = if_djangos(PostgresDatabaseWrapper.get_autocommit)
+_SET_AUTOCOMMIT = if_djangos(PostgresDatabaseWrapper.set_autocommit)
+_SET_ON_CONNECTION = if_djangos(PostgresDatabaseWrapper._set_autocommit)  # type: ignore[attr-defined]  # noqa: SLF001
+_RUN_HOOKS = if_djangos(PostgresDatabaseWrapper.run_and_clear_commit_hooks)
+_COMMIT = if_djangos(PostgresDatabaseWrapper._commit)  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+class Transactions(Closing):
+    """A wrapper whose transactions lease their connection, and give it back."""
+
+    # --- Autocommit, by which Django begins and ends them ---
+
+    def get_autocommit(self) -> bool:
+        current = state.current_state(self)
+        if not current.pooled or PostgresDatabaseWrapper.get_autocommit is not _GET_AUTOCOMMIT:
+            return super().get_autocommit()
+        # No connection is needed to know: it is leased at the block's first statement.
+        self.check_context("get_autocommit")
+        return current.autocommit
+
+    def set_autocommit(
+        self, autocommit: bool, force_begin_transaction_with_broken_autocommit: bool = False
+    ) -> None:
+        self.check_context("set_autocommit")
+        current = state.current_state(self)
+        if current.pooled:
+            if PostgresDatabaseWrapper.set_autocommit is _SET_AUTOCOMMIT:
+                self._set_autocommit_pooled(current, autocommit)
+            else:  # a patch
+                super().set_autocommit(autocommit, force_begin_transaction_with_broken_autocommit)
+            if not autocommit and not force_begin_transaction_with_broken_autocommit:
+                # By hand: `Atomic`, which knows where it ends, has that flag set.
+                transaction = state.current_state(self).transaction
+                assert transaction is not None
+                transaction.end_with_task()
+        else:
+            super().set_autocommit(autocommit, force_begin_transaction_with_broken_autocommit)
+        if autocommit:
+            bridge.deliver_cancellation()
+
+    def _set_autocommit_pooled(self, current: State, autocommit: bool) -> None:
+        # As Django does, without ensure_connection(): the first statement leases the connection.
+        if current.in_atomic_block:
+            self.validate_no_atomic_block()  # raises
+        if autocommit or not self.queries_logged:
+            self._set_autocommit(autocommit)
+        else:
+            with debug_transaction(self, "BEGIN"):
+                self._set_autocommit(autocommit)
+        if current.needs_rollback:  # which Django keeps until rollback(), or a new connection
+            now = state.current_state(self)
+            now.needs_rollback, now.rollback_exc = True, current.rollback_exc
+
+    def _set_autocommit(self, autocommit: bool) -> None:
+        current = state.current_state(self)
+        if current.pooled:
+            djangos_class: Any = PostgresDatabaseWrapper
+            is_patched = djangos_class._set_autocommit is not _SET_ON_CONNECTION  # noqa: SLF001
+            if autocommit:
+                if is_patched and current.connection is not None:
+                    super()._set_autocommit(True)
+                self.end_pooled(current, state.current_block(self))
+                return
+            begun = self.begin_pooled(current)
+            if is_patched:  # the patch expects that there is a connection
+                self.lease_for(begun, state.async_session(self))
+                super()._set_autocommit(False)
+            return
+        super()._set_autocommit(autocommit)
+        current = state.current_state(self)
+        if autocommit:
+            state.end(self, current)
+        elif current.transaction is None:
+            state.begin(self, current)
+
+    # --- On connections of the pool ---
+
+    def begin_if_due(self, current: State) -> State:
+        """Begin a transaction if AUTOCOMMIT is off and there is none; return the state to use."""
+        if current.transaction is not None or current.autocommit:
+            return current
+        self.set_autocommit(False)
+        return state.current_state(self)
+
+    def begin_pooled(self, current: State) -> State:
+        """Begin a transaction, unless `current` is in one; return its state.
+
+        No statement is sent: the first one of the transaction leases its connection.
+        """
+        if current.transaction is not None:
+            current.autocommit = False
+            return current
+        begun = State(pooled=True)
+        transaction = state.begin(self, begun)
+        if current.lease is not None:
+            transaction.lender = state.session(self)
+        return begun
+
+    def end_pooled(
+        self, current: State, block: state.Block | None, session: state.Session | None = None
+    ) -> None:
+        """Give the connection of `current` back, end its transaction, and run its hooks.
+
+        `block` is the block that ends; `session` the running task's, if the caller has it.
+        """
+        if current.lease is not None:
+            self._end_lease(current, block)
+        now = current
+        if current.transaction is not None:
+            state.end(self, current)
+            # Hooks are run by Django, on the state that it finds.
+            if session is None or current.run_on_commit:
+                now = state.current_state(self)
+            else:
+                now = session.state
+            now.run_on_commit = current.run_on_commit
+            now.run_commit_hooks_on_set_autocommit_on = (
+                current.run_commit_hooks_on_set_autocommit_on
+            )
+        now.autocommit = True
+        if now.run_commit_hooks_on_set_autocommit_on:
+            if (
+                now.run_on_commit
+                or PostgresDatabaseWrapper.run_and_clear_commit_hooks is not _RUN_HOOKS
+            ):
+                self.run_and_clear_commit_hooks()
+            now.run_commit_hooks_on_set_autocommit_on = False
+
+    def _end_lease(self, current: State, block: state.Block | None) -> None:
+        assert current.lease is not None
+        if current.connection.closed:
+            # Ending it was interrupted by an exception that Django does not catch (GeneratorExit).
+            current.run_on_commit = []
+        else:
+            self._end_on_connection(current.connection, block)
+        if current.transaction is None:
+            current.lease.end()
+        else:
+            current.transaction.give_up_lease()
+
+    def _end_on_connection(self, connection: Any, block: state.Block | None) -> None:
+        with self.wrap_database_errors:
+            if block is not None and block.moving and not _is_idle(connection):
+                # COMMIT was interrupted while it stood behind the statement of a child task.
+                if not connection.lease.can_wait():  # the pool rolls back, after that statement
+                    connection.close_in_turn()
+                    return
+                connection.rollback()
+            connection.back_to_autocommit()
+
+    # --- COMMIT and ROLLBACK ---
+
+    def commit(self) -> None:
+        with bridge.postpone_delivery():
+            super().commit()
+
+    def _commit(self) -> None:
+        djangos: Any = PostgresDatabaseWrapper
+        if self.queries_logged or djangos._commit is not _COMMIT:  # noqa: SLF001
+            self._log_without_connection("COMMIT")
+            super()._commit()
+        elif (connection := self.connection) is not None:
+            with self.wrap_database_errors:
+                connection.commit()
+
+    def commit_pooled(self, current: State) -> None:
+        """Commit as `commit()` does, without its observers; see blocks.py."""
+        if current.connection is not None:
+            with self.wrap_database_errors:
+                current.connection.commit()
+        current.errors_occurred = False
+        current.run_commit_hooks_on_set_autocommit_on = True
+
+    def rollback(self) -> None:
+        with bridge.postpone_delivery():
+            super().rollback()
+
+    def _rollback(self) -> None:
+        self._log_without_connection("ROLLBACK")
+        super()._rollback()
+
+    def _log_without_connection(self, end: str) -> None:
+        """Log the end of a transaction that has needed no connection, and so sends nothing.
+
+        Its BEGIN has been logged; Django's own backend, always connected, logs and sends both.
+        """
+        current = state.current_state(self)
+        if current.pooled and current.connection is None:
+            with debug_transaction(self, end):
+                pass
+
+    # --- Savepoints ---
+
+    def _savepoint(self, sid: str) -> None:
+        with self.backend_statement(self.ops.savepoint_create_sql(sid)):
+            super()._savepoint(sid)
+
+    def _savepoint_rollback(self, sid: str) -> None:
+        rollback = self.ops.savepoint_rollback_sql(sid)
+        with self.backend_statement(rollback), bridge.hold_cancellation():
+            if (cancel_others := getattr(self.connection, "cancel_others", None)) is not None:
+                cancel_others()
+            super()._savepoint_rollback(sid)
+        bridge.deliver_cancellation()
+
+    def _savepoint_commit(self, sid: str) -> None:
+        commit = self.ops.savepoint_commit_sql(sid)
+        with self.backend_statement(commit), bridge.hold_cancellation():
+            super()._savepoint_commit(sid)
+        bridge.deliver_cancellation()
+
+    # --- Hooks on commit ---
+
+    def on_commit(self, func: Callable[[], Any], robust: bool = False) -> None:
+        """Register `func` to be called, or awaited if it is asynchronous, after the COMMIT."""
+        if not callable(func):
+            raise TypeError("on_commit()'s callback must be a callable.")
+        super().on_commit(_awaited(func), robust)
+
+
+def _is_idle(connection: driver.Connection) -> bool:
+    return connection.pgconn.transaction_status == TransactionStatus.IDLE
+
+
+def _awaited(func: Callable[[], Any]) -> Callable[[], Any]:
+    """Return a function that Django can call; one that awaits `func`, if that is asynchronous."""
+    if not iscoroutinefunction(inspect.unwrap(func)) and not iscoroutinefunction(
+        getattr(func, "func", None)
+    ):
+        return func
+
+    @functools.wraps(func)
+    def call() -> Any:
+        return hooks.run_coroutine_function(func)
+
+    return call
