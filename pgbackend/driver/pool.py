@@ -44,18 +44,16 @@ from psycopg_pool.pool_async import (
 from . import bridge, deadlock, errors, events
 from .connection import (
     CLEANUP_BUDGET,
-    LEASE_ENDED,
     AsyncConnection,
     ConnectArguments,
     Connection,
     Result,
     forget_own_connections,
-    result_of,
 )
 from .exits import stand_still_at_exit
 from .forks import after_fork
+from .lease import Adapting, Lease
 from .shortcuts import switches
-from .vouching import vouching
 
 logger = logging.getLogger("pgbackend.driver")
 
@@ -74,9 +72,6 @@ CLOSE_TIMEOUT = 5.0
 
 _IDLE = TransactionStatus.IDLE
 _UNKNOWN = TransactionStatus.UNKNOWN
-
-#: Says what a cursor must be prepared by, if it must be, on a connection with these adapters.
-Adapting: TypeAlias = Callable[[Any], Callable[[Any], None] | None]
 
 SessionReset: TypeAlias = Literal["always", "dirty", "never"]
 
@@ -130,240 +125,6 @@ class PoolStatistics:
     """Connections that could not be opened."""
     connections_lost: int
     """Connections found dead in the pool."""
-
-
-class Lease:
-    """One task's hold on a connection, from its first statement to the end of the last.
-
-    It ends with the last of its holders: open cursors, pins, and statements in flight. See Note
-    [Holders].
-
-    Note [Holders]
-    Each kind of holder is counted in one place: cursors in `cursors`, pins in `pins`. A statement
-    is in flight as long as the connection's lock is held, which psycopg holds from the first byte
-    that is sent to the last that is read (of a COPY or a stream, to its end). So what ends while a
-    statement is in flight (a cursor that the garbage collector frees, an iterator that another task
-    closes) only takes itself out of the count, and the statement's own end ends the lease
-    (`ParkingLock.on_free`).
-
-    `end()` is for who knows that nobody needs the connection any more: the end of a transaction, or
-    of the task. It refuses at once whatever comes after it; but a statement that another task waits
-    for right now is not touched: the connection goes back when that has ended.
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "_connection",
-        "_given_back",
-        "cursors",
-        "dirty",
-        "ended",
-        "heir",
-        "on_end",
-        "opened_at",
-        "physical",
-        "pins",
-        "pool",
-        "since",
-        "task",
-        "types_seen",
-    )
-
-    def __init__(self, pool: Pool, physical: AsyncConnection) -> None:
-        self.pool = pool
-        self.physical = physical
-        self.since = monotonic()
-        #: Who holds it: on whom it depends when it ends. None: a thread, or nobody any more.
-        self.task = asyncio.current_task()
-        self.pins = 0
-        #: By number, whether the cursor is the server's: what is left of such a one stays in its
-        #: session. None until there is a connection to make one on.
-        self.cursors: dict[int, bool] | None = None
-        #: Whether something may have changed the state of the session.
-        self.dirty = False
-        self.ended = False
-        self._given_back = False
-        self.on_end: Callable[[], None] | None = None
-        #: To whom it passes when its task ends; the driver only keeps it.
-        self.heir: Any = None
-        #: Where the last cursor was opened, for messages.
-        self.opened_at: str | None = None
-        self._connection: Connection | None = None
-        #: Whether somebody has looked at its types, and so may have registered one.
-        self.types_seen = False
-        pool.leases[id(self)] = weakref.ref(self)
-
-    @property
-    def connection(self) -> Connection:
-        """The twin that the holder uses; made when first asked for."""
-        if self._connection is None:
-            if self.ended:
-                raise errors.LeaseEnded(LEASE_ENDED)
-            self.cursors = {}
-            self._connection = self.physical.twin.lend(self)
-        return self._connection
-
-    def __repr__(self) -> str:
-        state = "ended" if self.ended else f"held for {monotonic() - self.since:.2f} s"
-        return f"<Lease of {self.pool.name!r} by {self.holder!r}, {state}>"
-
-    def __del__(self) -> None:
-        if not self._given_back:
-            self.ended = True
-            self._note_streams()
-            self._give_back()
-
-    @property
-    def holder(self) -> str:
-        """The name of who holds it, for messages."""
-        return bridge.name_of(self.task) if self.task is not None else "no task"
-
-    def execute(self, query: Any, params: Any, adapting: Adapting) -> Result:
-        """Execute a statement, green, and fetch all its rows, with no cursor left.
-
-        The caller vouches for it, or has marked the lease as dirty. Errors are psycopg's.
-        """
-        physical, connection = self.physical, self._connection
-        adapt = adapting(physical.adapters)
-        if adapt is None and physical.makes_cursors_of(connection):
-            return physical.run_statement(connection, query, params)
-        # A cursor of the user's own class may send more than this.
-        with self.connection.cursor() as cursor, vouching((query,)):
-            if adapt is not None:
-                adapt(cursor)
-            cursor.execute(query, params)
-            return result_of(cursor)
-
-    def can_wait(self) -> bool:
-        """Whether the caller may send a statement: the holder, where something can wait for it."""
-        portal = bridge.current()
-        if portal is None:
-            # Not the collector in a thread, which may be in the midst of a statement of its own.
-            return asyncio._get_running_loop() is None and not bridge.is_collecting()
-        if portal.closing or bridge.is_collecting():
-            return False
-        return asyncio.current_task() is self.task or self.pins > 0
-
-    def is_held_by_cursors(self) -> bool:
-        """Whether nothing but an open cursor keeps the lease."""
-        return not self.ended and not self.pins
-
-    def cursor_opened(self, cursor: Any) -> None:
-        """Count `cursor` as a holder. Raises `LeaseEnded`."""
-        if self.cursors is None:
-            raise errors.LeaseEnded(LEASE_ENDED)
-        if self.ended:
-            self.connection.refuse()
-        self.cursors[id(cursor)] = cursor.is_on_server
-
-    def cursor_closed(self, cursor: Any) -> None:
-        """Count `cursor` no longer; the caller may be the garbage collector, in any thread."""
-        if self.cursors is not None:
-            self.cursors.pop(id(cursor), None)
-        if self.pins or self.cursors or self.ended:
-            return
-        if threading.get_ident() == self.pool.thread or not self.pool.call_at_home(self._go_on):
-            self._go_on()
-
-    def pin(self) -> None:
-        """Keep the connection until `unpin()`, also while no cursor is open."""
-        self.pins += 1
-
-    def unpin(self) -> None:
-        self.pins -= 1
-        self.maybe_end()
-
-    def maybe_end(self) -> None:
-        """End if nothing holds it any more."""
-        if not self.cursors and not self.pins and not self.ended:
-            self.end()
-
-    def end(self, reason: str = LEASE_ENDED) -> None:
-        """Give the connection back, from any thread, without waiting; see Note [Holders].
-
-        `reason` is what those are told who use it after that.
-        """
-        if self.ended:
-            return
-        self.ended = True
-        if self.cursors:
-            self._note_streams()
-        self.task = None  # one that was cancelled keeps the traceback, whose frames know this lease
-        if self.on_end is not None:
-            self.on_end()
-            self.on_end = None
-        connection = self._connection
-        if connection is not None:
-            connection.end_reason, connection.left_open = reason, self.cursors
-            if connection.waits_elsewhere or self.physical.watch.future is not None:
-                connection.lock.refuse = connection.refuse  # type: ignore[attr-defined]  # as below
-                if self._waits_for_statement():
-                    return
-                connection.lock.refuse = None  # type: ignore[attr-defined]  # they know each other
-        self._give_back()
-
-    def end_at_home(self, reason: str = LEASE_ENDED) -> None:
-        """Do what `end()` does in the pool's own thread, which sees what is in flight."""
-        end = partial(self.end, reason)
-        if threading.get_ident() == self.pool.thread or not self.pool.call_at_home(end):
-            end()
-
-    def _note_streams(self) -> None:
-        """Let the session be reset if a cursor of the server's is open in it."""
-        if self.cursors:
-            self.dirty = self.dirty or any(self.cursors.values())
-
-    def is_in_thread(self) -> bool:
-        """Whether a thread waits for the end of a statement on this connection."""
-        return self._connection is not None and self._connection.waits_elsewhere > 0
-
-    def _waits_for_statement(self) -> bool:
-        """Whether a statement is in flight, and will look again when it ends."""
-        if self._connection is None:
-            return False
-        lock = self._connection.lock
-        if not lock.locked():
-            return False
-        lock.on_free = self._when_free  # type: ignore[attr-defined]  # a ParkingLock
-        if lock.locked():
-            return True
-        lock.on_free = None  # type: ignore[attr-defined]  # another thread has just released it
-        return False
-
-    def _when_free(self) -> None:
-        assert self._connection is not None
-        self._connection.lock.on_free = None  # type: ignore[attr-defined]  # a ParkingLock
-        if self.ended:
-            self._connection.end_lease()  # before another thread finds the lock free
-            self._connection.lock.refuse = None  # type: ignore[attr-defined]  # they know each other
-        if threading.get_ident() == self.pool.thread or not self.pool.call_at_home(self._go_on):
-            self._go_on()
-
-    def _go_on(self) -> None:
-        """End if nothing holds it any more, or else with the statement that is in flight."""
-        held = not self.ended and (self.cursors or self.pins)
-        if held or self._given_back or self._waits_for_statement():
-            return
-        if self.ended:
-            self._give_back()
-        else:
-            self.end()
-
-    def _give_back(self) -> None:
-        connection = self._connection
-        if connection is not None:
-            connection.end_lease()
-            # A thread may have begun a statement, when it had looked whether it still could.
-            if connection.waits_elsewhere and self._waits_for_statement():
-                return
-        self._given_back = True
-        self.pool.release(self)
-
-    def disown(self) -> None:
-        """End in a forked child: the connection is the parent's."""
-        self.ended = self._given_back = True
-        if self._connection is not None:
-            self._connection.end_lease()
 
 
 class _WorkerCancelled(BaseException):
