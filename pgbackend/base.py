@@ -44,7 +44,8 @@ from .driver.bridge import Portal
 from .driver.connection import LEASE_ENDED, ConnectArguments, adopt
 from .driver.errors import LeaseEnded
 from .driver.lease import Lease
-from .driver.pool import Pool, PoolOptions, close_pools, get_pool
+from .driver.loops import close_pools, get_pool
+from .driver.pool import Pool, PoolOptions
 from .driver.vouching import vouching
 from .fast.install import install as install_shortcuts
 from .fast.registry import is_on

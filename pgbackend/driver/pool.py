@@ -23,7 +23,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
@@ -48,10 +48,7 @@ from .connection import (
     ConnectArguments,
     Connection,
     Result,
-    forget_own_connections,
 )
-from .exits import stand_still_at_exit
-from .forks import after_fork
 from .lease import Adapting, Lease
 from .shortcuts import switches
 
@@ -66,9 +63,6 @@ MAX_ATTEMPTS = 2
 
 #: How often a connection is made anew because of what is registered while it is made.
 MAX_REMAKES = 4
-
-#: Seconds to wait until the thread of another loop has closed its pool.
-CLOSE_TIMEOUT = 5.0
 
 _IDLE = TransactionStatus.IDLE
 _UNKNOWN = TransactionStatus.UNKNOWN
@@ -561,10 +555,18 @@ class _Psycopg(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
 class Pool:
     """The connections of one name on one event loop. Not thread-safe, except `release()`."""
 
-    def __init__(self, name: str, options: PoolOptions, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        name: str,
+        options: PoolOptions,
+        loop: asyncio.AbstractEventLoop,
+        siblings: Mapping[Any, Pool],
+    ) -> None:
         self.name = name
         self.options = options
         self.loop = loop
+        #: The pools of the loop, also those that are made later, and this one if it is in use.
+        self._siblings = siblings
         self.thread = threading.get_ident()
         self.closed = False
         self._resets_all = options.session_reset == "always"
@@ -583,7 +585,7 @@ class Pool:
         #: Every connection: free, leased, or on its way between the two.
         self.made: weakref.WeakSet[AsyncConnection] = weakref.WeakSet()
         #: What the pool still does with connections that were given back.
-        self._tasks: dict[asyncio.Task[Any], AsyncConnection] = {}
+        self.tasks: dict[asyncio.Task[Any], AsyncConnection] = {}
         self._psycopg = self._make()
         self._opened: asyncio.Future[None] | None = None
 
@@ -803,7 +805,7 @@ class Pool:
         now = monotonic()
         holders = ", ".join(
             f"{lease.holder!r} (one of {pool.name!r} for {now - lease.since:.2f} s)"
-            for pool in self._neighbours()
+            for pool in self._siblings.values()
             for lease in pool.held()
             if lease.task in circle
         )
@@ -823,13 +825,10 @@ class Pool:
         return False
 
     def _queued(self, task: asyncio.Task[Any]) -> list[asyncio.Task[Any] | None] | None:
-        for pool in self._neighbours():
+        for pool in self._siblings.values():
             if pool._psycopg._waiting.has(task):  # noqa: SLF001 - another pool's
                 return pool.holders()
         return None
-
-    def _neighbours(self) -> Iterable[Pool]:
-        return _by_loop[self.loop].pools.values() if self.loop in _by_loop else [self]
 
     # --- Release: decide, then act; nothing is awaited by the task that held the lease ---
 
@@ -885,11 +884,11 @@ class Pool:
     def _own(self, coro: Coroutine[Any, Any, Any], physical: AsyncConnection) -> None:
         """Run `coro` in a task that belongs to the pool and knows nothing of the caller's."""
         task = _plain_task(coro, self.loop)
-        self._tasks[task] = physical
+        self.tasks[task] = physical
         task.add_done_callback(self._owned_done)
 
     def _owned_done(self, task: asyncio.Task[Any]) -> None:
-        physical = self._tasks.pop(task)
+        physical = self.tasks.pop(task)
         if task.cancelled() and not physical.closed:
             # Before its first step, by asyncio.run() which ends: nothing else would close it.
             physical.close_now()
@@ -962,12 +961,12 @@ class Pool:
         self._psycopg.abandon()
         gone = self.loop.is_closed()
         in_use = {id(each.physical) for each in self.held() if not gone or each.is_in_thread()}
-        in_use.update(id(each) for task, each in self._tasks.items() if not task.done())
+        in_use.update(id(each) for task, each in self.tasks.items() if not task.done())
         in_use.update(map(id, self._psycopg.checking))
         for physical in list(self.made):
             if id(physical) not in in_use:
                 physical.close_now()
-        for task, physical in list(self._tasks.items()):
+        for task, physical in list(self.tasks.items()):
             coro: Any = task.get_coro()
             if inspect.getcoroutinestate(coro) == inspect.CORO_CREATED:
                 physical.close_now()  # a task that is cancelled before its first step does nothing
@@ -1017,121 +1016,3 @@ def _plain_task(
     Nor do the tasks that it starts.
     """
     return asyncio.Task(coro, loop=loop, context=contextvars.Context())
-
-
-# --- Pools by loop --------------------------------------------------------------------------------
-
-
-class _LoopPools:
-    """The pools of one event loop, which end with it."""
-
-    def __init__(self) -> None:
-        self.pools: dict[Any, Pool] = {}
-        # An event loop that ends well closes its async generators: that is how we learn of it.
-        self._sentinel = self._close_with_loop()
-        try:
-            self._sentinel.__anext__().send(None)
-        except StopIteration:
-            pass
-
-    async def _close_with_loop(self) -> AsyncGenerator[None]:
-        try:
-            yield
-        finally:
-            tasks = [task for pool in self.pools.values() for task in pool._tasks]  # noqa: SLF001
-            self.close()
-            if tasks and asyncio._get_running_loop() is not None:
-                await asyncio.wait(tasks)  # they are cancelled: a turn of the loop or two
-
-    def close(self) -> None:
-        for pool in self.pools.values():
-            pool.close()
-        self.pools.clear()
-
-
-_by_loop: dict[asyncio.AbstractEventLoop, _LoopPools] = {}
-#: What a forked child inherited: kept, because to collect it could write to the parent's sockets.
-_inherited: list[Any] = []
-
-
-@after_fork
-def _forget_pools() -> None:
-    for loop_pools in _by_loop.values():
-        for pool in loop_pools.pools.values():
-            pool.disown()
-    _inherited.append(dict(_by_loop))
-    _by_loop.clear()
-    forget_own_connections()
-
-
-def get_pool(key: tuple[Any, ...], name: str, options: Callable[[], PoolOptions]) -> Pool:
-    """Return the pool for `key` on the running loop; make it from `options()` at first use.
-
-    The key begins with what `close_pools()` knows the pool by.
-    """
-    loop = asyncio.get_running_loop()
-    try:
-        return _by_loop[loop].pools[key]
-    except KeyError:
-        pass
-    _sweep()
-    if loop not in _by_loop:
-        _by_loop[loop] = _LoopPools()
-        stand_still_at_exit(loop)
-    pool = Pool(name, options(), loop)
-    return _by_loop[loop].pools.setdefault(key, pool)
-
-
-def _sweep() -> None:
-    """Close what loops that were closed without a farewell have left."""
-    for loop in [loop for loop in _by_loop if loop.is_closed()]:
-        _by_loop.pop(loop).close()
-
-
-def close_pools(owner: Any) -> None:
-    """Close the pools whose key begins with `owner`, on all loops; from any thread.
-
-    When it returns, their free connections are closed.
-    """
-    _sweep()
-    for loop, loop_pools in list(_by_loop.items()):
-        for key in [key for key in loop_pools.pools if key[0] == owner]:
-            _close_on(loop, loop_pools.pools.pop(key))
-
-
-def _close_on(loop: asyncio.AbstractEventLoop, pool: Pool) -> None:
-    if loop is asyncio._get_running_loop() or not loop.is_running():
-        pool.close()
-        return
-    closed = threading.Event()
-    loop.call_soon_threadsafe(_close_and_tell, pool, closed)
-    closed.wait(CLOSE_TIMEOUT)
-
-
-def _close_and_tell(pool: Pool, closed: threading.Event) -> None:
-    pool.close()
-    closed.set()
-
-
-def renew_pools() -> None:
-    """Let connections that are open be replaced, on all loops, before the next lease.
-
-    From any thread; each loop does it in its own.
-    """
-    _sweep()
-    for loop, loop_pools in list(_by_loop.items()):
-        for pool in list(loop_pools.pools.values()):
-            if loop is asyncio._get_running_loop() or not loop.is_running():
-                pool.renew()
-            else:
-                loop.call_soon_threadsafe(pool.renew)
-
-
-def statistics() -> list[PoolStatistics]:
-    """Return the statistics of every pool of this process, on all its loops."""
-    return [
-        pool.statistics()
-        for loop_pools in list(_by_loop.values())
-        for pool in list(loop_pools.pools.values())
-        if not pool.closed
-    ]
