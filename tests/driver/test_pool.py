@@ -24,7 +24,8 @@ from pgbackend.driver.bridge import await_
 from pgbackend.driver.bridge import run as green
 from pgbackend.driver.errors import LeaseEnded, PoolClosed, PoolQueueFull, PoolTimeout
 from pgbackend.driver.loops import close_pools
-from pgbackend.driver.pool import MAX_REMAKES, Pool
+from pgbackend.driver.pool import Pool
+from pgbackend.driver.psycopg_pool_adapter import MAX_REMAKES
 from tests.conftest import LOOPS, Runner, wait_for
 from tests.support.link import Link
 
@@ -963,15 +964,15 @@ def test_sessions_that_end_in_attempts_that_overlap_are_not_passed_over_for_ever
     """Each began before the one before it had ended."""
 
     async def main() -> None:
-        pool = pools()
+        attempts = pools()._psycopg.attempts
         began = monotonic()
         for number in range(5):
             next_began = monotonic()
             try:
                 raise psycopg.OperationalError("the connection is lost")
             except psycopg.OperationalError as exc:
-                pool.attempt_failed(exc, began)
-            assert pool.may_try_again() is (number < 2), number
+                attempts.note_failure(exc, began)
+            assert attempts.may_try_again() is (number < 2), number
             began = next_began
 
     run(main())
