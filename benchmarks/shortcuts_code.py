@@ -21,6 +21,7 @@ def _in(module: str, names: str) -> tuple[str, ...]:
 
 
 _COMPILER = "pgbackend.compiler"
+_ADAPTER = "pgbackend.driver.psycopg_pool_adapter"
 #: Comparing columns with values, and noticing what has changed of a model.
 _FOR_COMPARING = _in(
     _COMPILER,
@@ -101,8 +102,12 @@ CODE: Mapping[str, tuple[str, ...]] = {
     ),
     "signals": _in("pgbackend.asgi", "_LIVE _known _receivers_of _stays _send send"),
     "wrappers": ("pgbackend.wrappers",),
-    "lease": _in("pgbackend.driver.pool", "_Psycopg.take_free _Psycopg.put_free"),
-    "queue": _in("pgbackend.driver.pool", "_Place _Queue _Psycopg.wait_free Pool._wait"),
+    "lease": _in(_ADAPTER, "PsycopgPool.take_free PsycopgPool.put_free"),
+    "queue": (
+        *_in(_ADAPTER, "_Place PsycopgPool.wait_free"),
+        *_in("pgbackend.driver.waiting", "TimedByQueue WaitingQueue"),
+        "pgbackend.driver.pool:Pool._wait",
+    ),
     "run": _in(
         "pgbackend.driver.connection",
         "_OF_A_STATEMENT _FOR_A_STATEMENT _StatementCursor _ClientStatementCursor statement_class "

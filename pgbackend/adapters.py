@@ -17,7 +17,7 @@ from psycopg.adapt import AdaptersMap
 from psycopg.postgres import types
 from psycopg.pq import Format
 
-from .driver.pool import renew_pools
+from .driver.loops import renew_pools
 
 _TIMESTAMPTZ = types["timestamptz"].oid
 _PSYCOPGS: Any = adapters.get_loader(_TIMESTAMPTZ, Format.TEXT)

@@ -28,7 +28,7 @@ POOL_DEFAULTS: Mapping[str, Any] = {
     "timeout": 10.0,
     "max_idle": 60.0,
     # psycopg_pool's own retries back off to five minutes; a request that asks for a connection
-    # makes the next attempt instead (see driver/pool.py).
+    # makes the next attempt instead (see driver/attempts.py).
     "reconnect_timeout": 0.0,
 }
 

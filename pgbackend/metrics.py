@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .driver import pool
+from .driver import loops
 from .driver.connection import own_connections
 from .driver.events import Event, Hook, Leased, Released, hooks
 from .driver.pool import PoolStatistics
@@ -43,14 +43,14 @@ def statistics(using: str | None = None) -> list[PoolStatistics]:
 
     There is one pool for each alias on each event loop. `using` picks one alias.
     """
-    return [record for record in pool.statistics() if using in (None, record.alias)]
+    return [record for record in loops.statistics() if using in (None, record.alias)]
 
 
 def connections() -> Connections:
     """Return how many connections this process has open, and how many it may open."""
     from .base import DatabaseWrapper  # needs Django's apps; hooks may be added before
 
-    records = pool.statistics()
+    records = loops.statistics()
     sync_pools = list(DatabaseWrapper._connection_pools.values())  # noqa: SLF001 - Django's name
     sync_open = own_connections()
     pooled = sum(sync_pool.get_stats().get("pool_size", 0) for sync_pool in sync_pools)

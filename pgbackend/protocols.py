@@ -12,7 +12,8 @@ from datetime import tzinfo
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from .driver.pool import Lease, Pool
+    from .driver.lease import Lease
+    from .driver.pool import Pool
     from .state import Block, Key, Scope, Session, State
 
 

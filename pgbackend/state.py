@@ -80,7 +80,7 @@ from .driver import bridge
 from .driver.bridge import Portal
 from .driver.errors import PortalClosed
 from .driver.forks import after_fork
-from .driver.pool import Lease
+from .driver.lease import Lease
 
 # Code that runs for each statement spells `bridge.green()` out: the call would cost too much.
 _get_running_loop = asyncio._get_running_loop

@@ -33,7 +33,8 @@ from .driver import bridge
 from .driver.bridge import Portal
 from .driver.connection import LEASE_ENDED, Result
 from .driver.errors import LeaseEnded
-from .driver.pool import Lease, Pool
+from .driver.lease import Lease
+from .driver.pool import Pool
 from .driver.shortcuts import is_psycopgs
 from .driver.vouching import is_vouched
 from .fast.registry import is_on

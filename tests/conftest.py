@@ -18,7 +18,8 @@ from _pytest.logging import caplog_records_key
 from asgiref.sync import SyncToAsync
 from django.db import connections
 
-from pgbackend.driver import bridge, pool
+from pgbackend.driver import bridge, loops
+from pgbackend.driver.lease import Lease
 from pgbackend.fast.registry import is_on
 from pgbackend.hooks import is_ours
 from tests.server import server
@@ -165,7 +166,7 @@ def _left_over(threads: set[threading.Thread], files: dict[str, str]) -> dict[st
     # The first condition is for speed: there are a great many objects.
     found = [thing for thing in gc.get_objects() if type(thing) in _KINDS]
     left: dict[str, list[object]] = {
-        "leases": [record for record in pool.statistics() if record.leased or record.waiting],
+        "leases": [record for record in loops.statistics() if record.leased or record.waiting],
         "unfinished": [thing for thing in found if _is_unfinished(thing)],
         "portals": _more_than_are_kept(found),
         "threads": sorted(map(str, _threads() - threads)),
@@ -234,7 +235,7 @@ def all_portals() -> list[bridge.Portal]:
     return [thing for thing in gc.get_objects() if type(thing) is bridge.Portal]
 
 
-_KINDS = (bridge.Portal, asyncio.Task, pool.Lease)
+_KINDS = (bridge.Portal, asyncio.Task, Lease)
 
 
 def _is_unfinished(thing: object) -> bool:
@@ -243,7 +244,7 @@ def _is_unfinished(thing: object) -> bool:
         return thing.working and not thing.dead
     if cls is asyncio.Task:
         return not thing.done()
-    return cls is pool.Lease and not thing.ended
+    return cls is Lease and not thing.ended
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 5.0) -> Any:

@@ -19,7 +19,8 @@ from psycopg import IsolationLevel
 from pgbackend import conf, driver, state
 from pgbackend.adapters import prepare_template
 from pgbackend.driver.connection import ConnectArguments
-from pgbackend.driver.pool import Pool, PoolOptions, close_pools, get_pool
+from pgbackend.driver.loops import close_pools, get_pool
+from pgbackend.driver.pool import Pool, PoolOptions
 
 from .contexts import Contexts
 

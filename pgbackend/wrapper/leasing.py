@@ -14,7 +14,8 @@ from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDataba
 
 from pgbackend import state
 from pgbackend.driver import bridge
-from pgbackend.driver.pool import Lease, Pool
+from pgbackend.driver.lease import Lease
+from pgbackend.driver.pool import Pool
 from pgbackend.driver.vouching import vouching
 from pgbackend.patches import if_djangos
 from pgbackend.state import State

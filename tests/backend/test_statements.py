@@ -547,7 +547,7 @@ def test_nothing_of_a_statement_is_left_but_its_words(run_once: Runner) -> None:
         with transaction.atomic():
             list(Author.objects.filter(name="another secret"))
         [pool] = base.get_pool.__globals__["_by_loop"][asyncio.get_running_loop()].pools.values()
-        [physical] = pool.made
+        [physical] = pool._psycopg.made
         cursor = physical._cursor
         assert (cursor._query, cursor.pgresult, cursor._results) == (None, None, [])
         assert (cursor._merged.query, cursor._merged.params) == (b"", None)

@@ -13,7 +13,9 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from pgbackend.driver import bridge, events
-from pgbackend.driver.pool import Lease, Pool, PoolOptions, get_pool
+from pgbackend.driver.lease import Lease
+from pgbackend.driver.loops import get_pool
+from pgbackend.driver.pool import Pool, PoolOptions
 from tests.conftest import wait_for
 from tests.support.link import Link
 

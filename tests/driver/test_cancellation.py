@@ -452,7 +452,7 @@ def test_opening_the_pool_can_be_cancelled_anywhere(
 
 
 def _forget(pools: Pools) -> None:
-    from pgbackend.driver.pool import close_pools
+    from pgbackend.driver.loops import close_pools
 
     close_pools(pools.name)
 

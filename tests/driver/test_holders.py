@@ -18,7 +18,7 @@ from pgbackend.driver.bridge import ParkingLock
 from pgbackend.driver.bridge import run as green
 from pgbackend.driver.connection import Connection, Watch, let_go
 from pgbackend.driver.errors import LeaseEnded
-from pgbackend.driver.pool import Lease
+from pgbackend.driver.lease import Lease
 from tests.conftest import Runner, wait_for
 from tests.support.gate import Gate
 from tests.support.sweep import Interrupt, Outcome, sweep

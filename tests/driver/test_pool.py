@@ -19,12 +19,13 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgbackend.driver import bridge, events
-from pgbackend.driver import pool as pool_module
+from pgbackend.driver import bridge, events, loops
 from pgbackend.driver.bridge import await_
 from pgbackend.driver.bridge import run as green
 from pgbackend.driver.errors import LeaseEnded, PoolClosed, PoolQueueFull, PoolTimeout
-from pgbackend.driver.pool import MAX_REMAKES, Pool, close_pools
+from pgbackend.driver.loops import close_pools
+from pgbackend.driver.pool import Pool
+from pgbackend.driver.psycopg_pool_adapter import MAX_REMAKES
 from tests.conftest import LOOPS, Runner, wait_for
 from tests.support.link import Link
 
@@ -963,15 +964,15 @@ def test_sessions_that_end_in_attempts_that_overlap_are_not_passed_over_for_ever
     """Each attempt began before the one before it had ended."""
 
     async def main() -> None:
-        pool = pools()
+        attempts = pools()._psycopg.attempts
         began = monotonic()
         for number in range(5):
             next_began = monotonic()
             try:
                 raise psycopg.OperationalError("the connection is lost")
             except psycopg.OperationalError as exc:
-                pool.attempt_failed(exc, began)
-            assert pool.may_try_again() is (number < 2), number
+                attempts.note_failure(exc, began)
+            assert attempts.may_try_again() is (number < 2), number
             began = next_began
 
     run(main())
@@ -1402,7 +1403,7 @@ def test_statistics_tell_what_the_pool_does(run: Runner, pools: Pools) -> None:
         holding, released = await hold_one(pool)
         waiting = asyncio.create_task(green(fetch, pool, "SELECT 1"))
         await until(lambda: pool.statistics().waiting)
-        (s,) = pool_module.statistics()
+        (s,) = loops.statistics()
         assert (s.alias, s.min_size, s.max_size) == (pools.name, 0, 1)
         assert (s.size, s.leased, s.idle, s.waiting) == (1, 1, 0, 1)
         assert (s.requests, s.requests_queued, s.connections_made) == (2, 2, 1)
@@ -1441,7 +1442,7 @@ def test_the_pool_closes_with_its_loop(run: Runner, pools: Pools) -> None:
     pool = run(main())
     assert pool.closed
     wait_for(lambda: not pools.sessions(), "sessions closed")
-    assert not pool_module.statistics()
+    assert not loops.statistics()
 
 
 def test_a_loop_can_end_while_a_connection_is_being_opened(
@@ -1603,7 +1604,7 @@ def test_a_connection_that_has_just_been_reset_is_closed_with_its_pool(
         await green(soil, pool, True)
         await reset.wait()
         assert pool.statistics().idle == 1
-        assert pool._tasks, "what this test is about"
+        assert pool.tasks, "what this test is about"
         pool.close()
         await until(lambda: not pools.sessions())
 
@@ -1707,11 +1708,11 @@ def test_fifty_loops_that_come_and_go_leave_nothing(run_once: Runner, pools: Poo
     for n in range(50):
         with asyncio.Runner(loop_factory=run_once.factory) as runner:
             assert runner.run(green(lambda n=n: fetch(pools(), "SELECT %s::int", [n]))) == [(n,)]
-        assert not pool_module.statistics()
+        assert not loops.statistics()
     wait_for(lambda: not pools.sessions(), "sessions closed")
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) <= before + 2
-    assert len(pool_module._by_loop) <= 1
+    assert len(loops._by_loop) <= 1
 
 
 def test_a_loop_that_is_closed_without_farewell_is_swept(run_once: Runner, pools: Pools) -> None:
@@ -1755,7 +1756,8 @@ import asyncio, os, sys
 sys.path.insert(0, {root!r})
 from psycopg.conninfo import conninfo_to_dict
 from pgbackend.driver import bridge
-from pgbackend.driver.pool import PoolOptions, get_pool
+from pgbackend.driver.loops import get_pool
+from pgbackend.driver.pool import PoolOptions
 
 options = PoolOptions(
     connect=conninfo_to_dict({conninfo!r}),

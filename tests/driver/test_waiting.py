@@ -20,7 +20,8 @@ import pytest
 from pgbackend.driver import bridge, events
 from pgbackend.driver.bridge import run as green
 from pgbackend.driver.errors import PoolTimeout
-from pgbackend.driver.pool import Lease, Pool
+from pgbackend.driver.lease import Lease
+from pgbackend.driver.pool import Pool
 from tests.conftest import Runner, wait_for
 
 from .conftest import Pools, fetch, hung_up

@@ -1,0 +1,139 @@
+"""The pools of this process: one for each event loop and name, from its first use to its end.
+
+`get_pool()` finds or makes the pool of the running loop. A pool ends with its loop: an event loop
+that ends well closes its async generators, and one of these belongs to the pools of each loop. The
+pools of loops that were closed in another way are swept up at the next occasion. `close_pools()`
+and `renew_pools()` reach the pools of all loops, from any thread. A forked child forgets them all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+from .connection import forget_own_connections
+from .exits import stand_still_at_exit
+from .forks import after_fork
+from .pool import Pool, PoolOptions, PoolStatistics
+
+#: Seconds to wait until the thread of another loop has closed its pool.
+CLOSE_TIMEOUT = 5.0
+
+
+class _LoopPools:
+    """The pools of one event loop, which end with it."""
+
+    def __init__(self) -> None:
+        self.pools: dict[Any, Pool] = {}
+        # An event loop that ends well closes its async generators: that is how its end is noticed.
+        self._sentinel = self._close_with_loop()
+        try:
+            self._sentinel.__anext__().send(None)
+        except StopIteration:
+            pass
+
+    async def _close_with_loop(self) -> AsyncGenerator[None]:
+        try:
+            yield
+        finally:
+            tasks = [task for pool in self.pools.values() for task in pool.tasks]
+            self.close()
+            if tasks and asyncio._get_running_loop() is not None:
+                await asyncio.wait(tasks)  # they are cancelled: a turn of the loop or two
+
+    def close(self) -> None:
+        """Close and forget the pools."""
+        for pool in self.pools.values():
+            pool.close()
+        self.pools.clear()
+
+
+_by_loop: dict[asyncio.AbstractEventLoop, _LoopPools] = {}
+#: The pools that a forked child inherited: kept, because to collect them could write to the
+#: parent's sockets.
+_inherited: list[Any] = []
+
+
+@after_fork
+def _forget_pools() -> None:
+    for loop_pools in _by_loop.values():
+        for pool in loop_pools.pools.values():
+            pool.disown()
+    _inherited.append(dict(_by_loop))
+    _by_loop.clear()
+    forget_own_connections()
+
+
+def get_pool(key: tuple[Any, ...], name: str, options: Callable[[], PoolOptions]) -> Pool:
+    """Return the pool for `key` on the running loop; make it from `options()` at first use.
+
+    The first part of the key is the owner, by which `close_pools()` knows the pool.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        return _by_loop[loop].pools[key]
+    except KeyError:
+        pass
+    _sweep()
+    if loop not in _by_loop:
+        _by_loop[loop] = _LoopPools()
+        stand_still_at_exit(loop)
+    pools = _by_loop[loop].pools
+    return pools.setdefault(key, Pool(name, options(), loop, pools))
+
+
+def _sweep() -> None:
+    """Close the pools of loops that were closed without closing their async generators."""
+    for loop in [loop for loop in _by_loop if loop.is_closed()]:
+        _by_loop.pop(loop).close()
+
+
+def close_pools(owner: Any) -> None:
+    """Close the pools whose key begins with `owner`, on all loops; from any thread.
+
+    When it returns, their free connections are closed.
+    """
+    _sweep()
+    for loop, loop_pools in list(_by_loop.items()):
+        for key in [key for key in loop_pools.pools if key[0] == owner]:
+            _close_on(loop, loop_pools.pools.pop(key))
+
+
+def _close_on(loop: asyncio.AbstractEventLoop, pool: Pool) -> None:
+    if loop is asyncio._get_running_loop() or not loop.is_running():
+        pool.close()
+        return
+    closed = threading.Event()
+    loop.call_soon_threadsafe(_close_and_tell, pool, closed)
+    closed.wait(CLOSE_TIMEOUT)
+
+
+def _close_and_tell(pool: Pool, closed: threading.Event) -> None:
+    pool.close()
+    closed.set()
+
+
+def renew_pools() -> None:
+    """Let connections that are open be replaced, on all loops, before the next lease.
+
+    From any thread; each loop does it in its own.
+    """
+    _sweep()
+    for loop, loop_pools in list(_by_loop.items()):
+        for pool in list(loop_pools.pools.values()):
+            if loop is asyncio._get_running_loop() or not loop.is_running():
+                pool.renew()
+            else:
+                loop.call_soon_threadsafe(pool.renew)
+
+
+def statistics() -> list[PoolStatistics]:
+    """Return the statistics of every pool of this process, on all its loops."""
+    return [
+        pool.statistics()
+        for loop_pools in list(_by_loop.values())
+        for pool in list(loop_pools.pools.values())
+        if not pool.closed
+    ]

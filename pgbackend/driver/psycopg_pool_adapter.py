@@ -1,0 +1,432 @@
+"""Adapts psycopg_pool: all that overrides or touches the inside of its async pool.
+
+`psycopg_pool.AsyncConnectionPool` opens, expires and replaces connections, and queues the tasks
+that wait for one. `PsycopgPool` is that pool with a few of its private methods overridden, each for
+the reason that its docstring or comment gives:
+
+- a free connection is taken, given back, and waited for without a coroutine where none is needed
+  (`take_free`, `put_free`, `wait_free`: shortcuts, beside psycopg_pool's own way);
+- the queue asks for deadlocks, and knows which task each client in it belongs to (`waiting.py`);
+- why a connection could not be made reaches those who wait for it (`_connect`, `attempts.py`);
+- a cancellation is never swallowed, and never costs a place of the pool (`waiting.py`,
+  `_getconn_unchecked`, `worker`);
+- connections can be replaced all at once (`renew`), and the pool ends without waiting (`abandon`).
+
+No other module imports psycopg_pool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
+from types import CodeType
+from typing import Any, Protocol
+
+import psycopg_pool
+from psycopg_pool.base import AttemptWithBackoff
+from psycopg_pool.pool_async import (
+    AddConnection,
+    MaintenanceTask,
+    ReturnConnection,
+    StopWorker,
+    WaitingClient,
+)
+
+from . import errors
+from .attempts import FAILURE_WINDOW, MAX_ATTEMPTS, Attempts, forget_connecting, repeat
+from .bridge import Portal
+from .connection import AsyncConnection
+from .shortcuts import switches
+from .waiting import Alarm, QueueOwner, TimedByQueue, WaitingQueue
+
+logger = logging.getLogger("pgbackend.driver")
+
+#: The errors of psycopg_pool, which the pool above raises in its own words.
+PsycopgPoolTimeout = psycopg_pool.PoolTimeout
+PsycopgPoolFull = psycopg_pool.TooManyRequests
+PsycopgPoolClosed = psycopg_pool.PoolClosed
+
+#: How often a connection is made anew because of what is registered while it is made.
+MAX_REMAKES = 4
+
+
+class Owner(QueueOwner, Protocol):
+    """The pool that a `PsycopgPool` works for, as the latter knows it."""
+
+    closed: bool
+
+    async def configure(self, physical: AsyncConnection, /) -> None:
+        """Prepare the session of a new connection."""
+
+
+class _WorkerCancelled(BaseException):
+    """The loop ends while a worker connects: not an error to log, and not one to go on after."""
+
+
+@dataclass(slots=True, eq=False)
+class _Making:
+    """Notes whether the pool was renewed since a task began to make a connection."""
+
+    task_id: int
+    renewed_by_itself: bool = False
+    renewed_by_others: bool = False
+
+    def note(self, task_id: int) -> None:
+        """Note that the task of this number has renewed the pool."""
+        if task_id == self.task_id:
+            self.renewed_by_itself = True
+        else:
+            self.renewed_by_others = True
+
+
+class _Place(TimedByQueue, WaitingClient[AsyncConnection]):
+    """A client that waits in a greenlet, and its own condition: its place in the queue."""
+
+    __slots__ = ("deadline", "future")
+
+    conn: AsyncConnection | None
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.conn = None
+        self.error = None
+        self.future = loop.create_future()
+        self.deadline = 0.0
+
+    @property
+    def _cond(self) -> Any:  # type: ignore[override]  # nobody sets it
+        return self
+
+
+class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
+    """psycopg_pool's async pool, which works for a pool of ours, its `owner`."""
+
+    _waiting: WaitingQueue
+
+    def __init__(self, owner: Owner, **kwargs: Any) -> None:
+        super().__init__(
+            connection_class=AsyncConnection, configure=owner.configure, open=False, **kwargs
+        )
+        self.owner = owner
+        self._waiting = WaitingQueue(owner)
+        #: Every connection: free, leased, or on its way between the two.
+        self.made: weakref.WeakSet[AsyncConnection] = weakref.WeakSet()
+        #: The connections that are being made, for `renew()`.
+        self._being_made: set[_Making] = set()
+        #: The connections on which the user's `check` runs: no longer free, and not leased yet.
+        self.checking: set[AsyncConnection] = set()
+        self.attempts = Attempts()
+        #: Held by an attempt to connect, as long as there is no connection.
+        self._only_attempt = asyncio.Lock()
+        self._attempt_slots = asyncio.Semaphore(MAX_ATTEMPTS)
+        self._regrowing: asyncio.TimerHandle | None = None
+        configure: Any = owner.configure
+        self._preparing: CodeType = configure.__code__
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether the pool was opened; it may have been closed since."""
+        return self._opened
+
+    def _start_workers(self) -> None:
+        scheduler: Any = self._sched
+        scheduler._event = Alarm()  # noqa: SLF001
+        super()._start_workers()
+
+    @classmethod
+    async def worker(cls, q: asyncio.Queue[MaintenanceTask]) -> None:
+        """Run the tasks of the pool, until it is closed or this worker is cancelled.
+
+        psycopg_pool's own goes on after a cancellation that finds it connecting; asyncio.run(),
+        which cancels once and waits, would then never return.
+        """
+        worker = asyncio.current_task()
+        assert worker is not None
+        while not worker.cancelling() and not isinstance(task := await q.get(), StopWorker):
+            try:
+                await task.run()
+            except _WorkerCancelled:
+                return
+            except Exception as exc:
+                logger.warning("pool task %s failed: %s: %s", task, type(exc).__name__, exc)
+
+    # --- Taking a connection, and giving it back ---
+
+    def take_free(self, now: float) -> AsyncConnection | None:
+        """Do what `getconn()` does when it need not wait, without an await; else return None.
+
+        It takes the connection that came back last, where psycopg_pool takes them in turn: what it
+        needs is in the processors' caches still, here and on the server. But a firewall in between
+        may forget a connection that is silent for long, so one that was free for more than
+        `max_idle` comes first.
+        """
+        free = self._pool
+        if (
+            not free
+            or not switches.lease
+            or self._check
+            or self.owner.closed
+            or self._lock.locked()
+        ):
+            return None
+        self._stats[self._REQUESTS_NUM] += 1
+        rested = now - free[0].free_since > self.max_idle
+        connection = free.popleft() if rested else free.pop()
+        if (left := len(free)) < self._nconns_min:  # by which psycopg_pool shrinks
+            self._nconns_min = left
+        connection._pool = self  # noqa: SLF001
+        return connection
+
+    def wait_free(self, portal: Portal, timeout: float, began: float) -> AsyncConnection | None:
+        """Do what `getconn()` does when it must wait, in `portal`, with no coroutine in between.
+
+        Returns None, at once, when there is more to it: a pool to open or to grow, a user's check.
+        """
+        if not switches.queue or not self._opened or self._closed or self._nconns < self._max_size:
+            return None
+        if self._check or self.max_waiting or self._pool or timeout <= 0 or self._lock.locked():
+            return None
+        stats, queue = self._stats, self._waiting
+        stats[self._REQUESTS_NUM] += 1
+        place = _Place(self.owner.loop)
+        queue.append(place)
+        # The garbage collector may have given a connection back before this place was in the queue.
+        if self._pool and queue.withdraw(place):
+            stats[self._REQUESTS_NUM] -= 1
+            return self.take_free(began)
+        stats[self._REQUESTS_QUEUED] += 1
+        task = asyncio.current_task()  # its coroutine may be closed by another task
+        try:
+            queue.time(place, timeout)
+            if not portal.wait_for(place.future):
+                place.error = PsycopgPoolTimeout("no connection came in time")
+            if place.error is not None:
+                raise place.error
+        except BaseException as exc:
+            stats[self._REQUESTS_ERRORS] += not isinstance(exc, GeneratorExit)
+            self._leave_queue(place)
+            raise
+        finally:
+            queue.by_task.pop(task, None)
+            stats[self._REQUESTS_WAIT_MS] += int(1000 * (monotonic() - began))
+            del task  # which knows this frame by the traceback of its cancellation
+        connection = place.conn
+        assert connection is not None
+        connection._pool = self  # noqa: SLF001 - as `getconn()` does
+        return connection
+
+    async def _getconn_unchecked(self, timeout: float) -> AsyncConnection:
+        if self._closed:  # while a connection that it had given was checked
+            raise PsycopgPoolClosed(f"the pool {self.name!r} is closed")
+        task = asyncio.current_task()
+        try:
+            return await super()._getconn_unchecked(timeout)
+        except GeneratorExit:
+            # psycopg_pool tidies up after a cancellation, not after a coroutine that is closed.
+            self._leave_queue(self._waiting.by_task.get(task))
+            raise
+        except RuntimeError:
+            # Python 3.11: a second cancellation leaves psycopg_pool's condition in disorder. A task
+            # that handed a connection to this client would wait for its lock for ever.
+            if task is None or not task.cancelling():
+                raise
+            client = self._waiting.by_task.get(task)
+            if client in self._waiting:
+                self._waiting.remove(client)
+            raise asyncio.CancelledError from None
+        finally:
+            self._waiting.by_task.pop(task, None)
+            del task  # which will know this frame by the traceback of its cancellation
+
+    async def _check_connection(self, conn: AsyncConnection) -> None:
+        self.checking.add(conn)
+        try:
+            await super()._check_connection(conn)
+        finally:
+            self.checking.discard(conn)
+
+    def _leave_queue(self, client: Any) -> None:
+        """Let `client` wait no more, and give back a connection that has just come for it."""
+        if client is None:
+            return
+        if client.conn is not None:
+            self.run_task(ReturnConnection(self, client.conn, from_getconn=True))
+        client.error = client.error or errors.PoolClosed("the task that waited was closed")
+
+    def put_free(self, connection: AsyncConnection) -> bool:
+        """Do what `putconn()` does with an idle connection; return False if more is to be done."""
+        if not switches.lease or self._reset or self._closed or self._lock.locked():
+            return False
+        now = monotonic()
+        if connection._expire_at <= now:  # noqa: SLF001
+            return False
+        connection._pool = None  # noqa: SLF001
+        while self._waiting:
+            client = self._waiting.popleft()
+            if client.conn is None and client.error is None:
+                client.conn = connection
+                client._cond.notify_all()  # noqa: SLF001 - as psycopg_pool does
+                return True
+        connection.free_since = now
+        self._pool.append(connection)
+        return True
+
+    async def replace(self, connection: AsyncConnection) -> None:
+        """Close, count and replace a dead connection, as psycopg_pool does after a failed check."""
+        connection.close_now()
+        await self._putconn(connection, from_getconn=True)
+
+    async def _return_connection(self, conn: AsyncConnection, from_getconn: bool) -> None:
+        if conn.closed and not from_getconn:
+            # psycopg_pool would warn; why it was closed was told where that happened.
+            self._stats[self._RETURNS_BAD] += 1
+            self.run_task(AddConnection(self))
+        else:
+            await super()._return_connection(conn, from_getconn)
+
+    # --- Clients that wait ---
+
+    def waiting(self) -> int:
+        """Return how many clients wait."""
+        return sum(client.error is None for client in list(self._waiting))
+
+    def is_waiting(self, task: asyncio.Task[Any]) -> bool:
+        """Tell whether `task` waits for a connection of this pool."""
+        return self._waiting.has(task)
+
+    def make_room(self) -> None:
+        """Take clients that gave up waiting out of a queue that is full of them."""
+        if self.max_waiting and len(self._waiting) >= self.max_waiting:
+            for client in [client for client in self._waiting if client.error is not None]:
+                self._waiting.remove(client)
+
+    async def _fail_waiting(self, error: Callable[[], Exception]) -> None:
+        """Raise an `error()` in each client that waits."""
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        for client in waiting:
+            await client.fail(error())
+
+    # --- Connecting ---
+
+    def has_connection(self) -> bool:
+        """Tell whether any connection is open, be it free or not."""
+        return any(not connection.closed for connection in self.made)
+
+    def check_failure(self) -> None:
+        """Raise why the last attempt failed, if none is open and it is too soon for another."""
+        failure = self.attempts.recent_failure()
+        if failure is not None and not self.has_connection():
+            raise repeat(failure)
+
+    async def _connect(self, timeout: float | None = None) -> AsyncConnection:
+        try:
+            if self.has_connection():
+                return await self._connect_once(timeout)
+            async with self._only_attempt:
+                return await self._connect_once(timeout)
+        except asyncio.CancelledError:
+            raise _WorkerCancelled from None
+        except Exception as exc:
+            await self._tell_waiting(exc)
+            raise
+
+    async def _connect_once(self, timeout: float | None) -> AsyncConnection:
+        async with self._attempt_slots:
+            self.check_failure()  # of an earlier attempt, which answers for those about to be made
+            began = self.attempts.begin()
+            try:
+                connection = await self._connect_up_to_date(timeout)
+            except Exception as exc:
+                forget_connecting(exc, self._preparing)
+                self.attempts.note_failure(exc, began)
+                raise
+        self.attempts.note_success()
+        self.made.add(connection)
+        return connection
+
+    async def _connect_up_to_date(self, timeout: float | None) -> AsyncConnection:
+        """Make a connection that has all that is registered when it is ready.
+
+        Where its own preparation registers something, it is made anew once: the next preparation
+        may register something again, and would without end. Others may, too (two loops whose
+        connections each register something): after `MAX_REMAKES`, it serves once as it is.
+        """
+        making = _Making(id(asyncio.current_task()))
+        self._being_made.add(making)
+        try:
+            connection = await super()._connect(timeout)
+            for remade in range(MAX_REMAKES):
+                if not making.renewed_by_others and (remade or not making.renewed_by_itself):
+                    break
+                connection.close_now()
+                making.renewed_by_others = False
+                connection = await super()._connect(timeout)
+            if making.renewed_by_others:
+                connection._expire_at = 0.0  # noqa: SLF001 - for psycopg_pool, when it comes back
+        finally:
+            self._being_made.discard(making)
+        return connection
+
+    async def _tell_waiting(self, exc: Exception) -> None:
+        """Raise `exc` in the clients that wait if no connection is open; else try again for them.
+
+        Nobody is told of a session that was lost while it was prepared: see `Attempts`.
+        """
+        if self.attempts.failure is None:
+            return
+        if not self.has_connection():
+            await self._fail_waiting(lambda: repeat(exc))
+        elif self._regrowing is None:
+            self._regrowing = self.owner.loop.call_later(FAILURE_WINDOW, self._grow_again)
+
+    def _grow_again(self) -> None:
+        """Connect for the clients that still wait: psycopg_pool would, but for a new request."""
+        self._regrowing = None
+        if not self.owner.closed and self.waiting():
+            self._maybe_grow_pool()
+
+    async def _add_connection(
+        self, attempt: AttemptWithBackoff | None, growing: bool = False
+    ) -> None:
+        if attempt is None and not self.reconnect_timeout:
+            # One attempt for each task that asks; psycopg_pool would make a second at once.
+            attempt = AttemptWithBackoff(timeout=0.0)
+            attempt.give_up_at = 1e-9
+        await super()._add_connection(attempt, growing=growing)
+        if self._waiting and self.attempts.may_try_again():
+            self._maybe_grow_pool()
+
+    # --- The end of connections ---
+
+    def renew(self) -> None:
+        """Let nobody lease a connection that is open by now, or being made.
+
+        The free ones are closed; others are opened when somebody asks for them. A lease keeps its
+        connection to its end.
+        """
+        task_id = id(asyncio.current_task()) if asyncio._get_running_loop() else 0
+        for making in self._being_made:
+            making.note(task_id)
+        for connection in self.made:
+            connection._expire_at = 0.0  # noqa: SLF001 - for psycopg_pool, when it comes back
+        while self._pool:
+            self._pool.pop().close_now()
+            self._nconns -= 1
+
+    def abandon(self) -> None:
+        """Do what `close()` does, but without waiting, when no task can be waited for any more."""
+        self._closed = True
+        self._waiting.stop_timing()
+        self._pool.clear()
+        for task in [*self._workers, self._sched_runner]:
+            if task is not None and not task.get_loop().is_closed():
+                task.cancel()
+
+    def fail_waiting_soon(self, error: Exception) -> None:
+        """Let the loop, which runs on, raise `error` in the clients that wait."""
+        if self._waiting:
+            self.owner.loop.create_task(self._fail_waiting(lambda: error))
