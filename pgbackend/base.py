@@ -34,8 +34,8 @@ from django.utils.functional import cached_property
 from psycopg import IsolationLevel
 from psycopg.pq import TransactionStatus
 
-from . import blocks, conf, driver, frames, hooks, request, state, statements
-from .adapters import prepare_template
+from . import blocks, conf, driver, frames, hooks, request, state
+from .adapters import adapting, prepare_template
 from .attributes import follow, names_of, of_connection
 from .client import DatabaseClient
 from .creation import DatabaseCreation
@@ -53,7 +53,6 @@ from .operations import DatabaseOperations
 from .patches import NO_OTHERS, djangos, if_djangos, lookup
 from .schema import DatabaseSchemaEditor
 from .state import Scope, State, rollback_attribute, scope_attribute, state_attribute
-from .statements import StatementCursor, adapting, can_execute
 
 CURE = (
     "the ORM was called on the event loop, outside of pgbackend's greenlets ({name}()). Requests "
@@ -85,7 +84,6 @@ _RUN_HOOKS = if_djangos(PostgresDatabaseWrapper.run_and_clear_commit_hooks)
 _COMMIT = if_djangos(PostgresDatabaseWrapper._commit)  # type: ignore[attr-defined]  # noqa: SLF001
 _CURSOR = if_djangos(PostgresDatabaseWrapper.cursor)
 _CREATE_CURSOR = if_djangos(PostgresDatabaseWrapper.create_cursor)
-install_shortcuts()
 if not is_on("cursors"):
     _CURSOR = _CREATE_CURSOR = None
 _open_cursor: Callable[..., Any] = inspect.unwrap(PostgresDatabaseWrapper.cursor)
@@ -149,11 +147,9 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         locals()[_name] = scope_attribute(_name)
     del _name
 
-    #: What `cursor()` calls, unless somebody overrides or patches it; see statements.py.
-    cursor_calls: tuple[Any, ...]
-    #: The same for what `Atomic` calls; see blocks.py.
+    #: What `Atomic` calls, unless somebody overrides or patches it; see blocks.py.
     block_calls: tuple[Any, ...]
-    #: The first of these, which see that there is a connection.
+    #: What `_cursor()` calls to see that there is a connection.
     asks: tuple[Any, ...]
 
     _ready = False
@@ -533,13 +529,13 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     # --- Cursors ---
 
     def cursor(self) -> Any:
-        """Django's; or, for a statement of the ORM's that is fetched at once, one for just that."""
+        """Return Django's cursor, or a shortcut's for a statement of the ORM's."""
         if _get_running_loop() is not None:
             here = _running()
             if type(here) is not Portal:
                 self.check_context("cursor")
-            elif self._fetches_at_once(here):
-                return StatementCursor(self)
+            elif (cursor := self.cursor_for_compiler(here)) is not None:
+                return cursor
         if type(self)._cursor is not _OWN_CURSOR:
             with of_connection(self):
                 return self._guarded_cursor()
@@ -553,15 +549,12 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
                 return self._guarded_chunked_cursor()
         return self._guarded_chunked_cursor()
 
-    def _fetches_at_once(self, here: Portal) -> bool:
-        session = state.find(here, self).session
-        if session is None or not session.at_once:
-            return False
-        session.at_once = False
-        if not can_execute(self):
-            return False
-        session.compiled = False
-        return True
+    def cursor_for_compiler(self, here: Portal) -> Any:
+        """Return a shorter cursor for a statement of a compiler's; None, unless a shortcut has one.
+
+        `here` is the portal that runs this code.
+        """
+        return None
 
     def _cursor(self, name: str | None = None) -> Any:
         own = state.plain_state(self)
@@ -1000,7 +993,6 @@ _OWN_ENSURE_CONNECTION = DatabaseWrapper.ensure_connection
 # Django asks each wrapper at the beginning of each block whether it has the last of these, as that
 # of SQLite does: nobody sets it.
 DatabaseWrapper.own_names = names_of(DatabaseWrapper) | {"_start_transaction_under_autocommit"}
-DatabaseWrapper.cursor_calls = statements.called_on(DatabaseWrapper)
 DatabaseWrapper.block_calls = blocks.called_on(DatabaseWrapper)
 DatabaseWrapper.asks = _asks(DatabaseWrapper)
 
@@ -1035,4 +1027,5 @@ def _caller() -> str | None:
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
+install_shortcuts(DatabaseWrapper)
 hooks.install()

@@ -6,9 +6,18 @@ module the engine does all that the contract promises.
 
 from __future__ import annotations
 
+from typing import Any
+
+from . import comparisons, insert, rows, select, statements, update
 from .registry import switch_driver
 
 
-def install() -> None:
-    """Plug in the shortcuts that are on; called once, when the backend is loaded."""
+def install(wrapper_class: Any) -> None:
+    """Plug in the shortcuts that are on; called once, when the backend is loaded.
+
+    `wrapper_class` is the engine's `DatabaseWrapper`, which has seams of its own.
+    """
     switch_driver()
+    statements.install(wrapper_class)
+    for each in (comparisons, select, insert, update, rows):
+        each.install()
