@@ -22,8 +22,6 @@ from pgbackend import expressions
 from pgbackend.compiler import COMPILERS, CompiledStatement, put_before
 from pgbackend.patches import NO_OTHERS, djangos, if_djangos, lookup
 
-from .registry import is_on
-
 _PLAIN_EXPRESSIONS = expressions.plain
 
 #: Since Django 6.1 a compiler quotes every name as its operations do.
@@ -120,7 +118,6 @@ class ComparesColumns(CompiledStatement):
 
 
 def install() -> None:
-    """Let all compilers compare columns in one step, for the shortcuts that need it."""
-    if is_on("select") or is_on("update"):
-        for kind in COMPILERS:
-            put_before(kind, ComparesColumns)
+    """Let all compilers compare columns in one step."""
+    for kind in COMPILERS:
+        put_before(kind, ComparesColumns)

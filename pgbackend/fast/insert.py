@@ -22,11 +22,10 @@ from django.db.models.sql import compiler as sql_compiler
 
 from pgbackend import expressions
 from pgbackend.compiler import CompiledInsert, SQLInsertCompiler, put_before
-from pgbackend.patches import NO_OTHERS, djangos, lookup
+from pgbackend.patches import djangos, lookup
 
 from . import statements
 from .cached_fields import MOST_STATEMENTS, FieldAnswers, are_plain, is_plain_column
-from .registry import is_on
 from .written_values import PLAIN_TYPES, RETURNING, are_returned_rows_djangos, has_placeholder
 
 _get_running_loop = asyncio._get_running_loop
@@ -39,7 +38,7 @@ _for_insert = lookup(
     base=sql_compiler.SQLInsertCompiler,
     ops=BaseDatabaseOperations,
 )
-_INSERT = djangos(*_for_insert()) if is_on("insert") else NO_OTHERS
+_INSERT = djangos(*_for_insert())
 
 #: Whether Django writes DEFAULT without preparing it.
 _LEAVES_DEFAULTS = django.VERSION >= (6, 1)
@@ -192,5 +191,4 @@ class Inserts(CompiledInsert):
 
 def install() -> None:
     """Let the compiler of INSERTs use cached SQL."""
-    if is_on("insert"):
-        put_before(SQLInsertCompiler, Inserts)
+    put_before(SQLInsertCompiler, Inserts)

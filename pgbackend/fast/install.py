@@ -9,7 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from . import comparisons, insert, rows, select, statements, update
-from .registry import switch_driver
+from .registry import is_on, switch_driver
+
+#: The shortcuts of single compilers, by their names.
+_COMPILING = {"select": select, "insert": insert, "update": update, "rows": rows}
 
 
 def install(wrapper_class: Any) -> None:
@@ -18,6 +21,10 @@ def install(wrapper_class: Any) -> None:
     `wrapper_class` is the engine's `DatabaseWrapper`, which has seams of its own.
     """
     switch_driver()
-    statements.install(wrapper_class)
-    for each in (comparisons, select, insert, update, rows):
-        each.install()
+    if is_on("statements"):
+        statements.install(wrapper_class)
+    if is_on("select") or is_on("update"):
+        comparisons.install()
+    for name, shortcut in _COMPILING.items():
+        if is_on(name):
+            shortcut.install()

@@ -34,8 +34,6 @@ from django.db.models.signals import post_init, pre_init
 from pgbackend.compiler import CompiledStatement, SQLCompiler, put_before
 from pgbackend.patches import NO_OTHERS, djangos, if_djangos
 
-from .registry import is_on
-
 #: The methods that make an object, as a class has them.
 _making = attrgetter("__init__", "__new__", "__setattr__", "from_db.__func__")
 _MAKING: Any = _making(Model)
@@ -44,9 +42,7 @@ if djangos(Model.__init__, Model.from_db.__func__) is NO_OTHERS:  # type: ignore
 
 _SET_KEY = if_djangos(ForeignKeyDeferredAttribute.__set__)
 #: The code that makes objects of rows, whoever calls it.
-_ITERATING: Any = None
-if is_on("rows") and (_iter := if_djangos(ModelIterable.__iter__)) is not None:
-    _ITERATING = _iter.__code__
+_ITERATING: Any = getattr(if_djangos(ModelIterable.__iter__), "__code__", None)
 
 #: Whether the state of an object that ends clears what it has cached, and makes it for that.
 _STATE_CLEARS = hasattr(models_base.ModelState, "__del__")
@@ -212,5 +208,4 @@ def _target(maker: Maker, attname: str) -> str:
 
 def install() -> None:
     """Let the compiler of SELECTs say that makers are the models of its rows."""
-    if is_on("rows"):
-        put_before(SQLCompiler, MakesObjects)
+    put_before(SQLCompiler, MakesObjects)

@@ -28,7 +28,7 @@ from django.db.models.sql import Query
 from django.db.models.sql.datastructures import BaseTable
 
 from pgbackend.compiler import CompiledSelect, SQLCompiler, put_before
-from pgbackend.patches import NO_OTHERS, djangos, lookup
+from pgbackend.patches import djangos, lookup
 
 from .cached_fields import MOST_STATEMENTS, FieldAnswers, are_plain, is_plain_column
 from .comparisons import QUOTES_ALIKE, comparison_in, is_plain_comparison
@@ -42,7 +42,7 @@ _for_select = lookup(
     its=django_compiler.SQLCompiler,
     Col=Col,
 )
-_SELECT = djangos(*_for_select()) if is_on("select") else NO_OTHERS
+_SELECT = djangos(*_for_select())
 _KNOWN = is_on("known")
 
 
@@ -312,5 +312,4 @@ class Selects(CompiledSelect):
 
 def install() -> None:
     """Let the compiler of SELECTs use cached parts."""
-    if is_on("select"):
-        put_before(SQLCompiler, Selects)
+    put_before(SQLCompiler, Selects)

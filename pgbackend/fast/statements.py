@@ -95,6 +95,7 @@ _called = lookup(
 )
 #: The methods of the engine's own class of wrappers, once the shortcut is plugged in.
 _engines: tuple[Any, ...] = NO_OTHERS
+# Without the shortcut these equal nothing: `insert.py` asks, too.
 _DJANGOS = _called() if is_on("statements") and _is_own(*_called()) else NO_OTHERS
 #: The functions of compilers that are bypassed, as long as they are what they were.
 _for_executing = lookup(
@@ -314,10 +315,9 @@ def cursor_for_compiler(wrapper: Any, here: Portal) -> StatementCursor | None:
 def install(wrapper_class: Any) -> None:
     """Let compilers and `DatabaseWrapper.cursor()` execute and fetch in one step."""
     global _engines  # noqa: PLW0603 - the class is made after this module
-    if is_on("statements"):
-        wrapper_class.cursor_for_compiler = cursor_for_compiler
-        _engines = _called_on(wrapper_class)
-        for kind in (SQLCompiler, SQLDeleteCompiler, SQLAggregateCompiler):
-            put_before(kind, FetchesAtOnce)
-        put_before(SQLUpdateCompiler, UpdatesAtOnce)
-        put_before(SQLInsertCompiler, InsertsAtOnce)
+    wrapper_class.cursor_for_compiler = cursor_for_compiler
+    _engines = _called_on(wrapper_class)
+    for kind in (SQLCompiler, SQLDeleteCompiler, SQLAggregateCompiler):
+        put_before(kind, FetchesAtOnce)
+    put_before(SQLUpdateCompiler, UpdatesAtOnce)
+    put_before(SQLInsertCompiler, InsertsAtOnce)

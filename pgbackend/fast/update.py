@@ -16,10 +16,9 @@ from django.db.backends.postgresql import compiler as django_compiler
 from django.db.models.expressions import Col, CombinedExpression, Value
 
 from pgbackend.compiler import CompiledUpdate, SQLUpdateCompiler, put_before
-from pgbackend.patches import NO_OTHERS, djangos, lookup
+from pgbackend.patches import djangos, lookup
 
 from .comparisons import QUOTES_ALIKE, comparison_in
-from .registry import is_on
 from .written_values import PLAIN_TYPES, has_placeholder
 
 #: The functions that are bypassed, as long as they are what they were.
@@ -31,7 +30,7 @@ _for_update = lookup(
     Value=Value,
     Col=Col,
 )
-_UPDATE = djangos(*_for_update()) if is_on("update") else NO_OTHERS
+_UPDATE = djangos(*_for_update())
 
 #: Whether Django sends NULL as a parameter.
 _SENDS_NULL = django.VERSION >= (6, 1)
@@ -104,5 +103,4 @@ class Updates(CompiledUpdate):
 
 def install() -> None:
     """Let the compiler of UPDATEs write usual ones in one step."""
-    if is_on("update"):
-        put_before(SQLUpdateCompiler, Updates)
+    put_before(SQLUpdateCompiler, Updates)
