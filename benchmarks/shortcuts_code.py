@@ -20,68 +20,44 @@ def _in(module: str, names: str) -> tuple[str, ...]:
     return tuple(f"{module}:{name}" for name in names.split())
 
 
-_COMPILER = "pgbackend.compiler"
+_FAST = "pgbackend.fast"
 _ADAPTER = "pgbackend.driver.psycopg_pool_adapter"
 #: Comparing columns with values, and noticing what has changed of a model.
-_FOR_COMPARING = _in(
-    _COMPILER,
-    "_for_comparison _WHERE _COMPARISON _CAST _OLD_CAST _COMPARISONS _Params _cast_nothing "
-    "_is_plain_comparison _comparison_in _COMPARES _COMPILE _is_usual",
-)
-_FOR_KEEPING = _in(
-    _COMPILER,
-    "_PLAIN _is_plain _are_plain _is_plain_column _KEPT_OF_OPS _said_by_ops _said_by_kind _COLUMN "
-    "_Said",
-)
+_FOR_COMPARING = (f"{_FAST}.comparisons",)
+_FOR_CACHING = (f"{_FAST}.cached_fields",)
 #: The code of each shortcut: functions, classes and constants most of which would go with it. What
 #: two of them share is named by both.
 CODE: Mapping[str, tuple[str, ...]] = {
     "select": (
         *_FOR_COMPARING,
-        *_FOR_KEEPING,
+        *_FOR_CACHING,
         *_in(
-            _COMPILER,
-            "_QUOTES_ALIKE _for_select _SELECT _Columns _with_fields_seen _selects_a_model "
-            "_names_its_table _is_ordered SQLCompiler.makes_objects SQLCompiler._is_djangos "
-            "SQLCompiler.get_select SQLCompiler.as_sql SQLCompiler._select "
-            "SQLCompiler._usual_statement SQLCompiler._limits SQLCompiler._compile_where "
-            "SQLCompiler.get_converters SQLCompiler.has_composite_fields",
+            f"{_FAST}.select",
+            "_for_select _SELECT _CachedColumns _shape _SHAPE _selects_a_model _names_its_table "
+            "_is_usual _is_ordered Selects._is_djangos Selects.get_select Selects.as_sql "
+            "Selects._select Selects._usual_statement Selects._limits Selects._compile_where "
+            "Selects.get_converters Selects.has_composite_fields install",
         ),
     ),
-    "known": _in(
-        _COMPILER,
-        "_INTEGER_FIELDS _PREPARING _prepared_by _for_integers _KNOWN _INTEGERS _MOST_STATEMENTS "
-        "_Integers _Columns.keep SQLCompiler._known_statement",
+    "known": (
+        f"{_FAST}.integers",
+        *_in(f"{_FAST}.cached_fields", "MOST_STATEMENTS"),
+        *_in(f"{_FAST}.select", "_KNOWN _CachedColumns.keep Selects._known_statement"),
     ),
-    "insert": (
-        *_FOR_KEEPING,
-        *_in(
-            _COMPILER,
-            "_for_insert _INSERT _VALUES _SENDS_NULL _GET_PLACEHOLDER _has_placeholder "
-            "_has_default_or_placeholder _RETURNING _inserting_by _INSERT_BY _insert_features "
-            "_INSERTS_AND_RETURNS _is_read_by_django _Insert _is_usual SQLInsertCompiler.as_sql "
-            "SQLInsertCompiler._is_usual SQLInsertCompiler._usual_statement "
-            "SQLInsertCompiler._prepared_values SQLInsertCompiler._with_expressions",
-        ),
-    ),
+    "insert": (*_FOR_CACHING, f"{_FAST}.insert", f"{_FAST}.written_values"),
     "update": (
         *_FOR_COMPARING,
-        *_in(
-            _COMPILER,
-            "_for_update _UPDATE _is_resolved SQLUpdateCompiler.as_sql "
-            "SQLUpdateCompiler._usual_statement SQLUpdateCompiler._assign",
-        ),
+        f"{_FAST}.update",
+        *_in(f"{_FAST}.written_values", "PLAIN_TYPES has_placeholder"),
     ),
-    "rows": ("pgbackend.objects",),
+    "rows": (f"{_FAST}.rows",),
     "statements": (
-        "pgbackend.statements",
+        f"{_FAST}.statements",
+        *_in(f"{_FAST}.insert", "Inserts.execute_sql"),
         *_in(
-            _COMPILER,
-            "_for_executing _EXECUTE CompiledStatement._is_executed_by_django _FetchedAtOnce "
-            "SQLInsertCompiler.execute_sql SQLUpdateCompiler._execute_at_once "
-            "SQLUpdateCompiler.execute_returning_sql",
+            f"{_FAST}.written_values",
+            "RETURNING _inserting_by _INSERT_BY are_returned_rows_djangos",
         ),
-        "pgbackend.fast.at_once",
         "pgbackend.wrapper.leasing:Leasing.pool_alone",
     ),
     "cursors": ("pgbackend.fast.cursors",),

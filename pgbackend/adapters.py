@@ -8,10 +8,16 @@ not for code to close; they are replaced, so that the next lease has one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, tzinfo
+from functools import partial
 from typing import Any
 
-from django.db.backends.postgresql.psycopg_any import BaseTzLoader, get_adapters_template
+from django.db.backends.postgresql.psycopg_any import (
+    BaseTzLoader,
+    get_adapters_template,
+    register_tzloader,
+)
 from psycopg import adapters
 from psycopg.adapt import AdaptersMap
 from psycopg.postgres import types
@@ -19,7 +25,7 @@ from psycopg.pq import Format
 
 from .driver.loops import renew_pools
 
-_TIMESTAMPTZ = types["timestamptz"].oid
+_TIMESTAMPTZ: int = types["timestamptz"].oid
 _PSYCOPGS: Any = adapters.get_loader(_TIMESTAMPTZ, Format.TEXT)
 
 
@@ -88,3 +94,9 @@ def _timezone_of(context: Any) -> bytes | None:
         return None
     zone: bytes | None = connection.pgconn.parameter_status(b"TimeZone")
     return zone
+
+
+def adapting(timezone: Any, adapters: Any) -> Callable[[Any], None] | None:
+    """Return a function that lets a cursor load timestamps in `timezone`; None if it does."""
+    loader: Any = adapters.get_loader(_TIMESTAMPTZ, Format.TEXT)
+    return None if loader.timezone == timezone else partial(register_tzloader, timezone)

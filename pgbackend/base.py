@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import blocks, driver, hooks, statements
+from . import blocks, driver, hooks
 from .attributes import names_of
 from .client import DatabaseClient
 from .creation import DatabaseCreation
@@ -32,9 +32,7 @@ class DatabaseWrapper(Cursors):
     introspection_class = DatabaseIntrospection
     ops_class = DatabaseOperations
 
-    #: What `cursor()` calls, unless somebody overrides or patches it; see statements.py.
-    cursor_calls: tuple[Any, ...]
-    #: The same for what `Atomic` calls; see blocks.py.
+    #: The methods that `Atomic` calls, unless a class overrides them; see blocks.py.
     block_calls: tuple[Any, ...]
 
 
@@ -42,6 +40,5 @@ install_shortcuts()
 # Django asks each wrapper at the beginning of each block whether it has the last of these, as that
 # of SQLite does: nobody sets it.
 DatabaseWrapper.own_names = names_of(DatabaseWrapper) | {"_start_transaction_under_autocommit"}
-DatabaseWrapper.cursor_calls = statements.called_on(DatabaseWrapper)
 DatabaseWrapper.block_calls = blocks.called_on(DatabaseWrapper)
 hooks.install()

@@ -1,11 +1,11 @@
-"""Telling whether all that a statement consists of is Django's own.
+"""Notes whether all that a statement consists of is Django's own, or may change its session.
 
 What the ORM compiles of its own expressions leaves nothing in the session. An expression of the
 user's may: `RawSQL("set_config(...)")`, a `Func` with a name given to it, a lookup, a field that
-writes SQL. So the compilers of `compiler.py` show what they compile to `look_at()` and its like,
-which note what is not Django's own; and who executes a statement compares `noted` before it was
-compiled with `noted` afterwards. Subqueries and parts of unions have compilers of their own, but
-are compiled in between.
+writes SQL. So the compilers show what they compile to `look_at()` and its like, which change
+`noted` for a part that is not Django's own; and whoever executes a statement compares `noted`
+before it was compiled with `noted` afterwards. Subqueries and parts of unions have compilers of
+their own, but are compiled in between.
 """
 
 from __future__ import annotations
@@ -123,12 +123,12 @@ def _look_at_field(field: Any, names: frozenset[str]) -> None:
 
 
 def is_djangos(kind: type[Any]) -> bool:
-    """Tell whether a class is Django's own."""
+    """Return whether a class is Django's own."""
     return kind is object or kind.__module__.startswith("django.")
 
 
 def writes_as_django(kind: type[Any]) -> bool:
-    """Tell whether a compiler of this class writes what ours and Django's write."""
+    """Return whether a compiler of this class writes the SQL that ours and Django's write."""
     return _writes_as_django(kind)  # type: ignore[arg-type]  # a class has a hash
 
 

@@ -204,7 +204,7 @@ class Session:
         #: Whether the next cursor is for a statement that the ORM or the backend made.
         self.compiled = False
         #: Whether it is a compiler of Django's that asks for it, to fetch all rows; see
-        #: statements.py.
+        #: fast/statements.py.
         self.at_once = False
         #: The cursor of the compiled statement that is being executed.
         self.cursor: Any = None

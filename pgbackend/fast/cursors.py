@@ -18,10 +18,10 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
 
 from pgbackend import state
+from pgbackend.adapters import adapting
 from pgbackend.driver import bridge
 from pgbackend.driver.bridge import Portal
 from pgbackend.patches import djangos, if_djangos, lookup
-from pgbackend.statements import adapting
 from pgbackend.wrapper.cursors import Cursors
 
 _get_running_loop = asyncio._get_running_loop

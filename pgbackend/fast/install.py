@@ -6,8 +6,11 @@ module the engine does all that the contract promises.
 
 from __future__ import annotations
 
-from . import at_once, cursors
+from . import comparisons, cursors, insert, rows, select, statements, update
 from .registry import is_on, switch_driver
+
+#: The shortcuts of single compilers, by their names.
+_COMPILING = {"select": select, "insert": insert, "update": update, "rows": rows}
 
 
 def install() -> None:
@@ -16,4 +19,9 @@ def install() -> None:
     if is_on("cursors"):  # the first: others remember the methods that a wrapper has
         cursors.install()
     if is_on("statements"):
-        at_once.install()
+        statements.install()
+    if is_on("select") or is_on("update"):
+        comparisons.install()
+    for name, shortcut in _COMPILING.items():
+        if is_on(name):
+            shortcut.install()

@@ -35,6 +35,8 @@ from django.db.models.sql.where import OR, XOR, WhereNode
 
 from kitchen.models import Dish, Order, OrderLine, Section
 from pgbackend import compiler as ours
+from pgbackend.fast import insert
+from pgbackend.fast.cached_fields import MOST_STATEMENTS
 from pgbackend.operations import DatabaseOperations
 from tests.library.models import Tag
 
@@ -905,13 +907,13 @@ def test_operations_that_insert_in_their_own_way_are_asked() -> None:
 def kept(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Record each INSERT that is compiled because it is not cached."""
     made: list[Any] = []
-    make = ours._Insert.__init__
+    make = insert._CachedInsert.__init__
 
     def recorded(self: Any, *args: Any) -> None:
         make(self, *args)
         made.append(self)
 
-    monkeypatch.setattr(ours._Insert, "__init__", recorded)
+    monkeypatch.setattr(insert._CachedInsert, "__init__", recorded)
     return made
 
 
@@ -963,7 +965,7 @@ def test_the_words_of_no_more_inserts_are_kept_than_are_of_use(kept: list[Any]) 
         made.returning_fields = None
         made.as_sql()
     assert len(kept) == 127
-    assert len(model._meta._pgbackend_inserts) == ours._MOST_STATEMENTS
+    assert len(model._meta._pgbackend_inserts) == MOST_STATEMENTS
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ from django.db.models.signals import post_init, pre_init
 from django.dispatch import Signal
 
 from kitchen.models import Dish, Order, OrderLine, Section
-from pgbackend import objects
+from pgbackend.fast import rows as objects
+from pgbackend.patches import NO_OTHERS
 from tests.conftest import Runner
 from tests.library.models import Author, Book
 
@@ -255,7 +256,7 @@ def test_what_is_patched_is_asked_for_as_long_as_it_is(name: str) -> None:
 
 def test_what_was_patched_before_is_asked_for_always() -> None:
     """A tool may have patched before Django's settings are read."""
-    with mock.patch.object(objects, "_MAKING", None):
+    with mock.patch.object(objects, "_MAKING", NO_OTHERS):
         assert not is_stood_for(keyed())
 
 

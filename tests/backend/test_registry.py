@@ -269,6 +269,34 @@ print({each.__module__ for each in (cls.cursor, cls._cursor, cls.create_cursor)}
     ]
 
 
+# --- Their seams ----------------------------------------------------------------------------------
+
+
+def test_the_compilers_are_loaded_without_a_shortcut() -> None:
+    show = "import sys, pgbackend.compiler; print('pgbackend.fast' in sys.modules)"
+    assert [each.check() for each in run_all([Program(["-c", show])])] == ["False\n"]
+
+
+@pytest.mark.parametrize("off", ["", "0"])
+def test_a_compiler_that_is_derived_before_shortcuts_are_plugged_in_is_like_one_derived_later(
+    off: str,
+) -> None:
+    code = """from django.conf import settings
+from pgbackend.compiler import SQLCompiler
+class Early(SQLCompiler):
+    pass
+settings.configure()
+import pgbackend.base
+class Late(SQLCompiler):
+    pass
+from pgbackend import compiler
+assert Early.__mro__[1:] == Late.__mro__[1:] == SQLCompiler.__mro__
+assert compiler.SQLCompiler is SQLCompiler
+print(any(each.__module__.startswith("pgbackend.fast.") for each in Early.__mro__))"""
+    program = Program(["-c", code], environment={"PGBACKEND_SHORTCUTS": off})
+    assert [each.check() for each in run_all([program])] == [f"{not off}\n"]
+
+
 # --- Without them ---------------------------------------------------------------------------------
 
 

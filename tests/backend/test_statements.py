@@ -39,8 +39,9 @@ from django.test.utils import CaptureQueriesContext, isolate_apps
 from psycopg.types.string import TextLoader
 
 import pgbackend
-from pgbackend import aio, base, driver, statements
+from pgbackend import aio, base, driver
 from pgbackend.driver.errors import LeaseEnded
+from pgbackend.fast import statements
 from tests.conftest import Runner
 from tests.library.models import Author, Tag
 from tests.support.expressions import OwnSQL

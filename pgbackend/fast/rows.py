@@ -1,18 +1,19 @@
-"""Objects of models, made from the rows of a query.
+"""Makes the objects of a query's rows by a function written for their model: the shortcut `rows`.
 
 Django makes an object by `Model.from_db()` and `Model.__init__()`, which ask each field for its
 name, and look for defaults and keywords that a row never leaves to them: half of the instructions
 of a query for a hundred rows (`benchmarks/cost.py --instructions`). So where both are Django's own,
-a `Maker` stands in for the model where Django's `ModelIterable` reads from a compiler which columns
-are whose (`klass_info`). Its `from_db()` does the same, written out for the fields of the model, as
-`dataclasses` writes an `__init__()`. All other code that reads `klass_info` finds the model.
+a `Maker` stands in for the model where Django's `ModelIterable` asks a compiler for models and
+their columns (`klass_info`). Its `from_db()` does the same, written out for the fields of the
+model, as `dataclasses` writes an `__init__()`. All other code that reads `klass_info` finds the
+model.
 
 Note [Makers]
 A model is left alone if it has an `__init__`, a `__new__`, a `__setattr__` or a `from_db` of its
 own (asked for each query, since tools patch them), or if somebody listens to its `pre_init` or
 `post_init`. Attributes are set, so fields with descriptors have their say; but for the key of a
-foreign object: the descriptor only sees that an object that is cached for another key is forgotten,
-and a new object has none. Whether that is still its descriptor is asked for each query.
+foreign object: its descriptor only forgets an object that is cached for another key, and a new
+object has none. Whether the model still has this descriptor is asked for each query.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ from django.db.models.fields.related_descriptors import ForeignKeyDeferredAttrib
 from django.db.models.query import ModelIterable
 from django.db.models.signals import post_init, pre_init
 
-from .fast.registry import is_on
-from .patches import NO_OTHERS, djangos, if_djangos
+from pgbackend.compiler import CompiledStatement, SQLCompiler, put_before
+from pgbackend.patches import NO_OTHERS, djangos, if_djangos
 
-#: What an object is made with, as a class has it.
+#: The methods that make an object, as a class has them.
 _making = attrgetter("__init__", "__new__", "__setattr__", "from_db.__func__")
 _MAKING: Any = _making(Model)
 if djangos(Model.__init__, Model.from_db.__func__) is NO_OTHERS:  # type: ignore[attr-defined]
@@ -41,9 +42,7 @@ if djangos(Model.__init__, Model.from_db.__func__) is NO_OTHERS:  # type: ignore
 
 _SET_KEY = if_djangos(ForeignKeyDeferredAttribute.__set__)
 #: The code that makes objects of rows, whoever calls it.
-_ITERATING: Any = None
-if is_on("rows") and (_iter := if_djangos(ModelIterable.__iter__)) is not None:
-    _ITERATING = _iter.__code__
+_ITERATING: Any = getattr(if_djangos(ModelIterable.__iter__), "__code__", None)
 
 #: Whether the state of an object that ends clears what it has cached, and makes it for that.
 _STATE_CLEARS = hasattr(models_base.ModelState, "__del__")
@@ -68,19 +67,29 @@ def from_db(db, field_names, values, *, fetch_mode=None):
 """
 
 
-class KlassInfo:
-    """A compiler's `klass_info`: to Django's `ModelIterable`, with makers instead of models."""
+class _KlassInfo:
+    """Shows a compiler's `klass_info` to Django's `ModelIterable` with makers instead of models."""
 
     def __get__(self, made_by: Any, cls: Any) -> Any:
         if made_by is None:
             return self
         found = made_by.__dict__["klass_info"]
-        if found is not None and sys._getframe(1).f_code is _ITERATING and made_by.makes_objects():
+        if (
+            found is not None
+            and sys._getframe(1).f_code is _ITERATING
+            and type(made_by) is SQLCompiler
+        ):
             return _with_makers(found)
         return found
 
     def __set__(self, made_by: Any, value: Any) -> None:
         made_by.__dict__["klass_info"] = value
+
+
+class MakesObjects(CompiledStatement):
+    """A compiler whose rows become objects by makers, unless somebody has derived from it."""
+
+    klass_info = _KlassInfo()
 
 
 def _with_makers(klass_info: Any) -> Any:
@@ -113,15 +122,15 @@ def standing_for(model: Any) -> Any:
 
 
 class Maker:
-    """What stands for a model where objects are made of rows; all else is the model's."""
+    """Stands for a model where objects are made of rows; all else is the model's."""
 
     __slots__ = ("descriptors", "fields", "from_db", "keys", "model", "post_init", "pre_init")
 
     def __init__(self, model: Any, fields: Any) -> None:
         self.model = model
-        #: What it depends on. Django makes another list when the fields of the model change.
+        #: Django makes another list when the fields of the model change.
         self.fields = fields
-        #: Who listened to other models, when nobody listened to this one.
+        #: The receivers of other models, at a time when this model had none.
         self.pre_init: list[Any] = []
         self.post_init: list[Any] = []
         #: The attributes that are keys of foreign objects, and what the model has by these names.
@@ -195,3 +204,8 @@ def _is_a_key(descriptor: Any) -> bool:
 def _target(maker: Maker, attname: str) -> str:
     """Return what the value of a field is assigned to; see Note [Makers]."""
     return f"new.__dict__[{attname!r}]" if attname in maker.keys else f"new.{attname}"
+
+
+def install() -> None:
+    """Let the compiler of SELECTs say that makers are the models of its rows."""
+    put_before(SQLCompiler, MakesObjects)

@@ -1,0 +1,123 @@
+"""Compiles the comparison of a column with a value in one step: for SELECT and UPDATE.
+
+Django takes some ten steps for ``"dish"."id" = %s``, of which one copies the column. For its own
+lookups, on a column as it is, `ComparesColumns.compile()` writes the same SQL at once. A lookup, or
+one of the methods named below, that somebody has derived or patched is compiled by Django.
+"""
+
+from __future__ import annotations
+
+from operator import is_
+from typing import Any
+
+import django
+from django.db.backends.postgresql import compiler as django_compiler
+from django.db.backends.postgresql.operations import DatabaseOperations
+from django.db.models import lookups
+from django.db.models.expressions import Col
+from django.db.models.fields import related_lookups
+from django.db.models.sql.where import AND, WhereNode
+
+from pgbackend import expressions
+from pgbackend.compiler import COMPILERS, CompiledStatement, put_before
+from pgbackend.patches import NO_OTHERS, djangos, if_djangos, lookup
+
+_PLAIN_EXPRESSIONS = expressions.plain
+
+#: Since Django 6.1 a compiler quotes every name as its operations do.
+QUOTES_ALIKE = hasattr(django_compiler.SQLCompiler, "quote_name")
+
+# The functions that are bypassed, as long as they are what they were.
+
+_for_comparison = lookup(
+    "lookups.Exact.as_sql lookups.BuiltinLookup.as_sql lookups.Lookup.process_lhs Col.as_sql "
+    "Col.resolve_expression",
+    lookups=lookups,
+    Col=Col,
+)
+_COMPILE = if_djangos(django_compiler.SQLCompiler.compile)
+_WHERE = if_djangos(WhereNode.as_sql)
+_COMPARISON = djangos(*_for_comparison())
+#: It casts nothing for comparisons; nor does the older method, which Django 5.2 asks, too.
+_CAST = if_djangos(DatabaseOperations.lookup_cast)
+_OLD_CAST = getattr(DatabaseOperations, "field_cast_sql", None)
+
+#: Lookups that compare a column, as it is, with a value; and the methods that make them do so.
+_COMPARISONS: dict[type[Any], tuple[Any, ...]] = {
+    each: methods
+    for each in (
+        *(lookups.Exact, lookups.IntegerFieldExact, related_lookups.RelatedExact),
+        *(lookups.GreaterThan, lookups.IntegerGreaterThan, related_lookups.RelatedGreaterThan),
+        *(lookups.LessThan, lookups.IntegerLessThan, related_lookups.RelatedLessThan),
+        *(lookups.GreaterThanOrEqual, lookups.IntegerGreaterThanOrEqual),
+        *(lookups.LessThanOrEqual, lookups.IntegerLessThanOrEqual),
+        *(related_lookups.RelatedGreaterThanOrEqual, related_lookups.RelatedLessThanOrEqual),
+    )
+    if (methods := djangos(each.as_sql, each.process_lhs, each.get_rhs_op)) is not NO_OTHERS
+}
+#: What a lookup puts its parameters in.
+_Params: Any = tuple if django.VERSION >= (6, 0) else list
+
+
+def _cast_nothing(ops: type[Any]) -> bool:
+    """Return whether these operations leave a column that is compared as it is."""
+    return ops.lookup_cast is _CAST and getattr(ops, "field_cast_sql", None) is _OLD_CAST
+
+
+def is_plain_comparison(node: Any, ops: type[Any]) -> bool:
+    """Return whether `node` compares a column with a value, in Django's way."""
+    kind = type(node)
+    return (
+        (methods := _COMPARISONS.get(kind)) is not None
+        and type(node.lhs) is Col
+        and type(node.rhs) is not bool
+        and all(map(is_, methods, (kind.as_sql, kind.process_lhs, kind.get_rhs_op)))
+        and all(map(is_, _for_comparison(), _COMPARISON))
+        and _cast_nothing(ops)
+    )
+
+
+def comparison_in(where: Any) -> Any:
+    """Return the comparison of a column with a value that `where` consists of, or None."""
+    if (
+        type(where) is WhereNode
+        and WhereNode.as_sql is _WHERE
+        and not hasattr(where, "as_postgresql")
+        and len(where.children) == 1
+        and where.connector == AND
+        and not where.negated
+        and not where.resolved
+    ):
+        only: Any = where.children[0]
+        if type(only) in _COMPARISONS and type(only.lhs) is Col and not hasattr(only.rhs, "as_sql"):
+            return only
+    return None
+
+
+class ComparesColumns(CompiledStatement):
+    """A compiler that compiles a plain comparison in one step."""
+
+    def compile(self, node: Any) -> Any:
+        if django_compiler.SQLCompiler.compile is not _COMPILE:
+            return super().compile(node)
+        kind = type(node)
+        if kind not in _PLAIN_EXPRESSIONS:
+            expressions.look_at(node)
+        connection = self.connection
+        as_vendor = getattr(node, "as_" + connection.vendor, None)
+        if as_vendor:
+            sql, params = as_vendor(self, connection)
+        elif kind in _COMPARISONS and is_plain_comparison(node, type(connection.ops)):
+            sql, _ = self.compile(node.lhs)
+            value, params = node.process_rhs(self, connection)
+            sql = f"{sql} {connection.operators[node.lookup_name] % value}"
+            params = _Params(params)
+        else:
+            return node.as_sql(self, connection)
+        return sql, params
+
+
+def install() -> None:
+    """Let all compilers compare columns in one step."""
+    for kind in COMPILERS:
+        put_before(kind, ComparesColumns)

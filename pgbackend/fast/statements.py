@@ -1,0 +1,325 @@
+"""Executes a statement of the ORM, and fetches its rows, in one step: the shortcut `statements`.
+
+Django's compilers open a cursor, execute one statement, fetch all of its rows and close the cursor.
+To do it as it is written is to lend a connection, to make a cursor of psycopg's and to wrap it, and
+to see to the errors of the database four times. `execute()` does the same at once, and gives the
+connection back before the first row is looked at. Where Django's own code asks for the cursor, it
+gets a `StatementCursor`.
+
+It is done only where nobody could tell the difference. `can_execute()` looks for observers of
+statements (`connection.queries`, `execute_wrapper()`), and `is_executed_by_django()` for classes
+that have overridden, and tools that have patched, what is bypassed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from functools import partial
+from operator import attrgetter, is_
+from typing import Any, Self
+
+import psycopg
+from django.apps import apps
+from django.core.exceptions import EmptyResultSet
+from django.db.backends import utils
+from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
+from django.db.models.sql import compiler as sql_compiler
+from django.db.models.sql.constants import (
+    CURSOR,
+    GET_ITERATOR_CHUNK_SIZE,
+    MULTI,
+    ROW_COUNT,
+    SINGLE,
+)
+
+from pgbackend import conf, expressions, state
+from pgbackend.adapters import adapting
+from pgbackend.compiler import (
+    COMPILERS,
+    CompiledStatement,
+    CompiledUpdate,
+    SQLAggregateCompiler,
+    SQLCompiler,
+    SQLDeleteCompiler,
+    SQLInsertCompiler,
+    SQLUpdateCompiler,
+    put_before,
+)
+from pgbackend.driver import bridge
+from pgbackend.driver.bridge import Portal
+from pgbackend.driver.connection import LEASE_ENDED, Result
+from pgbackend.driver.errors import LeaseEnded
+from pgbackend.driver.lease import Lease
+from pgbackend.driver.pool import Pool
+from pgbackend.driver.shortcuts import is_psycopgs
+from pgbackend.driver.vouching import is_vouched
+from pgbackend.patches import NO_OTHERS, djangos, lookup
+from pgbackend.state import Session, State
+from pgbackend.wrapper.cursors import Cursors
+
+from .registry import is_on
+from .written_values import are_returned_rows_djangos
+
+#: The methods that a wrapper's `cursor()` calls.
+_CALLED = (
+    *(
+        "cursor",
+        "_cursor",
+        "_prepare_cursor",
+        "create_cursor",
+        "ensure_connection",
+        "get_new_connection",
+    ),
+    *("make_cursor", "validate_no_broken_transaction", "validate_thread_sharing"),
+)
+_NAMES = frozenset(_CALLED)
+_get_running_loop = asyncio._get_running_loop
+_running = bridge.running
+
+
+def _is_own(*functions: Any) -> bool:
+    """Return whether `functions`, the last two psycopg's, are what has been released."""
+    return djangos(*functions[:-2]) is not NO_OTHERS and all(map(is_psycopgs, functions[-2:]))
+
+
+#: These, as a class of wrappers has them; and the functions of Django and psycopg that they call.
+_called_on: Callable[[type[Any]], tuple[Any, ...]] = attrgetter(*_CALLED)
+_called = lookup(
+    "its.cursor its._cursor its._prepare_cursor its.create_cursor its.make_cursor "
+    "its.validate_thread_sharing its.close_if_health_check_failed "
+    "utils.CursorWrapper.execute utils.CursorWrapper._execute_with_wrappers "
+    "utils.CursorWrapper._execute utils.CursorWrapper.__getattr__ cursor.fetchone cursor.fetchmany",
+    its=PostgresDatabaseWrapper,
+    utils=utils,
+    cursor=psycopg.Cursor,
+)
+#: The methods of the engine's own wrapper, once the shortcut is plugged in.
+_engines: tuple[Any, ...] = NO_OTHERS
+# Without the shortcut these equal nothing: `insert.py` asks, too.
+_DJANGOS = _called() if is_on("statements") and _is_own(*_called()) else NO_OTHERS
+#: The functions of compilers that are bypassed, as long as they are what they were.
+_for_executing = lookup(
+    "sql.SQLCompiler.execute_sql sql.SQLInsertCompiler.execute_sql "
+    "sql.SQLUpdateCompiler.execute_sql sql.cursor_iter",
+    sql=sql_compiler,
+)
+_EXECUTE = djangos(*_for_executing()) if is_on("statements") else NO_OTHERS
+_COMPILERS = frozenset(COMPILERS)
+
+
+def is_executed_by_django(made_by: Any) -> bool:
+    """Return whether nobody has derived from this compiler, or patched how it executes."""
+    return type(made_by) in _COMPILERS and all(map(is_, _for_executing(), _EXECUTE))
+
+
+def can_execute(wrapper: Any) -> bool:
+    """Return whether `execute()` does all that the next cursor of `wrapper` would do here."""
+    here = _running()  # without a call of `bridge.green()`
+    if type(here) is not Portal or _get_running_loop() is None:
+        return False
+    found = state.find(here, wrapper)
+    scope, current = found.scope, found.state
+    if (
+        not current.pooled
+        or not (current.autocommit or current.transaction is not None)
+        or scope.execute_wrappers
+        or scope.force_debug_cursor
+        or not all(map(is_, _called_on(type(wrapper)), _engines))
+        or not wrapper.__dict__.keys().isdisjoint(_NAMES)
+        or not all(map(is_, _called(), _DJANGOS))
+        or not apps.ready
+    ):
+        return False
+    return not conf.is_debugging()
+
+
+def execute(wrapper: Any, sql: Any, params: Any = None, soils: bool = False) -> Result:
+    """Execute a statement, and fetch its rows; raise what Django's cursor raises.
+
+    `soils` says that it may change its session, which is reset then.
+    """
+    if wrapper._thread_ident != threading.get_ident():
+        wrapper.validate_thread_sharing()  # raises, or not
+    current, session = state.state_in_turn(wrapper)
+    assert session is not None
+    if current.needs_rollback:
+        _refuse(wrapper, current)
+    with wrapper.wrap_database_errors:
+        if (
+            soils
+            or current.transaction is not None
+            or current.connection is not None
+            or session.pins
+        ):
+            return _execute_on_lease(wrapper, current, session, sql, params, soils)
+        pool: Pool = wrapper.pool_alone()
+        return pool.execute(sql, params, partial(adapting, wrapper.timezone))
+
+
+def fetched(wrapper: Any, rows: list[tuple[Any, ...]] | None) -> list[tuple[Any, ...]]:
+    """Return the rows of a statement that returns some.
+
+    Raises what Django's cursor raises if there are none to fetch.
+    """
+    if rows is None:
+        with wrapper.wrap_database_errors:
+            raise psycopg.ProgrammingError("the last operation didn't produce records")
+    return rows
+
+
+def _refuse(wrapper: Any, current: State) -> None:
+    """Raise what Django's cursor raises in a transaction that must be rolled back."""
+    if current.connection is not None:  # it would have been asked for a cursor before
+        with wrapper.wrap_database_errors:
+            current.connection._check_connection_ok()  # noqa: SLF001 - raises, if it is closed
+    wrapper.validate_no_broken_transaction()
+
+
+def _execute_on_lease(  # noqa: PLR0913, PLR0917 - without a call in between
+    wrapper: Any, current: State, session: Session, sql: Any, params: Any, soils: bool
+) -> Result:
+    """Use the connection that is held already, or from here on, when it is the statement's turn."""
+    here: Any = _running()  # a portal, which knows what was found until its next step
+    found, missing = here.found, current.connection is None
+    pinned: Lease | None = wrapper.hold(current, session)
+    try:
+        if missing and here.found is not found:  # it has waited, while others had their turns
+            state.take_turn(wrapper)
+            if current.needs_rollback:
+                _refuse(wrapper, current)
+        if current.lease is None:
+            current.connection._check_connection_ok()  # noqa: SLF001 - raises
+            raise LeaseEnded(LEASE_ENDED)
+        if soils:
+            current.lease.dirty = True
+        return current.lease.execute(sql, params, partial(adapting, wrapper.timezone))
+    except LeaseEnded:
+        if (block := state.named_block(wrapper)) is not None:
+            block.say_why_it_ended()
+        raise
+    finally:
+        if pinned is not None:
+            pinned.unpin()
+
+
+class StatementCursor:
+    """Does for a compiler what it does with a cursor, for one statement after the other."""
+
+    __slots__ = ("_position", "_rows", "db", "rowcount")
+
+    def __init__(self, wrapper: Any) -> None:
+        self.db = wrapper
+        self._rows: list[tuple[Any, ...]] | None = None
+        self._position = 0
+        self.rowcount = -1
+
+    def execute(self, sql: Any, params: Any = None) -> StatementCursor:
+        """Execute a statement, and fetch its rows."""
+        self.rowcount, self._rows = execute(self.db, sql, params, not is_vouched(sql))
+        self._position = 0
+        return self
+
+    def fetchone(self) -> Any:
+        rows = self.fetchmany(1)
+        return rows[0] if rows else None
+
+    def fetchmany(self, size: int = 1) -> list[tuple[Any, ...]]:
+        rows, position = fetched(self.db, self._rows), self._position
+        self._position = position + size
+        return rows[position : position + size]
+
+    def fetchall(self) -> list[tuple[Any, ...]]:
+        return self.fetchmany(len(fetched(self.db, self._rows)))
+
+    def close(self) -> None:
+        self._rows = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class FetchesAtOnce(CompiledStatement):
+    """A compiler whose statements leave nothing to fetch."""
+
+    def execute_sql(self, result_type: Any = MULTI, *args: Any, **kwargs: Any) -> Any:
+        if _get_running_loop() is None:
+            return super(CompiledStatement, self).execute_sql(result_type, *args, **kwargs)  # type: ignore[misc]
+        if (
+            args
+            or kwargs.get("chunked_fetch")
+            or result_type == CURSOR
+            or not is_executed_by_django(self)
+            or not can_execute(self.connection)
+        ):
+            return super().execute_sql(result_type, *args, **kwargs)
+        return self._execute_at_once(result_type, kwargs.get("chunk_size", GET_ITERATOR_CHUNK_SIZE))
+
+    def _execute_at_once(self: Any, result_type: Any, chunk_size: int) -> Any:
+        """Do what Django's `execute_sql()` does."""
+        noted = expressions.noted
+        try:
+            sql, params = self.as_sql()
+            if not sql:
+                raise EmptyResultSet
+        except EmptyResultSet:
+            return iter([]) if result_type == MULTI else None
+        count, rows = execute(self.connection, sql, params, expressions.noted is not noted)
+        if result_type == ROW_COUNT:
+            return count
+        if not result_type:
+            return None
+        rows = fetched(self.connection, rows)
+        if result_type == SINGLE:
+            return rows[0][: self.col_count] if rows else None
+        if self.has_extra_select:
+            rows = [row[: self.col_count] for row in rows]
+        if len(rows) <= chunk_size:
+            return [rows] if rows else []
+        return [rows[n : n + chunk_size] for n in range(0, len(rows), chunk_size)]
+
+
+class UpdatesAtOnce(FetchesAtOnce, CompiledUpdate):
+    """A compiler whose UPDATEs, too, leave nothing to fetch."""
+
+    def _execute_at_once(self: Any, result_type: Any, chunk_size: int) -> Any:
+        if self.query.related_updates:  # of the tables of parents, which have statements of theirs
+            return super(FetchesAtOnce, self).execute_sql(result_type)
+        return super()._execute_at_once(result_type, chunk_size) or 0
+
+    def fetches_returned_at_once(self) -> bool:
+        return is_executed_by_django(self) and are_returned_rows_djangos(self.connection)
+
+
+class InsertsAtOnce(CompiledStatement):
+    """A compiler whose INSERTs may have a `StatementCursor`: Django asks before it compiles."""
+
+    def fetches_at_once(self) -> bool:
+        return is_executed_by_django(self) and are_returned_rows_djangos(self.connection)
+
+
+def cursor_for_compiler(wrapper: Any, here: Portal) -> StatementCursor | None:
+    """Return a cursor for one statement of a compiler that fetches all rows; None for others."""
+    session = state.find(here, wrapper).session
+    if session is None or not session.at_once:
+        return None
+    session.at_once = False
+    if not can_execute(wrapper):
+        return None
+    session.compiled = False
+    return StatementCursor(wrapper)
+
+
+def install() -> None:
+    """Let compilers and `DatabaseWrapper.cursor()` execute and fetch in one step."""
+    global _engines  # noqa: PLW0603 - other shortcuts put methods in the place of these before
+    Cursors.cursor_for_compiler = cursor_for_compiler  # type: ignore[method-assign, assignment]
+    _engines = _called_on(Cursors)
+    for kind in (SQLCompiler, SQLDeleteCompiler, SQLAggregateCompiler):
+        put_before(kind, FetchesAtOnce)
+    put_before(SQLUpdateCompiler, UpdatesAtOnce)
+    put_before(SQLInsertCompiler, InsertsAtOnce)

@@ -1,0 +1,41 @@
+"""Tells values that INSERT and UPDATE write as one placeholder, and who reads what they return."""
+
+from __future__ import annotations
+
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from operator import attrgetter, is_
+from typing import Any
+from uuid import UUID
+
+import django
+from django.db.backends.postgresql.operations import DatabaseOperations
+
+from pgbackend.patches import djangos
+
+#: Types of which no value is an expression, nor a model's instance.
+PLAIN_TYPES = {
+    *(type(None), bool, int, float, Decimal, str, bytes, UUID),
+    *(date, datetime, time, timedelta),
+}
+
+#: The method of the operations that writes ``RETURNING``.
+RETURNING = "returning_columns" if django.VERSION >= (6, 0) else "return_insert_columns"
+#: What operations write an INSERT with, and read what it returns.
+_inserting_by = attrgetter(
+    *("bulk_insert_sql", "insert_statement", "modify_insert_params", "on_conflict_suffix_sql"),
+    *(RETURNING, "fetch_returned_rows")
+    if django.VERSION >= (6, 0)
+    else (RETURNING, "fetch_returned_insert_columns"),
+)
+_INSERT_BY = djangos(*_inserting_by(DatabaseOperations))
+
+
+def has_placeholder(field: Any) -> bool:
+    """Return whether a field writes the placeholder of its value itself."""
+    return hasattr(field, "get_placeholder_sql") or hasattr(field, "get_placeholder")
+
+
+def are_returned_rows_djangos(connection: Any) -> bool:
+    """Return whether returned rows are read by Django's operations, which fetch all of them."""
+    return all(map(is_, _inserting_by(type(connection.ops)), _INSERT_BY))
