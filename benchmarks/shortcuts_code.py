@@ -97,12 +97,9 @@ CODE: Mapping[str, tuple[str, ...]] = {
         ),
         *_in("pgbackend.base", "DatabaseWrapper.end_pooled DatabaseWrapper.commit_pooled"),
     ),
-    "handler": _in(
-        "pgbackend.asgi",
-        "handle _read_body _names _is_method _READ_BODY _Connected LISTEN_AFTER _Busy _busy",
-    ),
-    "signals": _in("pgbackend.asgi", "_LIVE _known _receivers_of _stays _send send"),
-    "wrappers": ("pgbackend.wrappers",),
+    "handler": ("pgbackend.fast.handler",),
+    "signals": ("pgbackend.fast.signals",),
+    "wrappers": ("pgbackend.fast.wrappers",),
     "lease": _in("pgbackend.driver.pool", "_Psycopg.take_free _Psycopg.put_free"),
     "queue": _in("pgbackend.driver.pool", "_Place _Queue _Psycopg.wait_free Pool._wait"),
     "run": _in(

@@ -34,7 +34,7 @@ from django.utils.functional import cached_property
 from psycopg import IsolationLevel
 from psycopg.pq import TransactionStatus
 
-from . import blocks, conf, driver, frames, hooks, request, state, statements
+from . import blocks, conf, driver, frames, hooks, hops, request, state, statements
 from .adapters import prepare_template
 from .attributes import follow, names_of, of_connection
 from .client import DatabaseClient
@@ -1017,7 +1017,7 @@ def _awaited(func: Callable[[], Any]) -> Callable[[], Any]:
 
     @functools.wraps(func)
     def call() -> Any:
-        return hooks.run_coroutine_function(func)
+        return hops.run_coroutine_function(func)
 
     return call
 
