@@ -57,9 +57,9 @@ class Hook:
     before: tuple[int, int] | None = None
     """The first version of Django for which it is needed no more."""
     adds: bool = False
-    """Whether the target has no such attribute of its own."""
+    """True if the target has no such attribute of its own."""
     at_once: bool = False
-    """Whether to rebind it when the backend is loaded: most wait until models are."""
+    """True if it is rebound when the backend is loaded: most wait until the models are."""
     app: str = ""
     """The app without which there is nothing to rebind."""
     modules: tuple[str, ...] = ()
@@ -108,7 +108,7 @@ class Hook:
 
 
 def _has(target: Any, attribute: str) -> bool:
-    """Return whether an object has an attribute; a class: itself, and not only by `type`."""
+    """Return whether an object has an attribute; a class must not have it from `type` only."""
     if not inspect.isclass(target):
         return hasattr(target, attribute)
     return any(attribute in vars(cls) for cls in target.__mro__ if cls is not object)
@@ -128,10 +128,10 @@ _ATOMIC = "django.db.transaction:Atomic"
 _HANDLER = "django.core.handlers.base:BaseHandler"
 _QUERY = "django.db.models.query"
 
-_BLOCKS_LOOP = "The ORM's a-methods would send each statement to a thread."
-_BLOCKS_REQUEST = "Each part of a request that is synchronous code of Django's would need a thread."
-_IN_THE_HANDLER = "Each response would be closed in a thread, which most requests do not have."
-_NOT_GREEN = "Coroutines that synchronous code waits for could not use the ORM's plain methods."
+_ORM_IN_THREADS = "The ORM's a-methods would send each statement to a thread."
+_IN_THREADS = "Each request would need a thread for synchronous code of Django's own."
+_CLOSING = "Each response would be closed in a thread, which most requests do not have."
+_REFUSED = "Coroutines that synchronous code waits for could not use the ORM's plain methods."
 _AUTH = "django.contrib.auth"
 
 
@@ -140,7 +140,8 @@ def _thread(module: str, policy: hops.Policy, reason: str, **conditions: Any) ->
     return Hook(module, "sync_to_async", hops.make_sync_to_async(policy), reason, **conditions)
 
 
-#: A seam, too: a shortcut that replaces a function of Django's adds its row before `install()`.
+#: The table. It is a seam, too: a shortcut that replaces a function of Django's adds its row before
+#: `install()`, and the plain way is Django's function.
 HOOKS: list[Hook] = [
     Hook(
         _ATOMIC,
@@ -208,40 +209,40 @@ HOOKS: list[Hook] = [
         at_once=True,
     ),
     # Threads for the ORM.
-    _thread(_QUERY, hops.of_the_orm, _BLOCKS_LOOP),
-    _thread("django.db.models.base", hops.of_the_orm, _BLOCKS_LOOP),
-    _thread("django.db.models.fields.related_descriptors", hops.of_the_orm, _BLOCKS_LOOP),
-    _thread("django.core.paginator", hops.of_the_orm, _BLOCKS_LOOP, since=(6, 0)),
+    _thread(_QUERY, hops.of_the_orm, _ORM_IN_THREADS),
+    _thread("django.db.models.base", hops.of_the_orm, _ORM_IN_THREADS),
+    _thread("django.db.models.fields.related_descriptors", hops.of_the_orm, _ORM_IN_THREADS),
+    _thread("django.core.paginator", hops.of_the_orm, _ORM_IN_THREADS, since=(6, 0)),
     _thread(
         "django.contrib.contenttypes.fields",
         hops.of_the_orm,
-        _BLOCKS_LOOP,
+        _ORM_IN_THREADS,
         app="django.contrib.contenttypes",
     ),
     _thread(
         "django.contrib.sessions.backends.db",
         hops.of_the_orm,
-        _BLOCKS_LOOP,
+        _ORM_IN_THREADS,
         app="django.contrib.sessions",
     ),
     # Threads for the rest of a request.
-    _thread("django.core.handlers.base", threads.in_request, _BLOCKS_REQUEST),
-    _thread("django.core.cache.backends.base", threads.in_cache, _BLOCKS_REQUEST),
-    _thread("django.core.handlers.exception", threads.in_error, _BLOCKS_REQUEST),
-    _thread("django.dispatch.dispatcher", hops.of_receivers, _BLOCKS_REQUEST),
-    _thread("django.utils.deprecation", threads.in_request, _BLOCKS_REQUEST),
-    _thread("django.contrib.auth.backends", threads.in_auth, _BLOCKS_REQUEST, app=_AUTH),
-    _thread("django.contrib.auth.decorators", threads.in_auth, _BLOCKS_REQUEST, app=_AUTH),
+    _thread("django.core.handlers.base", threads.in_request, _IN_THREADS),
+    _thread("django.core.cache.backends.base", threads.in_cache, _IN_THREADS),
+    _thread("django.core.handlers.exception", threads.in_error, _IN_THREADS),
+    _thread("django.dispatch.dispatcher", hops.of_receivers, _IN_THREADS),
+    _thread("django.utils.deprecation", threads.in_request, _IN_THREADS),
+    _thread("django.contrib.auth.backends", threads.in_auth, _IN_THREADS, app=_AUTH),
+    _thread("django.contrib.auth.decorators", threads.in_auth, _IN_THREADS, app=_AUTH),
     # Async views under synchronous middleware or WSGI, streams of theirs, receivers under `send()`.
-    Hook("django.core.handlers.base", "async_to_sync", hops.make_async_to_sync, _NOT_GREEN),
-    Hook("django.dispatch.dispatcher", "async_to_sync", hops.make_async_to_sync, _NOT_GREEN),
-    Hook("django.http.response", "async_to_sync", hops.make_async_to_sync, _NOT_GREEN),
+    Hook("django.core.handlers.base", "async_to_sync", hops.make_async_to_sync, _REFUSED),
+    Hook("django.dispatch.dispatcher", "async_to_sync", hops.make_async_to_sync, _REFUSED),
+    Hook("django.http.response", "async_to_sync", hops.make_async_to_sync, _REFUSED),
     # Requests.
     Hook(
         "django.core.handlers.asgi:ASGIHandler",
         "__call__",
         asgi.make_call,
-        "Requests would not be green, and values would follow the thread of all requests.",
+        "Requests would not be green, and values would follow the thread, which all share.",
     ),
     Hook(
         "django.test.client:AsyncClientHandler",
@@ -295,10 +296,13 @@ HOOKS: list[Hook] = [
         "django.core.handlers.asgi",
         "sync_to_async",
         request_signals.make_sync_to_async,
-        _IN_THE_HANDLER,
+        _CLOSING,
     ),
     Hook(
-        "django.test.client", "sync_to_async", request_signals.make_sync_to_async, _IN_THE_HANDLER
+        "django.test.client",
+        "sync_to_async",
+        request_signals.make_sync_to_async,
+        _CLOSING,
     ),
     # Rows.
     Hook(
@@ -381,7 +385,7 @@ _has_begun = False
 
 
 def install() -> None:
-    """Rebind all that the table names, once; what needs models, when the app registry is ready."""
+    """Rebind all that the table names, once: most of it as soon as the app registry is ready."""
     global _has_begun  # noqa: PLW0603 - a process has one Django
     if _has_begun:
         return

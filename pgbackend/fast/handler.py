@@ -37,7 +37,7 @@ def install() -> None:
             "django.core.handlers.asgi:ASGIHandler",
             "handle",
             _replace_handle,
-            "It makes tasks and groups of exceptions for each request, for the collector to find.",
+            "Each request would make tasks, and groups of exceptions for the garbage collector.",
         )
     )
 

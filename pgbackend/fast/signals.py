@@ -36,12 +36,12 @@ def install() -> None:
                 f"django.core.signals:{name}",
                 "send",
                 partial(_replace_send, signal),
-                "It asks each receiver whether it lives, and calls those that have nothing to do.",
+                "Each request would ask each receiver whether it lives, and whether it has work.",
             )
         )
 
 
-def _replace_send(signal: Signal, djangos: Any) -> Callable[..., Any]:
+def _replace_send(signal: Signal, original: Any) -> Callable[..., Any]:
     return partial(send, signal)
 
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import django
 import pytest
 from django.core.exceptions import ImproperlyConfigured
+from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.base import BaseHandler
 from django.test.utils import modify_settings
 
-from pgbackend import hooks
+from pgbackend import asgi, hooks, request_signals
+from pgbackend.fast.registry import is_on
 from pgbackend.hooks import HOOKS, Hook
 
+ROOT = Path(__file__).parents[2]
 BY_NAME = {str(hook): hook for hook in HOOKS}
 
 
@@ -44,8 +49,21 @@ def test_nothing_is_rebound_twice_and_nothing_is_left_out() -> None:
     )
 
 
+def test_the_table_was_written_for_the_versions_that_the_package_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    first, (major, minor) = ".".join(map(str, hooks.FIRST)), hooks.LAST
+    assert f"Django>={first},<{major}.{minor + 1}" in project["dependencies"]
+
+
 def test_a_paginator_with_a_methods_came_with_django_60() -> None:
     assert BY_NAME["django.core.paginator.sync_to_async"].is_needed == (django.VERSION >= (6, 0))
+
+
+def test_each_seam_of_requests_is_plugged_if_its_shortcut_is_on() -> None:
+    assert (asgi.new_wrapper.__module__ == "pgbackend.fast.wrappers") == is_on("wrappers")
+    assert (request_signals.send.__module__ == "pgbackend.fast.signals") == is_on("signals")
+    assert (ASGIHandler.handle.__module__ == "pgbackend.fast.handler") == is_on("handler")
+    assert ("django.core.signals:request_started.send" in BY_NAME) == is_on("signals")
 
 
 # --- A target that is missing ---------------------------------------------------------------------
@@ -65,7 +83,7 @@ PLAIN = Hook(
 
 @pytest.fixture
 def rebound(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Where `rebind()` notes its work, and nothing of the process's own."""
+    """Return the list in which `rebind()` notes its work; put back what a test rebinds."""
     noted: list[Any] = []
     monkeypatch.setattr(hooks, "installed", noted)
     monkeypatch.setattr(Owner, "method", Owner.method)  # to be put back
