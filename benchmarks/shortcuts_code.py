@@ -72,12 +72,9 @@ CODE: Mapping[str, tuple[str, ...]] = {
             "pgbackend.wrapper.transactions", "Transactions.end_pooled Transactions.commit_pooled"
         ),
     ),
-    "handler": _in(
-        "pgbackend.asgi",
-        "handle _read_body _names _is_method _READ_BODY _Connected LISTEN_AFTER _Busy _busy",
-    ),
-    "signals": _in("pgbackend.asgi", "_LIVE _known _receivers_of _stays _send send"),
-    "wrappers": ("pgbackend.wrappers",),
+    "handler": ("pgbackend.fast.handler",),
+    "signals": ("pgbackend.fast.signals",),
+    "wrappers": ("pgbackend.fast.wrappers",),
     "lease": _in(_ADAPTER, "PsycopgPool.take_free PsycopgPool.put_free"),
     "queue": (
         *_in(_ADAPTER, "_Place PsycopgPool.wait_free"),

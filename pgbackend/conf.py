@@ -66,6 +66,11 @@ def alias_is_ours(alias: str) -> bool:
     return settings_dict is not None and engine_is_ours(settings_dict["ENGINE"])
 
 
+def wrapper_is_ours(connection: Any) -> bool:
+    """Return whether `connection` is a `DatabaseWrapper` of pgbackend's."""
+    return hasattr(connection, "async_session")
+
+
 def engine_is_ours(engine: str) -> bool:
     """Whether `engine` names pgbackend, or a backend whose wrapper derives from it."""
     try:

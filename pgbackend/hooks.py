@@ -1,77 +1,417 @@
-"""What makes the one setting enough: the only place where an object of Django's is rebound.
+"""Rebinds attributes of Django, asgiref and other packages: the table of all, and `install()`.
 
-Each hook has its reason above it, is installed once, and does nothing where pgbackend is not
-concerned. The rule for Django's hops to a thread (`sync_to_async` inside Django):
+This makes the one setting enough. Django offers no hook of its own where it calls `sync_to_async`,
+enters `Atomic` or makes a wrapper object, so each place is a row of `HOOKS`, with its reason. The
+replacements stand in other modules, by idea: atomic_methods.py, async_unsafe.py, hops.py, asgi.py,
+request_signals.py, iteration.py, other_packages.py. They do nothing where pgbackend is not
+concerned.
 
-- the ORM's a-methods run their synchronous twin green, if its alias is pgbackend's;
-- what Django itself defines and does not block (its middleware, its views, rendering, the receivers
-  of signals) runs green, in place, if every alias of the project is pgbackend's;
-- what users define (sync views, sync middleware) keeps its thread, wherever it stands, for it may
-  block. threads.py tells one from the other.
-
-Password hashing keeps its thread too: it is work, not waiting, and would stop the loop.
+A row whose target is missing is an error, when it is installed: a new version of Django, or of
+another package, has moved it, and the project would lose a promise in silence.
 """
 
 from __future__ import annotations
 
-import asyncio
-import functools
 import importlib
 import inspect
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from itertools import islice
-from types import FrameType
-from typing import Any, TypeAlias
-from weakref import ReferenceType
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
 
-from asgiref.local import Local
-from asgiref.sync import AsyncToSync, SyncToAsync, async_to_sync, iscoroutinefunction, sync_to_async
+import django
 from django.apps import apps
-from django.core.handlers.asgi import ASGIHandler
-from django.core.handlers.base import BaseHandler
-from django.core.signals import request_finished, request_started, setting_changed
-from django.db import close_old_connections, connections, reset_queries, router, transaction
-from django.db.backends.dummy import base as dummy
-from django.db.models.sql.query import RawQuery
-from django.db.utils import ConnectionHandler
-from django.dispatch import Signal
-from django.utils import asyncio as django_asyncio
-from django.utils.asyncio import async_unsafe
+from django.core.exceptions import ImproperlyConfigured
 
 from . import (
     asgi,
-    blocks,
+    async_unsafe,
+    atomic_methods,
     checks,
     conf,
-    generators,
-    request,
-    state,
+    hops,
+    iteration,
+    other_packages,
+    request_signals,
     thread_locals,
     threads,
-    wrappers,
 )
-from .driver import bridge
-from .driver.connection import let_go
-from .fast.registry import is_on
-from .patches import if_djangos
 
-Policy: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], bool]
+#: The Django versions that this table was written for, from the first to the last.
+FIRST, LAST = (5, 2), (6, 1)
 
-_installed = False
+
+@dataclass(frozen=True)
+class Hook:
+    """One attribute of an object of another package that is rebound."""
+
+    target: str
+    """The owner of the attribute, as ``module``, ``module:name`` or, for an object of a class that
+    makes one only, ``module:Class()``."""
+    attribute: str
+    replace: Callable[[Any], Any]
+    """Returns the replacement, given what is there; or the same, which is then left alone."""
+    reason: str
+    """A sentence: what would go wrong, or is missing, without it."""
+    since: tuple[int, int] = FIRST
+    """The first version of Django for which it is needed."""
+    before: tuple[int, int] | None = None
+    """The first version of Django for which it is needed no more."""
+    adds: bool = False
+    """True if the target has no such attribute of its own."""
+    at_once: bool = False
+    """True if it is rebound when the backend is loaded: most wait until the models are."""
+    app: str = ""
+    """The app without which there is nothing to rebind."""
+    modules: tuple[str, ...] = ()
+    """The modules without which there is nothing to rebind: of a package that is no app."""
+
+    def __str__(self) -> str:
+        return f"{self.target}.{self.attribute}"
+
+    @property
+    def is_needed(self) -> bool:
+        """Return whether it is needed with the installed Django, apps and packages."""
+        return (
+            self.since <= django.VERSION[:2]
+            and (self.before is None or django.VERSION[:2] < self.before)
+            and (not self.app or apps.is_installed(self.app))
+            and all(map(_is_installed, self.modules))
+        )
+
+    def find_target(self) -> Any:
+        """Return the object whose attribute is rebound.
+
+        Raises `ImproperlyConfigured` if it, or its attribute, is missing.
+        """
+        module, _, name = self.target.partition(":")
+        try:
+            target = importlib.import_module(module)
+            if name:
+                target = getattr(target, name.removesuffix("()"))
+            if name.endswith("()"):
+                target = target()  # type: ignore[operator]
+        except (ImportError, AttributeError) as exc:
+            raise self._missing(f"there is no {self.target}") from exc
+        if not self.adds and not _has(target, self.attribute):
+            raise self._missing(f"{self.target} has no attribute {self.attribute!r}")
+        return target
+
+    def _missing(self, cause: str) -> ImproperlyConfigured:
+        first, last = (".".join(map(str, version)) for version in (FIRST, LAST))
+        package = self.target.partition(".")[0].partition(":")[0]
+        theirs = "" if package == "django" else f" and a release of {package} that has it"
+        return ImproperlyConfigured(
+            f"pgbackend must replace {self}, but {cause} with Django {django.__version__}. Why it "
+            f"is replaced: {self.reason} Cure: install a Django from {first} to {last}{theirs}, or "
+            "a release of pgbackend that was written for what is installed."
+        )
+
+
+def _has(target: Any, attribute: str) -> bool:
+    """Return whether an object has an attribute; a class must not have it from `type` only."""
+    if not inspect.isclass(target):
+        return hasattr(target, attribute)
+    return any(attribute in vars(cls) for cls in target.__mro__ if cls is not object)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        importlib.import_module(module)
+    except ImportError:  # not installed, or another package of this name
+        return False
+    return True
+
+
+# --- The table ------------------------------------------------------------------------------------
+
+_ATOMIC = "django.db.transaction:Atomic"
+_HANDLER = "django.core.handlers.base:BaseHandler"
+_QUERY = "django.db.models.query"
+
+_ORM_IN_THREADS = "The ORM's a-methods would send each statement to a thread."
+_IN_THREADS = "Each request would need a thread for synchronous code of Django's own."
+_CLOSING = "Each response would be closed in a thread, which most requests do not have."
+_REFUSED = "Coroutines that synchronous code waits for could not use the ORM's plain methods."
+_AUTH = "django.contrib.auth"
+
+
+def _thread(module: str, policy: hops.Policy, reason: str, **conditions: Any) -> Hook:
+    """Declare the `sync_to_async` that a module of Django's has imported."""
+    return Hook(module, "sync_to_async", hops.make_sync_to_async(policy), reason, **conditions)
+
+
+#: The table. It is a seam, too: a shortcut that replaces a function of Django's adds its row before
+#: `install()`, and the plain way is Django's function.
+HOOKS: list[Hook] = [
+    Hook(
+        _ATOMIC,
+        "__enter__",
+        atomic_methods.make_enter,
+        "Tasks that share a transaction would enter each other's blocks.",
+        at_once=True,
+    ),
+    Hook(
+        _ATOMIC,
+        "__exit__",
+        atomic_methods.make_exit,
+        "A cancellation could come between the end of a block and what the block tells others.",
+        at_once=True,
+    ),
+    Hook(
+        _ATOMIC,
+        "__aenter__",
+        atomic_methods.make_aenter,
+        "`async with atomic()` needs it.",
+        adds=True,
+        at_once=True,
+    ),
+    Hook(
+        _ATOMIC,
+        "__aexit__",
+        atomic_methods.make_aexit,
+        "`async with atomic()` needs it.",
+        adds=True,
+        at_once=True,
+    ),
+    Hook(
+        _ATOMIC,
+        "__call__",
+        atomic_methods.make_call,
+        "A block around a coroutine function would end when the coroutine is made.",
+        at_once=True,
+    ),
+    Hook(
+        "django.utils.asyncio",
+        "get_running_loop",
+        async_unsafe.make_get_running_loop,
+        "Methods of derived wrappers, which carry `async_unsafe`, would refuse green code.",
+        at_once=True,
+    ),
+    Hook(
+        "django.db.backends.dummy.base:DatabaseWrapper",
+        "cursor",
+        inspect.unwrap,
+        "On a loop, a missing DATABASES would be reported as a blocking call.",
+        at_once=True,
+    ),
+    Hook(
+        "asgiref.sync:AsyncToSync",
+        "__call__",
+        hops.make_call_of_async_to_sync,
+        "`async_to_sync(f)()` would fail in green code, for a loop runs there.",
+        at_once=True,
+    ),
+    Hook(
+        "asgiref.sync:SyncToAsync",
+        "__call__",
+        hops.make_call_of_sync_to_async,
+        "A thread would not take part in the block of the generator, or test, that has called it.",
+        at_once=True,
+    ),
+    # Threads for the ORM.
+    _thread(_QUERY, hops.of_the_orm, _ORM_IN_THREADS),
+    _thread("django.db.models.base", hops.of_the_orm, _ORM_IN_THREADS),
+    _thread("django.db.models.fields.related_descriptors", hops.of_the_orm, _ORM_IN_THREADS),
+    _thread("django.core.paginator", hops.of_the_orm, _ORM_IN_THREADS, since=(6, 0)),
+    _thread(
+        "django.contrib.contenttypes.fields",
+        hops.of_the_orm,
+        _ORM_IN_THREADS,
+        app="django.contrib.contenttypes",
+    ),
+    _thread(
+        "django.contrib.sessions.backends.db",
+        hops.of_the_orm,
+        _ORM_IN_THREADS,
+        app="django.contrib.sessions",
+    ),
+    # Threads for the rest of a request.
+    _thread("django.core.handlers.base", threads.in_request, _IN_THREADS),
+    _thread("django.core.cache.backends.base", threads.in_cache, _IN_THREADS),
+    _thread("django.core.handlers.exception", threads.in_error, _IN_THREADS),
+    _thread("django.dispatch.dispatcher", hops.of_receivers, _IN_THREADS),
+    _thread("django.utils.deprecation", threads.in_request, _IN_THREADS),
+    _thread("django.contrib.auth.backends", threads.in_auth, _IN_THREADS, app=_AUTH),
+    _thread("django.contrib.auth.decorators", threads.in_auth, _IN_THREADS, app=_AUTH),
+    # Async views under synchronous middleware or WSGI, streams of theirs, receivers under `send()`.
+    Hook("django.core.handlers.base", "async_to_sync", hops.make_async_to_sync, _REFUSED),
+    Hook("django.dispatch.dispatcher", "async_to_sync", hops.make_async_to_sync, _REFUSED),
+    Hook("django.http.response", "async_to_sync", hops.make_async_to_sync, _REFUSED),
+    # Requests.
+    Hook(
+        "django.core.handlers.asgi:ASGIHandler",
+        "__call__",
+        asgi.make_call,
+        "Requests would not be green, and values would follow the thread, which all share.",
+    ),
+    Hook(
+        "django.test.client:AsyncClientHandler",
+        "__call__",
+        asgi.make_call_of_test_client,
+        "Requests of the async test client would not be green.",
+    ),
+    Hook(
+        _HANDLER,
+        "make_view_atomic",
+        asgi.make_view_atomic,
+        "`ATOMIC_REQUESTS` would refuse async views.",
+    ),
+    Hook(
+        _HANDLER,
+        "load_middleware",
+        asgi.make_load_middleware,
+        "The `threading.local` objects of middleware would be shared by all requests.",
+    ),
+    Hook(
+        _HANDLER,
+        "resolve_request",
+        asgi.make_resolve_request,
+        "The `threading.local` objects of modules that views load would be shared by all requests.",
+    ),
+    Hook(
+        "django.db.utils:ConnectionHandler",
+        "create_connection",
+        asgi.make_create_connection,
+        "Under `async_to_sync()` in a thread, the coroutine would not be in the thread's block.",
+    ),
+    Hook(
+        "django.core.signals:request_started",
+        "receivers",
+        request_signals.replace_receivers,
+        "Each request would look all connections up, although most have nothing to tidy up.",
+    ),
+    Hook(
+        "django.core.signals:request_finished",
+        "receivers",
+        request_signals.replace_receivers,
+        "Each request would look all connections up, although most have nothing to tidy up.",
+    ),
+    Hook(
+        "django.dispatch:Signal",
+        "asend",
+        request_signals.make_asend,
+        "The receivers of a request's signals would be called in a thread, which it does not have.",
+    ),
+    Hook(
+        "django.core.handlers.asgi",
+        "sync_to_async",
+        request_signals.make_sync_to_async,
+        _CLOSING,
+    ),
+    Hook(
+        "django.test.client",
+        "sync_to_async",
+        request_signals.make_sync_to_async,
+        _CLOSING,
+    ),
+    # Rows.
+    Hook(
+        f"{_QUERY}:BaseIterable",
+        "_async_generator",
+        iteration.make_async_generator,
+        "`aiterator()` would fetch each chunk in a thread.",
+    ),
+    Hook(
+        f"{_QUERY}:QuerySet",
+        "__aiter__",
+        iteration.make_aiter,
+        "`async for` would leave its lease to the garbage collector when it is cancelled.",
+    ),
+    Hook(
+        f"{_QUERY}:RawQuerySet",
+        "__aiter__",
+        iteration.make_aiter,
+        "`async for` would leave its lease to the garbage collector when it is cancelled.",
+    ),
+    Hook(
+        f"{_QUERY}:QuerySet",
+        "aiterator",
+        iteration.make_aiterator,
+        "An iterator that is closed would leave its cursor to the garbage collector.",
+    ),
+    Hook(
+        "django.db.models.sql.query:RawQuery",
+        "_execute_query",
+        iteration.make_execute_query,
+        "The cursor of `raw()` would hold its connection for as long as the QuerySet is kept.",
+    ),
+    # Other packages.
+    Hook(
+        "channels.consumer:AsyncConsumer",
+        "__call__",
+        other_packages.make_call_of_consumer,
+        "Consumers would not be green.",
+        modules=("channels.consumer", "channels.db"),
+    ),
+    Hook(
+        "channels.db",
+        "sync_to_async",
+        other_packages.make_sync_to_async_of_consumer,
+        "Each message would start asgiref's thread, only to look whether it has connections.",
+        modules=("channels.consumer", "channels.db"),
+    ),
+    Hook(
+        "debug_toolbar.panels.sql:SQLPanel",
+        "aenable_instrumentation",
+        other_packages.make_instrumentation_of_toolbar,
+        "The SQL panel would not see the statements of async views.",
+        app="debug_toolbar",
+    ),
+    Hook(
+        "silk.collector:DataCollector()",
+        "local",
+        other_packages.make_local_of_silk,
+        "The statements of requests that run at the same time would be mixed up.",
+        app="silk",
+    ),
+]
+
+
+# --- Installing it --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rebound:
+    """A hook that is installed: what was there, and what is there now."""
+
+    hook: Hook
+    original: Any
+    replacement: Any
+
+
+#: The hooks that are installed, each once.
+installed: list[Rebound] = []
+_has_begun = False
 
 
 def install() -> None:
-    """Install the hooks, once; those that need models when the app registry is ready."""
-    global _installed  # noqa: PLW0603 - a process has one Django
-    if _installed:
+    """Rebind all that the table names, once: most of it as soon as the app registry is ready."""
+    global _has_begun  # noqa: PLW0603 - a process has one Django
+    if _has_begun:
         return
-    _installed = True
-    _hook_atomic()
-    _hook_async_unsafe()
-    _hook_async_to_sync()
-    _hook_sync_to_async()
-    _when_ready(_hook_django)
+    rebind(hook for hook in HOOKS if hook.at_once)
+    _has_begun = True
+    _when_ready(_install_the_rest)
+
+
+def _install_the_rest() -> None:
+    rebind(hook for hook in HOOKS if not hook.at_once)
+    thread_locals.begin(**conf.thread_locals())
+    checks.register()
+
+
+def rebind(hooks: Iterable[Hook]) -> None:
+    """Rebind the attributes of those hooks that are needed.
+
+    Raises `ImproperlyConfigured`, and rebinds none, if one is missing.
+    """
+    found = [(hook, hook.find_target()) for hook in hooks if hook.is_needed]
+    for hook, target in found:
+        original = None if hook.adds else getattr(target, hook.attribute)
+        replacement = hook.replace(original)
+        if replacement is not original:
+            setattr(target, hook.attribute, replacement)
+        installed.append(Rebound(hook, original, replacement))
 
 
 def _when_ready(callback: Callable[[], None]) -> None:
@@ -86,624 +426,3 @@ def _when_ready(callback: Callable[[], None]) -> None:
         callback()
 
     apps.ready_event.set = ready  # type: ignore[method-assign]
-
-
-def is_ours(connection: Any) -> bool:
-    """Whether `connection` is a `DatabaseWrapper` of pgbackend's."""
-    return hasattr(connection, "async_session")
-
-
-def run_coroutine_function(func: Callable[[], Awaitable[Any]]) -> Any:
-    """Call the coroutine function `func` from synchronous code, green or not."""
-    if bridge.current() is not None:
-        return bridge.await_(func())
-    return _green_async_to_sync(func)()
-
-
-# --- transaction.atomic -------------------------------------------------------------------------
-
-
-def _hook_atomic() -> None:  # noqa: C901 - five short methods
-    """`Atomic` takes its turn among the tasks of its transaction, and knows coroutines.
-
-    See blocks.py.
-    """
-    atomic = transaction.Atomic
-    enter, leave, call = atomic.__enter__, atomic.__exit__, atomic.__call__
-
-    @functools.wraps(enter)
-    def __enter__(self: Any) -> None:
-        connection = transaction.get_connection(self.using)
-        if is_ours(connection):
-            blocks.enter(connection, self, enter)
-        else:
-            blocks.async_with.frame = None
-            enter(self)
-
-    @functools.wraps(leave)
-    def __exit__(self: Any, *exc_info: Any) -> None:
-        connection = transaction.get_connection(self.using)
-        if not is_ours(connection):
-            blocks.async_with.frame = None
-            leave(self, *exc_info)
-            return
-        # Whoever closes a generator by dropping it cannot be given an exception.
-        with bridge.postpone_delivery(deliver=exc_info[0] is not GeneratorExit):
-            blocks.leave(connection, self, leave, exc_info)
-
-    async def __aenter__(self: Any) -> None:
-        blocks.async_with.frame = sys._getframe(1)
-        await bridge.run(self.__enter__)
-
-    async def __aexit__(self: Any, *exc_info: Any) -> None:
-        blocks.async_with.frame = sys._getframe(1)
-        await bridge.run(self.__exit__, *exc_info)
-
-    @functools.wraps(call)
-    def __call__(self: Any, func: Callable[..., Any]) -> Callable[..., Any]:
-        if not iscoroutinefunction(func):
-            return call(self, func)
-
-        @functools.wraps(func)
-        async def inner(*args: Any, **kwargs: Any) -> Any:
-            async with self._recreate_cm():
-                return await func(*args, **kwargs)
-
-        return inner
-
-    for method in (__enter__, __exit__, __aenter__, __aexit__, __call__):
-        setattr(atomic, method.__name__, method)
-
-
-# --- async_unsafe -------------------------------------------------------------------------------
-
-
-def _hook_async_unsafe() -> None:
-    """`async_unsafe` refuses where a loop runs; green, none is blocked by a wrapper of ours.
-
-    So it does not ask for the loop what guards a method of one: our own have guards of their own
-    (see base.py), but derived wrappers, mixins and patches carry Django's. It is still what guards
-    the other engines, and whatever else it is put on.
-    """
-    get_running_loop = django_asyncio.get_running_loop  # type: ignore[attr-defined]
-
-    @functools.wraps(get_running_loop)
-    def hooked() -> Any:
-        here = bridge.current()
-        if here is not None and _guards_ours(sys._getframe(1)):
-            raise RuntimeError("no event loop that this call would block")
-        return get_running_loop()
-
-    django_asyncio.get_running_loop = hooked  # type: ignore[attr-defined]
-    # What stands for a missing DATABASES waits for nothing: it says what is missing.
-    dummy.DatabaseWrapper.cursor = inspect.unwrap(dummy.DatabaseWrapper.cursor)  # type: ignore[method-assign]
-
-
-#: What `async_unsafe` puts in the place of each function that it guards.
-_GUARD = async_unsafe(is_ours).__code__
-
-
-def _guards_ours(frame: FrameType) -> bool:
-    """Whether `frame` is that of a guard, of a method that is called on a wrapper of ours."""
-    if frame.f_code is not _GUARD:
-        return False
-    names = frame.f_locals
-    args = names["args"]
-    return is_ours(args[0] if args else getattr(names.get("func"), "__self__", None))
-
-
-# --- asgiref ------------------------------------------------------------------------------------
-
-
-def _hook_async_to_sync() -> None:
-    """Under a running loop `async_to_sync(f)()` fails; green, it can wait for `f` in place.
-
-    In a thread, `f` is lent the wrapper objects of that: see Note [Lent wrappers] in state.py.
-    """
-    call: Any = AsyncToSync.__call__
-
-    @functools.wraps(call)
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if bridge.current() is not None:
-            return bridge.await_(self.awaitable(*args, **kwargs))
-        ours = {alias: connections[alias] for alias in connections if conf.alias_is_ours(alias)}
-        with state.lending(ours), request.lend():
-            return call(self, *args, **kwargs)
-
-    AsyncToSync.__call__ = __call__  # type: ignore[method-assign]
-
-
-def _hook_sync_to_async() -> None:
-    """A thread inherits the context of the task: in the midst of a generator, with its block.
-
-    In a test, with the test's.
-    """
-    call: Any = SyncToAsync.__call__
-
-    @functools.wraps(call)
-    async def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if generators.carried:
-            state.settle()
-        request.follow()
-        if state.test_blocks:
-            with state.in_tests():
-                return await call(self, *args, **kwargs)
-        return await call(self, *args, **kwargs)
-
-    SyncToAsync.__call__ = __call__  # type: ignore[method-assign]
-
-
-def _green_async_to_sync(func: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
-    """asgiref's `async_to_sync`, with the coroutine green on whatever loop it runs."""
-
-    @functools.wraps(func)
-    async def green(*args: Any, **kwargs: Any) -> Any:
-        return await bridge.portal(func(*args, **kwargs))  # type: ignore[arg-type]
-
-    return async_to_sync(_bound_like(func, green))
-
-
-def _bound_like(method: Any, function: Any) -> Any:
-    """Let `function` name the object of `method`, as asgiref's wrappers do: Django asks for it."""
-    if hasattr(method, "__self__"):
-        function.__self__ = method.__self__
-    return function
-
-
-def _hop(policy: Policy) -> Callable[..., Any]:
-    """Make a `sync_to_async` that runs the function green where `policy` says so."""
-
-    def hop(func: Callable[..., Any] | None = None, **options: Any) -> Any:
-        if func is None:
-            return functools.partial(hop, **options)
-        if policy is _orm and not conf.has_foreign_alias():
-            return functools.partial(bridge.run, func)  # whatever it will be called with
-
-        async def call(*args: Any, **kwargs: Any) -> Any:
-            if policy(func, args, kwargs):
-                return await bridge.run(func, *args, **kwargs)
-            return await sync_to_async(func, **options)(*args, **kwargs)
-
-        return _bound_like(func, call)
-
-    return hop
-
-
-# --- Policies -----------------------------------------------------------------------------------
-
-
-def _orm(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """A method of the ORM: green if the database that it uses is pgbackend's."""
-    if not conf.has_foreign_alias():
-        return True
-    alias = kwargs.get("using") or next(
-        filter(None, map(_alias_of, (getattr(func, "__self__", None), *args))), None
-    )
-    return alias is not None and conf.alias_is_ours(alias)
-
-
-def _alias_of(subject: Any) -> str | None:
-    """The database that a QuerySet, manager, instance, session, or list of these, uses."""
-    if isinstance(subject, list | tuple):
-        return _alias_of(subject[0]) if subject else None
-    if hasattr(subject, "_state"):
-        used: str | None = subject._state.db  # noqa: SLF001 - documented by Django
-        return used or router.db_for_write(type(subject), instance=subject)
-    alias = getattr(subject, "db", None)
-    if isinstance(alias, str):
-        return alias
-    model = getattr(subject, "model", None)
-    return router.db_for_write(model) if inspect.isclass(model) else None  # type: ignore[arg-type]
-
-
-def _receivers(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """The receivers of a signal: in place, as those of `send()`."""
-    return not conf.has_foreign_alias()
-
-
-# --- Django -------------------------------------------------------------------------------------
-
-#: Each module that imported `sync_to_async` by name, and when its calls need no thread.
-_HOPS: dict[str, Policy] = {
-    "django.db.models.query": _orm,
-    "django.db.models.base": _orm,
-    "django.db.models.fields.related_descriptors": _orm,
-    "django.core.paginator": _orm,
-    "django.core.handlers.base": threads.in_request,
-    "django.core.cache.backends.base": threads.in_cache,
-    "django.core.handlers.exception": threads.in_error,
-    "django.dispatch.dispatcher": _receivers,
-    "django.utils.deprecation": threads.in_request,
-}
-#: The same, for modules of apps.
-_APP_HOPS: dict[str, dict[str, Policy]] = {
-    "django.contrib.auth": {
-        "django.contrib.auth.backends": threads.in_auth,
-        "django.contrib.auth.decorators": threads.in_auth,
-    },
-    "django.contrib.contenttypes": {"django.contrib.contenttypes.fields": _orm},
-    "django.contrib.sessions": {"django.contrib.sessions.backends.db": _orm},
-}
-
-
-def _hook_django() -> None:
-    hops = dict(_HOPS)
-    for app, app_hops in _APP_HOPS.items():
-        if apps.is_installed(app):
-            hops.update(app_hops)
-    for name, policy in hops.items():
-        module = importlib.import_module(name)
-        if hasattr(module, "sync_to_async"):
-            module.sync_to_async = _hop(policy)  # type: ignore[attr-defined]
-    # Async views under a sync middleware or WSGI, streams of theirs, receivers under send().
-    for name in ("django.core.handlers.base", "django.dispatch.dispatcher", "django.http.response"):
-        importlib.import_module(name).async_to_sync = _green_async_to_sync  # type: ignore[attr-defined]
-    for app, hook in _TOOLS.items():
-        if apps.is_installed(app):
-            hook()
-    _hook_handlers()
-    _hook_wrappers()
-    _hook_signals_of_requests()
-    _hook_view_atomic()
-    _hook_async_iteration()
-    _hook_raw()
-    _hook_channels()
-    _hook_thread_locals()
-
-
-def _hook_thread_locals() -> None:
-    """Let values that packages and the project keep by thread follow requests.
-
-    See thread_locals.py.
-
-    Middleware is loaded with the handler, and views by the first request that looks for one.
-    """
-    thread_locals.begin(**conf.thread_locals())
-    checks.register()
-    load, resolve = BaseHandler.load_middleware, BaseHandler.resolve_request
-
-    @functools.wraps(load)
-    def load_middleware(self: Any, is_async: bool = False) -> None:
-        load(self, is_async)
-        thread_locals.look_at_new_modules()
-
-    @functools.wraps(resolve)
-    def resolve_request(self: Any, request: Any) -> Any:
-        match = resolve(self, request)
-        thread_locals.go_on()
-        return match
-
-    BaseHandler.load_middleware = load_middleware  # type: ignore[method-assign]
-    BaseHandler.resolve_request = resolve_request  # type: ignore[method-assign]
-
-
-def _hook_handlers() -> None:
-    """A request runs in a portal, so that everything below its view is green."""
-    from django.test.client import AsyncClientHandler
-
-    _make_call_green(ASGIHandler)
-    if is_on("handler") and if_djangos(ASGIHandler.handle) is not None:  # and nobody has patched it
-        asgi.handle.__wrapped__ = ASGIHandler.handle  # type: ignore[attr-defined]
-        ASGIHandler.handle = asgi.handle  # type: ignore[method-assign]
-    test: Any = AsyncClientHandler.__call__
-
-    @functools.wraps(test)
-    async def __call__(self: Any, scope: Any) -> Any:
-        token = request.begin()  # what its middleware sets is not the test's
-        try:
-            return await bridge.portal(test(self, scope))
-        finally:
-            request.end(token)
-
-    AsyncClientHandler.__call__ = __call__  # type: ignore[method-assign]
-
-
-def _make_call_green(cls: type[Any]) -> None:
-    """Run each call of an ASGI application in a portal.
-
-    The arguments are spelled out: uvicorn calls an application without any, to see whether it is a
-    factory, and takes it for one unless that is a `TypeError`.
-    """
-    call = cls.__call__
-
-    @functools.wraps(call)
-    async def __call__(self: Any, scope: Any, receive: Any, send: Any) -> Any:
-        token = request.begin()
-        try:
-            return await bridge.drive(call(self, scope, receive, send))
-        finally:
-            request.end(token)
-
-    cls.__call__ = __call__
-
-
-#: The loops that asgiref has made for threads which wait for them.
-_loops_of_threads: Mapping[Any, Any] = AsyncToSync.loop_thread_executors
-
-
-def _hook_wrappers() -> None:
-    """A request is given the wrapper object of one that has ended, if there is one.
-
-    A loop that was started for a thread which waits for it is given that thread's.
-    """
-    create = ConnectionHandler.create_connection
-
-    @functools.wraps(create)
-    def create_connection(self: ConnectionHandler, alias: str) -> Any:
-        if self is connections and asyncio._get_running_loop() in _loops_of_threads:
-            wrapper = state.lent(alias)
-            if wrapper is not None:
-                return wrapper
-        if self is not connections or bridge.current() is None or not is_on("wrappers"):
-            return create(self, alias)
-        wrapper = wrappers.take(alias)
-        if wrapper is None:
-            wrapper = create(self, alias)
-            wrappers.lend(wrapper)
-        return wrapper
-
-    ConnectionHandler.create_connection = create_connection  # type: ignore[method-assign]
-    setting_changed.connect(wrappers.forget)
-
-
-def _hook_signals_of_requests() -> None:
-    """See Note [Tidying up after a request] in asgi.py."""
-    for signal in (request_started, request_finished):
-        for receiver in (close_old_connections, reset_queries):
-            _replace_receiver(signal, receiver, asgi.where_needed(receiver))
-        if asgi.sends_as_django:
-            signal.send = functools.partial(asgi.send, signal)  # type: ignore[method-assign]
-    if asgi.sends_as_django:
-        asgi.asend.__wrapped__ = Signal.asend  # type: ignore[attr-defined]
-        Signal.asend = asgi.asend  # type: ignore[method-assign]
-    for name in ("django.core.handlers.asgi", "django.test.client"):
-        importlib.import_module(name).sync_to_async = asgi.hop_of_response  # type: ignore[attr-defined]
-
-
-def _replace_receiver(signal: Any, receiver: Any, by: Any) -> None:
-    """Put `by` in the place of a receiver, if it is connected.
-
-    The key stays: Django's tests disconnect and connect again what it stands for.
-    """
-    for place, (key, connected, *rest) in enumerate(signal.receivers):
-        if isinstance(connected, ReferenceType) and connected() is receiver:
-            signal.receivers[place] = (key, by, *rest)
-
-
-def _hook_channels() -> None:
-    """A consumer of channels is green, as a view is; a sync one handles messages in a thread."""
-    try:
-        consumer: Any = importlib.import_module("channels.consumer")
-        database: Any = importlib.import_module("channels.db")
-    except ImportError:  # not installed, or another package of this name
-        return
-    _make_call_green(consumer.AsyncConsumer)
-    call = consumer.AsyncConsumer.__call__
-
-    @functools.wraps(call)
-    async def __call__(self: Any, scope: Any, receive: Any, send: Any) -> Any:
-        thread_locals.go_on()  # consumers are loaded when the handler of requests has been made
-        return await call(self, scope, receive, send)
-
-    consumer.AsyncConsumer.__call__ = __call__
-    database.sync_to_async = _hop_of_consumer
-
-
-def _hop_of_consumer(func: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """Before each message channels calls `close_old_connections`: in place and in the thread.
-
-    That is asgiref's one thread, for consumers have none of their own; it is not started for this.
-    """
-
-    async def call(*args: Any, **kwargs: Any) -> None:
-        await bridge.run(func, *args, **kwargs)
-        if SyncToAsync.single_thread_executor._threads:  # noqa: SLF001
-            await sync_to_async(func, **options)(*args, **kwargs)
-
-    return call
-
-
-def _hook_view_atomic() -> None:
-    """`ATOMIC_REQUESTS` refuses async views, because atomic() did."""
-    make_view_atomic = BaseHandler.make_view_atomic
-
-    @functools.wraps(make_view_atomic)
-    def hooked(self: Any, view: Callable[..., Any]) -> Callable[..., Any]:
-        for settings_dict in connections.settings.values():  # in each request: no generator
-            if settings_dict["ATOMIC_REQUESTS"]:
-                break
-        else:
-            return view
-        if not iscoroutinefunction(view):
-            return make_view_atomic(self, view)
-        exempt: set[str] = getattr(view, "_non_atomic_requests", set())
-        for alias, settings_dict in connections.settings.items():
-            if not settings_dict["ATOMIC_REQUESTS"] or alias in exempt:
-                continue
-            if not conf.engine_is_ours(settings_dict["ENGINE"]):
-                return make_view_atomic(self, view)  # raises, as it does in Django
-            view = transaction.atomic(using=alias)(view)
-        return view
-
-    BaseHandler.make_view_atomic = hooked  # type: ignore[method-assign]
-
-
-#: Objects that are made of a chunk's rows at a time: few enough to be in the processor's cache when
-#: they are looked at.
-_AT_A_TIME = 100
-
-
-def _hook_async_iteration() -> None:
-    """`aiterator()` fetches its chunks green, and closes its cursor when it is closed."""
-    from django.db.models.query import BaseIterable, QuerySet, RawQuerySet
-
-    iterable: Any = BaseIterable
-    in_threads = iterable._async_generator  # noqa: SLF001
-
-    async def _async_generator(self: Any) -> AsyncIterator[Any]:
-        if not conf.alias_is_ours(self.queryset.db):
-            async for item in in_threads(self):
-                yield item
-            return
-        rows = await bridge.run(iter, self)  # that of values() executes its statement in there
-        maker = self.queryset.__dict__.get("_maker")
-        try:
-            while ready := await bridge.run(_take, rows, min(self.chunk_size, _AT_A_TIME)):
-                if maker is not None:
-                    state.leave_to(maker, connections[self.queryset.db])
-                for item in ready:
-                    yield item
-        finally:
-            if hasattr(rows, "close"):
-                await bridge.run(rows.close)
-
-    iterable._async_generator = _async_generator  # noqa: SLF001
-    for cls in (QuerySet, RawQuerySet):
-        _hook_aiter(cls)
-    _hook_aiterator(QuerySet, iterable.__aiter__)
-
-
-def _hook_aiterator(cls: Any, djangos_aiter: Any) -> None:
-    """`aiterator()` hands out the generator of its rows, with none of its own around it.
-
-    Each row would go through both; and to close the outer one would leave the inner one, with its
-    cursor and its lease, to the garbage collector.
-
-    Its steps may be made by other tasks, which end (`asyncio.wait_for()` on Python 3.11, a
-    heartbeat): the connection then passes on to the task that has called `aiterator()`.
-    """
-    original = cls.aiterator
-    # 2000; None from Django 6.2 on, which stands for 2000 where nothing is prefetched.
-    default = inspect.signature(original).parameters["chunk_size"].default
-
-    @functools.wraps(original)
-    def aiterator(
-        self: Any, chunk_size: int | None = default, *args: Any, **kwargs: Any
-    ) -> AsyncIterator[Any]:
-        ours = conf.alias_is_ours(self.db)
-        if ours and bridge.current_task() is not None:
-            self = _known_by(state.task_sessions(), self)
-        size = 2000 if chunk_size is default is None else chunk_size
-        if (
-            args
-            or kwargs
-            or not isinstance(size, int)
-            or size <= 0
-            or self._prefetch_related_lookups
-            or self._iterable_class.__aiter__ is not djangos_aiter
-            or not ours
-        ):
-            rows: AsyncIterator[Any] = original(self, chunk_size, *args, **kwargs)
-            return rows
-        on_server = not connections.settings[self.db].get("DISABLE_SERVER_SIDE_CURSORS")
-        return aiter(self._iterable_class(self, chunked_fetch=on_server, chunk_size=size))
-
-    cls.aiterator = aiterator
-
-
-def _known_by(maker: Any, queryset: Any) -> Any:
-    """Return a twin of `queryset` that knows who has called `aiterator()`.
-
-    The iterable of its rows, which Django makes at the first step, knows its QuerySet. What the
-    caller has may be iterated by several tasks at once, copied and pickled.
-    """
-    twin = object.__new__(type(queryset))
-    twin.__dict__.update(queryset.__dict__, _maker=maker)
-    return twin
-
-
-def _hook_raw() -> None:
-    """The cursor of `raw()` holds no connection once its rows are in memory.
-
-    Django keeps it for as long as somebody keeps the QuerySet, and never closes it.
-    """
-    execute: Any = RawQuery._execute_query  # type: ignore[attr-defined]  # noqa: SLF001
-
-    @functools.wraps(execute)
-    def _execute_query(self: Any) -> None:
-        execute(self)
-        if conf.alias_is_ours(self.using):
-            let_go(getattr(self.cursor, "cursor", None))
-
-    RawQuery._execute_query = _execute_query  # type: ignore[attr-defined]  # noqa: SLF001
-
-
-def _hook_aiter(cls: Any) -> None:
-    """`async for` of a QuerySet fetches its rows in a coroutine, not in an async generator.
-
-    Before Python 3.13 a coroutine that is closed does not close the generator that it iterates: the
-    statement, and its lease, would be the garbage collector's.
-    """
-    original = cls.__aiter__
-
-    @functools.wraps(original)
-    def __aiter__(self: Any) -> Any:
-        return _FetchedRows(self) if conf.alias_is_ours(self.db) else original(self)
-
-    cls.__aiter__ = __aiter__
-
-
-class _FetchedRows:
-    """The rows of a QuerySet, fetched at the first step, green."""
-
-    __slots__ = ("_queryset", "_rows")
-
-    def __init__(self, queryset: Any) -> None:
-        self._queryset = queryset
-        self._rows: Any = None
-
-    def __aiter__(self) -> _FetchedRows:
-        return self
-
-    def __anext__(self) -> Awaitable[Any]:
-        next_row: Awaitable[Any] = self._first() if self._rows is None else self._rows.__anext__()
-        return next_row
-
-    async def _first(self) -> Any:
-        await bridge.run(self._queryset._fetch_all)  # noqa: SLF001
-        self._rows = _each(self._queryset._result_cache)  # noqa: SLF001
-        return await self._rows.__anext__()
-
-
-async def _each(rows: list[Any]) -> AsyncIterator[Any]:
-    for row in rows:
-        yield row
-
-
-def _hook_silk() -> None:
-    """django-silk keeps what it collects by thread: that of its middleware, a synchronous one.
-
-    The statements of an async view would be run in that thread too; here they run on the loop,
-    beside those of other requests. So what belongs to a request is kept by context.
-    """
-    collector: Any = importlib.import_module("silk.collector").DataCollector()
-    collector.local = Local()
-    collector.clear()
-
-
-def _hook_debug_toolbar() -> None:
-    """The SQL panel watches the connections of the thread in which Django would run async code.
-
-    That thread still runs a request's synchronous code; the statements of an async view are made
-    on the loop.
-    """
-    panel: Any = importlib.import_module("debug_toolbar.panels.sql").SQLPanel
-    enable = panel.aenable_instrumentation
-
-    @functools.wraps(enable)
-    async def aenable_instrumentation(self: Any) -> None:
-        self.enable_instrumentation()
-        await enable(self)
-
-    panel.aenable_instrumentation = aenable_instrumentation
-
-
-#: Tools that look for statements where Django would make them.
-_TOOLS: dict[str, Callable[[], None]] = {
-    "debug_toolbar": _hook_debug_toolbar,
-    "silk": _hook_silk,
-}
-
-
-def _take(rows: Any, size: int) -> list[Any]:
-    return list(islice(rows, size))

@@ -284,7 +284,7 @@ class _Sessions:
         self.inherited: list[weakref.ref[Lease]] = []
         #: Whether the task has also used what a wrapper has of its own.
         self.uses_own = False
-        #: The wrapper objects that were made for it; see wrappers.py.
+        #: The wrapper objects that were made for it; see fast/wrappers.py.
         self.wrappers: list[Any] = []
 
     def belong_to(self, task: asyncio.Task[Any] | None) -> bool:

@@ -18,10 +18,10 @@ from _pytest.logging import caplog_records_key
 from asgiref.sync import SyncToAsync
 from django.db import connections
 
+from pgbackend.conf import wrapper_is_ours
 from pgbackend.driver import bridge, loops
 from pgbackend.driver.lease import Lease
 from pgbackend.fast.registry import is_on
-from pgbackend.hooks import is_ours
 from tests.server import server
 from tests.support.loops import LOOPS, LoopFactory
 
@@ -205,7 +205,7 @@ def _threads() -> set[threading.Thread]:
 def _files() -> dict[str, str]:
     """Return the open sockets, pipes and the like, by unique name; except those that are kept."""
     wrappers = connections.all(initialized_only=True)
-    kept = [wrapper._own.connection for wrapper in wrappers if is_ours(wrapper)]
+    kept = [wrapper._own.connection for wrapper in wrappers if wrapper_is_ours(wrapper)]
     for sync_pool in _sync_pools():
         kept += sync_pool._pool
     numbers = {str(each.fileno()) for each in kept if each is not None and not each.closed}

@@ -1,27 +1,45 @@
 """Plugs each shortcut that is on into its seam of the engine, which knows none of them.
 
-A seam is a name in a module or class of the engine, whose plain way stands there. Without this
-module the engine does all that the contract promises.
+A seam is a name in a module or class of the engine, whose plain way stands there; or a row of the
+table in `hooks`, which a shortcut adds. Without this module the engine does all that the contract
+promises.
 """
 
 from __future__ import annotations
 
-from . import comparisons, cursors, insert, rows, select, statements, update
+from . import (
+    comparisons,
+    cursors,
+    handler,
+    insert,
+    rows,
+    select,
+    signals,
+    statements,
+    update,
+    wrappers,
+)
 from .registry import is_on, switch_driver
 
-#: The shortcuts of single compilers, by their names.
-_COMPILING = {"select": select, "insert": insert, "update": update, "rows": rows}
+#: Each module with its shortcuts, of which one must be on. The order counts: `statements` remembers
+#: the methods that a wrapper has from `cursors`, and a compiler asks the last module first.
+_MODULES = (
+    (cursors, ["cursors"]),
+    (statements, ["statements"]),
+    (comparisons, ["select", "update"]),
+    (select, ["select"]),
+    (insert, ["insert"]),
+    (update, ["update"]),
+    (rows, ["rows"]),
+    (handler, ["handler"]),
+    (signals, ["signals"]),
+    (wrappers, ["wrappers"]),
+)
 
 
 def install() -> None:
     """Plug in the shortcuts that are on; called once, when the backend is loaded."""
     switch_driver()
-    if is_on("cursors"):  # the first: others remember the methods that a wrapper has
-        cursors.install()
-    if is_on("statements"):
-        statements.install()
-    if is_on("select") or is_on("update"):
-        comparisons.install()
-    for name, shortcut in _COMPILING.items():
-        if is_on(name):
-            shortcut.install()
+    for module, names in _MODULES:
+        if any(map(is_on, names)):
+            module.install()

@@ -17,7 +17,7 @@ from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDataba
 from django.db.backends.utils import debug_transaction
 from psycopg.pq import TransactionStatus
 
-from pgbackend import driver, hooks, state
+from pgbackend import driver, hops, state
 from pgbackend.driver import bridge
 from pgbackend.patches import if_djangos
 from pgbackend.state import State
@@ -257,6 +257,6 @@ def _awaited(func: Callable[[], Any]) -> Callable[[], Any]:
 
     @functools.wraps(func)
     def call() -> Any:
-        return hooks.run_coroutine_function(func)
+        return hops.run_coroutine_function(func)
 
     return call

@@ -23,7 +23,8 @@ from django.dispatch import Signal
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 
 import pgbackend
-from pgbackend import aio, asgi, state
+from pgbackend import aio, state
+from pgbackend.fast import handler, signals
 from tests.conftest import Runner
 from tests.library.models import Tag
 from tests.support.exchange import Exchange, serve_by
@@ -81,7 +82,7 @@ class Waiting:
 
 @pytest.mark.shortcut("handler")
 def test_djangos_own_handler_is_the_one_that_is_replaced() -> None:
-    assert ASGIHandler.handle is asgi.handle
+    assert ASGIHandler.handle is handler.handle
 
 
 def test_the_view_runs_in_the_servers_task_and_needs_no_other_for_its_answer(
@@ -304,7 +305,7 @@ def test_what_is_heard_in_the_very_step_in_which_the_answer_is_sent_counts(
     heard = Heard(error)
 
     async def block() -> None:
-        with asgi._Connected(heard):
+        with handler._Connected(heard):
             await heard.begun.wait()
             heard.may_end.set()
             await heard.done.wait()  # wakes before the listener's callbacks are called
@@ -636,7 +637,7 @@ def test_a_handler_that_reads_in_its_own_way_is_asked(run: Runner, serve_by: Any
 def test_a_request_that_waits_for_its_database_only_and_not_for_long_does_not_listen(
     run: Runner, serve_by: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asgi, "LISTEN_AFTER", 60.0)
+    monkeypatch.setattr(handler, "LISTEN_AFTER", 60.0)
     exchange = Exchange()
 
     async def view(request: HttpRequest) -> HttpResponse:
@@ -648,7 +649,7 @@ def test_a_request_that_waits_for_its_database_only_and_not_for_long_does_not_li
         serve_by(view)
         await aio.run(Tag.objects.count)  # open the pool
         await exchange.start()
-        assert not asgi._busy.requests
+        assert not handler._busy.requests
         assert not exchange.listening.is_set()
         assert exchange.content == b"tags: 1"
 
@@ -660,7 +661,7 @@ def test_a_client_that_has_gone_is_noticed_whatever_the_view_waits_for(
     run: Runner, serve_by: Any, waits_for: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if waits_for == "other":  # it is noticed without the timer
-        monkeypatch.setattr(asgi, "LISTEN_AFTER", 60.0)
+        monkeypatch.setattr(handler, "LISTEN_AFTER", 60.0)
     value = contextvars.ContextVar("value", default="the loop's")
     heard: list[str] = []
     ended: list[type[BaseException]] = []
@@ -695,14 +696,14 @@ def test_a_client_that_has_gone_is_noticed_whatever_the_view_waits_for(
             await asyncio.gather(first.start(), second.start())
         assert ended == [asyncio.CancelledError] * 2
         assert heard == ["the request's"] * 4
-        assert not asgi._busy.requests
+        assert not handler._busy.requests
 
     run(main())
 
 
 def test_a_client_that_has_gone_is_noticed_as_soon_as_the_readme_says() -> None:
     """The second look after `LISTEN_AFTER` finds it at the latest; looks are half of that apart."""
-    assert asgi.LISTEN_AFTER * 1.5 < 0.1
+    assert handler.LISTEN_AFTER * 1.5 < 0.1
 
 
 @pytest.mark.shortcut("handler")
@@ -719,10 +720,10 @@ def test_a_busy_request_whose_coroutine_is_closed_is_forgotten(run: Runner, serv
         serving = Exchange().serve()
         waits_for = serving.send(None)
         assert waits.is_set()
-        assert len(asgi._busy.requests) == 1
+        assert len(handler._busy.requests) == 1
         serving.close()
         del waits_for
-        assert not asgi._busy.requests
+        assert not handler._busy.requests
 
     run(main())
 
@@ -731,7 +732,7 @@ def test_a_busy_request_whose_coroutine_is_closed_is_forgotten(run: Runner, serv
 def test_a_request_in_a_request_leaves_the_outer_one_listening(
     run: Runner, serve_by: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asgi, "LISTEN_AFTER", 60.0)
+    monkeypatch.setattr(handler, "LISTEN_AFTER", 60.0)
     outer, inner = Exchange(), Exchange()
     exchanges = iter((outer, inner))
 
@@ -864,7 +865,7 @@ def test_who_is_told_of_a_request_may_change(run: Runner, serve_by: Any) -> None
         nonlocal like_djangos
         serve_by(view)
         for signal in (request_started, request_finished):
-            asgi._known.clear()
+            signals._known.clear()
             assert await tell() == []
             signal.connect(note, sender=ASGIHandler)
             signal.connect(later, sender=Noter)

@@ -10,8 +10,8 @@ import pytest
 from django.db import connection, connections, transaction
 from django.http import HttpRequest, HttpResponse
 
-from pgbackend import wrappers
 from pgbackend.base import DatabaseWrapper
+from pgbackend.fast import wrappers
 from tests.conftest import Runner
 from tests.library.models import Tag
 from tests.support.exchange import Exchange, serve_by

@@ -20,7 +20,8 @@ from django.db import connection, connections, models, transaction
 from django.db.models import F
 from django.db.models.query import ModelIterable, QuerySet
 
-from pgbackend import aio, asgi, hooks
+from pgbackend import aio, iteration
+from pgbackend.fast import signals
 from pgbackend.fast.fingerprints import find
 from pgbackend.fast.registry import SHORTCUTS
 from tests.conftest import Runner
@@ -363,7 +364,7 @@ def test_a_patch_of_what_a_request_bypasses_is_called_as_by_djangos_handler(
     if used_before:
         run(calls(name, on))
     else:
-        asgi._known.clear()
+        signals._known.clear()
     assert run(calls(name, on)) == calls_on_stock[f"{name} {on}"]
 
 
@@ -386,7 +387,7 @@ def test_aiterator_passes_on_what_a_later_django_takes(run: Runner) -> None:
             async for row in QuerySet.aiterator(self, chunk_size=chunk_size or 2000):
                 yield row
 
-    hooks._hook_aiterator(Later, ModelIterable.__aiter__)
+    Later.aiterator = iteration.make_aiterator(Later.aiterator)  # type: ignore[method-assign]
 
     async def main() -> None:
         await Author.objects.acreate(name="a")

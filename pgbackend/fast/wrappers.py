@@ -1,29 +1,47 @@
-"""The `DatabaseWrapper` objects of requests that have ended, for those that come.
+"""The shortcut ``wrappers``: lend the `DatabaseWrapper` of an ended request to the next one.
 
 Django makes one for each request that uses a database: some forty attributes, and six helpers that
-know it and so leave it to the garbage collector. Since a wrapper holds nothing of a running query
-(see state.py), it can serve the next request as well, if nobody has changed it meanwhile. (A task
-that a request has left running shares the object with the next, and nothing else.) One whose class
-somebody has derived is left alone: it may keep what belongs to a request.
+refer to it and so leave it to the garbage collector. Since a wrapper holds nothing of a running
+query (see state.py), it can serve the next request as well, if nobody has changed it meanwhile. (A
+task that a request has left running shares the object with the next, and nothing else.) A wrapper
+of a derived class is left alone: it may keep what belongs to a request.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
 
+from django.core.signals import setting_changed
 from django.db import connections
+from django.db.utils import ConnectionHandler
 from django.utils.functional import cached_property
 
-from . import state
+from pgbackend import asgi, state
 
-#: What a wrapper notes on itself, beside what it was made with and what Django remembers.
+
+def install() -> None:
+    """Let green code be given the wrapper of a request that has ended, if there is one."""
+    asgi.new_wrapper = _take_or_make
+    setting_changed.connect(forget)
+
+
+def _take_or_make(create: Callable[..., Any], handler: ConnectionHandler, alias: str) -> Any:
+    wrapper = take(alias)
+    if wrapper is None:
+        wrapper = create(handler, alias)
+        lend(wrapper)
+    return wrapper
+
+
+#: The names that a wrapper sets on itself, beside those of its making and of Django's caches.
 _NOTES = {"_asking_others", "_noted", "_own_blocks", "_published", "_sharing"}
 
 
 class _Idle(threading.local):
-    """Those of this thread, by alias: a wrapper is for one thread only."""
+    """The wrappers of this thread that wait for a request, by alias; no other may use them."""
 
     MOST = 64
 
@@ -32,10 +50,10 @@ class _Idle(threading.local):
         self.generation = _generation
 
 
-#: Which of the settings, that wrappers remember some of, tests may change.
+#: Counts the changes that tests make to settings: wrappers remember some.
 _generation = 0
 _idle = _Idle()
-#: By class: the names that one has which is as new.
+#: By class: the names that a wrapper has which is as new.
 _names: dict[type[Any], frozenset[str]] = {}
 
 
@@ -54,7 +72,7 @@ def take(alias: str) -> Any:
 
 
 def lend(wrapper: Any) -> None:
-    """Note that `wrapper`, which is as new, is the running task's, to be given back."""
+    """Note that the running task is to give `wrapper` back, which is as new."""
     cls = type(wrapper)
     if cls.__module__ in ("pgbackend.base", "pgbackend.gis.base"):
         if cls not in _names:
@@ -63,12 +81,15 @@ def lend(wrapper: Any) -> None:
 
 
 def lent() -> int:
-    """How many the running task has."""
+    """Return how many wrappers the running task has."""
     return len(state.wrappers_of_task() or ())
 
 
 def give_back(all_but: int) -> None:
-    """Keep those of the running task, but for the first, which it had before the request."""
+    """Keep the wrappers of the running task for the next request.
+
+    `all_but` is how many it had before the request: these stay its own.
+    """
     found = state.wrappers_of_task()
     if not found:
         return
@@ -80,12 +101,12 @@ def give_back(all_but: int) -> None:
 
 
 def forget(**kwargs: Any) -> None:
-    """Drop those of all threads: a setting was changed, and they remember some."""
+    """Drop the kept wrappers of all threads: a setting was changed, and they remember some."""
     global _generation  # noqa: PLW0603 - a process has one set of settings
     _generation += 1
 
 
-#: What code may have left on a wrapper itself; and what a new one has there.
+#: The attributes in which code may have left something on a wrapper; and their values in a new one.
 _left = attrgetter(
     *("_own.connection", "_own.transaction", "_own.in_atomic_block", "_own.run_on_commit"),
     *("_own_scope.execute_wrappers", "_own_scope.force_debug_cursor", "_own_scope.log"),
@@ -99,6 +120,6 @@ def _is_as_new(wrapper: Any) -> bool:
 
 
 def _remembered_by(cls: type[Any]) -> set[str]:
-    """The names under which objects of `cls` keep what they have found out."""
+    """Return the names under which objects of `cls` keep what they have found out."""
     members = {name: member for each in cls.__mro__ for name, member in vars(each).items()}
     return {name for name, member in members.items() if isinstance(member, cached_property)}

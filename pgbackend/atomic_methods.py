@@ -1,0 +1,90 @@
+"""The methods of Django's `Atomic` as `hooks` replaces them: for tasks, and for coroutines.
+
+A block takes its turn among the tasks of its transaction (see blocks.py), `async with atomic()`
+works, and `atomic` decorates coroutine functions. For other engines Django's methods are called.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from asgiref.sync import iscoroutinefunction
+from django.db import transaction
+
+from . import blocks
+from .conf import wrapper_is_ours
+from .driver import bridge
+
+
+def make_enter(enter: Callable[..., None]) -> Callable[..., None]:
+    """Return an `Atomic.__enter__()` that begins a block of the running task."""
+
+    @functools.wraps(enter)
+    def __enter__(self: Any) -> None:
+        connection = transaction.get_connection(self.using)
+        if wrapper_is_ours(connection):
+            blocks.enter(connection, self, enter)
+        else:
+            blocks.async_with.frame = None
+            enter(self)
+
+    return __enter__
+
+
+def make_exit(leave: Callable[..., None]) -> Callable[..., None]:
+    """Return an `Atomic.__exit__()` that ends a block of the running task."""
+
+    @functools.wraps(leave)
+    def __exit__(self: Any, *exc_info: Any) -> None:
+        connection = transaction.get_connection(self.using)
+        if not wrapper_is_ours(connection):
+            blocks.async_with.frame = None
+            leave(self, *exc_info)
+            return
+        # Code that closes a generator by dropping it cannot be given an exception.
+        with bridge.postpone_delivery(deliver=exc_info[0] is not GeneratorExit):
+            blocks.leave(connection, self, leave, exc_info)
+
+    return __exit__
+
+
+def make_aenter(nothing: None) -> Callable[..., Any]:
+    """Return an `Atomic.__aenter__()`, which Django does not have."""
+
+    async def __aenter__(self: Any) -> None:
+        blocks.async_with.frame = sys._getframe(1)
+        await bridge.run(self.__enter__)
+
+    return __aenter__
+
+
+def make_aexit(nothing: None) -> Callable[..., Any]:
+    """Return an `Atomic.__aexit__()`, which Django does not have."""
+
+    async def __aexit__(self: Any, *exc_info: Any) -> None:
+        blocks.async_with.frame = sys._getframe(1)
+        await bridge.run(self.__exit__, *exc_info)
+
+    return __aexit__
+
+
+def make_call(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Return an `Atomic.__call__()` that decorates coroutine functions, too."""
+
+    @functools.wraps(call)
+    def __call__(self: Any, func: Callable[..., Any]) -> Callable[..., Any]:
+        if not iscoroutinefunction(func):
+            decorated: Callable[..., Any] = call(self, func)
+            return decorated
+
+        @functools.wraps(func)
+        async def inner(*args: Any, **kwargs: Any) -> Any:
+            async with self._recreate_cm():
+                return await func(*args, **kwargs)
+
+        return inner
+
+    return __call__

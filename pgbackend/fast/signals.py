@@ -1,0 +1,93 @@
+"""The shortcut ``signals``: remember the receivers of a request's signals while they stay the same.
+
+Django asks at each request which receivers live, and calls those that tidy up, of which most have
+nothing to do: see Note [Tidying up after a request] in pgbackend/request_signals.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from django.core.signals import request_finished, request_started
+from django.dispatch import Signal
+
+from pgbackend import hooks, request_signals
+from pgbackend.hooks import Hook
+from pgbackend.patches import if_djangos
+from pgbackend.request_signals import (
+    is_djangos_receiver,
+    nothing_to_tidy_up,
+    sends_as_django,
+    tidying,
+)
+
+
+def install() -> None:
+    """Send the signals of requests by `_send()`: those that handlers send, and those of others."""
+    if not sends_as_django:
+        return
+    request_signals.send = _send
+    signals = {"request_started": request_started, "request_finished": request_finished}
+    for name, signal in signals.items():
+        hooks.HOOKS.append(
+            Hook(
+                f"django.core.signals:{name}",
+                "send",
+                partial(_replace_send, signal),
+                "Each request would ask each receiver whether it lives, and whether it has work.",
+            )
+        )
+
+
+def _replace_send(signal: Signal, original: Any) -> Callable[..., Any]:
+    return partial(send, signal)
+
+
+_SEND = Signal.send
+_LIVE = if_djangos(Signal._live_receivers)  # noqa: SLF001 - to see whether somebody patches it
+#: By signal: what was connected to it when somebody looked, and the receivers that this stands for;
+#: none if one of them may come and go, is awaited, or is not for every sender.
+_known: dict[Signal, tuple[list[Any], list[Any]]] = {}
+
+
+def send(signal: Any, sender: Any, **named: Any) -> Any:
+    """Send a signal of requests, in the place of `signal.send()`."""
+    how = _send if Signal.send is _SEND else Signal.send
+    return how(signal, sender, **named)
+
+
+def _send(signal: Any, sender: Any, **named: Any) -> Any:
+    """Do what `Signal.send()` does, without the receivers that would have nothing to tidy up."""
+    if (
+        Signal._live_receivers is _LIVE  # noqa: SLF001
+        and "_live_receivers" not in signal.__dict__
+        and (receivers := _receivers_of(signal))
+        and nothing_to_tidy_up()
+    ):
+        theirs = tidying
+        return [
+            (each, None if id(each) in theirs else each(signal=signal, sender=sender, **named))
+            for each in receivers
+        ]
+    return _SEND(signal, sender, **named)
+
+
+def _receivers_of(signal: Any) -> list[Any]:
+    """Return the receivers of `signal`, if they are Django's own only; none if others are there."""
+    connected, receivers = _known.get(signal, (None, []))
+    if connected != signal.receivers:
+        connected = [*signal.receivers]
+        receivers, _ = signal._live_receivers(None)  # noqa: SLF001
+        if len(receivers) < len(connected) or not all(map(_stays, receivers)):
+            receivers = []
+        _known[signal] = connected, receivers
+    return receivers
+
+
+def _stays(receiver: Any) -> bool:
+    """Return whether a receiver is a function of one of Django's modules, and lives as they do."""
+    if not is_djangos_receiver(receiver):
+        return False
+    return id(receiver) in tidying or receiver.__globals__.get(receiver.__name__) is receiver

@@ -1,0 +1,153 @@
+"""Replaces Django's hops between the event loop and threads: `sync_to_async`, `async_to_sync`.
+
+The rule for a `sync_to_async` inside Django:
+
+- the ORM's a-methods run their synchronous method green, if its alias is pgbackend's;
+- code that Django itself defines and that does not block (its middleware, its views, rendering, the
+  receivers of signals) runs green, in place, if every alias of the project is pgbackend's;
+- code that users define (sync views, sync middleware) keeps its thread, wherever it stands, for it
+  may block. threads.py tells one from the other.
+
+Password hashing keeps its thread too: it is work, not waiting, and would stop the loop.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+
+from asgiref.sync import async_to_sync, sync_to_async
+from django.db import connections, router
+
+from . import conf, generators, request, state
+from .driver import bridge
+
+#: Decides whether a call of a function, with these arguments, runs green and in place.
+Policy: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], bool]
+
+
+# --- In Django's modules --------------------------------------------------------------------------
+
+
+def make_sync_to_async(policy: Policy) -> Callable[[Any], Callable[..., Any]]:
+    """Return the maker of a `sync_to_async` that runs functions green where `policy` says so."""
+    return lambda original: _hop(policy)
+
+
+def _hop(policy: Policy) -> Callable[..., Any]:
+    def hop(func: Callable[..., Any] | None = None, **options: Any) -> Any:
+        if func is None:
+            return functools.partial(hop, **options)
+        if policy is of_the_orm and not conf.has_foreign_alias():
+            return functools.partial(bridge.run, func)  # whatever its arguments will be
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            if policy(func, args, kwargs):
+                return await bridge.run(func, *args, **kwargs)
+            return await sync_to_async(func, **options)(*args, **kwargs)
+
+        return _bound_like(func, call)
+
+    return hop
+
+
+def make_async_to_sync(original: Any) -> Callable[..., Any]:
+    """Return an `async_to_sync` whose coroutines are green, on whatever loop they run."""
+    return _green_async_to_sync
+
+
+def _green_async_to_sync(func: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+    @functools.wraps(func)
+    async def green(*args: Any, **kwargs: Any) -> Any:
+        return await bridge.portal(func(*args, **kwargs))  # type: ignore[arg-type]
+
+    return async_to_sync(_bound_like(func, green))
+
+
+def _bound_like(method: Any, function: Any) -> Any:
+    """Let `function` name the object of `method`, as asgiref's wrappers do: Django asks for it."""
+    if hasattr(method, "__self__"):
+        function.__self__ = method.__self__
+    return function
+
+
+def run_coroutine_function(func: Callable[[], Awaitable[Any]]) -> Any:
+    """Call the coroutine function `func` from synchronous code, green or not."""
+    if bridge.current() is not None:
+        return bridge.await_(func())
+    return _green_async_to_sync(func)()
+
+
+# --- Policies -------------------------------------------------------------------------------------
+
+
+def of_the_orm(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Return whether the database that a method of the ORM uses is pgbackend's."""
+    if not conf.has_foreign_alias():
+        return True
+    alias = kwargs.get("using") or next(
+        filter(None, map(_alias_of, (getattr(func, "__self__", None), *args))), None
+    )
+    return alias is not None and conf.alias_is_ours(alias)
+
+
+def _alias_of(subject: Any) -> str | None:
+    """Return the database that a QuerySet, manager, instance, session, or list of these, uses."""
+    if isinstance(subject, list | tuple):
+        return _alias_of(subject[0]) if subject else None
+    if hasattr(subject, "_state"):
+        used: str | None = subject._state.db  # noqa: SLF001 - documented by Django
+        return used or router.db_for_write(type(subject), instance=subject)
+    alias = getattr(subject, "db", None)
+    if isinstance(alias, str):
+        return alias
+    model = getattr(subject, "model", None)
+    return router.db_for_write(model) if inspect.isclass(model) else None  # type: ignore[arg-type]
+
+
+def of_receivers(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Return whether the receivers of a signal run in place, as those of `send()` do."""
+    return not conf.has_foreign_alias()
+
+
+# --- In asgiref -----------------------------------------------------------------------------------
+
+
+def make_call_of_async_to_sync(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Return an `AsyncToSync.__call__()` that waits in place where it is called green.
+
+    asgiref's fails under a running loop. In a thread, the coroutine is lent the wrapper objects of
+    the thread: see Note [Lent wrappers] in state.py.
+    """
+
+    @functools.wraps(call)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if bridge.current() is not None:
+            return bridge.await_(self.awaitable(*args, **kwargs))
+        ours = {alias: connections[alias] for alias in connections if conf.alias_is_ours(alias)}
+        with state.lending(ours), request.lend():
+            return call(self, *args, **kwargs)
+
+    return __call__
+
+
+def make_call_of_sync_to_async(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a `SyncToAsync.__call__()` whose thread inherits the block of a generator.
+
+    asgiref lets the thread inherit the context of the task. In the midst of a generator it gets the
+    generator's block, in a test the test's.
+    """
+
+    @functools.wraps(call)
+    async def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if generators.carried:
+            state.settle()
+        request.follow()
+        if state.test_blocks:
+            with state.in_tests():
+                return await call(self, *args, **kwargs)
+        return await call(self, *args, **kwargs)
+
+    return __call__

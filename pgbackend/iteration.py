@@ -1,0 +1,164 @@
+"""Replaces Django's ways to iterate over rows: `async for`, `aiterator()`, the cursor of `raw()`.
+
+Chunks are fetched green, and a cursor, with its connection, is given back as soon as nobody needs
+it: when an iterator is closed, and not when the garbage collector finds it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from itertools import islice
+from typing import Any
+
+from django.db import connections
+from django.db.models.query import BaseIterable
+
+from . import conf, state
+from .driver import bridge
+from .driver.connection import let_go
+
+#: How many objects are made of a chunk's rows at a time: few enough to be in the processor's cache
+#: when they are looked at.
+_AT_A_TIME = 100
+
+
+def make_async_generator(in_threads: Callable[..., AsyncIterator[Any]]) -> Callable[..., Any]:
+    """Return a `BaseIterable._async_generator()` that fetches its chunks green.
+
+    It closes its cursor when it is closed.
+    """
+
+    async def _async_generator(self: Any) -> AsyncIterator[Any]:
+        if not conf.alias_is_ours(self.queryset.db):
+            async for item in in_threads(self):
+                yield item
+            return
+        rows = await bridge.run(iter, self)  # that of values() executes its statement in there
+        maker = self.queryset.__dict__.get("_maker")
+        try:
+            while ready := await bridge.run(_take, rows, min(self.chunk_size, _AT_A_TIME)):
+                if maker is not None:
+                    state.leave_to(maker, connections[self.queryset.db])
+                for item in ready:
+                    yield item
+        finally:
+            if hasattr(rows, "close"):
+                await bridge.run(rows.close)
+
+    return _async_generator
+
+
+def _take(rows: Any, size: int) -> list[Any]:
+    return list(islice(rows, size))
+
+
+#: Django's `__aiter__()`: iterables that have another are iterated by Django's `aiterator()`.
+_AITER = BaseIterable.__aiter__
+
+
+def make_aiterator(original: Callable[..., AsyncIterator[Any]]) -> Callable[..., Any]:
+    """Return a `QuerySet.aiterator()` that hands out the generator of its rows itself.
+
+    Django's has a generator of its own around that one. Each row would go through both; and to
+    close the outer one would leave the inner one, with its cursor and its lease, to the garbage
+    collector.
+
+    Its steps may be made by other tasks, which end (`asyncio.wait_for()` on Python 3.11, a
+    heartbeat): the connection then passes on to the task that has called `aiterator()`.
+    """
+    # 2000; None from Django 6.2 on, which stands for 2000 where nothing is prefetched.
+    default = inspect.signature(original).parameters["chunk_size"].default
+
+    @functools.wraps(original)
+    def aiterator(
+        self: Any, chunk_size: int | None = default, *args: Any, **kwargs: Any
+    ) -> AsyncIterator[Any]:
+        ours = conf.alias_is_ours(self.db)
+        if ours and bridge.current_task() is not None:
+            self = _known_by(state.task_sessions(), self)
+        size = 2000 if chunk_size is default is None else chunk_size
+        if (
+            args
+            or kwargs
+            or not isinstance(size, int)
+            or size <= 0
+            or self._prefetch_related_lookups
+            or self._iterable_class.__aiter__ is not _AITER
+            or not ours
+        ):
+            return original(self, chunk_size, *args, **kwargs)
+        on_server = not connections.settings[self.db].get("DISABLE_SERVER_SIDE_CURSORS")
+        return aiter(self._iterable_class(self, chunked_fetch=on_server, chunk_size=size))
+
+    return aiterator
+
+
+def _known_by(maker: Any, queryset: Any) -> Any:
+    """Return a copy of `queryset` that knows the sessions of the caller of `aiterator()`.
+
+    The iterable of its rows, which Django makes at the first step, knows its QuerySet. The caller's
+    own QuerySet is not changed: several tasks may iterate it at once, and it may be copied and
+    pickled.
+    """
+    copy = object.__new__(type(queryset))
+    copy.__dict__.update(queryset.__dict__, _maker=maker)
+    return copy
+
+
+def make_aiter(original: Callable[..., AsyncIterator[Any]]) -> Callable[..., Any]:
+    """Return an `__aiter__()` of a QuerySet that fetches its rows without an async generator.
+
+    Before Python 3.13 a coroutine that is closed does not close the generator that it iterates: the
+    statement, and its lease, would be left to the garbage collector.
+    """
+
+    @functools.wraps(original)
+    def __aiter__(self: Any) -> Any:
+        return _FetchedRows(self) if conf.alias_is_ours(self.db) else original(self)
+
+    return __aiter__
+
+
+class _FetchedRows:
+    """The rows of a QuerySet, fetched at the first step, green."""
+
+    __slots__ = ("_queryset", "_rows")
+
+    def __init__(self, queryset: Any) -> None:
+        self._queryset = queryset
+        self._rows: Any = None
+
+    def __aiter__(self) -> _FetchedRows:
+        return self
+
+    def __anext__(self) -> Awaitable[Any]:
+        next_row: Awaitable[Any] = self._first() if self._rows is None else self._rows.__anext__()
+        return next_row
+
+    async def _first(self) -> Any:
+        await bridge.run(self._queryset._fetch_all)  # noqa: SLF001 - it is Django's, and so is this
+        self._rows = _each(self._queryset._result_cache)  # noqa: SLF001
+        return await self._rows.__anext__()
+
+
+async def _each(rows: list[Any]) -> AsyncIterator[Any]:
+    for row in rows:
+        yield row
+
+
+def make_execute_query(execute: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Return a `RawQuery._execute_query()` whose cursor holds no connection afterwards.
+
+    Its rows are in memory by then. Django keeps the cursor for as long as somebody keeps the
+    QuerySet, and never closes it.
+    """
+
+    @functools.wraps(execute)
+    def _execute_query(self: Any) -> None:
+        execute(self)
+        if conf.alias_is_ours(self.using):
+            let_go(getattr(self.cursor, "cursor", None))
+
+    return _execute_query

@@ -1,0 +1,77 @@
+"""Replaces functions of other packages: channels, django-debug-toolbar and django-silk.
+
+channels' consumers are served as requests are. The tools look for statements in the thread in which
+Django would make them; here the statements of an async view are made on the loop.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from asgiref.local import Local
+from asgiref.sync import SyncToAsync, sync_to_async
+
+from . import thread_locals
+from .asgi import make_call
+from .driver import bridge
+
+
+def make_call_of_consumer(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Return an `AsyncConsumer.__call__()` that runs green, as a view does.
+
+    A synchronous consumer still handles its messages in a thread.
+    """
+    call_green = make_call(call)
+
+    @functools.wraps(call)
+    async def __call__(self: Any, scope: Any, receive: Any, send: Any) -> Any:
+        thread_locals.go_on()  # consumers are loaded when the handler of requests has been made
+        return await call_green(self, scope, receive, send)
+
+    return __call__
+
+
+def make_sync_to_async_of_consumer(original: Any) -> Callable[..., Any]:
+    """Return a `sync_to_async` for the `close_old_connections` that precedes each message.
+
+    It is called in place, and in the thread: asgiref's one thread, for consumers have none of their
+    own. The thread is not started for this.
+    """
+
+    def hop(func: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        async def call(*args: Any, **kwargs: Any) -> None:
+            await bridge.run(func, *args, **kwargs)
+            if SyncToAsync.single_thread_executor._threads:  # noqa: SLF001 - nothing else tells
+                await sync_to_async(func, **options)(*args, **kwargs)
+
+        return call
+
+    return hop
+
+
+def make_local_of_silk(by_thread: Any) -> Local:
+    """Return the storage of django-silk's collector, kept by context and not by thread.
+
+    It collects in the thread of its middleware, a synchronous one, in which Django would run the
+    statements of an async view, too. Here they run on the loop, beside those of other requests.
+    """
+    local = Local()
+    for name, value in vars(by_thread).items():
+        setattr(local, name, value)
+    return local
+
+
+def make_instrumentation_of_toolbar(enable: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method of django-debug-toolbar's SQL panel that watches the loop's connections, too.
+
+    The panel watches those of the thread that runs a request's synchronous code.
+    """
+
+    @functools.wraps(enable)
+    async def aenable_instrumentation(self: Any) -> None:
+        self.enable_instrumentation()
+        await enable(self)
+
+    return aenable_instrumentation
