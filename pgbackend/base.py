@@ -41,6 +41,7 @@ from .client import DatabaseClient
 from .creation import DatabaseCreation
 from .driver import bridge
 from .driver.bridge import Portal
+from .driver.cancellation import deliver_cancellation, hold_cancellation, postpone_delivery
 from .driver.connection import LEASE_ENDED, ConnectArguments, adopt
 from .driver.errors import LeaseEnded
 from .driver.pool import Lease, Pool, PoolOptions, close_pools, get_pool
@@ -758,7 +759,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         else:
             super().set_autocommit(autocommit, force_begin_transaction_with_broken_autocommit)
         if autocommit:
-            bridge.deliver_cancellation()
+            deliver_cancellation()
 
     def _set_autocommit_pooled(self, current: State, autocommit: bool) -> None:
         # Django's own, but for ensure_connection(): the first statement leases the connection.
@@ -889,7 +890,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
                 pass
 
     def commit(self) -> None:
-        with bridge.postpone_delivery():
+        with postpone_delivery():
             self._commit_transaction()
 
     def commit_pooled(self, current: State) -> None:
@@ -901,7 +902,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         current.run_commit_hooks_on_set_autocommit_on = True
 
     def rollback(self) -> None:
-        with bridge.postpone_delivery():
+        with postpone_delivery():
             self._roll_back_transaction()
 
     def _savepoint(self, sid: str) -> None:
@@ -910,17 +911,17 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
     def _savepoint_rollback(self, sid: str) -> None:
         rollback = self.ops.savepoint_rollback_sql(sid)
-        with self.backend_statement(rollback), bridge.hold_cancellation():
+        with self.backend_statement(rollback), hold_cancellation():
             if (cancel_others := getattr(self.connection, "cancel_others", None)) is not None:
                 cancel_others()
             super()._savepoint_rollback(sid)
-        bridge.deliver_cancellation()
+        deliver_cancellation()
 
     def _savepoint_commit(self, sid: str) -> None:
         commit = self.ops.savepoint_commit_sql(sid)
-        with self.backend_statement(commit), bridge.hold_cancellation():
+        with self.backend_statement(commit), hold_cancellation():
             super()._savepoint_commit(sid)
-        bridge.deliver_cancellation()
+        deliver_cancellation()
 
     # --- Hooks on commit ---
 

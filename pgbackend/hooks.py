@@ -52,6 +52,7 @@ from . import (
     wrappers,
 )
 from .driver import bridge
+from .driver.cancellation import postpone_delivery
 from .driver.connection import let_go
 from .fast.registry import is_on
 from .patches import if_djangos
@@ -128,7 +129,7 @@ def _hook_atomic() -> None:  # noqa: C901 - five short methods
             leave(self, *exc_info)
             return
         # Whoever closes a generator by dropping it cannot be given an exception.
-        with bridge.postpone_delivery(deliver=exc_info[0] is not GeneratorExit):
+        with postpone_delivery(deliver=exc_info[0] is not GeneratorExit):
             blocks.leave(connection, self, leave, exc_info)
 
     async def __aenter__(self: Any) -> None:

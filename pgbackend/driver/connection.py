@@ -56,7 +56,14 @@ from psycopg.waiting import Ready, Wait
 
 from . import bridge
 from .bridge import Portal, current
+from .cancellation import (
+    deliver_cancellation,
+    finish,
+    hold_cancellation,
+    hold_when_closed,
+)
 from .errors import LeaseEnded, NothingCommitted, OutcomeUnknown
+from .parking import Caller, ParkingLock, caller
 from .shortcuts import NO_OTHERS, looking
 from .vouching import is_vouched
 
@@ -247,14 +254,6 @@ class Watch:
                 self.loop.remove_reader(self.fd)
 
 
-#: A task, and the thread that it runs in.
-Caller: TypeAlias = tuple[Any, int]
-
-
-def _caller() -> Caller:
-    return bridge.current_task(), threading.get_ident()
-
-
 def _nothing() -> PQGen[None]:
     yield from ()
 
@@ -296,7 +295,7 @@ class Connection(psycopg.Connection[Any]):
     def __init__(self, pgconn: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(pgconn, *args, **kwargs)
         # Tasks that take part in one transaction share its connection, one at a time, in turn.
-        self.lock = bridge.ParkingLock()  # type: ignore[assignment]
+        self.lock = ParkingLock()  # type: ignore[assignment]
 
     @classmethod
     def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
@@ -364,7 +363,7 @@ class Connection(psycopg.Connection[Any]):
         twin: Connection = object.__new__(self.lent_class)
         twin.__dict__.update(self.__dict__)
         twin.lease = lease
-        twin.lock = bridge.ParkingLock()  # type: ignore[assignment]
+        twin.lock = ParkingLock()  # type: ignore[assignment]
         twin._listen_alone()
         # A former holder may have changed it; the manager of prepared statements is the session's.
         twin._prepared.prepare_threshold = self.given_threshold
@@ -451,11 +450,11 @@ class Connection(psycopg.Connection[Any]):
         They would wait for themselves, for ever; those of `beginner`, whose generator another task
         steps, too. Those of other tasks wait for its end.
         """
-        callers = {_caller(), beginner}
+        callers = {caller(), beginner}
         lock: Any = self.lock
 
         def refuse() -> None:
-            if _caller() not in callers:
+            if caller() not in callers:
                 return
             # An exception that has left it lives as long as the step of the task.
             bridge.let_step_end()
@@ -641,7 +640,7 @@ class Connection(psycopg.Connection[Any]):
             return
         held = portal.pending
         with self._elsewhere():  # a task of its own reads what is left
-            bridge.finish(self._cancel_and_drain(gen), CLEANUP_BUDGET)
+            finish(self._cancel_and_drain(gen), CLEANUP_BUDGET)
         # A second cancellation says what the first, which is being raised, says already.
         portal.pending = held
         if self.pgconn.transaction_status == _ACTIVE or pipelined:
@@ -689,7 +688,7 @@ class Connection(psycopg.Connection[Any]):
         if not self._should_cancel():
             return
         if portal.holding:  # in the end of a generator, say: what comes now is raised later
-            bridge.finish(_ask_to_cancel(self, timeout), timeout)
+            finish(_ask_to_cancel(self, timeout), timeout)
         else:
             bridge.await_(_ask_to_cancel(self, timeout))
 
@@ -712,17 +711,17 @@ class Connection(psycopg.Connection[Any]):
             if self.pgconn.transaction_status == _ACTIVE:
                 self.close()
 
-    # --- Ends of a transaction are never torn: Note [Held cancellation] in bridge.py ---
+    # --- Ends of a transaction are never torn: Note [Held cancellation] in cancellation.py ---
 
     def commit(self) -> None:
         """Commit; a cancellation that arrives meanwhile is raised when it is done."""
         self._committing = True
         try:
-            with bridge.hold_cancellation():
+            with hold_cancellation():
                 super().commit()
         finally:
             self._committing = False
-        bridge.deliver_cancellation()
+        deliver_cancellation()
 
     def back_to_autocommit(self) -> None:
         """Do what ``autocommit = True`` does, in one step if nothing has to be waited for."""
@@ -738,10 +737,10 @@ class Connection(psycopg.Connection[Any]):
 
     def rollback(self) -> None:
         """Roll back; a cancellation that arrives meanwhile is raised when it is done."""
-        with bridge.hold_cancellation():
+        with hold_cancellation():
             self.cancel_others()
             super().rollback()
-        bridge.deliver_cancellation()
+        deliver_cancellation()
 
     def _get_tx_start_command(self) -> bytes:
         # Nothing begins on a connection whose transaction is about to end: a statement that has
@@ -759,7 +758,7 @@ class Connection(psycopg.Connection[Any]):
         if self.ends_in_turn or portal is None or portal.closing:
             return
         if self.lock.locked():
-            bridge.finish(self._cancel_while_locked(), CLEANUP_BUDGET)
+            finish(self._cancel_while_locked(), CLEANUP_BUDGET)
 
     async def _cancel_while_locked(self) -> None:
         with contextlib.suppress(psycopg.Error):
@@ -853,9 +852,9 @@ class Transaction(psycopg.Transaction):
     ) -> bool:
         commits = self._outer_transaction and exc_val is None and not self.force_rollback
         telling = self._conn._commits() if commits else contextlib.nullcontext()  # noqa: SLF001
-        with bridge.hold_cancellation(), telling:
+        with hold_cancellation(), telling:
             suppressed = super().__exit__(exc_type, exc_val, exc_tb)
-        bridge.deliver_cancellation()
+        deliver_cancellation()
         return suppressed
 
 
@@ -1449,7 +1448,7 @@ class _LeasedCursor:
         try:
             with (
                 contextlib.ExitStack() as budget,
-                bridge.hold_when_closed() as closed,
+                hold_when_closed() as closed,
                 super().copy(*args, **kwargs) as copy,  # type: ignore[misc]
                 self._conn.kept_busy("COPY"),
                 closed,
@@ -1474,12 +1473,12 @@ class _LeasedCursor:
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
         if not self._holds:
             self._hold_again()
-        beginner = _caller()
+        beginner = caller()
         entered = goes_elsewhere = False
         try:
             with (
                 contextlib.ExitStack() as budget,
-                bridge.hold_when_closed() as closed,
+                hold_when_closed() as closed,
                 contextlib.closing(super().stream(*args, **kwargs)) as rows,  # type: ignore[misc]
                 closed,
             ):
@@ -1594,7 +1593,7 @@ class _LeasedCursor:
                 super().close()  # type: ignore[misc]
             elif self._can_close_on_server():
                 # A cancellation waits: the collector, for one, would swallow it.
-                with bridge.hold_cancellation(), contextlib.suppress(LeaseEnded):
+                with hold_cancellation(), contextlib.suppress(LeaseEnded):
                     super().close()  # type: ignore[misc]
             self._close()
         finally:

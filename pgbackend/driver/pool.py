@@ -53,6 +53,7 @@ from .connection import (
     result_of,
 )
 from .exits import stand_still_at_exit
+from .finalizers import check_not_collecting, is_collecting
 from .forks import after_fork
 from .shortcuts import switches
 from .vouching import vouching
@@ -239,8 +240,8 @@ class Lease:
         portal = bridge.current()
         if portal is None:
             # Not the collector in a thread, which may be in the midst of a statement of its own.
-            return asyncio._get_running_loop() is None and not bridge.is_collecting()
-        if portal.closing or bridge.is_collecting():
+            return asyncio._get_running_loop() is None and not is_collecting()
+        if portal.closing or is_collecting():
             return False
         return asyncio.current_task() is self.task or self.pins > 0
 
@@ -856,7 +857,7 @@ class Pool:
 
     def lease(self) -> Lease:
         """Take a connection, green. Raises what `errors` says of pools, or the server's error."""
-        bridge.check_not_collecting()
+        check_not_collecting()
         started = monotonic()
         physical = self._psycopg.take_free(started) or self._wait(started)
         if physical is None or not physical.is_alive():

@@ -12,7 +12,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from pgbackend.driver import bridge, events
+from pgbackend.driver import events
+from pgbackend.driver.cancellation import deliver_cancellation
 from pgbackend.driver.pool import Lease, Pool, PoolOptions, get_pool
 from tests.conftest import wait_for
 from tests.support.link import Link
@@ -118,7 +119,7 @@ def atomic(pool: Pool) -> Iterator[Any]:
                 connection.rollback()
             raise
         connection.commit()
-    bridge.deliver_cancellation()
+    deliver_cancellation()
 
 
 def take_all(pool: Pool) -> int:

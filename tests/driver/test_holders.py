@@ -14,10 +14,10 @@ import psycopg
 import pytest
 
 from pgbackend.driver import bridge
-from pgbackend.driver.bridge import ParkingLock
 from pgbackend.driver.bridge import run as green
 from pgbackend.driver.connection import Connection, Watch, let_go
 from pgbackend.driver.errors import LeaseEnded
+from pgbackend.driver.parking import ParkingLock
 from pgbackend.driver.pool import Lease
 from tests.conftest import Runner, wait_for
 from tests.support.gate import Gate
