@@ -106,12 +106,15 @@ CODE: Mapping[str, tuple[str, ...]] = {
     "lease": _in("pgbackend.driver.pool", "_Psycopg.take_free _Psycopg.put_free"),
     "queue": _in("pgbackend.driver.pool", "_Place _Queue _Psycopg.wait_free Pool._wait"),
     "run": _in(
-        "pgbackend.driver.connection",
-        "_OF_A_STATEMENT _FOR_A_STATEMENT _StatementCursor _ClientStatementCursor statement_class "
-        "AsyncConnection.run_statement AsyncConnection._new_cursor "
+        "pgbackend.driver.pooled",
+        "_CURSOR_METHODS _OTHER_METHODS AsyncConnection.run_statement AsyncConnection._new_cursor "
         "AsyncConnection.makes_cursors_of",
+    )
+    + _in(
+        "pgbackend.driver.statement_cursors",
+        "_StatementCursor _ClientStatementCursor statement_class",
     ),
-    "begin": _in("pgbackend.driver.connection", "_BEGIN _BeginningCursor _NotBegunError"),
+    "begin": _in("pgbackend.driver.begin", "BEGIN BeginningCursor NotBegunError"),
     "portals": _in("pgbackend.driver.bridge", "_keep_portal"),
 }
 

@@ -42,7 +42,8 @@ from .creation import DatabaseCreation
 from .driver import bridge
 from .driver.bridge import Portal
 from .driver.cancellation import deliver_cancellation, hold_cancellation, postpone_delivery
-from .driver.connection import LEASE_ENDED, ConnectArguments, adopt
+from .driver.connection import LEASE_ENDED, ConnectArguments
+from .driver.cursors import adopt
 from .driver.errors import LeaseEnded
 from .driver.pool import Lease, Pool, PoolOptions, close_pools, get_pool
 from .driver.vouching import vouching

@@ -53,7 +53,7 @@ from . import (
 )
 from .driver import bridge
 from .driver.cancellation import postpone_delivery
-from .driver.connection import let_go
+from .driver.cursors import let_go
 from .fast.registry import is_on
 from .patches import if_djangos
 

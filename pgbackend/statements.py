@@ -31,10 +31,11 @@ from psycopg.pq import Format
 from . import conf, state
 from .driver import bridge
 from .driver.bridge import Portal
-from .driver.connection import LEASE_ENDED, Result
+from .driver.connection import LEASE_ENDED
 from .driver.errors import LeaseEnded
 from .driver.pool import Lease, Pool
 from .driver.shortcuts import is_psycopgs
+from .driver.statement_cursors import Result
 from .driver.vouching import is_vouched
 from .fast.registry import is_on
 from .patches import NO_OTHERS, djangos, lookup

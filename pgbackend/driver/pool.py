@@ -42,20 +42,15 @@ from psycopg_pool.pool_async import (
 )
 
 from . import bridge, deadlock, errors, events
-from .connection import (
-    CLEANUP_BUDGET,
-    LEASE_ENDED,
-    AsyncConnection,
-    ConnectArguments,
-    Connection,
-    Result,
-    forget_own_connections,
-    result_of,
-)
+from .connection import LEASE_ENDED, ConnectArguments, Connection
 from .exits import stand_still_at_exit
 from .finalizers import check_not_collecting, is_collecting
 from .forks import after_fork
+from .pooled import AsyncConnection
+from .recovery import CLEANUP_BUDGET
 from .shortcuts import switches
+from .statement_cursors import Result, result_of
+from .unpooled import forget_own_connections
 from .vouching import vouching
 
 logger = logging.getLogger("pgbackend.driver")
