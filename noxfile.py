@@ -1,4 +1,4 @@
-"""What is checked, with which versions: ``nox -l`` is the menu."""
+"""Declares the checks, and the versions to check with: ``nox -l`` is the menu."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MATRIX = [(python, django) for django, pythons in VERSIONS.items() for python in
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style, format and spelling."""
+    """Check style, format and spelling."""
     _install(session, "lint")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
@@ -29,14 +29,14 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Types: strict in the driver."""
+    """Check types, strictly in the driver."""
     _install(session, "lint")
     session.run("mypy", *session.posargs)
 
 
 @nox.session
 def imports(session: nox.Session) -> None:
-    """The floors of ARCHITECTURE.md."""
+    """Check the floors of ARCHITECTURE.md."""
     _install(session, "lint")
     session.run("lint-imports")
 
@@ -44,7 +44,7 @@ def imports(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("python,django", MATRIX)
 def tests(session: nox.Session, django: str) -> None:
-    """The tests; arguments after ``--`` are pytest's."""
+    """Run the tests; arguments after ``--`` are pytest's."""
     _install(session, "test", f"Django=={django}.*")
     session.run("pytest", *session.posargs)
 
@@ -52,21 +52,21 @@ def tests(session: nox.Session, django: str) -> None:
 @nox.session
 @nox.parametrize("python,django", MATRIX)
 def suite(session: nox.Session, django: str) -> None:
-    """Django's own tests; arguments after ``--`` are those of ``python -m tests.suite``."""
+    """Run Django's own tests; arguments after ``--`` are those of ``python -m tests.suite``."""
     _install(session, "suite", f"Django=={django}.*")
     session.run("python", "-m", "tests.suite", *session.posargs)
 
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """The order desk."""
+    """Serve the order desk."""
     _install(session, "demo")
     session.run("python", "-m", "proj")
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Beside the peers, and docs/benchmarks.md of it; with arguments after ``--`` no page."""
+    """Measure beside the peers, and write docs/benchmarks.md if no arguments come after ``--``."""
     _install(session, "demo")
     session.run("python", "-m", "benchmarks.web", *session.posargs)
     if not session.posargs:
@@ -75,5 +75,5 @@ def bench(session: nox.Session) -> None:
 
 def _install(session: nox.Session, group: str, *packages: str) -> None:
     if session.venv_backend != "uv":
-        session.install("pip>=25.1")  # the first that knows dependency groups
+        session.install("pip>=25.1")  # the first release that knows dependency groups
     session.install("--editable", ".", "--group", group, *packages)

@@ -1,20 +1,21 @@
-"""What an operation of the ORM costs this process: ``python benchmarks/cost.py``.
+"""Measures the cost of an operation of the ORM in this process: ``python benchmarks/cost.py``.
 
-Time of the processor (not of the clock: what the server takes does not count) for one operation, on
-Django's engine and on pgbackend, in one process: sync, green, and by the a-methods. The stacks take
-turns, in another order each round. In each, as many operations as are counted come first and are
-not: Python specialises its instructions for what runs, and a turn would pay for what the one before
-has left. For the same reason, sync code is measured before any other has run, as in a process that
-serves nothing else. Printed is the median of the rounds in microseconds, and the median of their
-ratios to Django's engine in a sync context in the same round: a machine may be slower for some
-rounds than for others.
-The server has a processor of its own, if there are two: what it costs to wait for an answer differs
-several times over with where the kernel has placed both, and it changes its mind.
-With ``--instructions`` it is the number of instructions of Python's own code, which says nothing of
-C code, and is the same on a machine that does other things (Python 3.12 and later).
-With ``--without NAME`` a shortcut of pgbackend's is switched off, or all (``--without 0``).
-With ``--loop uvloop`` it is on the loop that uvicorn has.
-Starts a server of its own, or uses that of ``DATABASE_URL``.
+The time of the processor is measured, not that of the clock: the server's own time does not count.
+Each operation runs on Django's engine and on pgbackend, in one process: in sync code, in green code
+and by the a-methods. The stacks take turns, in another order each round. A turn begins with as many
+operations as are counted later, and does not count them: Python specialises its instructions for
+the code that runs, and a turn would pay for the specialisations of the turn before it. For the same
+reason, sync code is measured before any other code has run, as in a process that serves nothing
+else. The output is the median of the rounds in microseconds, and the median of their ratios to
+Django's engine in a sync context in the same round: a machine may be slower for some rounds than
+for others.
+The server has a processor of its own, if there are two: the cost of waiting for an answer differs
+several times over with where the kernel has placed both processes, and the kernel changes its mind.
+With ``--instructions`` the number of instructions of Python's own code is counted instead. It says
+nothing of C code, and is the same on a busy machine (Python 3.12 and later).
+With ``--without NAME`` a shortcut of pgbackend is switched off, or all of them (``--without 0``).
+With ``--loop uvloop`` the operations run on uvloop, as under uvicorn.
+The program starts a server of its own, or uses that of ``DATABASE_URL``.
 """
 
 from __future__ import annotations
@@ -45,12 +46,12 @@ from pgbackend import embedded
 Found: TypeAlias = dict[str, dict[str, dict[str, float]]]
 
 ENGINES = {"stock": "django.db.backends.postgresql", "ours": "pgbackend"}
-#: Ways to send parameters that are not the default, on pgbackend.
+#: Ways to send parameters that are not the default of pgbackend.
 OPTIONS = {
     "bound": {"server_side_binding": True},
     "prepared": {"server_side_binding": True, "prepare_threshold": 5},
 }
-#: What the others are compared with.
+#: The stack to which the others are compared.
 BASE = "stock sync"
 STACKS = (
     *(BASE, "sync", "green", "a-method", "stock a-method"),
@@ -80,7 +81,7 @@ def configure(url: str) -> None:
 
 
 def define() -> Callable[[], None]:
-    """Make the table, and the operations on it; return what fills it anew."""
+    """Make the table and the operations on it; return a function that fills the table anew."""
     from django.db import connections, models
 
     class Row(models.Model):
@@ -108,7 +109,7 @@ def define() -> Callable[[], None]:
 
 
 def _fill_table(row: Any) -> None:
-    """Let it have the rows that it is measured with, and none that operations have added."""
+    """Give the table the rows to measure with, and remove those that operations have added."""
     from django.db import connections
 
     with connections["stock"].cursor() as cursor:
@@ -177,12 +178,12 @@ class Instructions:
         self.count += 1
 
     def __call__(self) -> float:
-        """Begin, or go on, and return the number so far, in millions."""
+        """Start or go on counting; return the instructions counted so far, in millions."""
         self.set_events(self.tool, self.event)
         return self.count / 1e6
 
 
-#: What an operation is measured by: in seconds, or millions of instructions.
+#: The meter of an operation's cost: seconds, or millions of instructions.
 meter: Callable[[], float] = time.process_time
 
 
@@ -237,7 +238,7 @@ def measure(
     chosen: list[str],
     new_loop: Callable[[], asyncio.AbstractEventLoop],
 ) -> Found:
-    """What operations cost, by operation and stack."""
+    """Return the cost of each operation, by operation and stack."""
     others = [stack for stack in chosen if stack not in (BASE, "sync")]
     found: Found = {name: {} for name in OPERATIONS}
     with asyncio.Runner(loop_factory=new_loop) as runner:
@@ -261,7 +262,7 @@ def measure(
 def _measure_one(
     stacks: dict[str, Callable[[str, int], float | None]], name: str, rounds: int, count: int
 ) -> dict[str, dict[str, float]]:
-    """What the operation `name` costs, by stack."""
+    """Return the cost of the operation `name`, by stack."""
     times: dict[str, list[float]] = {stack: [] for stack in stacks}
     for number in range(rounds):
         for stack in _in_turn(list(stacks), number):
@@ -277,26 +278,26 @@ def _measure_one(
 
 
 def _in_turn(stacks: list[str], number: int) -> list[str]:
-    """In another order each round, since what a stack leaves in the caches is for the next one."""
+    """Order the stacks anew each round, as each pays for what the one before left in the caches."""
     first = number % len(stacks)
     order = stacks[first:] + stacks[:first]
     return order[::-1] if number // len(stacks) % 2 else order
 
 
 def _ratio(values: list[float], base: list[float]) -> float:
-    """The median of the rounds' ratios."""
+    """Return the median of the rounds' ratios."""
     return statistics.median(one / other for one, other in zip(values, base, strict=True))
 
 
 @contextmanager
 def _server_apart() -> Iterator[Any]:
-    """A server on the last processor, and this process on the first; as far as there are two."""
+    """Run a server on the last processor and this process on the first, if there are two."""
     if not hasattr(os, "sched_setaffinity"):  # not Linux
         with embedded.server() as server:
             yield server
         return
     processors = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, processors[-1:])  # what it starts inherits that
+    os.sched_setaffinity(0, processors[-1:])  # the server inherits that
     with embedded.server() as server:
         os.sched_setaffinity(0, processors[:1])
         yield server

@@ -1,9 +1,9 @@
-"""What `OPTIONS["session_reset"]` costs: ``python benchmarks/session_settings.py``.
+"""Measures the cost of `OPTIONS["session_reset"]`: ``python benchmarks/session_settings.py``.
 
-Statements of the ORM and raw ones, each on a lease of its own, under the three settings, one after
-the other and four at a time on a pool of four. Printed: microseconds a statement, and the ratio to
-`never`, from this run. The best of some rounds counts; they take turns. Starts a server of its own,
-or uses that of ``DATABASE_URL``.
+Statements of the ORM and raw ones run, each on a lease of its own, under the three settings; one
+after the other, and four at a time on a pool of four. The output is microseconds a statement, and
+the ratio to `never`, from this run. The rounds take turns, and the best of them counts. The program
+starts a server of its own, or uses that of ``DATABASE_URL``.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def raw(alias: str) -> None:
 
 
 async def one_round(work: Callable[[str], None], alias: str, tasks: int) -> float:
-    """Seconds for one statement."""
+    """Return the seconds that one statement takes."""
     from pgbackend import aio
 
     async def client() -> None:

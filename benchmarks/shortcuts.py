@@ -1,8 +1,9 @@
 """Writes what each shortcut saves into docs/shortcuts.md: ``python benchmarks/shortcuts.py``.
 
-For each it runs ``benchmarks/cost.py --instructions --without NAME``, green, and compares with all
-of them on. Instructions are the same on each run of one version of Python (3.12 and later), so one
-round is enough. ``--lines`` measures nothing, and counts the lines of code of each shortcut anew.
+For each shortcut it runs ``benchmarks/cost.py --instructions --without NAME``, green, and compares
+with all shortcuts on. Instructions are the same on each run of one version of Python (3.12 and
+later), so one round is enough. ``--lines`` measures nothing, and counts the lines of code of each
+shortcut anew.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pgbackend.fast.registry import SHORTCUTS
 
 PAGE = ROOT / "docs" / "shortcuts.md"
 BEGIN, END = "<!-- written by benchmarks/shortcuts.py -->", "<!-- end -->"
-#: Stack and operation, as benchmarks/cost.py has them.
+#: Stack and operation, named as in benchmarks/cost.py.
 OPERATIONS = [
     ("green", "get(pk)"),
     ("green", "100 rows"),
@@ -39,7 +40,7 @@ OPERATIONS = [
 
 
 def cost(*without: str) -> list[float]:
-    """Return the instructions of each operation without some shortcuts."""
+    """Return the instructions of each operation when the shortcuts `without` are off."""
     command = [sys.executable, str(ROOT / "benchmarks" / "cost.py"), "--instructions", "--json"]
     command += ["--rounds", "1", "--stacks", "sync", "green", "--without", *without]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -54,12 +55,12 @@ def row(title: str, count: int, stands_for: str, costs: list[float], base: list[
 
 
 def lines_of(names: Iterable[str]) -> int:
-    """Return how many lines of code some shortcuts take; what they share counts once."""
+    """Return how many lines of code the named shortcuts take; lines that they share count once."""
     return len(lines(each for name in names for each in CODE[name]))
 
 
 def count_anew(table: str) -> str:
-    """Return a table in which the lines are counted anew, and all else is as it was."""
+    """Return a copy of `table` in which only the numbers of lines are counted anew."""
     for names, title in [*(([name], f"`{name}`") for name in SHORTCUTS), ([*SHORTCUTS], "all")]:
         cell = re.compile(rf"^(\| {re.escape(title)} \| [^|]*\| )\d*", re.MULTILINE)
         table, found = cell.subn(rf"\g<1>{lines_of(names)}", table)

@@ -1,6 +1,6 @@
-"""The code of each shortcut, and how many lines it takes: for `benchmarks/shortcuts.py`.
+"""Lists the code of each shortcut and counts its lines, for `benchmarks/shortcuts.py`.
 
-Lines are counted that have code: no comments, docstrings and empty lines.
+Only lines with code are counted: no comments, docstrings or empty lines.
 """
 
 from __future__ import annotations
@@ -120,14 +120,14 @@ CODE: Mapping[str, tuple[str, ...]] = {
 
 
 def lines(names: Iterable[str]) -> set[tuple[str, int]]:
-    """Return the lines of all that is named, each once: as module and number."""
+    """Return the lines of all named pieces of code, each once: as module and number."""
     return {(name.partition(":")[0], number) for name in names for number in _numbers(name)}
 
 
 def _numbers(name: str) -> Iterator[int]:
-    """Yield the numbers of the lines that have code of ``module:Class.method``, or of a module.
+    """Yield the numbers of the lines with code in ``module:Class.method``, or in a whole module.
 
-    Raises `LookupError` if there is no such thing.
+    Raises `LookupError` if there is no such piece of code.
     """
     module, _, qualified = name.partition(":")
     source = ROOT.joinpath(*module.split(".")).with_suffix(".py").read_text()

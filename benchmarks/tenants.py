@@ -1,11 +1,12 @@
 """Measures the cost of tenants: ``python benchmarks/tenants.py``.
 
-The work of a request in green code: one statement, ten of them, and ten in a transaction. It is
-done without tenants, with tenants by schema (the package django-tenants, as it comes, and with its
-setting `TENANT_LIMIT_SET_CALLS`) and with tenants by row-level security, whose setting belongs to a
-transaction: there the first two are in one, too. Printed: microseconds a request, and the ratio to
-the same work without tenants, from this run. The best of some rounds counts; they take turns.
-Starts a server of its own, or uses that of ``DATABASE_URL``.
+The work of a request in green code is one statement, ten statements, or ten in a transaction. It is
+done without tenants, with tenants by schema (the package django-tenants, as released, and with its
+setting `TENANT_LIMIT_SET_CALLS`) and with tenants by row-level security. A setting of row-level
+security belongs to a transaction: there the first two kinds of work are in one, too. The output is
+microseconds a request, and the ratio to the same work without tenants, from this run. The rounds
+take turns, and the best of them counts. The program starts a server of its own, or uses that of
+``DATABASE_URL``.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ ROUNDS = 7
 REQUESTS = 100
 TASKS = 4
 TENANT = "tenant7"
-#: The database, and its owner, who is below row-level security, as a superuser would not be.
+#: The database and its owner. Row-level security applies to the owner; to a superuser it would not.
 NAME = "pgbackend_tenants"
 PREPARE = """
 CREATE SCHEMA tenant7;
@@ -47,7 +48,7 @@ CREATE POLICY of_tenant ON notes_by_row USING (tenant = current_setting('app.ten
 
 @contextmanager
 def database(url: str) -> Iterator[str]:
-    """Make a database with a row for each tenant's way, and drop it afterwards."""
+    """Make a database with a row for the tenant of each way, and drop it afterwards."""
     with psycopg.connect(url, autocommit=True) as session:
         session.execute(f'DROP DATABASE IF EXISTS "{NAME}" WITH (FORCE)')
         session.execute(f'DROP ROLE IF EXISTS "{NAME}"')
@@ -97,7 +98,7 @@ def model_of(table: str) -> Any:
 
 
 class Ways:
-    """Each does a request's work: so many statements, in a block or not."""
+    """Does a request's work in each way: a number of statements, in a block or not."""
 
     def __init__(self) -> None:
         self.notes, self.notes_by_row = model_of("notes"), model_of("notes_by_row")
@@ -127,7 +128,7 @@ class Ways:
                 assert model.objects.using(alias).get(pk=number).tenant == TENANT
 
 
-#: The package reads the setting with each cursor.
+#: The package reads this setting with each cursor.
 LIMITED = "by schema, TENANT_LIMIT_SET_CALLS"
 WORK = {
     "one statement": (1, False),

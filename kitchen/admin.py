@@ -1,4 +1,4 @@
-"""The admin: the menu to edit, the orders to look up and put right."""
+"""Offers the admin: the menu to edit, the orders to look up and put right."""
 
 from django.contrib import admin
 from django.db.models import Count, Q
@@ -70,4 +70,4 @@ class OrderAdmin(admin.ModelAdmin):
     def mark_served(self, request, queryset):
         for order in queryset.open():
             order.status = Order.Status.SERVED
-            order.save(update_fields=["status", "changed_at"])  # one by one: the board hears of it
+            order.save(update_fields=["status", "changed_at"])  # one save each: it tells the board

@@ -1,4 +1,4 @@
-"""The app, and the one signal it listens to."""
+"""Registers the app, and the one signal that it listens to."""
 
 from django.apps import AppConfig
 from django.db.models.signals import post_save

@@ -1,8 +1,8 @@
-"""The board's news: PostgreSQL's NOTIFY in, server-sent events out.
+"""Feeds the board with news: PostgreSQL's NOTIFY in, server-sent events out.
 
-Whoever saves an order, in a page, the API, the admin or a shell, announces it on a channel inside
-the same transaction; PostgreSQL delivers at commit. Each server process listens with one
-connection of its own while at least one browser watches, and fans out to all of them.
+Each save of an order (in a page, the API, the admin or a shell) announces the order on a channel
+inside the same transaction; PostgreSQL delivers at commit. Each server process listens with one
+connection of its own while at least one browser watches, and passes the news on to all of them.
 
 An event says which order changed; pages then fetch what they show. So an event that is lost, or
 merged with others into ``refresh``, costs nothing but a fetch.
@@ -22,7 +22,7 @@ from kitchen.sse import Hub
 logger = logging.getLogger(__name__)
 
 CHANNEL = "kitchen_board"
-BACK_OFF = (0.2, 0.5, 1, 2, 5)  # seconds between attempts to listen again; the last one repeats
+BACK_OFF = (0.2, 0.5, 1, 2, 5)  # seconds between attempts to listen again; the last repeats
 
 
 def announce(data):
@@ -32,7 +32,7 @@ def announce(data):
 
 
 def announce_saved(sender, instance, created, **kwargs):
-    """``post_save`` of an order."""
+    """Announce an order that was saved; a receiver of ``post_save``."""
     announce(
         {
             "id": instance.pk,
@@ -46,19 +46,19 @@ def announce_saved(sender, instance, created, **kwargs):
 
 
 class Listener(Hub):
-    """One connection that listens, for however many boards are open."""
+    """Listens with one connection, for any number of open boards."""
 
     _listening = False
 
     def watch(self, order_id=None):
-        """A new watcher, of one order or of all."""
+        """Return a new watcher, of one order or of all."""
         watcher = super().watch(wants=lambda data: order_id in (None, data.get("id", order_id)))
         if self._listening:
             watcher.put("refresh", {})
         return watcher
 
     async def _feed(self):
-        """Listen, through restarts of the database server too."""
+        """Listen, and listen again after each loss of the connection."""
         attempt = 0
         while True:
             try:
@@ -76,10 +76,11 @@ class Listener(Hub):
         """Pass on what arrives, for as long as the connection lasts."""
         self._listening = True
         try:
-            # Covers what happened between a page and its stream, or while the connection was lost.
+            # Covers orders that changed between a page and its stream, or while the connection was
+            # lost.
             self.tell("refresh", {})
             async for notify in conn.notifies():
-                with suppress(ValueError):  # anyone may NOTIFY; what is not ours is ignored
+                with suppress(ValueError):  # anyone may NOTIFY; other payloads are ignored
                     self._pass_on(json.loads(notify.payload))
         finally:
             self._listening = False
@@ -90,11 +91,11 @@ class Listener(Hub):
 
 
 async def _connect():
-    """A connection outside the pool: it stays in LISTEN, and waits for most of its life."""
+    """Open a connection outside the pool: it stays in LISTEN, and waits for most of its life."""
     params = connections["default"].get_connection_params()
     for django_only in ("cursor_factory", "context", "prepare_threshold"):
         params.pop(django_only, None)
-    # A peer that vanished without a word is noticed within a minute.
+    # A peer that vanished without closing the connection is noticed within a minute.
     alive = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
     return await psycopg.AsyncConnection.connect(**{**alive, **params}, autocommit=True)
 

@@ -1,4 +1,4 @@
-"""The order form: one quantity for each dish on the menu, whoever fills it in."""
+"""Defines the order form: one quantity for each dish on the menu, for people and programs."""
 
 from django import forms
 
@@ -6,7 +6,7 @@ from kitchen.models import MAX_QUANTITY, Order
 
 
 class OrderForm(forms.ModelForm):
-    """An order for a table, of the dishes in ``menu`` (a list of sections, dishes prefetched).
+    """Takes an order of the dishes in ``menu`` (a list of sections, with dishes prefetched).
 
     The page posts ``dish_<id>`` fields; ``from_json`` builds the same form from an API request, so
     that both are held to one set of rules. ``cleaned_data["lines"]`` has (dish, quantity) pairs.
@@ -35,7 +35,7 @@ class OrderForm(forms.ModelForm):
 
     @classmethod
     def from_json(cls, content, *, menu):
-        """A bound form of a decoded API request; ``forms.ValidationError`` if it has no lines."""
+        """Bind a form to an API request; raise ``forms.ValidationError`` if it has no lines."""
         data = {name: content.get(name, "") for name in cls.Meta.fields}
         for dish, quantity in _lines(content):
             field = f"dish_{dish}"
@@ -60,13 +60,13 @@ class OrderForm(forms.ModelForm):
         return cleaned
 
     def sections(self):
-        """For the template: each section with its dishes and their fields."""
+        """Yield, for the template, each section with its dishes and their fields."""
         for section in self.menu:
             yield section, [(dish, self[f"dish_{dish.pk}"]) for dish in section.dishes.all()]
 
 
 def _lines(content):
-    """The (dish id, quantity) pairs of an API request, whose shape is checked here."""
+    """Return the (dish id, quantity) pairs of an API request, whose shape is checked here."""
     lines = content.get("lines")
     if not isinstance(lines, list):
         raise forms.ValidationError('"lines" must be a list of {dish, quantity}.')

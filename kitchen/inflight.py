@@ -1,7 +1,7 @@
-"""Count the requests that are being answered right now, to show them beside the connections.
+"""Counts the requests that are being answered right now, to show them beside the connections.
 
-Counted apart is the kitchen service, which plays another team's server: an order that waits for
-it would count twice. Not counted at all are the pages' own live streams, which stay open while a
+The kitchen service, which plays another team's server, is counted apart: an order that waits for
+it would count twice. The pages' own live streams are not counted, because they stay open while a
 page is watched; static files never get here. A request ends with its response's head, which for
 every other page of this site is when its body is ready too.
 """
@@ -14,7 +14,7 @@ from django.urls import reverse
 
 
 class InFlight:
-    """``now`` requests being answered, ``peak`` at most at once, ``answered`` since the start."""
+    """Counts requests: ``now`` in progress, ``peak`` at once, ``answered`` since the start."""
 
     def __init__(self):
         self.now = self.peak = self.answered = 0
@@ -35,7 +35,7 @@ service_calls = InFlight()
 
 
 class InFlightMiddleware:
-    """Works in both modes, so that Django puts no adapter (and no thread) around it."""
+    """Counts requests, sync or async, so that Django puts no adapter (and no thread) around it."""
 
     sync_capable = True
     async_capable = True

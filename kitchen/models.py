@@ -1,4 +1,4 @@
-"""What the desk remembers: the menu (sections and dishes) and the orders with their lines."""
+"""Defines the menu (sections and dishes) and the orders with their lines."""
 
 from decimal import Decimal
 
@@ -13,7 +13,7 @@ MAX_QUANTITY = 20
 
 class SectionQuerySet(models.QuerySet):
     def menu(self):
-        """The sections that have something to offer, each with its dishes in ``dishes.all()``."""
+        """Return the sections that offer something, each with its dishes in ``dishes.all()``."""
         dishes = models.Prefetch("dishes", queryset=Dish.objects.available())
         return self.filter(dishes__available=True).distinct().prefetch_related(dishes)
 
@@ -61,7 +61,7 @@ class Dish(models.Model):
 
 class OrderQuerySet(models.QuerySet):
     def open(self):
-        """Orders that someone still waits for."""
+        """Return the orders that someone still waits for."""
         return self.exclude(status=Order.Status.SERVED)
 
     def with_lines(self):
@@ -75,7 +75,7 @@ class OrderQuerySet(models.QuerySet):
         )
 
     def first_of_each_status(self, limit):
-        """The orders at the head of each queue, in one statement: first come, first served."""
+        """Return the oldest orders of each status, in one statement: first come, first served."""
         place = Window(RowNumber(), partition_by="status", order_by=["created_at", "pk"])
         return self.annotate(place=place).filter(place__lte=limit).order_by("created_at", "pk")
 
@@ -91,7 +91,7 @@ class Order(models.Model):
         READY = "ready", "Ready"
         SERVED = "served", "Served"
 
-    # What the button says that moves an order on from a status.
+    # The status after each status, and the label of the button that moves an order there.
     STEPS = {
         Status.ACCEPTED: (Status.COOKING, "Start cooking"),
         Status.COOKING: (Status.READY, "Mark as ready"),
@@ -136,7 +136,7 @@ class Order(models.Model):
 
     @property
     def guest(self):
-        """Whom it is for, as one says it: a bare number is a table's."""
+        """Name the order's guest in words: a bare number is a table's."""
         return f"Table {self.table}" if self.table.isdecimal() else self.table
 
     @property

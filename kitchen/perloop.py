@@ -1,7 +1,7 @@
-"""One object for each event loop: what a server process shares among all its requests.
+"""Keeps one object for each event loop: all requests of a server process share it.
 
 An HTTP client, a listening connection and a running rush belong to the loop they were made on. A
-server has one loop, so this is one of each for a process; tests and scripts may have several.
+server has one loop, so a process has one object of each kind; tests and scripts may have several.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ _kinds = []
 
 
 class PerLoop:
-    """Make an object at its first use on a loop; ``await close()`` it when the server stops."""
+    """Makes an object at its first use on a loop; ``close()`` closes it when the server stops."""
 
     def __init__(self, make):
         self._make = make

@@ -1,4 +1,4 @@
-"""Place an order, and move it on: what the pages and the API have in common."""
+"""Places an order and moves it on: the pages and the API share these steps."""
 
 from django.db import transaction
 from django.utils import timezone
@@ -10,8 +10,8 @@ from kitchen.models import Order, OrderLine
 async def place(request, form):
     """Write the order of a valid ``form``, ask the kitchen for a promise, and write that too.
 
-    Two short transactions with a slow HTTP call between them. The order stands whatever becomes of
-    the call; each ``save`` tells the board (see ``kitchen.board``) when its block commits.
+    There are two short transactions with a slow HTTP call between them. The order is kept even if
+    the call fails; each ``save`` tells the board (see ``kitchen.board``) when its block commits.
     """
     with transaction.atomic():
         order = form.save()
@@ -23,13 +23,13 @@ async def place(request, form):
     order.promised_minutes = await service.promised_minutes(request, lines)
     if order.promised_minutes is not None:
         with transaction.atomic():
-            # Only the promise: the kitchen may have moved the order on meanwhile.
+            # Only the promise is saved: the kitchen may have moved the order on meanwhile.
             order.save(update_fields=["promised_minutes"])
     return order
 
 
 def move_on(order_id, *, seen):
-    """Move an order to its next status, if it still has the one that the staff ``seen``.
+    """Move an order to its next status, if its status is still ``seen``, the one the staff saw.
 
     Returns the order, moved, or ``None`` if a colleague was quicker.
     """
@@ -43,7 +43,7 @@ def move_on(order_id, *, seen):
 
 
 def clear():
-    """Mark every open order as served; how many there were."""
+    """Mark every open order as served; return how many there were."""
     with transaction.atomic():
         served = Order.objects.open().update(status=Order.Status.SERVED, changed_at=timezone.now())
         board.announce({"cleared": served})  # ``update`` sends no signal, and one is enough

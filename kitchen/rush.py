@@ -1,4 +1,4 @@
-"""A rush: hundreds of guests who order in the same moment.
+"""Runs a rush: hundreds of guests who order in the same moment.
 
 A browser opens six connections to a host at most, so the server plays the guests itself: each is
 one HTTP request to the ordering endpoint, through the socket, like anyone else's.
@@ -19,7 +19,7 @@ MAX_SIZE = 500
 
 
 class Rush:
-    """The present or latest rush of this server; one at a time."""
+    """Runs one rush at a time, and keeps the numbers of the present or latest one."""
 
     def __init__(self):
         self._task = None
@@ -33,20 +33,20 @@ class Rush:
     def start(self, request, dishes, size):
         """Send ``size`` orders of ``dishes`` (ids) at once, in the background.
 
-        Returns whether it did: not while another rush is running.
+        Returns whether the orders are sent: not while another rush is running.
         """
         if self.running:
             return False
         self.size, self.promised, self.unpromised, self.failed = size, 0, 0, 0
         self._began, self._ended = time.monotonic(), None
         url = service.own_address(request) + reverse("kitchen:api-orders")
-        # The guests are no part of this request: of its transaction, should it have one.
+        # The guests do not take part in this request's transaction, should it have one.
         with pgbackend.detached():
             self._task = asyncio.create_task(self._run(url, request.get_host(), dishes))
         return True
 
     def progress(self):
-        """For the status page; ``None`` before the first rush."""
+        """Return the numbers for the status page; ``None`` before the first rush."""
         if self._began is None:
             return None
         return {
@@ -83,7 +83,7 @@ class Rush:
 
 
 def _order(number, dishes):
-    """What a guest of a rush wants: one to three dishes."""
+    """Return the order of one guest of a rush: one to three dishes."""
     chosen = random.sample(dishes, min(1 + number % 3, len(dishes)))
     lines = [{"dish": dish, "quantity": 1 + number % 2} for dish in chosen]
     return {"table": f"Rush {number}", "lines": lines}

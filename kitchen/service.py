@@ -1,7 +1,7 @@
-"""Ask the kitchen how long an order will take: an HTTP call, as slow as another team's service.
+"""Asks the kitchen how long an order will take: an HTTP call, as slow as another team's service.
 
 The service is a view of this very project (``kitchen.views.service``) unless
-``KITCHEN_SERVICE_URL`` says otherwise. No database connection is held while it thinks: that is
+``KITCHEN_SERVICE_URL`` says otherwise. No database connection is held during the call: that is
 the point of the demonstration.
 """
 
@@ -18,12 +18,13 @@ logger = logging.getLogger(__name__)
 
 
 def _client():
-    """One client for all requests of a loop.
+    """Return the HTTP client that all requests of a loop share.
 
-    No cap on connections: the server calls itself, and an order that waits for a connection whose
-    holder waits for this order would be a deadlock. Idle ones go before the server (5 s) drops
-    them, so that no request is sent on a connection that is being closed. Proxies from the
-    environment are for the world outside, not for a call to oneself. Who calls sets the deadline.
+    Connections are not capped: the server calls itself, and an order that waits for a connection
+    whose holder waits for this order would be a deadlock. The client drops idle connections before
+    the server does (after 5 s), so that no request is sent on a connection that is being closed.
+    Proxies from the environment are ignored: they are for the world outside, not for a call to
+    oneself. The caller sets the deadline.
     """
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=2)
     return httpx.AsyncClient(limits=limits, trust_env=False, timeout=None)  # noqa: S113
@@ -33,7 +34,7 @@ client = PerLoop(_client)
 
 
 def own_address(request):
-    """This server's base URL as its socket knows it: a ``Host`` header is the client's to choose.
+    """Return this server's base URL from its socket: the client could choose any ``Host`` header.
 
     Django fills ``SERVER_NAME`` and ``SERVER_PORT`` from ``scope["server"]``.
     """
@@ -44,15 +45,15 @@ def own_address(request):
 
 
 def address(request):
-    """Where to ask: the (URL, headers) of the kitchen service for an order made in ``request``."""
+    """Return the (URL, headers) of the kitchen service for an order made in ``request``."""
     if settings.KITCHEN_SERVICE_URL:
         return settings.KITCHEN_SERVICE_URL, {}
-    # The name is one that ALLOWED_HOSTS has just let through, unlike the bare address perhaps.
+    # ALLOWED_HOSTS has just let this name through; it might refuse the bare address.
     return own_address(request) + reverse("kitchen:estimate"), {"Host": request.get_host()}
 
 
 async def promised_minutes(request, lines):
-    """How many minutes the kitchen promises, or ``None`` when it cannot say (down, slow, odd)."""
+    """Return the minutes that the kitchen promises, or ``None`` if it is down, slow or odd."""
     question = {"lines": [{"dish": dish.name, "quantity": quantity} for dish, quantity in lines]}
     try:
         url, headers = address(request)

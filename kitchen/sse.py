@@ -1,4 +1,4 @@
-"""Server-sent events: the wire format, the readers of a stream, and the hub that feeds them."""
+"""Sends server-sent events: the wire format, a stream's readers, and the hub that feeds them."""
 
 import asyncio
 import json
@@ -6,14 +6,14 @@ from weakref import WeakSet
 
 from django.http import StreamingHttpResponse
 
-HEARTBEAT = 15  # seconds; proxies drop a connection that is silent for longer than a minute or so
+HEARTBEAT = 15  # seconds; proxies drop a connection that is silent for over a minute or so
 RETRY = 2000  # milliseconds until a browser that lost the stream comes back
 
 _watchers = WeakSet()
 
 
 def event(name, data):
-    """One event of the stream; JSON has no line break, so one ``data`` line is enough."""
+    """Format one event of the stream; JSON has no line break, so one ``data`` line is enough."""
     return f"event: {name}\ndata: {json.dumps(data)}\n\n"
 
 
@@ -25,10 +25,10 @@ def end_all():
 
 
 class Watcher:
-    """One reader's bounded queue of events.
+    """Queues events for one reader, up to a bound.
 
-    A reader that falls behind gets one ``refresh`` in place of all it missed: the page then asks
-    for the present state, which is what it wanted to know. Iterating yields the stream's text.
+    A reader that falls behind gets one ``refresh`` in place of all the events it missed: the page
+    then asks for the present state. Iterating yields the stream's text.
     """
 
     def __init__(self, *, on_close, wants=lambda data: True, size=64):
@@ -47,7 +47,7 @@ class Watcher:
         self._queue.put_nowait((name, data))
 
     def end(self):
-        """Let the stream end: the server is going."""
+        """End the stream, because the server is stopping."""
         self._empty()
         self._queue.put_nowait(None)
 
@@ -66,7 +66,7 @@ class Watcher:
             self.close()
 
     async def _next(self):
-        """The next (name, data), ``()`` when it is time for a heartbeat, ``None`` at the end."""
+        """Return the next (name, data), ``()`` at a heartbeat, ``None`` at the end."""
         try:
             async with asyncio.timeout(HEARTBEAT):
                 return await self._queue.get()
@@ -79,7 +79,7 @@ class Watcher:
 
 
 class Hub:
-    """One task that feeds any number of watchers: it starts with the first, stops with the last."""
+    """Feeds many watchers by one task, which starts with the first and stops with the last."""
 
     def __init__(self):
         self._watchers = set()
@@ -109,7 +109,7 @@ class Hub:
             await asyncio.wait([task])
 
     async def _feed(self):
-        """Runs until cancelled, and calls ``tell``."""
+        """Call ``tell`` for each piece of news, until cancelled."""
         raise NotImplementedError
 
     def _leave(self, watcher):
@@ -120,7 +120,7 @@ class Hub:
 
 
 def stream(watcher):
-    """The response that sends what ``watcher`` is given until either side hangs up."""
+    """Return the response that sends the events of ``watcher`` until either side hangs up."""
     response = StreamingHttpResponse(watcher, content_type="text/event-stream")
     response["Cache-Control"] = "no-store"
     response["X-Accel-Buffering"] = "no"  # else nginx collects events instead of passing them on

@@ -1,4 +1,4 @@
-"""The numbers of the status page: requests in flight beside connections in use, live."""
+"""Gathers the numbers of the status page: requests in flight beside connections in use, live."""
 
 import asyncio
 
@@ -15,13 +15,13 @@ POOL_NUMBERS = ("max_size", "size", "leased", "idle", "waiting", "requests", "co
 
 
 def pool_numbers():
-    """The statistics of this process's pools for the default database, as one."""
+    """Add up the statistics of this process's pools for the default database."""
     pools = [pool for pool in pgbackend.statistics() if pool.alias == DEFAULT_DB_ALIAS]
     return {name: sum(getattr(pool, name) for pool in pools) for name in POOL_NUMBERS}
 
 
 def numbers():
-    """What the page shows. It asks no database: looking must not change what is seen."""
+    """Return the numbers of the page. No database is asked: that would change the numbers."""
     return {
         "in_flight": inflight.requests.now,
         "peak": inflight.requests.peak,

@@ -1,4 +1,4 @@
-"""The order desk's addresses."""
+"""Maps the order desk's addresses to its views."""
 
 from django.urls import path
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import aio as aio
+    from . import metrics as metrics
+    from .aio import atomic as atomic
     from .aio import detached as detached
     from .aio import pinned as pinned
     from .metrics import PoolStatistics as PoolStatistics
@@ -20,26 +22,39 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["PoolStatistics", "add_hook", "aio", "detached", "pinned", "remove_hook", "statistics"]
+__all__ = [
+    "PoolStatistics",
+    "add_hook",
+    "aio",
+    "atomic",
+    "detached",
+    "metrics",
+    "pinned",
+    "remove_hook",
+    "statistics",
+]
 
 _HOMES = {
     "PoolStatistics": "metrics",
     "add_hook": "metrics",
+    "atomic": "aio",
     "detached": "aio",
     "pinned": "aio",
     "remove_hook": "metrics",
     "statistics": "metrics",
 }
 
+# Not for type checkers: for them, each name that is not imported above is an error.
+if not TYPE_CHECKING:
 
-def __getattr__(name: str) -> Any:
-    if name == "aio":
-        return import_module(".aio", __name__)
-    try:
-        home = _HOMES[name]
-    except KeyError:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
-    return getattr(import_module(f".{home}", __name__), name)
+    def __getattr__(name: str) -> Any:
+        if name in ("aio", "metrics"):
+            return import_module(f".{name}", __name__)
+        try:
+            home = _HOMES[name]
+        except KeyError:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+        return getattr(import_module(f".{home}", __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -1,21 +1,58 @@
-"""What users call in async code: `run`, `as_async`, `pinned` and `detached`."""
+"""Functions for async code: `run`, `as_async`, `portal`, `pinned`, `detached`, `atomic`.
+
+`atomic` is Django's own, `django.db.transaction.atomic`. It stands here for type checkers, since
+the stubs of Django know neither its ``async with`` nor that it decorates coroutine functions.
+"""
 
 from __future__ import annotations
 
 import functools
 import sys
 from collections.abc import Callable, Coroutine
-from typing import Any, ParamSpec, Self, TypeVar
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
 from . import frames, state
 from .driver import bridge
 
-__all__ = ["as_async", "detached", "pinned", "portal", "run"]
+__all__ = ["as_async", "atomic", "detached", "pinned", "portal", "run"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+if TYPE_CHECKING:
+
+    class Atomic(transaction.Atomic):
+        """Django's `Atomic`, with what `hooks` adds to it."""
+
+        def __call__(self, func: F) -> F: ...
+
+        async def __aenter__(self) -> None: ...
+
+        async def __aexit__(
+            self,
+            exc_type: type[BaseException] | None,
+            exc_value: BaseException | None,
+            exc_tb: TracebackType | None,
+        ) -> None: ...
+
+    @overload
+    def atomic(using: F) -> F: ...
+
+    @overload
+    def atomic(
+        using: str | None = None, savepoint: bool = True, durable: bool = False
+    ) -> Atomic: ...
+
+    def atomic(using: Any = None, savepoint: bool = True, durable: bool = False) -> Any:
+        """Run a block in a transaction (``with``, ``async with``), or decorate any function."""
+
+else:
+    from django.db.transaction import Atomic, atomic
 
 
 async def run(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -79,32 +116,12 @@ class pinned:  # noqa: N801 - reads as a statement
         self.__exit__(*exc_info)
 
 
-class detached:  # noqa: N801 - reads as a statement
-    """Step out of the surrounding transaction, for background work.
+class Detached:
+    """A block that is outside the surrounding transactions; made by `detached`."""
 
-    As a context manager (``with`` or ``async with``), for a block; called with a coroutine, it
-    returns a coroutine to start a task with::
-
-        with transaction.atomic():
-            ...
-            asyncio.create_task(pgbackend.detached(send_mail(order)))
-
-    `using` names one alias; by default all are stepped out of.
-    """
-
-    def __new__(cls, coro: Coroutine[Any, Any, T] | None = None, **kwargs: Any) -> Any:
-        if coro is None:
-            return super().__new__(cls)
-        return cls._run(coro, cls(**kwargs))
-
-    def __init__(self, coro: None = None, *, using: str | None = None) -> None:
+    def __init__(self, using: str | None = None) -> None:
         self._keys = None if using is None else {id(connections.settings[using])}
-        self._contexts: list[Any] = []
-
-    @staticmethod
-    async def _run(coro: Coroutine[Any, Any, T], outside: detached) -> T:
-        with outside:
-            return await coro
+        self._contexts: list[AbstractContextManager[None]] = []
 
     def __enter__(self) -> Self:
         context = state.no_blocks(self._keys, frames.of_with(sys._getframe(1)))
@@ -120,3 +137,36 @@ class detached:  # noqa: N801 - reads as a statement
 
     async def __aexit__(self, *exc_info: object) -> None:
         self.__exit__(*exc_info)
+
+
+@overload
+def detached(
+    coro: Coroutine[Any, Any, T], *, using: str | None = None
+) -> Coroutine[Any, Any, T]: ...
+
+
+@overload
+def detached(coro: None = None, *, using: str | None = None) -> Detached: ...
+
+
+def detached(
+    coro: Coroutine[Any, Any, T] | None = None, *, using: str | None = None
+) -> Coroutine[Any, Any, T] | Detached:
+    """Step out of the surrounding transaction, for background work.
+
+    As a context manager (``with`` or ``async with``), for a block; called with a coroutine, it
+    returns a coroutine to start a task with::
+
+        with transaction.atomic():
+            ...
+            asyncio.create_task(pgbackend.detached(send_mail(order)))
+
+    `using` names one alias; by default all are stepped out of.
+    """
+    outside = Detached(using)
+    return outside if coro is None else _run_in(outside, coro)
+
+
+async def _run_in(outside: Detached, coro: Coroutine[Any, Any, T]) -> T:
+    with outside:
+        return await coro

@@ -1,1 +1,1 @@
-"""The Django project that shows ``pgbackend`` at work: a restaurant's order desk."""
+"""Configures the Django project that shows ``pgbackend`` at work: a restaurant's order desk."""

@@ -1,8 +1,8 @@
-"""``python -m proj``: the whole demonstration with one command, and Ctrl-C ends all of it.
+"""Runs the whole demonstration with one command, ``python -m proj``; Ctrl-C ends all of it.
 
-It starts a PostgreSQL server of its own (or uses ``DATABASE_URL``), migrates, loads the menu, makes
-the user ``chef`` and serves the site with uvicorn. ``python -m proj manage <command>`` runs one of
-Django's management commands against the same database.
+The command starts a PostgreSQL server of its own (or uses ``DATABASE_URL``), migrates, loads the
+menu, makes the user ``chef`` and serves the site with uvicorn. ``python -m proj manage <command>``
+runs one of Django's management commands against the same database.
 """
 
 import os
@@ -56,9 +56,9 @@ def _demonstrate():
 
 @contextmanager
 def _database():
-    """Have a server for the block: the one of ``DATABASE_URL``, or one that keeps its data here.
+    """Provide a server for the block: that of ``DATABASE_URL``, or one that keeps its data here.
 
-    A command and the demonstration may run at the same time: they share it.
+    A command and the demonstration may run at the same time: they share the server.
     """
     try:
         server = embedded.server(DATA)
@@ -70,7 +70,7 @@ def _database():
 
 
 def _listen(port):
-    """The server's socket, taken before anything else is started: a taken port costs nothing."""
+    """Take the server's socket before anything else is started: a taken port then costs nothing."""
     sock = socket.socket()
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -84,7 +84,7 @@ def _listen(port):
 
 
 def _raise_open_files():
-    """A rush of 500 needs some 2,000 sockets in this process; many systems start with 1,024."""
+    """Raise the limit of open files: a rush of 500 needs 2,000, many systems allow 1,024."""
     try:
         import resource
     except ImportError:  # Windows, where sockets are not counted this way
@@ -96,7 +96,7 @@ def _raise_open_files():
 
 
 def _prepare():
-    """Bring the database up to date; returns the chef's password if it was made up here."""
+    """Bring the database up to date; return the chef's password if it was made up here."""
     import django
     from django.core.management import call_command
 
@@ -112,7 +112,7 @@ def _prepare():
 
 
 def _check_database():
-    """End with the server's own words if it lets nobody in; a pool would try for half a minute."""
+    """Exit with the server's own words if it lets nobody in; a pool would try for half a minute."""
     from django.db import connection
 
     try:
@@ -131,7 +131,7 @@ def _make_chef(password):
 
 
 def _close_connections():
-    """Close those of synchronous code; the site's own go with its event loop."""
+    """Close the connections of synchronous code; the site's own go with its event loop."""
     from django.db import connections
 
     for connection in connections.all(initialized_only=True):
@@ -162,7 +162,7 @@ def _serve(sock):
         "proj.asgi:application",
         log_level="warning",
         lifespan="on",
-        # What still runs then is an order that waits for the kitchen service.
+        # Only an order that waits for the kitchen service can still be running then.
         timeout_graceful_shutdown=3,
     )
     Server(config).run(sockets=[sock])

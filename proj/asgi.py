@@ -1,8 +1,8 @@
-"""The site for an ASGI server.
+"""Serves the site from an ASGI server.
 
 Static files are served by Django's own handler, with ``DEBUG`` off too: a demonstration needs no
-second server, and this needs no further package. A site with traffic runs ``collectstatic`` and
-lets the web server in front do it; requests that arrive here are then simply none.
+second server and no further package. A site with traffic runs ``collectstatic`` and lets the web
+server in front serve them; then no request for a static file arrives here.
 """
 
 from os import environ
@@ -14,7 +14,7 @@ environ.setdefault("DJANGO_SETTINGS_MODULE", "proj.settings")
 
 
 class WithLifespan:
-    """Answer the server's ``lifespan`` events, which Django does not, and pass on all else."""
+    """Answers the server's ``lifespan`` events, which Django does not, and passes on all others."""
 
     def __init__(self, application, *, on_shutdown):
         self.application = application

@@ -1,4 +1,4 @@
-"""Settings of the order desk, all of them from the environment.
+"""Takes all settings of the order desk from the environment.
 
 Nothing secret is written here: the key that signs sessions is made at each start unless
 ``SECRET_KEY`` brings one, and the database's password comes in with ``DATABASE_URL``.
@@ -15,11 +15,11 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 
 
 def _switch(name, default):
-    """Read an on/off variable; anything but the usual spellings of "on" is off."""
+    """Read an on/off variable; only the usual spellings of "on" switch it on."""
     return environ.get(name, default).strip().lower() in {"1", "true", "yes", "on"}
 
 
-# Signs cookies. Several processes that serve one site must share one key: set it there.
+# Signs cookies. All processes that serve one site must share one key, by ``SECRET_KEY``.
 SECRET_KEY = environ.get("SECRET_KEY") or get_random_secret_key()
 DEBUG = _switch("DEBUG", "0")
 ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]", *environ.get("ALLOWED_HOSTS", "").split()]
@@ -71,7 +71,7 @@ DATABASES = {
         "ENGINE": "pgbackend",
         "OPTIONS": {
             **_database.get("OPTIONS", {}),
-            # Small on purpose: the status page shows how many requests these few serve.
+            # Small on purpose: the status page shows how many requests these few connections serve.
             "pool": {"min_size": 1, "max_size": int(environ.get("POOL_SIZE", "4"))},
         },
     }
@@ -100,10 +100,10 @@ STATIC_URL = "static/"
 STATIC_ROOT = BASE_DIR / "var" / "static"
 
 # The kitchen's estimate: how long the service takes to answer, how long an order waits for it,
-# and where it is. Without a URL the server asks itself, at the address the request came in on.
+# and its URL. Without a URL the server asks itself, at the address of the incoming request.
 KITCHEN_SERVICE_SECONDS = float(environ.get("KITCHEN_SERVICE_SECONDS", "0.5"))
 KITCHEN_SERVICE_TIMEOUT = float(environ.get("KITCHEN_SERVICE_TIMEOUT", "10"))
 KITCHEN_SERVICE_URL = environ.get("KITCHEN_SERVICE_URL", "")
 
-# Who may start a rush from the status page: staff, or (in the demo) anyone who can reach it.
+# A rush may be started from the status page by staff, or (in the demo) by anyone who can reach it.
 KITCHEN_RUSH_OPEN = _switch("KITCHEN_RUSH_OPEN", "0")

@@ -1,4 +1,4 @@
-"""The site's addresses: the order desk at the root, the admin and the staff's sign-in beside it."""
+"""Maps the site's addresses: the order desk at the root, the admin and sign-in beside it."""
 
 from django.contrib import admin
 from django.contrib.auth import views as auth

@@ -1,4 +1,4 @@
-"""The site for a WSGI server. The live pages need ASGI; ordering and the admin work here too."""
+"""Serves the site from a WSGI server. The live pages need ASGI; ordering and the admin work too."""
 
 from os import environ
 

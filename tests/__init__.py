@@ -1,1 +1,1 @@
-"""The tests, by floor: see tests/README.md."""
+"""Holds the tests: see tests/README.md."""

@@ -1,4 +1,4 @@
-"""What every test shares: a real server, loops that hide nothing, and a look at what is left."""
+"""Provides a real server, loops that hide no errors, and a check after each test for leftovers."""
 
 from __future__ import annotations
 
@@ -69,19 +69,19 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    # Each test collects garbage, to see what it left: not the modules of the whole project too.
+    # Each test collects garbage, to see what it left: the modules of the project are exempted here.
     gc.collect()
     gc.freeze()
-    for factory in LOOPS.values():  # what the first one opens for the process: libuv, a pipe
+    for factory in LOOPS.values():  # the first loop opens things for the process: libuv, a pipe
         factory().close()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _what_is_old_is_frozen() -> None:
-    """Spare the collections of a module's tests what earlier modules have left in memory.
+    """Exempt the leftovers of earlier modules from the garbage collections of a module's tests.
 
-    That is what pytest has written down of their tests, and what they have imported: after 3,000
-    tests a collection took six times as long, and the tests of some modules make a thousand.
+    The leftovers are pytest's records of their tests, and their imports: after 3,000 tests a
+    collection took six times as long, and the tests of some modules make a thousand collections.
     """
     gc.collect()
     gc.freeze()
@@ -93,25 +93,25 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def conninfo() -> str:
-    """How to reach the server's own database, beside Django's."""
+    """Return the connection string of the server's own database, beside Django's."""
     return server.url
 
 
 @pytest.fixture
 def admin(conninfo: str) -> Iterator[psycopg.Connection[Any]]:
-    """A session that watches the others."""
+    """Open a session that watches the others."""
     with psycopg.connect(conninfo, autocommit=True, application_name="watcher") as connection:
         yield connection
 
 
 class Runner:
-    """Runs coroutines on a new loop each, and fails for what the loop would only have logged."""
+    """Runs coroutines on a new loop each, and fails for errors that the loop would only log."""
 
     def __init__(self, factory: LoopFactory) -> None:
         self.factory = factory
 
     def __call__(self, main: Coroutine[Any, Any, Any], *, timeout: float = 30) -> Any:
-        """Run `main` as `asyncio.run()` does; `timeout` is for a test that hangs."""
+        """Run `main` as `asyncio.run()` does; fail a test that hangs for `timeout` seconds."""
         complaints: list[dict[str, Any]] = []
 
         async def watched() -> Any:
@@ -133,24 +133,24 @@ class Runner:
 
 @pytest.fixture(params=sorted(LOOPS))
 def run(request: pytest.FixtureRequest) -> Runner:
-    """Run a coroutine: on asyncio's loop, and on uvloop's."""
+    """Return a runner of coroutines: on asyncio's loop, and on uvloop's."""
     return Runner(LOOPS[request.param])
 
 
 @pytest.fixture
 def run_once() -> Runner:
-    """Run a coroutine on asyncio's loop only."""
+    """Return a runner of coroutines on asyncio's loop only."""
     return Runner(LOOPS["asyncio"])
 
 
 @pytest.fixture(autouse=True)
 def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After each test: no lease, greenlet, task or session, and no thread or file more."""
+    """Fail a test that leaves a lease, greenlet, task or session, or a new thread or file."""
     before = _threads(), _files()
     yield
-    if _left_over(*before):  # what only the garbage collector holds, or pytest, is not held
+    if _left_over(*before):  # objects that only the collector or pytest refers to do not count
         for record in request.node.stash.get(caplog_records_key, {}).get("call", ()):
-            record.args, record.exc_info = (), None  # errors, and the frames that they know
+            record.args, record.exc_info = (), None  # errors, and the frames that they refer to
         gc.collect()
     deadline = time.monotonic() + 5.0
     # A thread of a synchronous pool may be about to open a connection, or to end.
@@ -175,11 +175,11 @@ def _left_over(threads: set[threading.Thread], files: dict[str, str]) -> dict[st
 
 
 def _more_than_are_kept(things: list[Any]) -> list[object]:
-    """The portals that neither run, nor wait for work, nor have ended."""
+    """Return the portals that neither run, nor wait for work, nor have ended."""
     mine = bridge._mine
     portals = [thing for thing in things if type(thing) is bridge.Portal and not thing.dead]
     others = [portal for portal in portals if portal.dropped is not mine.dropped]
-    # Each thread keeps some; those of one that has ended have ended.
+    # Each thread keeps some portals; those of an ended thread have ended too.
     left = others if len(others) > mine.MOST * (threading.active_count() - 1) else []
     return [
         *left,
@@ -188,13 +188,13 @@ def _more_than_are_kept(things: list[Any]) -> list[object]:
     ]
 
 
-# What Django and asgiref keep for the process, or for the thread, is not left over: connections of
-# synchronous code from one request to the next, its pools, and the thread of `sync_to_async`.
+# Objects that Django and asgiref keep for the process or the thread are not leftovers: connections
+# of synchronous code from one request to the next, its pools, and the thread of `sync_to_async`.
 
 
 def _threads() -> set[threading.Thread]:
-    """The threads that run, but for those that are kept."""
-    executors = {_OF_ASGIREF, SyncToAsync.single_thread_executor}  # a test puts another there
+    """Return the threads that run, except those that Django and asgiref keep."""
+    executors = {_OF_ASGIREF, SyncToAsync.single_thread_executor}  # a test replaces the attribute
     kept: set[Any] = {thread for executor in executors for thread in executor._threads}
     for sync_pool in _sync_pools():
         kept |= {*sync_pool._workers, sync_pool._sched_runner}
@@ -202,7 +202,7 @@ def _threads() -> set[threading.Thread]:
 
 
 def _files() -> dict[str, str]:
-    """The sockets, pipes and the like of this process, by what tells each apart; but those kept."""
+    """Return the open sockets, pipes and the like, by unique name; except those that are kept."""
     wrappers = connections.all(initialized_only=True)
     kept = [wrapper._own.connection for wrapper in wrappers if is_ours(wrapper)]
     for sync_pool in _sync_pools():
@@ -210,7 +210,7 @@ def _files() -> dict[str, str]:
     numbers = {str(each.fileno()) for each in kept if each is not None and not each.closed}
     found: dict[str, str] = {}
     for number in _DESCRIPTORS.iterdir() if _DESCRIPTORS.exists() else ():
-        with suppress(OSError):  # of reading the directory itself
+        with suppress(OSError):  # raised for the descriptor of the directory itself
             link = str(number.readlink())
             if link.startswith(("socket:", "pipe:", "anon_inode:")) and number.name not in numbers:
                 found[f"{number.name} {link}" if link.startswith("anon_inode:") else link] = (
@@ -230,7 +230,7 @@ _DESCRIPTORS = Path("/proc/self/fd")
 
 
 def all_portals() -> list[bridge.Portal]:
-    """The portals of all threads, also those that have ended and are referred to still."""
+    """Return the portals of all threads, also ended ones that are still referred to."""
     return [thing for thing in gc.get_objects() if type(thing) is bridge.Portal]
 
 

@@ -1,10 +1,9 @@
 """Reads the releases that shortcuts are written against: ``python -m tests.fingerprints``.
 
-Downloads each release of Django, psycopg and psycopg_pool that is supported (or takes it from the
-folder ``--wheels``), and
-prints the functions that shortcuts bypass whose text differs from all that are known, with the
-difference from the release before. After a look at these, ``--write`` lets the shortcuts be on with
-them: it writes `pgbackend/fast/fingerprints.json`.
+The program downloads each supported release of Django, psycopg and psycopg_pool (or takes it from
+the folder ``--wheels``), and prints the functions that shortcuts bypass whose text is not known
+yet, with the difference from the release before. After reading these, call it with ``--write``: it
+adds the texts to `pgbackend/fast/fingerprints.json`, and the shortcuts are on with these releases.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from pgbackend.fast.registry import DISTRIBUTIONS, SHORTCUTS, known
 #: By distribution: the first version that is supported, and the first that is not.
 SUPPORTED = {"Django": ((5, 2), (6, 2)), **versions.SUPPORTED}
 FILE = Path(__file__).parents[1] / "pgbackend" / "fast" / "fingerprints.json"
-#: So that also releases which ask for a newer Python than this one are found.
+#: Finds also the releases that ask for a newer Python than this one.
 _ANY_PYTHON = ["--python-version", "3.14", "--only-binary", ":all:"]
 
 
@@ -54,7 +53,7 @@ def _parse() -> argparse.Namespace:
 
 
 class Release:
-    """One release of a distribution, and the texts of the functions that shortcuts bypass."""
+    """Holds one release of a distribution, and the texts of the functions that shortcuts bypass."""
 
     def __init__(self, version: str, wheel: Path, functions: list[str]) -> None:
         self.version = version
@@ -82,7 +81,7 @@ def _read_all(package: str, distribution: str, folder: Path) -> Iterator[Release
 
 
 def _versions(distribution: str) -> list[str]:
-    """Return all releases that are supported, the oldest first."""
+    """Return all supported releases, the oldest first."""
     command = ["index", "versions", *_ANY_PYTHON, distribution]
     answer = _pip(command)
     line = next(each for each in answer.splitlines() if each.startswith("Available versions:"))
@@ -112,7 +111,7 @@ def _pip(arguments: list[str]) -> str:
 
 
 def _differences(releases: list[Release]) -> Iterator[str]:
-    """Yield in words which functions are not as they were known."""
+    """Yield a description of each function whose text is not known."""
     table = known()
     before: dict[str, bytes] = {}
     for release in releases:

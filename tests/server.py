@@ -1,6 +1,6 @@
-"""The tests' server: `DATABASE_URL`'s, or one that `pgbackend.embedded` starts for the run.
+"""Starts the tests' server, by `pgbackend.embedded`, or takes that of `DATABASE_URL`.
 
-Imported by the settings, which need its address, and by conftest, which gives it up.
+The settings import this module, because they need the address; conftest releases the server.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 
 from pgbackend import embedded
 
-#: Nothing here is worth keeping after a crash of the machine.
+#: The data need not survive a crash of the machine.
 _SETTINGS = {
     "fsync": "off",
     "full_page_writes": "off",
@@ -17,8 +17,8 @@ _SETTINGS = {
     "max_connections": "200",
 }
 
-#: The one that the user has named, if any.
+#: The URL that the user has named, if any.
 given = os.environ.get("DATABASE_URL")
-# The kernel takes a server's place away with its last user, so this name must live on.
+# The server stops when its last user is gone, and this object is a user: the name must live on.
 server = embedded.server(settings=_SETTINGS)
 os.environ["DATABASE_URL"] = server.url

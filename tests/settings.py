@@ -1,4 +1,4 @@
-"""Settings of the tests: the order desk's, with a small library of models beside it."""
+"""Configures the tests: the order desk's settings, with a small library of models beside them."""
 
 from tests import server  # noqa: F401 - sets DATABASE_URL, which the next import reads
 

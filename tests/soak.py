@@ -1,15 +1,15 @@
-"""A load that looks for rows of others, for money that was lost, and for what is never given back.
+"""Loads a pool, and looks for foreign rows, lost money, and things that are never given back.
 
-``python -m tests.soak`` lets 2,000 tasks share a pool of 5 connections. A fifth of what they do is
+``python -m tests.soak`` lets 2,000 tasks share a pool of 5 connections. A fifth of their calls is
 cancelled at a random moment. Each row that is read carries the nonce of its request; a bank's
-accounts are read and written by transfers, whose sum must not change. A tenth of what they do
+accounts are read and written by transfers, and their sum must not change. A tenth of the calls
 leaves something unfinished (an iterator, a cursor, a block, a COPY, a task) in one of the ways of
 `tests/support/left_behind.py`, and goes on. With ``--kill`` a session is terminated on the server
 every 50 ms.
 
-The load comes in rounds. Each begins with a burst of 300 calls at once, and after each there is
-nothing to do: then the memory, the greenlets and the open files are counted. The exit status is 1
-if a row was wrong, money was lost, a connection is held, or one of these numbers has grown.
+The load comes in rounds. Each begins with a burst of 300 calls at once. After each, all is idle:
+then the memory, the greenlets and the open files are counted. The exit status is 1 if a row was
+wrong, money was lost, a connection is held, or one of these numbers has grown.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ from tests.support.loops import LOOPS
 
 ROWS = 25
 ACCOUNTS = 20
-#: No account may be emptied by chance: ten minutes of transfers take up to some hundred from one.
+#: Chance must not empty an account: ten minutes of transfers take up to some hundred from one.
 BALANCE = 100_000
 
 ROUNDS = 20
-#: Seconds in which a round ends; what blocks the loop for twice as many ends the run.
+#: Seconds in which a round ends; code that blocks the loop for twice as long ends the run.
 MOST_SECONDS = 90
 BURST = 300
 
-#: What may be at the end, and by how much the memory may grow in the second half.
+#: The limits at the end, and the growth of the memory that is allowed in the second half.
 MOST_GREENLETS = 130
 MOST_GROWTH = 1024 * 1024
 #: Open files that come and go with connections.
@@ -72,7 +72,7 @@ MOST_FILES = 10
 
 @dataclass(frozen=True)
 class Sample:
-    """What the process has while there is nothing to do."""
+    """Counts greenlets, memory and open files while there is nothing to do."""
 
     greenlets: int
     memory: int
@@ -94,7 +94,7 @@ def sample() -> Sample:
 
 @dataclass
 class Result:
-    """What was seen."""
+    """Counts the events of a run."""
 
     rows: int = 0
     wrong: int = 0
@@ -108,17 +108,18 @@ class Result:
     seconds: float = 0.0
     total: int = 0
     errors: Counter[str] = field(default_factory=Counter)
-    #: What went wrong with what was left, and what the loop or Python would only have logged.
+    #: Faults of things left unfinished, and errors that the loop or Python would only have logged.
     faults: Counter[str] = field(default_factory=Counter)
-    #: One after each round, the first before them.
+    #: One sample before the first round, and one after each.
     samples: list[Sample] = field(default_factory=list)
     statistics: Any = None
 
     @property
     def growth(self) -> float:
-        """By how many bytes the memory has grown in the second half.
+        """Return by how many bytes the memory has grown in the second half.
 
-        Medians: a single sample may come when the allocator has just given pages back, or not.
+        Medians are compared: a single sample may come when the allocator has just given pages back,
+        or not.
         """
         memory = [each.memory for each in self.samples]
         half, few = len(memory) // 2, max(1, len(memory) // 10)
@@ -126,7 +127,7 @@ class Result:
         return median(memory[-few - 1 :]) - median(middle)
 
     def faults_found(self) -> list[str]:
-        """What must not be, each in words; nothing if all is well."""
+        """Describe each fault of the run; return an empty list if all is well."""
         s, last = self.statistics, self.samples[-1]
         half = self.samples[len(self.samples) // 2]
         wrong = {
@@ -162,15 +163,15 @@ class Soak:
         self.result = Result()
         #: The accounts are books: `saves` is the balance, so that no model is made for this alone.
         self.accounts: list[int] = []
-        #: What is cancelled while it holds a connection.
+        #: Tasks that are cancelled while they hold a connection.
         self.doomed: set[asyncio.Task[Any]] = set()
-        #: What was left last, and is kept for a while; each thing in each of its ways.
+        #: The things left last, which are kept for a while; each thing in each of its ways.
         self.kept: deque[Any] = deque(maxlen=50)
-        #: Some of these hold one connection, and wait for a second: not so many at once that they
-        #: hold all of them.
+        #: Some things hold one connection, and wait for a second: fewer of them at once than would
+        #: hold all connections.
         self.leaving = asyncio.Semaphore(max(1, (pool - 1) // 2))
         self.ways = [(thing, way) for thing, way in left_behind.combinations() if not way.is_swept]
-        #: The context of code that has nothing to do with a task.
+        #: The context of code that is unrelated to a task.
         self.outside = contextvars.copy_context()
 
     def prepare(self) -> None:
@@ -216,7 +217,7 @@ class Soak:
         return self.result
 
     def _total(self) -> int:
-        for _ in range(10):  # sessions that were killed in the pool are noticed; one may be later
+        for _ in range(10):  # sessions killed in the pool are noticed; one may be later
             try:
                 return Book.objects.aggregate(total=Sum("saves"))["total"]
             except DatabaseError:
@@ -224,7 +225,7 @@ class Soak:
         raise AssertionError("the pool does not recover")
 
     async def _round(self) -> None:
-        """A burst, the load until its share of the rows is read, and a look at what is left."""
+        """Run a burst, then the load until its share of the rows is read; find leftovers."""
         if not self.result.samples:
             self.result.samples.append(sample())
         await asyncio.gather(*(self._burst() for _ in range(BURST)))
@@ -260,7 +261,7 @@ class Soak:
                 self.result.errors[type(error).__name__] += 1
 
     async def _leave(self) -> None:
-        """Leave something in the way of a sweep, and see that the next step simply works."""
+        """Leave something in the way of a sweep, and check that the next step simply works."""
         thing, way = self.random.choice(self.ways)
         places = [place for place in left_behind.PLACES if left_behind.fits(thing, way, place)]
         run = Run(
@@ -278,7 +279,7 @@ class Soak:
             await asyncio.wait(others)
         for other in others:
             if not other.cancelled():
-                other.exception()  # what refuses to be used is the tests' matter
+                other.exception()  # refusals are the matter of the tests
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is not None and not left_behind.may_raise(run, error):
             if not isinstance(error, DatabaseError) or not self.kill:
@@ -308,7 +309,7 @@ class Soak:
             self.result.faults[f"{category.__name__}: {message}"[:200]] += 1
 
     def _cancel_soon(self, work: asyncio.Task[Any]) -> None:
-        """Cancel it at a random moment: of its wait for a connection, or of its use of one."""
+        """Cancel `work` at a random moment, as it waits for a connection, or as it uses one."""
         if self._is(0.3):
             asyncio.get_running_loop().call_later(self.random.random(), work.cancel)
         else:
@@ -334,7 +335,8 @@ class Soak:
         with transaction.atomic():
             locked = Book.objects.select_for_update().order_by("pk")
             books = {book.pk: book for book in locked.filter(pk__in=[source, target])}
-            # Written as read, so that a lost update or a torn transfer changes the sum.
+            # The value written is the one read, so a lost update or a torn transfer changes the
+            # sum.
             for pk, amount in ((source, -1), (target, 1)):
                 Book.objects.filter(pk=pk).update(saves=books[pk].saves + amount)
         self.result.transfers += 1
@@ -355,12 +357,12 @@ class Soak:
 
 
 def _is_djangos(unraisable: Any) -> bool:
-    """Whether Django's own engine complains of the same.
+    """Return whether Django's own engine complains of the same.
 
-    Python 3.13 may clear a `DatabaseWrapper`, and what it wraps errors by, before it closes an
-    iterator of its cursor that is garbage too. On `django.db.backends.postgresql`: a thread leaves
-    an iterator of `raw()` in a cycle, which is collected, leaves another one, and ends; each
-    collection after that says so. Nothing is lost by it: the cursor is closed before.
+    Python 3.13 may clear a `DatabaseWrapper` and its error wrapper before it closes an iterator of
+    its cursor that is garbage too. So it is on `django.db.backends.postgresql`: when a thread
+    leaves an iterator of `raw()` in a cycle, which is collected, leaves another one, and ends, then
+    each later collection reports an error. Nothing is lost: the cursor has been closed before.
     """
     error = unraisable.exc_value
     return (
@@ -371,7 +373,7 @@ def _is_djangos(unraisable: Any) -> bool:
     )
 
 
-#: `update` changes one row: with it, all that is left in blocks would wait for each other.
+#: `update` changes one row: with it, all things left in blocks would wait for each other.
 _NEXTS = [step for step in left_behind.NEXTS if step is not left_behind.update]
 
 
@@ -380,7 +382,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--tasks", type=int, default=2_000)
     parser.add_argument("--pool", type=int, default=5)
-    # A fourth of what is to be cancelled is done before.
+    # A fourth of the calls to cancel are cancelled before.
     parser.add_argument("--cancelled", type=float, default=0.28)
     parser.add_argument("--left", type=float, default=0.1, help="how much leaves something open")
     parser.add_argument("--kill", action="store_true")
@@ -400,7 +402,7 @@ def main() -> int:
         )
         soak.prepare()
         connection.close()
-        # It warns of each COPY that the garbage collector finds, which is what is tried here.
+        # psycopg warns of each COPY that the garbage collector finds, which this load tries.
         logging.getLogger("psycopg").setLevel(logging.ERROR)
         sys.unraisablehook = soak.unraisable
         warnings.simplefilter("always")

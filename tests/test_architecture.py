@@ -1,4 +1,4 @@
-"""The shape of the project, as ARCHITECTURE.md tells it."""
+"""Tests that the project has the shape that ARCHITECTURE.md describes."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ def test_the_page_names_every_module() -> None:
     page = (ROOT / "ARCHITECTURE.md").read_text()
     for path in PACKAGE.glob("*.py"):
         assert f"`{path.name}`" in page
-    for path in PACKAGE.glob("driver/[!_]*.py"):
-        assert f"`{path.stem}`" in page
+    for folder in ("driver", "embedded"):
+        for path in PACKAGE.glob(f"{folder}/[!_]*.py"):
+            assert f"`{path.stem}`" in page
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -76,14 +77,13 @@ def test_every_public_name_is_found_where_it_is_said_to_be() -> None:
 
 
 def test_the_launcher_needs_the_standard_library_only() -> None:
-    tree = ast.parse((PACKAGE / "embedded.py").read_text())
-    names = {
-        alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Import)
-        for alias in node.names
-    }
-    names |= {node.module or "." for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    names = set()
+    for path in PACKAGE.glob("embedded/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level != 1:
+                names.add(node.module or ".")
     assert {name.partition(".")[0] for name in names} <= sys.stdlib_module_names
 
 
@@ -113,7 +113,7 @@ for name in sorted(dir(DatabaseWrapper)):
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
-    # Without isolation: hatchling is in the environment, so that nothing is fetched.
+    # Without isolation: hatchling is in the environment, so nothing is fetched.
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
     subprocess.run([*command, "-w", tmp_path, ROOT], capture_output=True, check=True)
     (wheel,) = tmp_path.glob("*.whl")
@@ -124,7 +124,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
-#: What is made here, and not the project's.
+#: Directories and files that tools make here, and that are not the project's.
 _MADE = re.compile(
     r"/(\.git|\.venv[^/]*|\.nox|\.pgbackend|[^/]*_cache|__pycache__|var|build|dist)(/|$)"
 )

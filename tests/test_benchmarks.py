@@ -1,4 +1,4 @@
-"""That the harness beside the peers measures what it says. The peers themselves are not needed."""
+"""Tests that the harness beside the peers measures what it says, without the peers themselves."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_stack_answers_and_writes_what_it_should(bench: Bench, name: str) -> N
 
 
 class Liar:
-    """Stands for a server that answers what it is told."""
+    """Plays a server that gives prescribed answers."""
 
     stack = stacks.STACKS["pgbackend"]
 
@@ -67,7 +67,7 @@ class Liar:
         ("one", b'{"id": 1}'),
         ("list", b'{"rows": []}'),
         ("page", b"<!doctype html> <title>Books</title> <ul> </ul>"),
-        ("update", b'{"updated": 1}'),  # and nothing is
+        ("update", b'{"updated": 1}'),  # but no row is
         ("insert", b'{"inserted": true}'),
     ],
 )
@@ -108,7 +108,7 @@ ERROR = b"HTTP/1.1 500 Oh\r\ncontent-length: 0\r\n\r\n"
 
 
 def answering(*replies: bytes, size: int = 1000) -> Serve:
-    """Give the replies in turn, in pieces of `size`; b"" closes the connection instead."""
+    """Serve the replies in turn, in pieces of `size`; b"" closes the connection instead."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         number = 0
@@ -130,8 +130,7 @@ def answering(*replies: bytes, size: int = 1000) -> Serve:
 
 
 def loaded(serve: Serve, clients: int = 3, **options: Any) -> load.Outcome:
-    """What a load on a server of two requests tells."""
-
+    """Return the outcome of a load on a server, with two different requests."""
     served: set[asyncio.Task[Any]] = set()
 
     async def tracked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -213,7 +212,7 @@ def test_the_window_lasts_until_each_client_could_be_answered() -> None:
 
 @pytest.mark.parametrize("seconds", [0.24, 0.29])
 def test_a_rate_is_counted_in_whole_turns(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """See Note [Whole turns]: a burst each 0.1 s, and windows that are no whole number of them."""
+    """See Note [Whole turns]: a burst comes each 0.1 s; a window is not a whole number of them."""
     monkeypatch.setattr(load, "_DRAIN_SECONDS", 0.05)
     clients = 8
     together = asyncio.Barrier(clients)
@@ -329,7 +328,7 @@ def sample(stack: str, number: int, answered: int, **values: Any) -> results.Sam
 
 @pytest.fixture
 def run() -> results.Run:
-    """A small result: ours answers three times as much as stock, and fails a little."""
+    """Make a small result: ours answers three times as much as stock, and fails a little."""
     samples = [
         *(sample("stock", number, 1000 + 100 * number) for number in range(3)),
         *(sample("pgbackend", number, 3000 + 300 * number, failed=30) for number in range(3)),

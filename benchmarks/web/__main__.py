@@ -1,4 +1,4 @@
-"""The command: starts the database, checks that the stacks do the same work, and measures them."""
+"""Starts the database, checks that the stacks do the same work, and measures them."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ _QUICK = {
 }
 
 
-#: How the time is written at which a run began.
+#: The format of the time at which a run began.
 _BEGUN = "%Y-%m-%d %H:%M UTC"
 
 
 class ResumeError(RuntimeError):
-    """There is nothing to go on with; the text says why."""
+    """Says that no run can be resumed, and why."""
 
 
-#: What ends a run with a message.
+#: The errors that end a run with a message.
 _TOLD = (NoEnvironmentError, ServerError, LoadError, ResumeError, answers.WrongAnswerError)
 
 
@@ -98,7 +98,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 class _List(argparse.Action):
-    """Prints what may be chosen."""
+    """Prints the possible choices."""
 
     def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:
         for things in (STACKS, ENDPOINTS):
@@ -134,7 +134,7 @@ def _run(
 
 
 def _interrupted(path: Path | None, new: Run) -> tuple[Path, Run]:
-    """The run to go on with: it must have been of the same things, but for the rounds."""
+    """Return the run to resume: it must have measured the same things, except for the rounds."""
     path = path or newest()
     if path is None:
         raise ResumeError("there is no run to go on with")
@@ -153,7 +153,7 @@ def _interrupted(path: Path | None, new: Run) -> tuple[Path, Run]:
 
 
 def _command(given: list[str]) -> str:
-    """As it was called, without the paths of this machine."""
+    """Return the command as it was called, without the paths of this machine."""
     kept: list[str] = []
     skip = False
     for word in given:

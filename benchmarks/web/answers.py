@@ -1,4 +1,4 @@
-"""Are all stacks doing the same work? What they answer and write is compared with the tables."""
+"""Checks that all stacks do the same work, by comparing answers and writes with the tables."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .server import Server
 
 
 class WrongAnswerError(AssertionError):
-    """A stack answers, or writes, something else than it should."""
+    """Says that a stack answers, or writes, something other than it should."""
 
 
 def check(server: Server, database: Database, endpoints: Iterable[str] = ENDPOINTS) -> None:
     """Ask for some keys of each endpoint that the stack has.
 
     Raises:
-        WrongAnswerError: an answer is wrong, or what was written is.
+        WrongAnswerError: an answer, or a row that was written, is wrong.
     """
     for name in endpoints:
         if server.stack.can(name):
@@ -99,7 +99,7 @@ def _page(database: Database, key: int) -> Any:
 
 
 def _plain(page: str) -> str:
-    """A page without what its templates may choose: blanks, and how a character is escaped."""
+    """Normalise a page: templates may choose the blanks, and how a character is escaped."""
     return html.unescape(re.sub(r"\s+", " ", page)).strip()
 
 
@@ -121,5 +121,5 @@ _WRITTEN = {
 
 
 def _written(database: Database, name: str, key: int) -> int | None:
-    """What an endpoint that writes makes one more."""
+    """Return the number that a writing endpoint increases by one; None if it writes nothing."""
     return int(database.rows(_WRITTEN[name], key)[0][0]) if name in _WRITTEN else None

@@ -1,4 +1,4 @@
-"""The database of a run: the tables, and who is connected."""
+"""Prepares the database of a run, and counts its sessions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SCHEMA = Path(__file__).parent / "schema.sql"
 
 
 class Database:
-    """The database that the stacks use, and a session that watches it."""
+    """Holds the database that the stacks use, and a session that watches it."""
 
     def __init__(self, url: str, name: str) -> None:
         self.url = url
@@ -48,12 +48,12 @@ class Database:
         return self._session.execute(query.encode(), parameters).fetchall()
 
     def connections(self, application_name: str) -> int:
-        """How many sessions a stack has now."""
+        """Return how many sessions the named stack has now."""
         query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s"
         return int(self.rows(query, application_name)[0][0])
 
     def tidy(self) -> None:
-        """Take away what "insert" and "update" have left."""
+        """Remove the rows and changes that "insert" and "update" have left."""
         self._session.execute("TRUNCATE bench_entry")
         self._session.execute("VACUUM bench_counter")
 

@@ -1,4 +1,4 @@
-"""What is asked of each stack."""
+"""Lists the requests that each stack is asked for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An address with a number in it, which goes through the keys from 1."""
+    """Describes an address with a number in it, which goes through the keys from 1."""
 
     name: str
     title: str
@@ -17,7 +17,7 @@ class Endpoint:
     """With more of them nothing is learned: an answer only takes the longer, in every stack."""
 
     def request(self, key: int) -> str:
-        """The request for one key, as it goes over the wire."""
+        """Return the request for one key, as bytes on the wire will have it."""
         length = "content-length: 0\r\n" if self.method == "POST" else ""
         return (
             f"{self.method} /{self.name}/{key} HTTP/1.1\r\n"
@@ -42,5 +42,5 @@ _ALL = (
     Endpoint("stream", "10,000 rows through a server-side cursor", 1, most_clients=64),
 )
 ENDPOINTS = {endpoint.name: endpoint for endpoint in _ALL}
-#: Answered only when the gate is opened; see parked.py.
+#: Requests for it are answered only when the gate is opened; see `Bench.park()`.
 PARK = Endpoint("park", "a query, a wait until all are parked, a query", 9000)

@@ -1,4 +1,4 @@
-"""The interpreter of the servers: a virtual environment with all peers, made once."""
+"""Makes the interpreter of the servers: a virtual environment with all peers, made once."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Git ignores it, and deleting it is harmless.
+#: Git ignores this directory, and deleting it is harmless.
 HOME = ROOT / ".pgbackend" / "bench"
 _REQUIREMENTS = Path(__file__).parent / "requirements.txt"
-#: django-async-backend asks for it.
+#: django-async-backend asks for this version of Python.
 _OLDEST = (3, 12)
 _NAMES = ("python3.13", "python3.14", "python3.12", "python3")
 
 
 class NoEnvironmentError(RuntimeError):
-    """The environment could not be made; the text says why, and what to do."""
+    """Says that the environment could not be made, why, and what to do."""
 
 
 def interpreter(given: str | None = None) -> Path:
@@ -39,7 +39,7 @@ def interpreter(given: str | None = None) -> Path:
 
 
 def _find_base() -> str:
-    """This interpreter if it is new enough, else the first of the usual names that is."""
+    """Return this interpreter if it is new enough, else the first of the usual names that is."""
     if sys.version_info >= _OLDEST:
         return sys.executable
     for name in _NAMES:

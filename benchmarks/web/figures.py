@@ -1,4 +1,4 @@
-"""Medians, spreads and ratios of what a run has found."""
+"""Computes medians, spreads and ratios from the results of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .stacks import REFERENCE, STACKS, Stack
 
 @dataclass(frozen=True)
 class Metric:
-    """What is compared."""
+    """Describes a quantity that is compared."""
 
     name: str
     title: str
@@ -49,7 +49,7 @@ Place: TypeAlias = tuple[str, int]
 
 @dataclass(frozen=True)
 class Figure:
-    """One metric of one stack at one endpoint with one number of clients, over the rounds."""
+    """Holds one metric of one stack at one endpoint with one number of clients, over the rounds."""
 
     values: tuple[float, ...]
     ratios: tuple[float, ...]
@@ -61,7 +61,7 @@ class Figure:
 
     @property
     def spread(self) -> float:
-        """Half the distance from the least to the most, as a part of the median."""
+        """Return half the distance from the least to the most, as a part of the median."""
         middle = self.median
         return (max(self.values) - min(self.values)) / 2 / middle if middle else 0.0
 
@@ -70,14 +70,14 @@ class Figure:
         return median(self.ratios) if self.ratios else None
 
     def is_better(self, other: Figure, metric: Metric) -> bool:
-        """Tell whether it is so in the worst of our rounds beside the best of the other's."""
+        """Return whether this figure's worst round is better than the best round of `other`."""
         if metric.more_is_better:
             return min(self.values) > max(other.values)
         return max(self.values) < min(other.values)
 
 
 class Figures:
-    """All that a run says, looked up by stack, endpoint and clients."""
+    """Looks up everything that a run says by stack, endpoint and clients."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -100,22 +100,22 @@ class Figures:
         return sorted({c for _, e, c in self._samples if endpoint in (e, None)})
 
     def endpoints_at(self, clients: int) -> list[str]:
-        """Name the endpoints that were measured with as many clients."""
+        """Name the endpoints that were measured with that many clients."""
         return [each.name for each in self.endpoints if clients in self.clients(each.name)]
 
     @property
     def rounds(self) -> str:
-        """How many, or how many at least and at most."""
+        """Return the number of rounds, or the least and the greatest number."""
         counts = sorted({len(rounds) for rounds in self._samples.values()})
         return " to ".join(map(str, counts[:1] + counts[1:][-1:]))
 
     @property
     def middle(self) -> int:
-        """The number of clients for what shows only one: 64, or the nearest to it."""
+        """Return the number of clients for displays of only one: 64, or the nearest to it."""
         return min(self.clients(), key=lambda count: abs(count - 64))
 
     def samples(self, stack: str, endpoint: str, clients: int) -> dict[int, Sample]:
-        """By round."""
+        """Return the samples by round."""
         return self._samples.get((stack, endpoint, clients), {})
 
     def figure(self, metric: Metric, stack: str, endpoint: str, clients: int) -> Figure | None:
@@ -131,13 +131,13 @@ class Figures:
         return Figure(tuple(values), tuple(ratios)) if values else None
 
     def failures(self, stack: str, endpoint: str, clients: int) -> float:
-        """The part of all requests that failed."""
+        """Return the part of all requests that failed."""
         samples = self.samples(stack, endpoint, clients).values()
         failed = sum(sample.failed for sample in samples)
         return failed / (failed + sum(sample.answered for sample in samples)) if failed else 0.0
 
     def places(self) -> Iterator[Place]:
-        """Each endpoint with each number of clients."""
+        """Yield each endpoint with each number of clients."""
         for endpoint in self.endpoints:
             for clients in self.clients(endpoint.name):
                 yield endpoint.name, clients

@@ -1,20 +1,22 @@
-"""The clients: a process that sends requests, and tells what came of them.
+"""Plays the clients: a process that sends requests, and reports the answers.
 
 ``python -m benchmarks.web.load`` reads a job (JSON, one line) and prints its outcome (JSON, one
 line); `Clients` starts it. Each client keeps one connection and sends a request when the last one
-is answered (a closed loop). Not `wrk`: this counts each answer that is wrong or missing, tells the
-latencies of exactly the requests that were sent in the window, reads the server's clock at its two
-ends, and can hold 10,000 requests open; what it costs itself is in every result.
+is answered (a closed loop). It is not `wrk`, because it counts each answer that is wrong or
+missing, reports the latencies of exactly the requests that were sent in the window, reads the
+server's clock at both ends of the window, and can hold 10,000 requests open; its own cost is in
+every result.
 
 # Note [Whole turns]
 Warm-up and window each take some seconds, and end with the answer that makes them whole turns: as
 many answers as there are clients, or twice as many, and so on. A stack that serves 64 or 2,000
 requests at once brings all of them forward together, and then answers them in a burst. A window of
-fixed length would see a burst more or a burst less; from one answer to the same place in a later
-turn there are whole bursts, and the time that they took. The clocks are read in these two steps.
+fixed length would see a burst more or a burst less; between one answer and the same place in a
+later turn there are whole bursts, and the time that they took. The clocks are read at these two
+answers.
 
 Rate and latencies are those of the good answers that came within the window. A request that was
-open for the whole of it counts as stuck, so none is forgotten.
+open for the whole window counts as stuck, so none is forgotten.
 """
 
 from __future__ import annotations
@@ -34,12 +36,12 @@ from typing import Any
 from .endpoints import Endpoint
 from .environment import ROOT
 
-#: Requests that are made beforehand; their keys are spread by a prime over all.
+#: Number of requests made beforehand; their keys are spread by a prime over all keys.
 _REQUESTS, _PRIME = 997, 7919
-#: Connections that are opened at a time: fewer than a server lets wait.
+#: Connections opened at a time: fewer than a server's listen queue holds.
 _AT_A_TIME = 200
 _RETRY_SECONDS = 0.05
-#: How long what is open is awaited when nothing counts any more.
+#: Seconds to wait for open requests when nothing counts any more.
 _DRAIN_SECONDS = 5.0
 _OK = b"HTTP/1.1 200 "
 clock = time.perf_counter
@@ -47,7 +49,7 @@ clock = time.perf_counter
 
 @dataclass(frozen=True)
 class Job:
-    """What the clients are to do."""
+    """Tells the clients their work."""
 
     port: int
     pid: int
@@ -62,7 +64,7 @@ class Job:
 
 @dataclass
 class Outcome:
-    """What came of it within the window."""
+    """Reports the answers within the window."""
 
     seconds: float = 0.0
     answered: int = 0
@@ -94,7 +96,7 @@ def requests_of(endpoint: Endpoint) -> list[str]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process with all its threads, also those that have ended.
+    """Return user and system time of a process with all its threads, ended ones included.
 
     ``/proc/PID/stat`` has the same in steps of 10 ms, too coarse for a slow endpoint.
     """
@@ -105,7 +107,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def body_at(data: bytes) -> int:
-    """Where the body begins, if this is a whole response; else 0."""
+    """Return the index of the body, if this is a whole response; else 0."""
     end = data.find(b"\r\n\r\n")
     if end < 0:
         return 0
@@ -121,7 +123,7 @@ def body_at(data: bytes) -> int:
 
 
 class Client(asyncio.Protocol):
-    """One connection."""
+    """Holds one connection, and sends its requests."""
 
     def __init__(self, load: Load, turn: int) -> None:
         self.load = load
@@ -156,7 +158,7 @@ class Client(asyncio.Protocol):
 
 
 class Load:
-    """All clients, and what they have seen."""
+    """Runs all clients, and records their answers."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -196,7 +198,7 @@ class Load:
             await asyncio.gather(*(self.connect(37 * number) for number in numbers))
 
     def is_good(self, turn: int, data: bytes, start: int) -> bool:
-        """Tell whether it is the answer that this request had before."""
+        """Return whether `data` is the answer that this request had before."""
         if not data.startswith(_OK):
             return False
         body, known = data[start:], self._bodies[turn]
@@ -240,7 +242,7 @@ class Load:
         try:
             new = await self.connect(client.turn)
         except OSError:
-            return  # it is over
+            return  # the run is over
         if not self.is_over:
             new.send()
 
@@ -284,7 +286,7 @@ class Load:
         self._closed.set()
 
     async def flood(self) -> Outcome:
-        """Each client sends one request, when a line comes on standard input."""
+        """Let each client send one request, when a line comes on standard input."""
         await self.connect_all()
         print("connected", flush=True)
         await asyncio.to_thread(sys.stdin.readline)
@@ -337,11 +339,11 @@ def main() -> None:
 
 
 class LoadError(RuntimeError):
-    """The process of the clients failed; the text is what it said."""
+    """Says that the process of the clients failed, with its output."""
 
 
 class Clients:
-    """The process, as the harness sees it."""
+    """Starts and controls the process of the clients, from the harness."""
 
     def __init__(self, python: Path, work: str, job: Job) -> None:
         self.process = subprocess.Popen(
@@ -360,7 +362,7 @@ class Clients:
         self.process.stdin.flush()
 
     def hear(self) -> str:
-        """The next line that it prints."""
+        """Return the next line that the process prints."""
         assert self.process.stdout
         line = self.process.stdout.readline()
         return line or self._fail()

@@ -1,4 +1,4 @@
-"""Where a run was made, and of what."""
+"""Describes the machine and the versions of a run."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ print(json.dumps({"Python": platform.python_version(), **versions}))
 """
 
 
-#: What is another each time.
+#: The one entry of `machine()` that differs from run to run.
 LOAD = "load when it began"
 
 
 def machine() -> dict[str, str]:
-    """Processor, memory, system, and how busy it was when the run began."""
+    """Return processor, memory, system, and how busy the machine was when the run began."""
     return {
         "processor": _field("/proc/cpuinfo", "model name") or platform.processor(),
         "cores": str(os.cpu_count()),
@@ -55,7 +55,7 @@ def machine() -> dict[str, str]:
 
 
 def versions(python: Path, postgresql: str) -> dict[str, str]:
-    """Of all that took part."""
+    """Return the versions of everything that took part."""
     command = [str(python), "-c", _ASK, *_PACKAGES]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     ours = f"{pgbackend.__version__} ({_commit()})"
@@ -72,7 +72,7 @@ def _commit() -> str:
 
 
 def has_code_of(version: str) -> bool:
-    """Tell whether pgbackend is here as it was in a run, whose `versions()` has `version`."""
+    """Return whether pgbackend's code here is that of a run whose `versions()` has `version`."""
     commit = version.partition("(")[2].rstrip(")")
     command = ["git", "-C", str(ROOT), "diff", "--quiet", commit, "--", "pgbackend"]
     try:

@@ -1,4 +1,4 @@
-"""The measurements: stacks taking turns, round after round."""
+"""Measures the stacks, which take turns, round after round."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .results import Parked, Sample
 from .server import Server
 from .stacks import Stack
 
-#: How often it is looked who is connected.
+#: Seconds between two counts of a stack's connections.
 _LOOK_SECONDS = 0.1
 _PARK_SECONDS = 180.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How it is measured."""
+    """Says how to measure: stacks, endpoints, clients, rounds and times."""
 
     stacks: Sequence[Stack]
     endpoints: Sequence[Endpoint]
@@ -40,7 +40,7 @@ class Plan:
         return self.rounds * pairs * (len(self.clients) * (self.warm + self.seconds + 0.3) + 1.5)
 
     def turns(self) -> Iterator[tuple[int, Endpoint, Stack]]:
-        """Each stack once for each endpoint; who begins, changes with the round."""
+        """Yield each stack once an endpoint and round; each round begins with another stack."""
         for number in range(self.rounds):
             first = number % len(self.stacks)
             for endpoint in self.endpoints:
@@ -50,7 +50,7 @@ class Plan:
 
 
 class Bench:
-    """The interpreter and the database that all measurements share."""
+    """Holds the interpreter and the database that all measurements share."""
 
     def __init__(self, python: Path, database: Database) -> None:
         self.python = python
@@ -64,10 +64,10 @@ class Bench:
     def measure(
         self, plan: Plan, done: Collection[tuple[int, str, str]] = ()
     ) -> Iterator[list[Sample]]:
-        """Yield the samples of one turn after the other, but for those that are `done`.
+        """Yield the samples of one turn after the other, except for the turns that are `done`.
 
-        A turn has a server of its own, and goes from few clients to many: so what it has used at
-        most is the work of the last of them.
+        A turn has a server of its own, and goes from few clients to many: so the greatest memory
+        that the server has used is due to the last number of clients.
         """
         for number, endpoint, stack in plan.turns():
             if (number, endpoint.name, stack.name) in done:
@@ -158,7 +158,7 @@ class Bench:
 
 
 def _wait_until_parked(server: Server, running: load.Clients, count: int) -> int:
-    """Wait until all are parked, or no more come."""
+    """Wait until all requests are parked, or no more come; return how many are."""
     deadline = time.monotonic() + _PARK_SECONDS
     parked = 0
     while parked < count and time.monotonic() < deadline and running.is_running:

@@ -1,4 +1,4 @@
-"""The plots of the page: SVG, written by hand, for light and for dark pages."""
+"""Draws the plots of the page: SVG, written by hand, for light and for dark pages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PANEL = _WIDTH // _COLUMNS
 _BAR, _LABEL, _VALUE, _TITLE = 15, 164, 44, 34
 _LINES_HEIGHT, _LEFT, _RIGHT, _FLOOR = 190, 44, 24, 160
 _LEGEND_COLUMNS = 5
-#: Colour on a light page and on a dark one, and the dashes of its line, by stack.
+#: The colour on a light page and on a dark one, and the dashes of the line, by stack.
 _LOOKS = {
     "stock": ("#b45309", "#fbbf24", ""),
     "stock-no-pool": ("#b45309", "#fbbf24", "2 3"),
@@ -33,7 +33,7 @@ _LOOKS = {
 
 
 def _style() -> str:
-    """Colours by class: an image on a page knows the reader's preference, not the page's."""
+    """Return colours by class: an image on a page knows the reader's preference, not the page's."""
     light = "".join(
         f".{name}{{color:{look[0]};stroke-dasharray:{look[2] or 'none'}}}"
         for name, look in _LOOKS.items()
@@ -67,7 +67,7 @@ def _classes(stack: Stack) -> str:
 
 
 def _panels(panels: list[str], height: float, top: float = 0) -> Iterator[str]:
-    """Set the panels out, row after row."""
+    """Yield the panels, laid out row after row."""
     for place, panel in enumerate(panels):
         x, y = place % _COLUMNS * _PANEL, top + place // _COLUMNS * height
         yield f'<g transform="translate({x} {y})">{panel}</g>'
@@ -77,7 +77,7 @@ def _panels(panels: list[str], height: float, top: float = 0) -> Iterator[str]:
 
 
 def bars(figures: Figures, metric: Metric) -> str:
-    """A panel for each endpoint, a bar for each stack, with the middle number of clients."""
+    """Draw a panel for each endpoint, a bar for each stack, with the middle number of clients."""
     names = figures.endpoints_at(figures.middle)
     height = _TITLE + len(figures.stacks) * _BAR + 14
     panels = ["".join(_bars_of(figures, metric, name)) for name in names]
@@ -111,7 +111,7 @@ def _bars_of(figures: Figures, metric: Metric, endpoint: str) -> Iterator[str]:
 
 
 def lines(figures: Figures, metric: Metric) -> str:
-    """A panel for each endpoint, a line for each stack over the number of clients; both in logs."""
+    """Draw a panel for each endpoint, a line for each stack over the clients, on log scales."""
     top = 20 * ceil(len(figures.stacks) / _LEGEND_COLUMNS) + 14
     panels = ["".join(_lines_of(figures, metric, e.name)) for e in figures.endpoints]
     parts = chain(_legend(figures.stacks), _panels(panels, _LINES_HEIGHT, top))
@@ -156,14 +156,14 @@ def _lines_of(figures: Figures, metric: Metric, endpoint: str) -> Iterator[str]:
 
 
 def _scale(values: Sequence[float], begin: float, end: float) -> Callable[[float], float]:
-    """Make a logarithmic one."""
+    """Return a function that maps values to a logarithmic scale from `begin` to `end`."""
     low, high = log10(min(values)), log10(max(values))
     wide = (high - low) or 1.0
     return lambda value: begin + (log10(value) - low) / wide * (end - begin)
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Powers of ten, with some between if there are few."""
+    """Return powers of ten, with some numbers between if there are few."""
     inside: list[float] = []
     for steps in ((1,), (1, 3), (1, 2, 5)):
         powers = range(floor(log10(low)), ceil(log10(high)) + 1)

@@ -1,7 +1,7 @@
-"""Writes docs/benchmarks.md, and its plots, from what a run has found.
+"""Writes docs/benchmarks.md, and its plots, from the results of a run.
 
-``python -m benchmarks.web.report [FILE]``; by default the last run's. Takes no figure from anywhere
-else.
+``python -m benchmarks.web.report [FILE]``; by default the last run's. Every figure on the page
+comes from there.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def write(run: Run, docs: Path) -> list[Path]:
-    """Write the page and its plots into `docs`, and name them."""
+    """Write the page and its plots into `docs`; return their paths."""
     figures = Figures(run)
     folder = docs / _PLOTS
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a run has found, as it is kept in a file."""
+"""Keeps the results of a run in a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .environment import HOME
 
 @dataclass
 class Sample:
-    """One stack, one endpoint and one number of clients, once. Latencies are in seconds."""
+    """Measures one stack, endpoint and number of clients, once. Latencies are in seconds."""
 
     round: int
     stack: str
@@ -41,13 +41,13 @@ class Sample:
 
     @property
     def cpu_each(self) -> float | None:
-        """Seconds of the processor for a request; None if it answered none."""
+        """Return the seconds of the processor for a request; None if no request was answered."""
         return self.cpu / self.answered if self.answered else None
 
 
 @dataclass
 class Parked:
-    """Many requests in flight at once, each between its two statements. Memory is in kB."""
+    """Measures many requests in flight, each between its two statements. Memory is in kB."""
 
     stack: str
     requests: int
@@ -67,7 +67,7 @@ class Parked:
 
 @dataclass
 class Run:
-    """A run of the command."""
+    """Records one run of the command."""
 
     command: str
     begun: str
@@ -97,5 +97,5 @@ class Run:
 
 
 def newest() -> Path | None:
-    """The file of the last run."""
+    """Return the file of the last run."""
     return max(HOME.glob("results-*.json"), key=lambda path: path.stat().st_mtime, default=None)

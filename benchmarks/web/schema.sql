@@ -1,4 +1,4 @@
--- The tables of all stacks. What a table holds follows from its keys, so that every run has the same.
+-- The tables of all stacks. The rows of a table follow from its keys, so every run has the same rows.
 CREATE TABLE bench_row (
     id integer PRIMARY KEY,
     name varchar(40) NOT NULL,
@@ -10,8 +10,8 @@ INSERT INTO bench_row
 SELECT n, 'row ' || n, n * 7919 % 10007, n * 1.25, timestamptz '2026-01-01 00:00Z' + n * interval '61 s'
 FROM generate_series(1, 10000) AS n;
 
--- Written by "update"; apart, so that the rows that are read stay the same. Room for updates in
--- place; what they leave is vacuumed between measurements, and never in the middle of one.
+-- Written by "update", in a table of its own, so that the rows that are read stay the same. Pages have
+-- room for updates in place; dead rows are vacuumed between measurements, never in the middle of one.
 CREATE TABLE bench_counter (
     id integer PRIMARY KEY,
     number integer NOT NULL

@@ -1,4 +1,4 @@
-"""A server process: one stack, from its start to its end."""
+"""Runs a server process: one stack, from its start to its end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .stacks import THREADS, Stack
 
 _READY_SECONDS = 60.0
 _STOP_SECONDS = 5.0
-#: More than the clients of any measurement; a keep-alive that outlasts it.
+#: More connections than the clients of any measurement; a keep-alive that outlasts one.
 _BACKLOG, _CLIENTS, _KEEP_ALIVE = 4096, 20_000, 900
 _APPS = "benchmarks.web.apps"
 _ASGI = {
@@ -29,11 +29,11 @@ _ASGI = {
 
 
 class ServerError(RuntimeError):
-    """A server did not start, or ended; the text has the end of its log."""
+    """Says that a server did not start, or ended; has the end of its log."""
 
 
 class Server:
-    """One stack on a port of its own.
+    """Runs one stack on a port of its own.
 
     Attributes:
         pid: of the one process that answers requests.
@@ -42,7 +42,7 @@ class Server:
     def __init__(self, stack: Stack, python: Path, database: Mapping[str, Any], log: Path) -> None:
         self.stack = stack
         self.port = _free_port()
-        # The sessions of a server that has just ended are not this one's.
+        # A name of its own keeps the sessions of a server that has just ended out of the count.
         self.application_name = f"bench-{stack.name}-{self.port}"
         self._log = log
         self._begun_at = log.stat().st_size if log.exists() else 0
@@ -79,7 +79,7 @@ class Server:
         return True
 
     def _find_worker(self) -> int:
-        """The process itself, or the one that it has started to do the work."""
+        """Return the id of the server process, or of the one that it has started to do the work."""
         pid = self._process.pid
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         return int(children[0]) if children else pid
@@ -93,18 +93,18 @@ class Server:
             self._process.wait()
 
     def said(self) -> str:
-        """The end of what it has printed."""
+        """Return the end of the output of the server."""
         return self._log.read_bytes()[self._begun_at :][-3000:].decode(errors="replace")
 
     def memory(self, key: str = "VmRSS") -> int:
-        """Resident memory in kB; with ``VmHWM``, the most it has been."""
+        """Return the resident memory in kB; with ``VmHWM``, its greatest value so far."""
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
             if line.startswith(f"{key}:"):
                 return int(line.split()[1])
         raise ServerError(f"{self.stack.name} has ended:\n{self.said()}")
 
     def ask(self, path: str, method: str = "GET") -> bytes:
-        """One request, on a connection of its own."""
+        """Send one request, on a connection of its own; return the body of the answer."""
         with _http(self.port) as connection:
             connection.request(method, path)
             response = connection.getresponse()
@@ -152,7 +152,7 @@ def _command(stack: Stack, port: int) -> list[str]:
 
 
 def _clean_environment() -> dict[str, str]:
-    """Ours, without what would change a server."""
+    """Return this process's environment, without the variables that would change a server."""
     kept = {
         name: value
         for name, value in os.environ.items()

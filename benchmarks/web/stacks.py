@@ -1,4 +1,4 @@
-"""What is measured: each stack is one server process with 10 connections at most."""
+"""Lists the stacks: each is one server process with 10 connections at most."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-#: As in psycopg_pool and SQLAlchemy, who waits longer than 30 s for a connection gets an error.
+#: As in psycopg_pool and SQLAlchemy, a request that waits longer than 30 s for a connection fails.
 POOL = {"min_size": 1, "max_size": 10, "timeout": 30}
 THREADS = 16
 _PSYCOPG = "django.db.backends.postgresql"
@@ -14,7 +14,7 @@ _PSYCOPG = "django.db.backends.postgresql"
 
 @dataclass(frozen=True)
 class Stack:
-    """A stack, with what a reader must know of it."""
+    """Describes a stack, with what a reader must know of it."""
 
     name: str
     title: str
@@ -147,6 +147,6 @@ _ALL = (
     ),
 )
 STACKS = {stack.name: stack for stack in _ALL}
-#: What all others are compared with.
+#: The stack to which all others are compared.
 REFERENCE = "stock"
 OURS = ("pgbackend-a", "pgbackend")

@@ -1,4 +1,4 @@
-"""The tables of the page, in Markdown."""
+"""Writes the tables of the page, in Markdown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .stacks import OURS, REFERENCE, STACKS, Stack
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, texts: int = 1) -> list[str]:
-    """Lines of a table; the first `texts` columns are words, the others numbers."""
+    """Return the lines of a table; the first `texts` columns are words, the others numbers."""
     rule = "|".join("---" if place < texts else "--:" for place in range(len(head)))
     return [f"| {' | '.join(head)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in rows)]
 
@@ -28,7 +28,7 @@ def name_of(stack: Stack) -> str:
 
 
 def number(value: float) -> str:
-    """With as many digits as mean something."""
+    """Format a number with as many digits as mean something."""
     if value >= 100 or value == int(value):
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
@@ -41,7 +41,7 @@ def ratio(value: float) -> str:
 
 
 def glance(figures: Figures, metric: Metric) -> list[str]:
-    """One metric with the middle number of clients: stacks by endpoints."""
+    """Tabulate one metric with the middle number of clients: stacks by endpoints."""
     clients = figures.middle
     names = figures.endpoints_at(clients)
     rows = [
@@ -60,7 +60,7 @@ def _short(figures: Figures, metric: Metric, stack: Stack, endpoint: str, client
 
 
 def by_clients(figures: Figures, metric: Metric, endpoint: str) -> list[str]:
-    """One metric of one endpoint: stacks by numbers of clients."""
+    """Tabulate one metric of one endpoint: stacks by numbers of clients."""
     counts = figures.clients(endpoint)
     rows = [
         [name_of(stack), *(_long(figures, metric, stack, endpoint, count) for count in counts)]
@@ -95,11 +95,11 @@ def _failed(figures: Figures, stack: str, endpoint: str, clients: int) -> str:
     return f", **{max(failures, 0.01):.0%} failed**" if failures else ""
 
 
-# --- What is won and what is lost ---------------------------------------------------------------
+# --- Gains and losses ---------------------------------------------------------------------------
 
 
 def score(figures: Figures, ours: Stack) -> list[str]:
-    """How often `ours` is better, even and worse than each other stack."""
+    """Tabulate how often `ours` is better, even and worse than each other stack."""
     others = [stack for stack in figures.stacks if stack.name not in OURS and not stack.is_floor]
     rows = [
         [other.title, *(_count(figures, metric, ours, other) for metric in METRICS)]
@@ -131,7 +131,7 @@ def _pairs(
 
 
 def losses(figures: Figures) -> list[str]:
-    """Where a stack of ours does worse than a Django stack that is not: a row an endpoint."""
+    """List where a stack of ours does worse than a Django stack that is not: a row an endpoint."""
     rows = [
         [ours.title, f"`{endpoint.name}`", metric.name, *_sum_up(found)]
         for ours in figures.stacks
@@ -195,7 +195,7 @@ def parked(found: Sequence[Parked]) -> list[str]:
 
 
 def cost(found: dict[str, dict[str, dict[str, float]]]) -> list[str]:
-    """The table of benchmarks/cost.py."""
+    """Return the table of benchmarks/cost.py."""
     stacks = list(dict.fromkeys(stack for costs in found.values() for stack in costs))
     rows = []
     for operation, costs in found.items():
@@ -208,7 +208,7 @@ def cost(found: dict[str, dict[str, dict[str, float]]]) -> list[str]:
 
 
 def cannot(figures: Figures) -> list[str]:
-    """What a stack cannot do, and why, and what no stack was asked for."""
+    """List what a stack cannot do, and why, and what no stack was asked for."""
     stacks = [
         f"- {stack.title}, `{endpoint}`: {reason}."
         for stack in figures.stacks

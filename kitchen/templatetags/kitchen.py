@@ -1,4 +1,4 @@
-"""Money and time as the desk writes them."""
+"""Formats money and time as the desk writes them."""
 
 from django import template
 from django.utils import timezone
@@ -14,13 +14,13 @@ def money(amount):
 
 @register.filter
 def seconds_old(moment):
-    """Whole seconds since ``moment``, from which the page counts on with its own clock."""
+    """Return whole seconds since ``moment``, from which the page counts on with its own clock."""
     return max(0, int((timezone.now() - moment).total_seconds()))
 
 
 @register.simple_tag
 def age(moment):
-    """``moment`` as a time element: minutes and seconds ago, which the script keeps counting."""
+    """Format ``moment`` as a time element: minutes and seconds ago, which the script updates."""
     seconds = seconds_old(moment)
     return format_html(
         '<time datetime="{}" data-age="{}">{}</time>', moment.isoformat(), seconds, clock(seconds)
@@ -29,7 +29,7 @@ def age(moment):
 
 @register.filter
 def clock(seconds):
-    """``4:05``, or ``1:04:05`` from an hour on."""
+    """Format seconds as ``4:05``, or ``1:04:05`` from an hour on."""
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
@@ -37,7 +37,7 @@ def clock(seconds):
 
 @register.filter
 def took(order):
-    """How long a served order took, from the guest's word to the table."""
+    """Format how long a served order took, from the guest's word to the table."""
     return clock(max(0, int((order.changed_at - order.created_at).total_seconds())))
 
 

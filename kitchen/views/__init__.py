@@ -1,1 +1,1 @@
-"""The pages and endpoints: ``async def`` views over ordinary QuerySets."""
+"""Holds the pages and endpoints: ``async def`` views over ordinary QuerySets."""

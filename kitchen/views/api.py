@@ -1,4 +1,4 @@
-"""Ordering for programs: the same form and the same rules as the page."""
+"""Takes orders from programs, with the same form and the same rules as the page."""
 
 import json
 
@@ -12,12 +12,12 @@ from kitchen.models import Section
 from kitchen.placing import place
 
 
-# Exempt: it reads no cookie and acts in nobody's name, so there is nothing that another site could
-# make a browser do here which it could not do itself.
+# Exempt: the view reads no cookie and acts in nobody's name. Another site could make a browser do
+# nothing here that the site could not do itself.
 @csrf_exempt
 @require_POST
 async def orders(request):
-    """``{"table": "7", "lines": [{"dish": 1, "quantity": 2}]}``: 201, or 400 with the reasons."""
+    """Place ``{"table": "7", "lines": [{"dish": 1, "quantity": 2}]}``: 201, or 400 and why."""
     try:
         form = OrderForm.from_json(_decoded(request.body), menu=list(Section.objects.menu()))
     except ValidationError as error:
@@ -35,7 +35,7 @@ async def orders(request):
 
 @require_safe
 async def menu(request):
-    """What there is to order, for programs that want to."""
+    """List the dishes that a program can order."""
     dishes = [
         {"id": dish.pk, "section": section.name, "name": dish.name, "price": str(dish.price)}
         for section in Section.objects.menu()

@@ -1,4 +1,4 @@
-"""The board: every order on its way from the kitchen to the table."""
+"""Shows the board: every order on its way from the kitchen to the table."""
 
 from django.contrib import messages
 from django.http import HttpResponseBadRequest, JsonResponse
@@ -9,12 +9,12 @@ from kitchen import board as news
 from kitchen import placing, sse
 from kitchen.models import Order
 
-LIMIT = 24  # cards a column; the number in its head counts all
+LIMIT = 24  # cards a column; the number in its head counts all orders
 LIMIT_SERVED = 8
 
 
 def columns():
-    """The board's columns: open orders first come, first served; the latest of those served."""
+    """Return the board's columns: the oldest of the open orders, the latest of the served."""
     orders = Order.objects.with_lines()
     served = list(
         orders.filter(status=Order.Status.SERVED).order_by("-changed_at", "-pk")[:LIMIT_SERVED]
@@ -26,7 +26,7 @@ def columns():
 
 def _column(status, count, shown):
     orders = [order for order in shown if order.status == status]
-    # Counted a moment after the orders were read, so ``more`` may be a few off, or below zero.
+    # The counts come a moment after the orders, so ``more`` may be a few off, or below zero.
     return {"status": status, "orders": orders, "count": count, "more": count - len(orders)}
 
 
@@ -37,13 +37,13 @@ async def board(request):
 
 @require_safe
 async def board_columns(request):
-    """The board's inside alone, for the page to put in the place of its own."""
+    """Render only the columns of the board, which replace those of an open page."""
     return render(request, "kitchen/_columns.html", {"columns": columns()})
 
 
 @require_safe
 async def events(request):
-    """The board's news as server-sent events; ``?order=`` narrows them down to one."""
+    """Send the board's news as server-sent events; ``?order=`` narrows them down to one order."""
     order_id = request.GET.get("order")
     if order_id is not None and not order_id.isdecimal():
         return HttpResponseBadRequest("order must be a number")

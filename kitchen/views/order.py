@@ -1,4 +1,4 @@
-"""Ordering: the menu with its form, and what became of an order."""
+"""Serves the pages of an order: the menu with its form, and the state of the order."""
 
 from django.http import Http404
 from django.shortcuts import get_object_or_404, redirect, render
@@ -13,7 +13,7 @@ REMEMBERED = 12  # orders of a guest that the session keeps
 
 @require_http_methods(["GET", "HEAD", "POST"])
 async def menu(request):
-    """The menu; a POST places an order and leads to its page."""
+    """Show the menu; a POST places an order and leads to its page."""
     form = OrderForm(
         request.POST or None if request.method == "POST" else None,
         initial={"table": request.session.get("table", "")},
@@ -29,7 +29,7 @@ async def menu(request):
 
 @require_safe
 async def order(request, pk):
-    """An order as its guest sees it; the page asks for this again when the board has news of it."""
+    """Show an order to its guest; the page asks for this again when the board has news of it."""
     if pk not in _mine(request) and not request.user.is_staff:
         raise Http404("not an order of this guest")
     return render(

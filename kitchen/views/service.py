@@ -1,4 +1,4 @@
-"""The kitchen service, which plays a slow server of somebody else's. It uses no database."""
+"""Plays the kitchen service, a slow server of somebody else's, which uses no database."""
 
 import asyncio
 import json
@@ -9,10 +9,10 @@ from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST
 
 
-@csrf_exempt  # asked by servers, without a cookie, and changes nothing
+@csrf_exempt  # called by servers, without a cookie, and changes nothing
 @require_POST
 async def estimate(request):
-    """``{"lines": [{"dish": name, "quantity": n}]}``: how many minutes that takes, thought over."""
+    """Answer ``{"lines": [{"dish": name, "quantity": n}]}`` with the minutes, after thinking."""
     try:
         portions = sum(int(line["quantity"]) for line in json.loads(request.body)["lines"])
     except (ValueError, KeyError, TypeError):

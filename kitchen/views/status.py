@@ -1,4 +1,4 @@
-"""The status page: how few connections serve how many requests."""
+"""Shows the status page: how few connections serve how many requests."""
 
 from django import forms
 from django.conf import settings
@@ -31,13 +31,13 @@ async def status(request):
 
 @require_safe
 async def feed(request):
-    """The numbers as server-sent events."""
+    """Send the numbers as server-sent events."""
     return sse.stream(live.feed.get().watch())
 
 
 @require_POST
 async def rush(request):
-    """Start a rush in the background; the feed reports how it goes."""
+    """Start a rush in the background; the feed reports its progress."""
     form = RushForm(request.POST)
     if not _may_rush(request):
         return _answer(request, "Sign in as staff to start a rush.", status=403)

@@ -7,10 +7,13 @@ Django wraps it like any other error of the driver; what only a mistake in a pro
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import psycopg.errors
+
+if TYPE_CHECKING:
+    from psycopg.errors import *  # noqa: F403 - see `__getattr__`
 
 
 class NotGreen(RuntimeError):
@@ -55,6 +58,8 @@ class NothingCommitted(psycopg.OperationalError):
     """The link went silent during ROLLBACK, or at a savepoint: the connection was closed."""
 
 
-def __getattr__(name: str) -> Any:
-    # `Database.errors.UniqueViolation`: to code that stands on psycopg, this is `psycopg.errors`.
-    return getattr(psycopg.errors, name)
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        # `Database.errors.UniqueViolation`: code for psycopg takes this module for its `errors`.
+        return getattr(psycopg.errors, name)

@@ -1,4 +1,4 @@
-"""Fixtures of the backend's tests."""
+"""Provides fixtures of the backend's tests."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from tests.support.fixtures import leases, make_books, site, threads  # noqa: F4
 
 @pytest.fixture(autouse=True)
 def _fresh_sessions(transactional_db: None) -> Iterator[None]:
-    """Each test writes for real; pytest-django empties the tables after it."""
+    """Let each test commit; pytest-django empties the tables afterwards."""
     yield

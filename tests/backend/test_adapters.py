@@ -1,4 +1,4 @@
-"""Moments are loaded as Django loads them, whatever the time zones are."""
+"""Tests that timestamps are loaded as Django loads them, whatever the time zones are."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MOMENTS = [
 
 
 def load(moment: str) -> Any:
-    """What a query of the ORM says of `moment`, and a cursor of one's own."""
+    """Return a timestamp as a query of the ORM loads it, and as a raw cursor does."""
     found = []
     try:
         asked = Author.objects.annotate(at=RawSQL("%s::timestamptz", (moment,)))
@@ -42,7 +42,7 @@ def load(moment: str) -> Any:
 
 
 def with_djangos_loader() -> list[Any]:
-    """The same in a sync context, with Django's own loader on the connection."""
+    """Load the same in a sync context, with Django's own loader on the connection."""
     connection.ensure_connection()
     adapters = connection.connection.adapters
     fast = adapters.get_loader(OID, Format.TEXT)

@@ -1,4 +1,4 @@
-"""How a request is served: the client may go at any point, and nothing is left of a request."""
+"""Tests how a request is served: the client may leave at any point, and nothing is left open."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _leaves_no_task_and_no_lease(run: Runner) -> Iterator[None]:
 
 @pytest.fixture
 def told() -> Iterator[list[str]]:
-    """The signals of requests, as they are sent."""
+    """Record the signals of requests, in order."""
     said: list[str] = []
 
     def started(**kwargs: Any) -> None:
@@ -61,7 +61,7 @@ def told() -> Iterator[list[str]]:
 
 
 class Waiting:
-    """A view that waits in a transaction, and notes how it ends."""
+    """Waits in a transaction, as a view, and records how the wait ends."""
 
     def __init__(self) -> None:
         self.waits = asyncio.Event()
@@ -224,7 +224,7 @@ def test_a_view_that_fails_as_it_is_cancelled_fails_as_in_django(
 def test_a_server_that_cancels_a_request_is_not_taken_for_its_client(
     run: Runner, serve_by: Any, client_goes: bool
 ) -> None:
-    """Both at once: the client's end must not swallow that of the server."""
+    """Client and server end the request at once: only the server's cancellation is raised."""
 
     async def main() -> None:
         view = Waiting()
@@ -284,7 +284,7 @@ def test_what_is_no_message_of_a_client_is_the_servers_fault(run: Runner, serve_
 
 
 class Heard:
-    """What ends at the step in which a block ends, before the block could be told."""
+    """Ends a listener with an error, in the very step in which the block ends."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -399,7 +399,7 @@ def test_a_handler_that_somebody_has_derived_is_asked(run: Runner, serve_by: Any
 def test_no_task_listens_and_what_the_server_waits_for_may_end_with_the_answer(
     run: Runner, serve_by: Any
 ) -> None:
-    """As uvicorn does it: the last part of an answer ends the server's wait for the client."""
+    """uvicorn does so: the last part of an answer ends the server's wait for the client."""
     answered = asyncio.Event()
     complaints: list[Any] = []
 
@@ -428,7 +428,7 @@ def test_no_task_listens_and_what_the_server_waits_for_may_end_with_the_answer(
         loop.set_exception_handler(lambda loop, context: complaints.append(context))
         serve_by(view)
         await exchange.start()
-        for _ in range(3):  # what the loop would still call
+        for _ in range(3):  # let the loop call what is scheduled
             await asyncio.sleep(0)
         loop.set_exception_handler(None)
 
@@ -437,7 +437,7 @@ def test_no_task_listens_and_what_the_server_waits_for_may_end_with_the_answer(
 
 
 def test_a_wrapped_receive_may_need_a_task(run: Runner, serve_by: Any, told: list[str]) -> None:
-    """A timeout is one task's: the view is not cancelled by that of an ASGI middleware."""
+    """A timeout belongs to one task: that of an ASGI middleware does not cancel the view."""
     ended: list[Any] = []
 
     class Served(Exchange):
@@ -470,7 +470,7 @@ def test_a_wrapped_receive_may_need_a_task(run: Runner, serve_by: Any, told: lis
 
 @pytest.mark.shortcut("handler")
 def test_a_wrapped_receive_may_use_the_a_methods(run: Runner, serve_by: Any) -> None:
-    """A connection has a task for its holder: the wrapper begins again, in one."""
+    """The query of the wrapper needs a task to hold its connection: `receive()` restarts in one."""
     began: list[Any] = []
     ended: list[Any] = []
 
@@ -578,7 +578,7 @@ def test_what_a_receive_does_when_it_is_cancelled_may_fail(run: Runner, serve_by
     assert exchange.content == b"answered"
 
 
-# --- What is read ---------------------------------------------------------------------------------
+# --- Reading the request --------------------------------------------------------------------------
 
 
 @pytest.mark.shortcut("handler")
@@ -646,7 +646,7 @@ def test_a_request_that_waits_for_its_database_only_and_not_for_long_does_not_li
 
     async def main() -> None:
         serve_by(view)
-        await aio.run(Tag.objects.count)  # the pool is open
+        await aio.run(Tag.objects.count)  # open the pool
         await exchange.start()
         assert not asgi._busy.requests
         assert not exchange.listening.is_set()
@@ -687,7 +687,7 @@ def test_a_client_that_has_gone_is_noticed_whatever_the_view_waits_for(
 
     async def main() -> None:
         serve_by(view)
-        await aio.run(Tag.objects.count)  # the pool is open
+        await aio.run(Tag.objects.count)  # open the pool
         first, second = Served(), Served()
         for exchange in (first, second):
             exchange.hang_up()
@@ -701,7 +701,7 @@ def test_a_client_that_has_gone_is_noticed_whatever_the_view_waits_for(
 
 
 def test_a_client_that_has_gone_is_noticed_as_soon_as_the_readme_says() -> None:
-    """At the second look after its time at the latest; and a look is half of that time."""
+    """The second look after `LISTEN_AFTER` finds it at the latest; looks are half of that apart."""
     assert asgi.LISTEN_AFTER * 1.5 < 0.1
 
 
@@ -715,7 +715,7 @@ def test_a_busy_request_whose_coroutine_is_closed_is_forgotten(run: Runner, serv
 
     async def main() -> None:
         serve_by(view)
-        await aio.run(Tag.objects.count)  # the pool is open
+        await aio.run(Tag.objects.count)  # open the pool
         serving = Exchange().serve()
         waits_for = serving.send(None)
         assert waits.is_set()
@@ -744,7 +744,7 @@ def test_a_request_in_a_request_leaves_the_outer_one_listening(
 
     async def main() -> None:
         serve_by(view)
-        await aio.run(Tag.objects.count)  # the pool is open
+        await aio.run(Tag.objects.count)  # open the pool
         outer.hang_up()
         async with asyncio.timeout(10):
             await outer.start()
@@ -756,7 +756,7 @@ def test_a_request_in_a_request_leaves_the_outer_one_listening(
 def test_requests_of_a_loop_that_has_ended_are_not_listened_to_on_the_next(
     run: Runner, serve_by: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The timer of the one that has ended never fires: the next needs one of its own."""
+    """The timer of an ended loop never fires: the next loop needs a timer of its own."""
 
     async def view(request: HttpRequest) -> HttpResponse:
         return HttpResponse(f"tags: {Tag.objects.count()}")
@@ -768,7 +768,7 @@ def test_requests_of_a_loop_that_has_ended_are_not_listened_to_on_the_next(
 
     async def main(view: Any, exchange: Exchange) -> None:
         serve_by(view)
-        await aio.run(Tag.objects.count)  # the pool is open
+        await aio.run(Tag.objects.count)  # open the pool
         await exchange.start()
 
     run(main(view, Exchange()))
@@ -778,7 +778,7 @@ def test_requests_of_a_loop_that_has_ended_are_not_listened_to_on_the_next(
     assert gone.sent == []
 
 
-# --- What is tidied up --------------------------------------------------------------------------
+# --- Clean-up -----------------------------------------------------------------------------------
 
 
 def test_a_second_request_in_one_task_begins_with_an_empty_query_log(
@@ -831,7 +831,7 @@ def test_what_a_wrapper_has_of_its_own_is_tidied_up(run: Runner) -> None:
     run.green(green)
 
 
-# --- Who is told --------------------------------------------------------------------------------
+# --- Signals ------------------------------------------------------------------------------------
 
 
 def test_who_is_told_of_a_request_may_change(run: Runner, serve_by: Any) -> None:
@@ -933,7 +933,7 @@ def test_receivers_that_a_test_takes_away_for_a_while_are_not_told(
 @pytest.mark.parametrize(
     ("name", "times"),
     [
-        ("django.core.handlers.asgi.get_script_prefix", 2),  # the request asks, too
+        ("django.core.handlers.asgi.get_script_prefix", 2),  # the request calls it, too
         ("django.core.handlers.asgi.set_script_prefix", 1),
         ("django.core.signals.request_started", 1),
     ],
@@ -990,7 +990,7 @@ def test_a_receiver_without_a_hash_is_told(run: Runner, serve_by: Any) -> None:
 def test_who_patches_how_receivers_are_found_is_asked(
     run: Runner, serve_by: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As Sentry does."""
+    """Sentry patches this method."""
     asked: list[Any] = []
     find = Signal._live_receivers
 

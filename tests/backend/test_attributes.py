@@ -1,4 +1,4 @@
-"""What a derived wrapper sets on itself, and others set on it."""
+"""Tests attributes that a derived wrapper sets on itself, or that others set on it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.conftest import Runner
 
 
 class Tenants(DatabaseWrapper):
-    """Sets the tenant's schema in `_cursor()`, as packages do; `halt` lets the statement last."""
+    """Sets the tenant's schema in `_cursor()`, as packages do; `halt` pauses a statement there."""
 
     halt: Any = None
 
@@ -35,7 +35,7 @@ class Tenants(DatabaseWrapper):
 
 
 def test_what_is_set_while_another_tasks_cursor_is_made_stays_with_the_task(run: Runner) -> None:
-    """The other's is noted as being about its connection, and brought back with what was before."""
+    """The second task sets its tenant while the first task's `_cursor()` is still running."""
 
     async def main() -> None:
         connections["default"] = connection = Tenants(connections.settings["default"], "default")
@@ -76,7 +76,7 @@ def test_what_is_set_while_another_tasks_cursor_is_made_stays_with_the_task(run:
 class SetsOnce(DatabaseWrapper):
     """Sets something in each new session, and notes on itself that it has."""
 
-    #: The sessions in which it was set.
+    #: The sessions in which the value was set.
     sessions: list[int] = []
     actor = "nobody"
 
@@ -192,7 +192,7 @@ def test_a_method_that_is_replaced_is_that_objects_for_all(run: Runner) -> None:
 
 
 def test_the_backend_may_be_imported_on_a_running_loop() -> None:
-    """As by the first request of a project whose models name their tables themselves."""
+    """The first request imports the backend if all models of a project name their own tables."""
     script = (
         "import asyncio\n"
         "async def main():\n"

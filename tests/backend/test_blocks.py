@@ -1,4 +1,4 @@
-"""The ends of an `atomic` block that are done in one step: nobody can tell the difference."""
+"""Tests the ends of an `atomic` block that are done in one step: results are the same."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.support.sweep import as_coroutine, observed
 
 @pytest.fixture
 def in_one_step(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The ends of blocks that were done in one step."""
+    """Record the ends of blocks that were done in one step."""
     seen: list[str] = []
 
     def record(name: str) -> None:
@@ -66,7 +66,7 @@ def what_is_seen() -> dict[str, Any]:
 
 
 def one_block(atomic: Any) -> list[dict[str, Any]]:
-    """What Django's names say before, in and after a block; in a hook, too."""
+    """Return the values of Django's names before, in and after a block, and in a hook."""
     seen = [what_is_seen()]
     with atomic:
         seen.append(what_is_seen())
@@ -104,7 +104,7 @@ def test_a_flag_that_was_left_is_reset_as_in_sync_code(run: Runner, in_one_step:
     assert Entry.objects.count() == 1
 
 
-# --- What is not usual is Django's ----------------------------------------------------------------
+# --- Unusual blocks end as in Django --------------------------------------------------------------
 
 
 class _Left(Exception):
@@ -278,7 +278,7 @@ def test_a_block_that_is_doomed_while_a_statement_waits_for_its_connection_refus
     assert Entry.objects.count() == 0
 
 
-# --- Who observes the ends of a block sees them ---------------------------------------------------
+# --- Observers see the ends of a block ------------------------------------------------------------
 
 
 @contextmanager
@@ -328,7 +328,7 @@ def test_who_observes_the_ends_of_a_block_sees_them(run_once: Runner, observer: 
             Entry.objects.create(text="x")
         return len(seen)
 
-    green()  # connects
+    green()  # connect
     expected = green()
     assert expected > 0, "in a sync context"
     assert run_once.green(green) == expected
@@ -383,7 +383,7 @@ def test_a_block_that_another_thread_ends_is_refused_as_djangos(run: Runner) -> 
     run.green(green)
 
 
-# --- A COMMIT that nobody can wait for, or that is interrupted ------------------------------------
+# --- A COMMIT without a loop to wait on, or interrupted -------------------------------------------
 
 
 def leased() -> int:
@@ -420,7 +420,7 @@ def write() -> None:
 def test_a_block_whose_coroutine_is_closed_in_it_is_never_committed(
     run: Runner, send: Callable[[], None]
 ) -> None:
-    """Also where its code goes on as if nothing had happened, and so leaves it without an error."""
+    """The code may swallow the GeneratorExit, and so leave the block without an error."""
     ran: list[str] = []
 
     async def work(begun: asyncio.Event) -> None:
@@ -468,7 +468,7 @@ def test_a_block_of_a_coroutine_that_is_being_closed_is_never_committed(run: Run
 
 @pytest.fixture
 def gate() -> Iterator[Gate]:
-    """A statement that waits until the test opens the gate."""
+    """Make a gate, whose statements wait until the test opens it."""
     params = connections["default"].get_connection_params()
     del params["cursor_factory"], params["context"]
     with psycopg.connect(**params, autocommit=True) as admin, closing(Gate(admin)) as made:
@@ -476,7 +476,7 @@ def gate() -> Iterator[Gate]:
 
 
 class _Waiting:
-    """A block whose COMMIT waits for the statement of a task that was started in it."""
+    """Ends a block whose COMMIT waits for the statement of a task that was started in it."""
 
     def __init__(self, gate: Gate) -> None:
         self.gate = gate
@@ -503,7 +503,7 @@ async def in_a_block_of_its_own() -> None:
 
 
 def test_a_commit_whose_coroutine_is_closed_ends_its_block_for_all(run: Runner, gate: Gate) -> None:
-    """Who takes part is refused, and the connection goes back when its statement has ended."""
+    """Tasks of the block are refused, and the connection goes back when its statement has ended."""
 
     async def main() -> None:
         block = _Waiting(gate)

@@ -1,4 +1,4 @@
-"""The compilers say what Django's say, also when they have said it before."""
+"""Tests that the compilers write the SQL that Django's write, also from their caches."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def _nothing_is_known() -> Iterator[None]:
 
 
 def compiled(queryset: QuerySet[Any], compilers: Any, by: Any = connection) -> tuple[Any, ...]:
-    """All that the rest of Django takes from a compiler."""
+    """Return everything that the rest of Django takes from a compiler."""
     made = compilers.SQLCompiler(queryset.query.chain(), by, "default")
-    with transaction.atomic():  # or nothing could be locked
+    with transaction.atomic():  # or rows could not be locked
         sql = made.as_sql()
     cols = [selected[0] for selected in made.select[: made.col_count]]
     converters = made.get_converters(cols)
@@ -72,7 +72,7 @@ def _models_of(klass_info: Any) -> Any:
 
 
 def changed(queryset: QuerySet[Any], **attributes: Any) -> QuerySet[Any]:
-    """The queryset, with attributes of its query that it has no method for."""
+    """Set attributes of the query for which the queryset has no method; return the queryset."""
     vars(queryset.query).update(attributes)
     return queryset
 
@@ -194,7 +194,7 @@ NOTHING: dict[str, Callable[[], QuerySet[Any]]] = {
 
 @pytest.mark.parametrize("name", NOTHING)
 def test_what_cannot_be_found_is_not_asked_for_unless_django_needs_the_statement(name: str) -> None:
-    Dish.objects.first()  # now its columns are known
+    Dish.objects.first()  # cache the columns
     counted = []
     for compilers in (djangos, ours):
         query = NOTHING[name]().query
@@ -262,7 +262,7 @@ def mine(*args: Any) -> Any:
     return "mine", []
 
 
-#: Where somebody may have patched Django, and what he may have put there.
+#: The functions of Django that somebody may have patched, and a patch for each.
 PATCHES: dict[tuple[Any, str], Any] = {
     (lookups.IntegerFieldExact, "as_sql"): mine,
     (lookups.IntegerFieldExact, "as_postgresql"): mine,
@@ -304,7 +304,7 @@ def test_what_somebody_has_patched_says_what_it_likes(owner: Any, name: str) -> 
         assert "mine" in str(told(one, ours)) + str(told(related, ours))
 
 
-#: The same for what inserts and updates.
+#: The same for the compilers of INSERT and UPDATE.
 OTHER_PATCHES: dict[tuple[Any, str], Any] = {
     (SQLUpdateCompiler, "as_sql"): lambda self: ("mine", ()),
     (SQLUpdateCompiler, "pre_sql_setup"): lambda self: pytest.fail("mine"),
@@ -348,7 +348,7 @@ def test_what_somebody_has_patched_writes_as_it_likes(owner: Any, name: str) -> 
     "patch", ["mine", "functools.wraps(as_sql)(mine)", "mock.Mock(side_effect=mine)"]
 )
 def test_what_was_patched_before_the_backend_was_loaded_is_seen(patch: str) -> None:
-    """As in `AppConfig.ready()`, which comes before the first query loads the compilers."""
+    """An `AppConfig.ready()` may patch before the first query loads the compilers."""
     code = f"""
 import functools, django
 from unittest import mock
@@ -401,7 +401,7 @@ def test_who_is_told_that_a_value_will_be_saved_is_told_once() -> None:
 
 def test_a_query_counts_its_tables_as_djangos() -> None:
     class Named(models.Func):
-        """An expression that looks for a name when it is compiled."""
+        """Looks for a name when it is compiled."""
 
         def as_sql(self, compiler: Any, connection: Any, **kwargs: Any) -> Any:
             F("name").resolve_expression(compiler.query)
@@ -431,7 +431,7 @@ def test_a_wrapper_compares_by_operators_of_its_own() -> None:
 
 def test_a_lookup_says_what_it_compares_with(monkeypatch: pytest.MonkeyPatch) -> None:
     query = Tag.objects.filter(name="x")
-    for _ in range(2):  # the second time it is known
+    for _ in range(2):  # the second time it is cached
         assert compiled(query, ours) == compiled(query, djangos)
 
     def prepared(self: Any, value: Any, connection: Any) -> Any:
@@ -465,7 +465,7 @@ class Cents(models.IntegerField):
 
 @pytest.fixture
 def numbers() -> Any:
-    """A model of which nothing is known yet."""
+    """Make a model of which nothing is cached yet."""
 
     class Numbers(models.Model):
         auto = models.BigAutoField(primary_key=True)
@@ -490,7 +490,7 @@ def numbers() -> Any:
 
 
 def sent(query: QuerySet[Any], compilers: Any) -> Any:
-    """The statement, and its parameters with their types."""
+    """Return the SQL of the query, and its parameters with their types."""
     try:
         sql, params = compilers.SQLCompiler(query.query.chain(), connection, "default").as_sql()
     except EmptyResultSet:
@@ -511,7 +511,7 @@ def test_a_number_is_sent_as_django_sends_it(numbers: Any, field: str, lookup: s
 
 
 def comparing(model: Any, *lookup: Any) -> QuerySet[Any]:
-    """A query with a lookup that nobody has prepared."""
+    """Return a query with a lookup that has not been prepared."""
     query = model._base_manager.all()
     query.query.get_initial_alias()
     query.query.where.add(lookups.IntegerFieldExact(*lookup), "AND")
@@ -519,7 +519,7 @@ def comparing(model: Any, *lookup: Any) -> QuerySet[Any]:
 
 
 def test_a_number_is_sent_as_the_field_says_that_it_is_compared_with(numbers: Any) -> None:
-    """A column that others stand for, too."""
+    """A `Col` may have another field than its column's own, as target or as output field."""
     query = numbers._base_manager.filter(whole=5)
     assert sent(query, ours) == sent(query, djangos)
     col = query.query.where.children[0].lhs
@@ -612,7 +612,7 @@ def test_operations_that_cast_a_column_are_asked() -> None:
 
 
 class Now(models.DateTimeField):
-    """A field with a placeholder of its own, as Django names it in any of its releases."""
+    """Has a placeholder of its own, under the names of all releases of Django."""
 
     def get_placeholder(self, value: Any, compiler: Any, connection: Any) -> str:
         return "least(%s, now())"
@@ -622,7 +622,7 @@ class Now(models.DateTimeField):
 
 
 class Upper(models.CharField):
-    """A field that is saved as an expression."""
+    """Becomes an expression when it is saved."""
 
     def get_db_prep_save(self, value: Any, connection: Any) -> Any:
         return models.functions.Upper(Value(value))
@@ -782,7 +782,7 @@ def inserted_by(compilers: Any, rows: list[Any], *, returning: bool = True, **ho
     with mock.patch("django.utils.timezone.now", return_value=NOW):
         told = made.as_sql()
     for row in rows:
-        assert vars(row).get("created_at", NOW) == NOW  # it is as if it had been saved
+        assert vars(row).get("created_at", NOW) == NOW  # the row is as if it had been saved
     params = [[(type(each), str(each)) for each in params] for _, params in told]
     return [sql for sql, _ in told], [type(each) for _, each in told], params, made.returning_params
 
@@ -832,7 +832,7 @@ def test_a_field_is_told_once_that_it_will_be_saved() -> None:
 
 
 def test_all_fields_are_told_that_they_are_saved_before_an_expression_is_compiled() -> None:
-    """A file is saved then; so it is there, or not, as with Django when something fails."""
+    """`pre_save()` may save a file: if the rest fails, the file is there if it is with Django."""
 
     class Refusing(models.Func):
         def as_sql(self, *args: Any, **kwargs: Any) -> Any:
@@ -898,12 +898,12 @@ def test_operations_that_insert_in_their_own_way_are_asked() -> None:
     assert "mine" in told[1][0][0]
 
 
-# The words of an INSERT are kept with the model, by its fields.
+# The cached SQL of an INSERT is kept with the model, by its fields.
 
 
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The words that were put together while they were not known."""
+    """Record each INSERT that is compiled because it is not cached."""
     made: list[Any] = []
     make = ours._Insert.__init__
 
@@ -1010,7 +1010,7 @@ def test_a_query_that_was_only_asked_for_its_columns_is_still_whole() -> None:
 
 
 class FewerColumns(ours.SQLCompiler):
-    """A compiler of a backend that is derived from ours."""
+    """Compiles for a backend that is derived from ours."""
 
     def get_default_columns(self, *args: Any, **kwargs: Any) -> Any:
         return super().get_default_columns(*args, **kwargs)[:1]
@@ -1043,7 +1043,7 @@ def test_operations_that_convert_what_others_do_not_are_asked_each_time(
 
 
 class Shouting(models.CharField):
-    """A field that says how it is selected."""
+    """Has a `select_format()` of its own."""
 
     how = "upper(%s)"
 
@@ -1052,7 +1052,7 @@ class Shouting(models.CharField):
 
 
 def make_model(**fields: Any) -> Any:
-    """A model that nothing else knows."""
+    """Make a model that nothing else refers to."""
     meta = type("Meta", (), {"app_label": "library", "apps": Apps()})
     return type("Made", (models.Model,), {"__module__": __name__, "Meta": meta, **fields})
 
@@ -1091,7 +1091,7 @@ def test_a_field_that_depends_on_the_connection_is_asked_each_time(
 
 
 def test_a_model_that_gets_a_field_or_another_table_is_compiled_anew() -> None:
-    # Django itself keeps what it made of some fields, whatever the table; not of a foreign key.
+    # Django itself caches some fields' SQL, whatever the table; not that of a foreign key.
     model = make_model(tag=models.ForeignKey(Tag, models.CASCADE))
     for _ in range(2):
         assert compiled(model._base_manager.all(), ours) == compiled(
@@ -1107,7 +1107,7 @@ def test_a_model_that_gets_a_field_or_another_table_is_compiled_anew() -> None:
 def test_a_field_that_comes_while_the_columns_are_compiled_is_not_missed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As by another thread."""
+    """Another thread may add the field."""
     model = make_model(name=models.CharField(max_length=9))
     get_default_columns = djangos.SQLCompiler.get_default_columns
 

@@ -1,4 +1,4 @@
-"""When thread-locals of modules that are loaded late begin to follow."""
+"""Tests when thread-locals of modules that are loaded late begin to follow requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.conftest import Runner
 def test_those_of_modules_loaded_before_a_consumer_runs_follow_it(
     run_once: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Consumers are imported when the handler of requests has been made, as channels' page says."""
+    """Consumers are imported after the handler of requests is made: channels' page says so."""
     late: Any = ModuleType("late_module_of_consumers")
     late.local = threading.local()
     monkeypatch.setitem(sys.modules, late.__name__, late)

@@ -1,7 +1,7 @@
-"""What an operation costs, in instructions of Python: the same on a machine that is busy.
+"""Tests the cost of operations, in instructions of Python: it is the same on a busy machine.
 
-The numbers are those of today and a little room. Lower them when something has become shorter; who
-must raise one says why in the commit.
+The limits are today's numbers and a little room. Lower them when something has become shorter; a
+commit that raises one says why.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ pytestmark = [
     *(pytest.mark.shortcut(name) for name in SHORTCUTS),
 ]
 
-#: More instructions than Django's engine in a sync context, by operation and stack.
+#: Instructions beyond those of Django's engine in a sync context, by operation and stack.
 MORE = {
-    # Django's cursor is used as it is, and what is kept of a model is looked at for each statement:
-    # by identity, since the proxies of tracing tools equal what they stand for.
+    # Django's cursor is used as it is, and a model's cached values are checked for each statement:
+    # by identity, since the proxies of tracing tools equal the functions that they wrap.
     "SELECT 1": {"sync": 93},
     "get(pk)": {"sync": -2740, "green": -2245, "a-method": -1748},
     "100 rows": {"sync": -16155, "green": -15640, "a-method": -13010},

@@ -1,4 +1,4 @@
-"""An existing project switches by ENGINE alone; its async views run ordinary QuerySets."""
+"""Tests an existing project that switches by ENGINE alone; its async views use plain QuerySets."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_atomic_rolls_back_in_an_async_view(run: Runner, site: Site, threads: li
 
     run(main())
     assert not Tag.objects.filter(name="lost").exists()
-    # The receiver of a signal wrote in the transaction of the sender, and went with it.
+    # The receiver of a signal wrote in the transaction of the sender, and was rolled back with it.
     assert [entry.text for entry in Entry.objects.all()] == ["new kept"]
     assert threads == []
 
@@ -113,7 +113,7 @@ def test_iterator_reads_50_000_rows_in_bounded_memory(
             await client.get("/library/who/")
             before = _reset_peak()
             assert (await client.get("/library/walk/")).json() == {"rows": 50_000}
-            # All rows at once take some 45 MB more.
+            # All rows at once would take some 45 MB more.
             assert _peak() - before < 12_000, "kB"
 
     run_once(main())
@@ -122,7 +122,7 @@ def test_iterator_reads_50_000_rows_in_bounded_memory(
 
 
 def _peak() -> int:
-    """The largest size of this process in memory since `_reset_peak()`, in kB."""
+    """Return the largest memory of this process since `_reset_peak()`, in kB."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
@@ -273,7 +273,7 @@ def test_hundreds_of_requests_share_four_connections(
             assert pool.size <= pool.max_size == 4
             assert pool.leased == pool.waiting == 0
 
-    with pool_of_default(max_size=4, timeout=20):  # so long only where the machine is busy
+    with pool_of_default(max_size=4, timeout=20):  # reached only on a busy machine
         run_once(main())
     assert threads == []
 
@@ -294,7 +294,7 @@ def test_errors_are_answered_without_a_thread(
 def test_passwords_are_hashed_in_a_thread(
     run_once: Runner, site: Site, page: str, settings: Any
 ) -> None:
-    """It is work, not waiting: on the loop it would stop every other request."""
+    """Hashing is work, not waiting: on the loop it would stop every other request."""
     settings.PASSWORD_HASHERS = ["tests.library.hashers.TellingHasher"]
     User.objects.create_superuser("ada", password="tested")
     hashers.threads.clear()

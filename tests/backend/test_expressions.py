@@ -1,4 +1,4 @@
-"""What is told apart from Django's own while a statement is compiled."""
+"""Tests how other expressions are told apart from Django's own when a statement is compiled."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_known_statement_hides_no_expression() -> None:
 
 
 class Plain(models.CharField):
-    """A field of a project's own that leaves the writing to Django."""
+    """Leaves the writing of SQL to Django, as a field of a project's own."""
 
     def get_prep_value(self, value: Any) -> Any:
         return str(value).strip()
@@ -147,7 +147,7 @@ def test_fields_of_djangos_that_write_sql_are_not_noted() -> None:
     assert not is_noted(compiled(Tag.objects.annotate(x=value)))
 
 
-# --- Compilers and queries of one's own -----------------------------------------------------------
+# --- A project's own compilers and queries --------------------------------------------------------
 
 
 class Traced(ours.SQLCompiler):

@@ -1,4 +1,4 @@
-"""Blocks in generators: found by their own `with`, whoever steps, closes or forgets these."""
+"""Tests blocks in generators: their own `with` finds them, whoever steps, closes or drops them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def given_back() -> None:
 
 
 async def until_active(admin: Any, text: str) -> None:
-    """Wait until a statement that contains `text` is in flight."""
+    """Wait until a statement that begins with `text` is in flight."""
     sql = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE %s"
     async with asyncio.timeout(5):
         while admin.execute(sql, [f"SELECT {text}%"]).fetchone() == (0,):
@@ -50,7 +50,7 @@ async def until_active(admin: Any, text: str) -> None:
 
 
 async def texts() -> list[str]:
-    """What is committed, as another session sees it."""
+    """Return the committed texts, as another session sees them."""
 
     async def read() -> list[str]:
         return [entry.text async for entry in Entry.objects.order_by("text")]
@@ -88,13 +88,13 @@ def pause() -> Iterator[None]:
 
 
 async def in_task(coro: Any) -> Any:
-    """Await `coro` in a task that is started here, and so inside of the blocks that are open."""
+    """Await `coro` in a child task, which is inside the open blocks."""
     return await asyncio.create_task(coro)
 
 
 @contextlib.asynccontextmanager
 async def elsewhere() -> AsyncIterator[Callable[[Any], Any]]:
-    """Give a function like `in_task()`, for a task that is in none of the caller's blocks."""
+    """Yield a function like `in_task()`, for a task that is in none of the caller's blocks."""
     queue: asyncio.Queue[Any] = asyncio.Queue()
 
     async def serve() -> None:
@@ -223,7 +223,7 @@ def test_the_inner_block_of_a_generator_is_ended_by_the_task_that_makes_the_step
 
 
 def test_what_the_end_of_a_block_does_is_done_once_it_has_ended(run: Runner) -> None:
-    """Its hooks on commit are called from the generator, and are not in the block."""
+    """Hooks on commit are called from the generator, outside the block."""
     seen: list[bool] = []
 
     def hook() -> None:
@@ -280,7 +280,7 @@ def test_a_block_that_ended_with_its_task_is_not_left_in_silence(run: Runner) ->
         generator = waiting()
         await in_task(step(generator))
         with pytest.raises(TransactionManagementError, match="ended before the block did"):
-            await step(generator)  # no statement of its own: the end of the block is what fails
+            await step(generator)  # no statement: only the end of the block can fail
         assert await texts() == []
 
     run(main())
@@ -342,7 +342,7 @@ def test_statements_of_others_are_their_own_while_a_generator_has_a_block_open(
     run(main())
 
 
-# --- Generators that are left ---------------------------------------------------------------------
+# --- Abandoned generators -------------------------------------------------------------------------
 
 
 async def by_break(generator: Any) -> None:
@@ -502,7 +502,7 @@ def test_a_generator_that_the_garbage_collector_finds_is_rolled_back(
 def test_a_coroutine_that_the_garbage_collector_finds_is_rolled_back(
     run: Runner, nested: bool
 ) -> None:
-    """One that green code has stepped by hand: its block is listed under no generator."""
+    """Green code has stepped the coroutine by hand: its block is listed under no generator."""
 
     async def write() -> None:
         with transaction.atomic():
@@ -541,7 +541,7 @@ def test_a_coroutine_that_the_garbage_collector_finds_is_rolled_back(
 
 @pytest.mark.parametrize("nested", [False, True], ids=["alone", "nested"])
 def test_a_sync_generator_that_a_thread_closes_is_rolled_back(run: Runner, nested: bool) -> None:
-    """A thread that has met it by chance, and takes no part in the transaction."""
+    """The thread has met the generator by chance, and does not take part in the transaction."""
 
     async def around() -> None:
         generators: list[Any] = [writing_in_sync_code("undone", "undone too")]
@@ -604,7 +604,7 @@ def test_the_bare_loop_cannot_commit_a_generators_block_and_says_so(run: Runner)
 def test_the_bare_loop_can_only_roll_back_a_block_that_green_code_has_opened(
     run: Runner, nested: bool, fail: bool
 ) -> None:
-    """In a coroutine that is stepped by hand: the same frame opens and ends it."""
+    """The block is in a coroutine that is stepped by hand: the same frame opens and ends it."""
     ran: list[str] = []
 
     async def write() -> None:
@@ -645,7 +645,7 @@ def test_a_block_is_open_in_a_generator_when_its_loop_ends(run: Runner, admin: A
         kept.append(generator)
 
     with warnings.catch_warnings():
-        # Of the block that its task has left open; how far the loop still runs is its own affair.
+        # Ignore the warning of the open block: it depends on how far the loop still runs.
         warnings.simplefilter("ignore", ResourceWarning)
         run(main())
     kept.clear()
@@ -658,7 +658,7 @@ def test_a_block_is_open_in_a_generator_when_its_loop_ends(run: Runner, admin: A
 def test_who_closes_a_generator_waits_for_the_statements_in_its_block(
     run: Runner, admin: Any, started: str
 ) -> None:
-    """They are of tasks that were started inside, and are not cancelled by what comes elsewhere."""
+    """The statements are of tasks started inside, and go on when another task ends the block."""
 
     def sleep() -> Any:
         with connection.cursor() as cursor:
@@ -713,7 +713,7 @@ INSERT = "INSERT INTO library_entry (text) VALUES (%s)"
 def test_a_statement_that_waits_while_another_task_ends_the_block_is_sent_outside_of_it(
     run: Runner, admin: Any, send: Callable[[Any], None]
 ) -> None:
-    """The cursor was made in the block of a generator; nothing was sent on it before that ended."""
+    """The cursor was made in a generator's block, and nothing was sent before the block ended."""
 
     def sleep() -> None:
         with connection.cursor() as cursor:
@@ -735,7 +735,7 @@ def test_a_statement_that_waits_while_another_task_ends_the_block_is_sent_outsid
             def write() -> None:
                 with connection.cursor() as cursor:
                     closing = asyncio.create_task(there(generator.aclose()))
-                    for _ in range(20):  # it comes to wait for the statement in the block
+                    for _ in range(20):  # the closing task waits for the statement in the block
                         bridge.await_(asyncio.sleep(0))
                     assert not closing.done()
                     send(cursor)
@@ -770,7 +770,7 @@ def test_a_generator_that_outlives_the_block_around_it_is_rolled_back_alone(
 def test_a_cancellation_that_is_caught_keeps_no_generator_for_the_next_statement(
     run: Runner, green: bool, nested: bool
 ) -> None:
-    """The task refers to it until its step ends, and what it has passed through to its frames."""
+    """The task refers to the generator until its step ends; the error refers to its frames."""
 
     async def iterate() -> None:
         generator = writing("undone", "undone too")
@@ -805,7 +805,7 @@ def test_a_cancellation_that_is_caught_keeps_no_generator_for_the_next_statement
 
 
 def test_a_task_is_started_without_a_wait_in_the_body_of_a_generator(run: Runner) -> None:
-    """Who starts one does not expect that others have their turns meanwhile."""
+    """Code that starts a task does not expect other tasks to run meanwhile."""
     seen: list[str] = []
 
     async def main() -> None:
@@ -937,7 +937,7 @@ async def keeping_async(atomic: Any) -> AsyncIterator[None]:
 def test_an_exit_stack_ends_its_own_block_inside_another_of_the_same_atomic_object(
     run: Runner, keep: Callable[[Any], Any]
 ) -> None:
-    """It is another task's, in another transaction: a frame of `contextlib` ends it."""
+    """The other block is another task's, in another transaction; a `contextlib` frame ends it."""
     atomic = transaction.atomic()
 
     async def make_step(generator: Any) -> None:
@@ -991,7 +991,7 @@ def test_a_block_that_is_ended_by_hand_ends_no_other_of_its_function(run: Runner
 
 
 def test_the_late_end_of_a_nested_block_leaves_the_block_around_it_open(run: Runner) -> None:
-    """Its task has ended before it, and it with its task."""
+    """The nested block has ended before, with the task that opened it."""
 
     async def forget() -> Any:
         atomic = transaction.atomic()
@@ -1022,7 +1022,7 @@ def test_the_late_end_of_a_nested_block_leaves_the_block_around_it_open(run: Run
 def test_functions_that_open_and_end_blocks_of_one_atomic_object_end_their_tasks_own(
     run: Runner, order: str
 ) -> None:
-    """No frame tells which block it is: what opens them has returned."""
+    """No frame tells which block is meant: the function that opened it has returned."""
     atomic = transaction.atomic()
 
     async def begin(stack: contextlib.AsyncExitStack) -> None:
@@ -1122,7 +1122,7 @@ def test_a_doomed_block_of_a_generator_is_rolled_back_where_it_ends(run: Runner)
 
 
 def test_a_block_that_a_step_begins_with_is_inside_that_of_the_generator(run: Runner) -> None:
-    """Also where the task that makes the step knows nothing of it."""
+    """The task that makes the step may know nothing of the generator's block."""
 
     def nesting() -> Iterator[None]:
         with transaction.atomic():

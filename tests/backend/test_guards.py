@@ -1,4 +1,4 @@
-"""Methods that carry Django's `async_unsafe` may be called green, where the wrapper is ours."""
+"""Tests that methods with Django's `async_unsafe` may be called green, if the wrapper is ours."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _none_called() -> None:
 
 
 class Guarded:
-    """What a derived backend overrides, as Django has it: each method refuses where a loop runs."""
+    """Overrides methods as a derived backend does: each refuses to run on a loop, as in Django."""
 
     @async_unsafe
     def cursor(self) -> Any:
@@ -72,7 +72,7 @@ class MixinBefore(Guarded, DatabaseWrapper):
 
 
 class Derived(DatabaseWrapper):
-    """Two of one kind, of which each calls the next."""
+    """Derives a wrapper whose method, guarded like the next class's, calls its parent's."""
 
     @async_unsafe
     def rollback(self) -> None:
@@ -88,7 +88,7 @@ class DerivedTwice(Derived):
 
 
 class OfOthers(PostgresDatabaseWrapper):
-    """Somebody's backend, with our wrapper mixed in before it."""
+    """Plays another party's backend; our wrapper is mixed in before it."""
 
     @async_unsafe
     def vacuum(self) -> str:
@@ -105,7 +105,7 @@ class Undo(Exception):
 
 
 def use(wrapper_class: type[Any]) -> Any:
-    """Put a wrapper of this class in the place of the running task's."""
+    """Replace the running task's wrapper by one of this class."""
     connections["default"] = wrapper = wrapper_class(connections.settings["default"], "default")
     return wrapper
 
@@ -167,7 +167,7 @@ def test_a_guarded_method_of_a_class_behind_ours_works_green(run: Runner) -> Non
 
 
 def on_the_object(wrapper: Any) -> Callable[..., Any]:
-    """A guarded function in the place of a method: one that is bound before, or after."""
+    """Bind a guarded function to the wrapper; the guard comes before or after the binding."""
 
     def rollback(self: Any) -> None:
         called.append("rollback")
@@ -232,7 +232,7 @@ def stock() -> Any:
 
 
 def test_djangos_own_wrapper_is_refused_green(run: Runner) -> None:
-    """It blocks the loop: what is asked for is its object, not where one is."""
+    """Such a wrapper blocks the loop: the guard checks its class, not where the call comes from."""
     foreign = stock()
 
     class Reporting(DatabaseWrapper):
@@ -257,7 +257,7 @@ def test_djangos_own_wrapper_is_refused_green(run: Runner) -> None:
 def test_a_patch_that_asks_another_engine_is_refused_there(
     run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A call of ours into a patched method of Django's guards nobody but our own wrapper."""
+    """Our call of a patched method of Django's opens the guard for our own wrapper only."""
     foreign, original = stock(), PostgresDatabaseWrapper.rollback
 
     def rollback(self: Any) -> None:
@@ -296,7 +296,7 @@ def test_who_asks_for_the_loop_as_the_guard_does_gets_it(run: Runner) -> None:
 
 
 def test_a_wrapper_that_does_not_stand_for_its_alias_may_be_guarded_too(run: Runner) -> None:
-    """It has a connection of its own, and does not block the loop either."""
+    """The wrapper has a connection of its own, and does not block the loop either."""
 
     async def main() -> None:
         wrapper = MixinBefore(dict(connections.settings["default"]), "default")

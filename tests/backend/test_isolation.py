@@ -1,7 +1,7 @@
-"""Requests that overlap never share a connection, a transaction or a query log.
+"""Tests that overlapping requests never share a connection, a transaction or a query log.
 
-The first regression test: the original of this idea kept its connection in one context variable
-for all tasks of a thread, and four overlapping requests crossed connections.
+This was the first regression test: the original of this idea kept its connection in one context
+variable for all tasks of a thread, and four overlapping requests crossed connections.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class Schedule:
         await event.wait()
 
     def done(self) -> None:
-        """The task whose turn it is has taken its step."""
+        """Let the next task take its turn."""
         self.order.pop(0)
         if self.order and (event := self.turns.get(self.order[0])) is not None:
             event.set()
 
 
 def _orders() -> Iterator[tuple[str, ...]]:
-    """Every order in which four requests can begin, and every order in which they can end."""
+    """Yield every order in which four requests can begin, and every order in which they can end."""
     names = "abcd"
     for begin, finish in itertools.product(itertools.permutations(names), repeat=2):
         yield (*begin, *begin, *finish, *finish)
@@ -57,7 +57,7 @@ def _pid() -> int:
 
 
 async def _request(name: str, schedule: Schedule, parent_used: bool) -> tuple[int, list[str]]:
-    """A transaction in four steps; between them, others take theirs."""
+    """Run a transaction in four steps; between them, other tasks take theirs."""
     await schedule.step(name)
     assert connection.connection is None and not connection.in_atomic_block
     with CaptureQueriesContext(connection) as queries:

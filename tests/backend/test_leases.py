@@ -1,4 +1,4 @@
-"""A connection is leased for one statement; streaming, pinning and what a session keeps."""
+"""Tests that a statement leases a connection; and streaming, pinning, and session settings."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_each_statement_has_a_lease_of_its_own(run: Runner, leases: list[Any]) -
 
 
 def test_statements_leave_no_work_for_the_garbage_collector(run: Runner) -> None:
-    """What knows each other (lease, connection, cursor, state) parts when the lease ends."""
+    """Objects that refer to each other (lease, connection, cursor) part when the lease ends."""
     tag = Tag.objects.create(name="x")
 
     def work() -> None:
@@ -209,7 +209,7 @@ def test_raw_sql_leaves_nothing_in_the_session(run: Runner) -> None:
 
 
 def test_statements_of_the_orm_pay_no_reset(run: Runner, admin: Any) -> None:
-    """Seen from the server: after an ORM statement, the session's last statement is that one."""
+    """The server sees no reset: the ORM's statement stays the last statement of the session."""
 
     def work() -> int:
         with transaction.atomic():
@@ -302,7 +302,7 @@ def test_idle_connections_that_the_server_closed_are_noticed(run: Runner, admin:
 def test_a_cancelled_statement_gives_its_connection_back_at_once(
     run: Runner, in_block: bool
 ) -> None:
-    """Not when the traceback is collected: Django closes its cursor for an Exception only."""
+    """Freeing the traceback would be too late: Django closes its cursor for `Exception` only."""
 
     async def sleeping(kind: str) -> None:
         def work() -> None:
@@ -330,7 +330,7 @@ def test_a_cancelled_statement_gives_its_connection_back_at_once(
             try:
                 await task
             except asyncio.CancelledError as exc:
-                kept = exc  # and with it the traceback, its frames and their cursors
+                kept = exc  # and with the error its traceback, frames and cursors
             assert pgbackend.statistics()[0].leased == 0, kind
             assert task.cancelled() and kept
 

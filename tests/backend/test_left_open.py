@@ -1,4 +1,4 @@
-"""What is left open (a cursor, an iterator, `raw()`, `pinned()`, a COPY) harms nobody."""
+"""Tests that things left open (a cursor, an iterator, `raw()`, `pinned()`, a COPY) harm nobody."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.gate import Gate
 from tests.support.sweep import Interrupt, Outcome, sweep
 
 ROWS = 6
-#: Turns of the loop after which has been warned of what a task has left open.
+#: Turns of the loop within which the backend warns of something that a task has left open.
 TURNS = 40
 COUNT = f"SELECT count(*) FROM {Tag._meta.db_table}"
 
@@ -40,7 +40,7 @@ def _tags(_fresh_sessions: None) -> None:
 
 @pytest.fixture
 def gate() -> Iterator[Gate]:
-    """A statement that waits until the test opens the gate."""
+    """Make a gate, whose statements wait until the test opens it."""
     settings_dict = connection.settings_dict
     with (
         psycopg.connect(
@@ -65,7 +65,7 @@ def made() -> int:
 
 
 async def given_back() -> None:
-    """Wait until nothing is leased: for tasks of the loop's own, and for threads."""
+    """Wait until nothing is leased: the loop's own tasks, and threads, may take a while."""
     async with asyncio.timeout(5):
         while leased():
             await asyncio.sleep(0.001)
@@ -81,7 +81,7 @@ def in_cycle(*things: object) -> None:
     cycle.append(cycle)
 
 
-# --- What is left, while a statement of the same task runs --------------------------------------
+# --- Things left, while a statement of the same task runs ---------------------------------------
 
 
 def failed_raw() -> object:
@@ -146,7 +146,7 @@ LEAVE: list[Callable[[], object]] = [
 
 
 def tags_at(gate: Gate | None) -> QuerySet[Tag]:
-    """All rows, when the gate is open, if there is one."""
+    """Select all rows; wait for the gate first, if there is one."""
     if gate is None:
         return Tag.objects.all()
     return Tag.objects.extra(where=[gate.condition])
@@ -282,7 +282,7 @@ def failed_then_again() -> None:
 
 
 def leave_quietly(leave: Callable[[], object]) -> object:
-    """Leave something in a transaction, which a statement that fails would doom."""
+    """Leave something in a transaction; return the error if its statement fails."""
     try:
         with transaction.atomic():
             return leave()
@@ -377,7 +377,7 @@ QUERYSETS = [plainly, with_prefetch, as_values]
 
 @pytest.fixture
 def on_client(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Do without cursors of the server's, if the test is told so."""
+    """Switch server-side cursors off if the test's parameter says so."""
     settings_dict = connection.settings_dict
     settings_dict["DISABLE_SERVER_SIDE_CURSORS"] = request.param
     yield
@@ -429,7 +429,7 @@ def test_the_iterations_of_one_task_may_be_stepped_in_turn(run: Runner, queryset
 
 @pytest.mark.parametrize("queryset", QUERYSETS)
 def test_one_queryset_may_be_iterated_by_several_tasks(run: Runner, queryset: Any) -> None:
-    """Each iteration passes on to the task that began it, not to the one that began the last."""
+    """Each iteration belongs to the task that began it, not to the task that began the last one."""
     shared = queryset()
 
     async def iterate(begun: asyncio.Event, others: asyncio.Event) -> int:
@@ -509,7 +509,7 @@ def test_an_iteration_whose_maker_has_ended_ends_with_its_step(
 
 
 async def time_out(gate: Gate) -> None:
-    """Run a statement into a timeout of the caller's."""
+    """Run a statement that is ended by a timeout of its caller."""
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(10) as limit:
             statement = asyncio.ensure_future(reach(gate, limit))
@@ -812,7 +812,7 @@ def test_what_is_used_after_the_end_of_its_task_says_why(run: Runner) -> None:
 def test_an_iteration_that_is_broken_off_at_the_end_of_its_task_is_no_fault(
     run: Runner, queryset: Any, rows_read: int
 ) -> None:
-    """The loop closes the generator, a turn or two after the task's end. (Warnings are errors.)"""
+    """The loop closes the generator soon after the end of the task; a warning would be an error."""
 
     async def breaks_off() -> None:
         seen = 0
@@ -870,14 +870,14 @@ def test_what_a_task_has_closed_is_not_warned_of(run: Runner) -> None:
 
 @pytest.fixture
 def stock() -> Iterator[BaseDatabaseWrapper]:
-    """The same database, on Django's own backend, as the alias ``stock``."""
+    """Add the same database on Django's own backend, as the alias ``stock``."""
     settings_dict = copy.deepcopy(connection.settings_dict)
     settings_dict["ENGINE"] = "django.db.backends.postgresql"
     settings_dict["OPTIONS"].pop("pool", None)
     connections.settings["stock"] = settings_dict
     try:
         wrapper = connections["stock"]
-        # As Django's own; that of a test refuses what is not in its `databases`.
+        # As in Django: a test's own method refuses a database that is not in its `databases`.
         wrapper.ensure_connection = (  # type: ignore[method-assign]
             lambda: None if wrapper.connection is not None else wrapper.connect()
         )
@@ -888,7 +888,7 @@ def stock() -> Iterator[BaseDatabaseWrapper]:
 
 
 def errors_after_close(alias: str, where: str) -> list[tuple[str, str]]:
-    """What each kind of statement raises in a block whose connection is closed; and its ends."""
+    """Return the error of each statement in a block after `close()`, and of the block's end."""
     wrapper = connections[alias]
     tags = Tag.objects.using(alias)
     seen: list[tuple[str, str]] = []

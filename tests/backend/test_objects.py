@@ -1,4 +1,4 @@
-"""Objects are what Django would have made of the rows; and made by Django where one could tell."""
+"""Tests that objects are made of rows as Django makes them, and by Django if that could differ."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HAS_FETCH_MODES = django.VERSION >= (6, 1)
 
 
 def a_model(*bases: type[Any], meta: Any = (), kind: Any = None, **attributes: Any) -> Any:
-    """A new model, which no other knows."""
+    """Make a new model, which nothing else refers to."""
     options = type("Meta", (), {"app_label": "library", "apps": Apps(), **dict(meta)})
     bases = bases or (Model,)
     kind = kind or type(bases[0])
@@ -42,7 +42,7 @@ def is_stood_for(model: Any) -> bool:
 
 
 def told(obj: Any) -> Any:
-    """All that an object knows, in its order, but for what its state makes when it is asked."""
+    """Return everything that an object holds, in its order, except for lazily made state."""
     if obj is None:
         return None
     state = vars(obj._state)
@@ -68,7 +68,7 @@ def made_by_both(model: Any, values: tuple[Any, ...], **options: Any) -> tuple[A
 
 
 class Loud:
-    """A descriptor that has its say in what is set."""
+    """Changes a value as it is set."""
 
     def __init__(self, field: Any) -> None:
         self.field = field
@@ -145,7 +145,7 @@ def test_an_object_is_what_django_makes(name: str) -> None:
         ours, djangos = made_by_both(model, values)
         assert told(ours) == told(djangos)
         assert ours == djangos
-        if HAS_FETCH_MODES:  # where its end would make it
+        if HAS_FETCH_MODES:  # otherwise `__del__()` would make it
             assert vars(ours._state)["fields_cache"] is not vars(djangos._state)["fields_cache"]
 
 
@@ -254,7 +254,7 @@ def test_what_is_patched_is_asked_for_as_long_as_it_is(name: str) -> None:
 
 
 def test_what_was_patched_before_is_asked_for_always() -> None:
-    """By a tool that Django's settings have not named yet."""
+    """A tool may have patched before Django's settings are read."""
     with mock.patch.object(objects, "_MAKING", None):
         assert not is_stood_for(keyed())
 
@@ -316,7 +316,7 @@ def signal(request: pytest.FixtureRequest) -> Signal:
 
 @pytest.fixture
 def heard(signal: Signal) -> Iterator[list[Any]]:
-    """What is heard, from when the test connects it."""
+    """Record the key in each signal, from when the test connects the receiver."""
     said: list[Any] = []
 
     def hear(sender: Any, **kwargs: Any) -> None:
@@ -435,7 +435,7 @@ def test_a_query_has_the_objects_of_djangos(
 def test_related_objects_are_made_so_too() -> None:
     made = OrderLine.objects.select_related("dish__section").query.get_compiler("default")
     made.as_sql()
-    assert made.klass_info["model"] is OrderLine  # to all but Django's ModelIterable
+    assert made.klass_info["model"] is OrderLine  # all but Django's ModelIterable see the model
     lines: Any = objects._with_makers(made.klass_info)
     (dishes,) = lines["related_klass_infos"]
     (sections,) = dishes["related_klass_infos"]

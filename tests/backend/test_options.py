@@ -1,4 +1,4 @@
-"""What is set wrongly fails at once, and says what to set."""
+"""Tests that a wrong setting fails at once, and that the error says what to set."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.passwords import make_careful_role
 
 
 def failure(run: Runner, **changes: Any) -> tuple[BaseException, float]:
-    """The exception of a first query under these settings, and how long it took, in seconds."""
+    """Return the exception of a first query under these settings, and its time in seconds."""
 
     async def main() -> BaseException:
         try:
@@ -57,7 +57,7 @@ def test_a_wrong_password_fails_with_the_servers_message(run: Runner, password_s
 
 @pytest.fixture
 def password_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A server of this test's own, with a role that must give a password."""
+    """Start a server of this test's own, with a role that must give a password."""
     monkeypatch.delenv("DATABASE_URL")
     with embedded.server() as server, psycopg.connect(server.url, autocommit=True) as admin:
         make_careful_role(admin)
@@ -69,7 +69,7 @@ def password_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def _load_time(url: str) -> Any:
-    """When the postmaster last read its files, as a new session has it."""
+    """Return when the postmaster last read its files, as a new session has it."""
     with psycopg.connect(url) as connection:
         return connection.execute("SELECT pg_conf_load_time()").fetchone()
 

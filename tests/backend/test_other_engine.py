@@ -1,4 +1,4 @@
-"""An alias with another ENGINE keeps Django's behaviour, also beside pgbackend in one request."""
+"""Tests that an alias with another ENGINE behaves as in Django, also beside pgbackend."""
 
 from __future__ import annotations
 

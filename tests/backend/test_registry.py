@@ -1,4 +1,4 @@
-"""The registry of shortcuts: which are on with the installed Django, and what switches one off."""
+"""Tests the registry of shortcuts: which are on with this Django, and what switches one off."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ THERE = [each for each in FUNCTIONS if fingerprints.find(each) is not None]
 
 @pytest.fixture(autouse=True)
 def _as_outside_of_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Undo what test cases patch, of databases that they do not use."""
+    """Undo the patch with which test cases block databases that they do not use."""
     patch = BaseDatabaseWrapper.ensure_connection
     real = inspect.getclosurevars(patch).nonlocals.get("real_ensure_connection", patch)
     monkeypatch.setattr(BaseDatabaseWrapper, "ensure_connection", real)
     monkeypatch.delenv("PGBACKEND_SHORTCUTS", raising=False)
 
 
-# --- What is installed ----------------------------------------------------------------------------
+# --- The installed versions -----------------------------------------------------------------------
 
 
 def test_each_shortcut_is_on_with_what_is_installed() -> None:
-    """It fails where a new release has changed a function: see ``python -m tests.fingerprints``."""
+    """A new release may have changed a function: then see ``python -m tests.fingerprints``."""
     assert why_off() == {}
 
 
@@ -58,7 +58,7 @@ def test_each_function_is_in_a_release() -> None:
 
 @pytest.mark.parametrize("name", THERE)
 def test_an_installed_function_has_the_text_of_its_file(name: str) -> None:
-    """As `tests.fingerprints` reads it, which loads nothing."""
+    """`tests.fingerprints` reads the file, and does not import the function."""
     function = inspect.unwrap(fingerprints.find(name))
     texts = fingerprints.of_source(Path(function.__code__.co_filename).read_bytes())
     assert fingerprints.Installed().text(name) == texts[name.partition(":")[2]]
@@ -68,13 +68,13 @@ def test_an_installed_function_has_the_text_of_its_file(name: str) -> None:
 
 
 def bypassing(name: str) -> set[str]:
-    """Return the shortcuts that bypass a function, and those that need one of these."""
+    """Return the shortcuts that bypass a function, and the shortcuts that need one of them."""
     found = {each for each, shortcut in SHORTCUTS.items() if name in shortcut.bypasses}
     return found | {each for each, one in SHORTCUTS.items() if found & {*one.needs}}
 
 
 def with_another_text(function: Any, folder: Path) -> FunctionType:
-    """Return `function` of a copy of its module, in which its last line has a comment more."""
+    """Return `function` from a copy of its module, with a comment added to its last line."""
     original = Path(function.__code__.co_filename).read_text().splitlines()
     last = fingerprints._last_line(function.__code__) - 1
     original[last] += "  # changed"
@@ -132,7 +132,7 @@ def in_a_proxy(found: Any) -> Any:
 def test_a_function_that_is_patched_switches_its_shortcuts_off_without_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, wrapped: Any
 ) -> None:
-    """As Sentry and OpenTelemetry do; it is no news of a new release."""
+    """Sentry and OpenTelemetry patch functions; a patch does not mean a new release."""
     name = "django.db.models.sql.compiler:SQLCompiler.as_sql"
     patch = wrapped(fingerprints.find(name))
     assert djangos(patch) is NO_OTHERS
@@ -154,12 +154,12 @@ def test_a_version_that_nobody_has_read_is_compared_with_its_series_or_the_newes
     reasons = why_off()
     if installed.startswith("6.1"):
         assert reasons == {}
-    else:  # the functions of an older series
+    else:  # the installed functions are of an older series
         assert reasons
         assert all(version in each for each in reasons.values() if "needs" not in each)
 
 
-# --- What each consists of ------------------------------------------------------------------------
+# --- The code of each -----------------------------------------------------------------------------
 
 
 def test_each_shortcut_names_its_code_for_the_table_of_lines() -> None:
@@ -258,7 +258,7 @@ import pgbackend.base
 
 
 def test_results_and_statements_are_djangos_without_each_shortcut(conninfo: str) -> None:
-    """Green and in sync code, beside Django's own engine."""
+    """Green and sync code are compared with Django's own engine."""
     values = ["", "0", *(f"-{name}" for name in SHORTCUTS)]
     programs = [
         Program(

@@ -1,4 +1,4 @@
-"""The ORM's statements, executed and fetched in one step: nobody can tell the difference."""
+"""Tests that the ORM's statements, executed and fetched in one step, give the same results."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ from tests.support.patches import patched, patched_on_the_object
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The statements that were executed and fetched in one step."""
+    """Record the statements that were executed and fetched in one step."""
     seen: list[str] = []
     execute = statements.execute
 
@@ -62,7 +62,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def every_statement() -> list[Any]:
-    """One of each kind that Django's compilers make; what they say of it."""
+    """Execute a statement of each kind that Django's compilers make; return their results."""
     Tag.objects.all().delete()
     one = Tag.objects.create(name="one")
     Tag.objects.bulk_create([Tag(name="two"), Tag(name="three")])
@@ -150,7 +150,7 @@ def test_many_rows_come_in_the_chunks_of_django(run: Runner, at_once: list[str])
     assert len(at_once) == 4
 
 
-# --- Who observes statements sees them ------------------------------------------------------------
+# --- Observers see statements ---------------------------------------------------------------------
 
 
 @contextmanager
@@ -296,7 +296,7 @@ def test_what_a_row_is_given_by_the_database_is_converted(run: Runner, at_once: 
 def test_a_cursor_of_ones_own_is_djangos_also_inside_a_statement(
     run: Runner, at_once: list[str]
 ) -> None:
-    """What Django compiles, or saves, may ask for a cursor before the statement does."""
+    """Django may ask for a cursor as it compiles, or saves, before the statement does."""
     found: list[Any] = []
 
     class Asks(Value):
@@ -369,7 +369,7 @@ def test_raw_sql_in_a_row_that_is_saved_leaves_nothing_in_the_session(
 
 def test_a_statement_holds_its_connection_while_it_is_executed(run: Runner) -> None:
     async def main() -> None:
-        await Tag.objects.acreate(name="x")  # opens the pool
+        await Tag.objects.acreate(name="x")  # open the pool
         sleeping = asyncio.create_task(
             Tag.objects.annotate(slept=OwnSQL("pg_sleep(0.2)", ())).aget()
         )
@@ -383,7 +383,7 @@ def test_a_statement_holds_its_connection_while_it_is_executed(run: Runner) -> N
 
 
 def test_an_error_that_is_kept_keeps_no_connection(run: Runner) -> None:
-    """Its traceback knows the frames that leased one."""
+    """The error's traceback refers to the frames that leased a connection."""
 
     async def main() -> None:
         await Tag.objects.acreate(name="x")
@@ -603,7 +603,7 @@ def test_a_type_that_is_registered_in_a_block_is_known_at_once(
             adapters.register_loader("text", Whispering)
             found.append(asked.get().found)
         found.append(asked.get().found)
-        twin.adapters.register_loader("text", Shouting)  # of a lease that is over
+        twin.adapters.register_loader("text", Shouting)  # its lease is over
         found.append(asked.get().found)
         with transaction.atomic():
             Author.objects.count()
@@ -702,7 +702,7 @@ def test_a_moment_is_of_the_wrappers_timezone(run: Runner) -> None:
     assert run.green(green) == [timedelta(0), east, east, timedelta(0)]
 
 
-# --- Classes of the user's ------------------------------------------------------------------------
+# --- Users' own classes ---------------------------------------------------------------------------
 
 
 class _Counted(psycopg.ClientCursor[Any]):
@@ -769,7 +769,7 @@ def test_a_factory_that_a_holder_has_set_is_asked(run_once: Runner, name: str) -
     run_once.green(green)
 
 
-# --- What it is not for ---------------------------------------------------------------------------
+# --- Statements that are executed as in Django ----------------------------------------------------
 
 
 def test_a_cursor_that_is_asked_for_is_given(run: Runner, at_once: list[str]) -> None:

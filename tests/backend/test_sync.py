@@ -1,4 +1,4 @@
-"""Sync code is untouched: one connection a thread, kept as Django keeps it."""
+"""Tests that sync code is untouched: one connection a thread, kept as Django keeps it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_thread_keeps_its_connection() -> None:
 
 
 def without_pool(**changes: Any) -> Any:
-    """A wrapper for the same database, of the kind that `connections` makes."""
+    """Make a wrapper for the same database, of the kind that `connections` makes."""
     settings_dict = copy.deepcopy(connections.settings["default"])
     settings_dict["OPTIONS"].pop("pool")
     return type(connections["default"])({**settings_dict, **changes}, alias="other")
@@ -92,7 +92,7 @@ def test_a_doomed_block_refuses_statements_of_every_context() -> None:
 
     with transaction.atomic():
         transaction.set_rollback(True)
-        contextvars.Context().run(count)  # which does not know of the block
+        contextvars.Context().run(count)  # this context does not know of the block
         count()
 
 
@@ -140,7 +140,7 @@ def test_a_copy_has_a_connection_of_its_own() -> None:
 
 
 def test_every_name_of_djangos_wrapper_is_there() -> None:
-    """Packages reach for them; nothing of Django's may be missing or be of another kind."""
+    """Packages use these names; none of Django's may be missing, or be of another kind."""
     stock = {name for name in dir(StockWrapper) if not name.startswith("__")}
     assert stock <= set(dir(type(connections["default"])))
 
@@ -176,7 +176,7 @@ def test_a_patch_of_a_method_may_call_the_method(monkeypatch: pytest.MonkeyPatch
 def test_a_patch_that_refuses_the_database_refuses_an_open_connection_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As pytest-django's does, for tests that are not marked."""
+    """pytest-django patches so, for tests that are not marked."""
 
     def refuse(wrapper: Any) -> None:
         raise AssertionError("refused")

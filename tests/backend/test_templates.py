@@ -1,4 +1,4 @@
-"""Loaders and dumpers that a project registers on Django's template reach its connections."""
+"""Tests that loaders and dumpers registered on Django's template reach a project's connections."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _template_of_its_own() -> Iterator[None]:
 
 
 def on_threads_own(fn: Callable[[], Any]) -> Any:
-    """What `fn` returns in sync code without a pool, where a closed connection is closed."""
+    """Call `fn` in sync code without a pool, where a closed connection is really closed."""
     options = {**connections.settings["default"]["OPTIONS"]}
     del options["pool"]
     with settings_of_default(OPTIONS=options):
@@ -119,12 +119,12 @@ def test_a_connection_of_a_threads_keeps_its_own() -> None:
 
 
 def test_green_the_next_lease_has_it(run: Runner) -> None:
-    """Code has no connection there that it could close."""
+    """Green code has no connection of its own that it could close."""
 
     def green() -> None:
-        assert orm() == 1  # which is free again
+        assert orm() == 1  # its connection is free again
         template().register_loader("int4", Doubling)
-        assert both() == [2, 2]  # and this is being reset
+        assert both() == [2, 2]  # and this one is being reset
         template().register_dumper(Point, PointDumper)
         with connection.cursor() as cursor:
             cursor.execute("SELECT %s::text", [Point()])
@@ -219,7 +219,7 @@ def test_who_registers_the_same_again_closes_nothing(run: Runner) -> None:
 
 
 def test_a_connection_that_is_being_opened_has_it_too(run: Runner) -> None:
-    """It has copied the template, and is not among those that the pool knows."""
+    """The connection has copied the template, and the pool does not list it yet."""
     registered = False
 
     def receive(**kwargs: Any) -> None:
@@ -253,7 +253,7 @@ def test_who_registers_on_each_connection_does_not_open_one_after_the_other(run:
             assert await aio.run(orm) == 2
             while not pgbackend.statistics()[0].idle:
                 await asyncio.sleep(0.001)
-            # Two for the first, and two for each that has gone back.
+            # Two for the first connection, and two for each that has gone back.
             assert pgbackend.statistics()[0].connections_made <= 2 * (number + 3)
 
     connection_created.connect(receive)
@@ -265,7 +265,7 @@ def test_who_registers_on_each_connection_does_not_open_one_after_the_other(run:
 
 
 class Later(BaseTzLoader):
-    """A project's own loader of moments."""
+    """Loads timestamps in a project's own way."""
 
     timezone = UTC
 
@@ -302,7 +302,7 @@ def test_a_loader_of_moments_may_be_the_projects_own(run: Runner) -> None:
 
 
 def test_the_template_is_djangos_own(run: Runner) -> None:
-    """Who derives a wrapper finds it where Django has it, and may register on it there."""
+    """A derived wrapper finds the template where Django has it, and may register on it there."""
 
     def green() -> None:
         params = connection.get_connection_params()

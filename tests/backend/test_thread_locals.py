@@ -1,4 +1,4 @@
-"""Which `threading.local` objects follow requests, and where each is replaced."""
+"""Tests which `threading.local` objects follow requests, and where each is replaced."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Load = Callable[..., types.ModuleType]
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
-    """Load a module of some source, as an import does, and look at what is new."""
+    """Load a module from source, as an import does; look for new thread-locals."""
     before = (list(thread_locals.converted), dict(thread_locals.refused))
     monkeypatch.setattr(thread_locals, "_progress", thread_locals._Progress())
     thread_locals._progress.seen.update(sys.modules)
@@ -167,7 +167,7 @@ def test_the_script_that_runs_is_looked_at_each_time(
 def test_modules_that_a_request_loads_are_looked_at_before_its_view_runs(
     load: Load, run_once: Runner, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the URLconf is, by the first request."""
+    """The URLconf is loaded by the first request."""
     settings.MIDDLEWARE = []
     module = types.ModuleType("a_package.views")
     module.local = threading.local()  # type: ignore[attr-defined]
@@ -189,7 +189,7 @@ def test_modules_that_a_request_loads_are_looked_at_before_its_view_runs(
     run_once(main())
 
 
-# --- What a converted object does -----------------------------------------------------------------
+# --- Converted objects ----------------------------------------------------------------------------
 
 CLASS = """
 class Local(threading.local):

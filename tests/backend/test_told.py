@@ -1,4 +1,4 @@
-"""What green code is told of its connection: what sync code is, and Django's own engine tells."""
+"""Tests that green code sees the connection's state as sync code, and Django's own engine, do."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Undo(Exception):
 
 @pytest.fixture
 def told(run: Runner) -> Callable[..., Any]:
-    """What `fn` returns on Django's engine; it must return the same on ours, sync and green."""
+    """Return the result of `fn` on Django's engine; on ours it must be the same, sync and green."""
 
     def ask(fn: Callable[[], Any]) -> Any:
         on_stock = on_djangos(fn)
@@ -135,7 +135,7 @@ def test_a_connection_is_usable_where_it_is_on_djangos_engine(
 
 
 def test_before_the_first_query_the_database_is_asked(run: Runner, leases: list[Any]) -> None:
-    """No connection is held between two statements, so there is none to be asked for."""
+    """No connection is held between two statements, so one is leased to ask."""
 
     def green() -> None:
         assert connection.is_usable() and connection.connection is None
@@ -266,7 +266,7 @@ def test_a_task_whose_block_has_ended_has_no_usable_connection(run: Runner) -> N
 
 
 def test_is_usable_waits_for_its_turn(run: Runner) -> None:
-    """While a sibling's block, which has failed, is open, the server would answer with an error."""
+    """A sibling's block is open and has failed: until it ends, the server would answer an error."""
 
     async def sibling(failed: asyncio.Event, go: asyncio.Event) -> None:
         with suppress(IntegrityError):
@@ -427,7 +427,7 @@ BLOCKS = [
 
 @contextmanager
 def logged() -> Iterator[list[str]]:
-    """What the logger `django.db.backends` is told."""
+    """Record the statements that are logged by `django.db.backends`."""
     lines: list[str] = []
 
     class Handler(logging.Handler):
@@ -521,7 +521,7 @@ def stream() -> None:
 
 
 def reason(act: Callable[[], None]) -> str | None:
-    """What `act` is refused for, as its error says."""
+    """Return the type of the error that is the cause of `act`'s refusal."""
     with pytest.raises(TransactionManagementError, match="until the end of the 'atomic'") as caught:
         act()
     assert caught.value.__suppress_context__
@@ -574,7 +574,7 @@ def test_tasks_of_a_doomed_block_are_told_what_another_has_doomed_it_by(run: Run
 
 
 def doomed_by_hand() -> list[Any]:
-    """A block dooms a transaction by hand; COMMIT does not mend that, as Django has it."""
+    """Doom a transaction by a block, by hand; COMMIT does not mend it, nor does it in Django."""
     transaction.set_autocommit(False)
     with suppress(IntegrityError), atomic(savepoint=False):
         create()
@@ -626,7 +626,7 @@ def then_closed_by_hand() -> list[Any]:
     return [*found, Tag.objects.count(), connection.needs_rollback, connection.get_autocommit()]
 
 
-#: Why two statements are refused, and that a third would be.
+#: The causes of two refusals, and `needs_rollback`.
 DOOMED = ["IntegrityError", "IntegrityError", True]
 
 
@@ -675,11 +675,11 @@ def test_what_doomed_a_transaction_by_hand_is_forgotten_with_its_pin(run: Runner
     run.green(green)
 
 
-# --- What is asked of the wrapper -----------------------------------------------------------------
+# --- Questions to the wrapper ---------------------------------------------------------------------
 
 
 def as_new() -> None:
-    """What Django remembers of the server on a wrapper is asked for again."""
+    """Make Django forget the server's version and features, so that it asks again."""
     wrapper = connections["default"]
     wrapper.__dict__.pop("pg_version", None)
     for name in [name for name in wrapper.features.__dict__ if name != "connection"]:
@@ -736,7 +736,7 @@ def version_by_hand() -> list[Any]:
 def test_a_question_about_the_server_leaves_a_transaction_whole(
     told: Callable[..., Any], ask: Callable[[], list[Any]], expected: list[Any]
 ) -> None:
-    """It closes a connection that it has opened: that of a block is not, though none is leased."""
+    """The question closes a connection that it has opened, but not that of a block."""
     assert told(ask) == expected
 
 

@@ -1,4 +1,4 @@
-"""`transaction.atomic` in all its forms, and the tasks that take part in it."""
+"""Tests `transaction.atomic` in all its forms, and the tasks that take part in it."""
 
 from __future__ import annotations
 
@@ -338,7 +338,8 @@ def test_detached_steps_out(run: Runner) -> None:
                 task = asyncio.create_task(pgbackend.detached(background(go)))
                 with pgbackend.detached():
                     await Tag.objects.acreate(name="outside")
-                # READ COMMITTED: what was written outside is there, and is not part of this.
+                # READ COMMITTED: rows written outside are visible, and not part of this
+                # transaction.
                 assert await anames() == ["lost", "outside"]
                 raise Oops
         go.set()
@@ -420,7 +421,7 @@ def test_atomic_requests_works_with_async_views(
 
 
 def test_a_cancelled_block_rolls_back_wherever_it_was(run: Runner, admin: Any) -> None:
-    """Cancel at every step of the loop until the block completes; then it is all there."""
+    """The test cancels at every step of the loop, until the block completes and is all there."""
 
     async def write(name: str) -> None:
         async with transaction.atomic():

@@ -1,4 +1,4 @@
-"""What code that looks into Django's wrapper finds green, where a connection is held by nobody."""
+"""Tests Django's wrapper in green code, as other code sees it, while no connection is held."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.support.processes import Program, run_all
 
 
 def test_a_wrapper_that_threads_share_keeps_one_connection(run: Runner, leases: list[Any]) -> None:
-    """As a live server's tests do, which pass theirs on and see it closed."""
+    """A live server's tests pass their wrapper on, and see it closed."""
 
     def in_thread(wrapper: Any) -> int:
         connections["default"] = wrapper
@@ -65,7 +65,7 @@ def test_a_wrapper_that_threads_share_keeps_one_connection(run: Runner, leases: 
 def test_a_patch_of_ensure_connection_finds_none_once_green(
     run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a new connection needs is not done for each statement, because each has a lease."""
+    """Each statement has a lease: the set-up of a new connection is not repeated for it."""
     seen: list[bool] = []
 
     def green() -> None:
@@ -91,7 +91,7 @@ def test_a_patch_of_ensure_connection_finds_none_once_green(
 def test_a_patch_that_refuses_connections_refuses_each_task(
     run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As Django's test cases do that name no databases: they refuse where none is open."""
+    """Django's test cases that name no databases refuse where no connection is open."""
 
     def patch(wrapper: Any) -> None:
         if wrapper.connection is None:
@@ -163,7 +163,7 @@ def test_code_that_unwinds_after_its_loop_leaves_the_threads_connection_alone() 
 
 
 def test_a_coroutine_that_another_task_goes_on_with_is_that_tasks(run: Runner) -> None:
-    """Its first step was taken by hand: it sees the lease of who drives it, step by step."""
+    """The first step was taken by hand: the coroutine uses the lease of the task that steps it."""
 
     def pids() -> list[int]:
         found = []
@@ -211,7 +211,7 @@ def test_a_method_that_is_adapted_green_knows_its_object(run: Runner) -> None:
 
 
 class Point:
-    """A value that only a connection which was told of it can send."""
+    """Needs a dumper on its connection, to be sent."""
 
 
 class PointDumper(StrDumper):
@@ -220,7 +220,7 @@ class PointDumper(StrDumper):
 
 
 class Derived(DatabaseWrapper):
-    """As PostGIS's does: registers what it needs on each new connection."""
+    """Registers a dumper on each new connection, as the backend for PostGIS does."""
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         connection = super().get_new_connection(conn_params)
@@ -245,7 +245,7 @@ def test_a_derived_wrapper_is_given_each_connection_of_the_pool(run: Runner) -> 
 
 
 def test_values_are_quoted_as_the_connection_knows_them(run: Runner) -> None:
-    """Before a schema editor's first statement too, when no connection is held."""
+    """This holds also before a schema editor's first statement, when no connection is held."""
 
     def green() -> None:
         wrapper = Derived(connections.settings["default"], "default")
@@ -259,7 +259,7 @@ def test_values_are_quoted_as_the_connection_knows_them(run: Runner) -> None:
 
 
 def test_a_reset_asks_for_the_parameters_of_the_connection_once(run: Runner) -> None:
-    """A derived wrapper may fetch a token there."""
+    """A derived wrapper may fetch a token in this method."""
     asked: list[str] = []
 
     class Asking(Derived):
@@ -288,7 +288,7 @@ def test_a_wrapper_cannot_connect_for_threads_on_the_bare_loop(run: Runner) -> N
 
 
 def test_a_new_wrapper_has_what_djangos_is_made_with() -> None:
-    """Nothing of it is set on ours while it is being made; see `state.state_attribute()`."""
+    """No attribute is set on our wrapper while it is made; see `state.state_attribute()`."""
     djangos = PostgresDatabaseWrapper(connections.settings["default"], "default")
     ours = DatabaseWrapper(connections.settings["default"], "default")
     for part in (ours._own, ours._own_scope):
@@ -298,7 +298,7 @@ def test_a_new_wrapper_has_what_djangos_is_made_with() -> None:
 
 
 def test_who_has_patched_a_class_before_the_backend_was_loaded_is_asked(conninfo: str) -> None:
-    """As Sentry does, in the settings."""
+    """Sentry patches from within the settings."""
     patched = [
         (owner, name)
         for owner, names in {

@@ -1,4 +1,4 @@
-"""A request is given the wrapper object of one that has ended, and nothing else of it."""
+"""Tests that a request gets the wrapper object of an ended one, and nothing else of it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _none_is_kept() -> Iterator[None]:
 
 @pytest.fixture
 def objects_of_two_requests(run: Runner, serve_by: Any) -> Callable[..., list[Any]]:
-    """Serve two requests, one after the other; return what wrapper object each had."""
+    """Serve two requests, one after the other; return the wrapper object of each."""
 
     def serve(meddle: Callable[[Any], Any] = lambda wrapper: None) -> list[Any]:
         used: list[Any] = []
@@ -167,7 +167,7 @@ def test_what_a_request_has_left_running_shares_nothing_but_the_object(
 
 
 def test_a_request_within_a_request_keeps_its_own(run: Runner, serve_by: Any) -> None:
-    """The inner one has inherited the object; it must not be given to a third while in use."""
+    """The inner request has inherited the object; no third one may get it while it is in use."""
     inner = Exchange()
     begun: list[HttpRequest] = []
 

@@ -1,4 +1,4 @@
-"""Fixtures of the contract's tests: one kind of loop a run, with its tasks shuffled by a seed.
+"""Provides fixtures of the contract's tests: one kind of loop a run, tasks shuffled by a seed.
 
 ``pytest tests/contract --loop uvloop --seed 7``; both are printed in the header of the run.
 """
@@ -22,7 +22,7 @@ collect_ignore = ["project"]  # a project with tests of its own: see test_c12_te
 
 @pytest.fixture
 def loop_factory(request: pytest.FixtureRequest) -> LoopFactory:
-    """Makes the loops of this run; each test draws an order of its own from the seed."""
+    """Return a factory of this run's loops; each test draws an order of its own from the seed."""
     options = request.config.option
     return shuffled(options.loop, (options.seed, request.node.nodeid))
 
@@ -35,9 +35,10 @@ def run(loop_factory: LoopFactory) -> Runner:
 
 @pytest.fixture
 def transactional_db(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
-    """As pytest-django's, which empties every table, and makes Django's own rows again.
+    """Let tests commit, and empty only the tables that a test has written to.
 
-    There are a thousand tests here: each empties what it has written to.
+    pytest-django's fixture of this name empties every table, and makes Django's own rows again;
+    there are a thousand tests here.
     """
     with django_db_blocker.unblock():
         yield
@@ -46,7 +47,7 @@ def transactional_db(django_db_setup: None, django_db_blocker: Any) -> Iterator[
 
 @pytest.fixture(autouse=True)
 def _fresh_tables(transactional_db: None) -> Iterator[None]:
-    """Each test writes for real."""
+    """Let each test commit."""
     yield
 
 
@@ -66,6 +67,6 @@ def _empty_tables() -> None:
 
 @functools.cache
 def _tables() -> list[str]:
-    """The tables of all models, but those that Django has filled itself."""
+    """Return the tables of all models, except for those that Django has filled itself."""
     kept = {"django_content_type", "auth_permission"}
     return sorted(set(connection.introspection.django_table_names()) - kept)

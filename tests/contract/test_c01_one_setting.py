@@ -1,4 +1,4 @@
-"""C1: the ENGINE is the only change; what one writes in sync code works in async code."""
+"""Tests C1: ENGINE is the only change, and async code may use the ORM as sync code does."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Books = Callable[..., list[Book]]
 
 
 def a_methods(owner: object) -> set[str]:
-    """The names of the coroutine functions and async generators that `owner` offers."""
+    """Return the names of the coroutine functions and async generators that `owner` offers."""
     return {
         name
         for name in dir(owner)
@@ -56,12 +56,12 @@ def a_methods(owner: object) -> set[str]:
 
 
 def _is_async(member: Any) -> bool:
-    member = getattr(member, "__func__", member)  # a class method's
+    member = getattr(member, "__func__", member)  # of a class method
     return inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member)
 
 
 class Calls:
-    """Stands for its owner, and knows which of the a-methods were not called."""
+    """Passes calls on to its owner, and records which of the a-methods were not called."""
 
     def __init__(self, owner: Any, *, names: set[str] | None = None) -> None:
         self._owner = owner
@@ -72,13 +72,13 @@ class Calls:
         return getattr(self._owner, name)
 
     def check(self) -> None:
-        """Fail for a method that the test does not know: a new one of a new Django's."""
+        """Fail for a method that the test does not call, such as a new one of a new Django."""
         assert self._missing == set()
 
 
 @pytest.fixture
 def statements_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[bool]]:
-    """Whether the statements were sent from the loop's thread."""
+    """Record whether the statements were sent from the loop's thread."""
     seen: set[bool] = set()
     execute = CursorWrapper.execute
 
@@ -100,7 +100,7 @@ CACHES = {
 
 @pytest.fixture
 def cached(settings: Any, tmp_path: Path) -> Iterator[None]:
-    """A cache of each kind; one of them is a table."""
+    """Configure a cache of each kind; one of them is a table."""
     settings.CACHES = CACHES | {"default": CACHES["memory"]}
     CACHES["files"]["LOCATION"] = str(tmp_path)
     call_command("createcachetable")
@@ -184,7 +184,7 @@ def test_a_queryset_in_all_its_forms_is_iterated_on_the_loop(
         prefetched = books.prefetch_related("tags")
         async for book in prefetched.aiterator(chunk_size=2):
             names = [tag.name async for tag in book.tags.all()]
-            assert sorted(names) == ["long", "new"]  # in no order: the server chooses one
+            assert sorted(names) == ["long", "new"]  # without an order the server chooses one
 
     run(main())
     assert threads == []
@@ -267,7 +267,7 @@ def test_every_a_method_of_a_related_manager_runs_on_the_loop(
         await books.aclear()
         books.check()
 
-        notes = Calls(await pgbackend.aio.run(lambda: book.notes))  # reads its content type
+        notes = Calls(await pgbackend.aio.run(lambda: book.notes))  # load its content type
         note = await notes.acreate(text="a")
         assert (await notes.aget_or_create(text="b"))[1]
         assert (await notes.aupdate_or_create(text="c"))[1]
@@ -306,7 +306,7 @@ def test_a_method_of_a_nullable_relation_runs_on_the_loop(run: Runner, threads: 
 
 
 def test_the_a_methods_call_the_same_code_as_their_twins(run: Runner, threads: list[str]) -> None:
-    """Overrides of save() and the receivers of signals."""
+    """The a-methods run overrides of `save()`, and the receivers of signals."""
 
     async def main() -> None:
         author = Calls(Author(name="new one"))
@@ -374,7 +374,7 @@ def test_every_a_method_of_a_session_runs_on_the_loop(
         await session.aflush()
         session.check()
 
-    # Django asks the cache with its sync method, which the bare loop refuses with any ENGINE.
+    # Django calls the sync method of the cache, which the bare loop refuses with any ENGINE.
     asks_in_sync = module is cached_db and cache == "table"
     run(pgbackend.aio.portal(main()) if asks_in_sync else main())
     assert threads == []
@@ -383,7 +383,7 @@ def test_every_a_method_of_a_session_runs_on_the_loop(
 def test_every_a_method_of_auth_queries_on_the_loop(
     run: Runner, threads: list[str], statements_on: set[bool]
 ) -> None:
-    """Only the hashing of a password is given to a thread, by Django: it is work, not waiting."""
+    """Django itself gives only the hashing of a password to a thread: it is work, not waiting."""
     statements_on.clear()
 
     async def main() -> None:
@@ -394,12 +394,12 @@ def test_every_a_method_of_auth_queries_on_the_loop(
         users.check()
         request = HttpRequest()
         request.session = db.SessionStore()
-        request.user = user  # as Django's middleware gives them
+        request.user = user  # as Django's middleware does
         request.auser = lambda: auth.aget_user(request)
         await _auth_functions(request, user)
         for backend in (backends.ModelBackend(), backends.RemoteUserBackend()):
             await _backend(Calls(backend), user)
-        fresh = await User.objects.aget(pk=user.pk)  # with no permissions remembered
+        fresh = await User.objects.aget(pk=user.pk)  # without cached permissions
         await _permissions(Calls(fresh), Permission.objects)
         await _permissions(Calls(AnonymousUser()), None)
 
@@ -527,7 +527,7 @@ def site_urls(settings: Any) -> None:
 
 @asynccontextmanager
 async def served(**kwargs: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the project's ASGI application, made with the settings of the test."""
+    """Yield a client of the project's ASGI application, made with the settings of the test."""
     transport = httpx.ASGITransport(app=ASGIHandler(), **kwargs)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         yield client
@@ -537,7 +537,7 @@ async def served(**kwargs: Any) -> AsyncIterator[httpx.AsyncClient]:
 def test_class_based_views_templates_and_forms_need_no_thread(
     run: Runner, make_books: Books, threads: list[str]
 ) -> None:
-    """Django's own generic views in place, and a class of the project's with `async def get`."""
+    """The views are Django's generic ones, and a class of the project's with `async def get`."""
     book, *_ = make_books()
     tag = Tag.objects.get(name="new")
     page = "".join(f"book {n} by author {n}, 2 tags;" for n in range(3))
@@ -628,7 +628,7 @@ def test_an_async_response_queries_while_it_streams(
 def test_a_sync_response_queries_while_it_streams(
     run: Runner, make_books: Books, path: str
 ) -> None:
-    """Django reads a sync iterator in a thread, for it may block, and warns of it."""
+    """Django reads a sync iterator in a thread, because it may block, and warns."""
     make_books(5)
 
     async def main() -> None:
@@ -640,7 +640,7 @@ def test_a_sync_response_queries_while_it_streams(
 
 
 def test_the_admin_needs_no_thread(run: Runner, make_books: Books, threads: list[str]) -> None:
-    """Its pages are Django's own sync views: the index, a list, a form, and saving it."""
+    """The admin's pages are Django's own sync views: the index, a list, a form, and saving it."""
     user = User.objects.create_superuser("ada", password="tested")
     group = Group.objects.create(name="readers")
 
@@ -682,7 +682,7 @@ def test_request_user_and_the_session_are_lazy_in_async_code(
     assert threads == []
 
 
-# --- What still needs a thread, and what does not -----------------------------------------------
+# --- Code that still needs a thread, and code that does not ---------------------------------------
 
 
 @pytest.mark.usefixtures("cached")
@@ -732,7 +732,7 @@ def test_a_cache_of_files_keeps_its_thread(run: Runner, threads: list[str]) -> N
 def test_a_large_body_is_written_where_django_writes_it(
     run: Runner, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From a size on it is a file; a Django that writes that in a thread does so here too."""
+    """A body above a certain size is a file, which some versions of Django write in a thread."""
     settings.FILE_UPLOAD_MAX_MEMORY_SIZE = 1000
     settings.DATA_UPLOAD_MAX_MEMORY_SIZE = None
     settings.MIDDLEWARE = []
@@ -760,7 +760,7 @@ def test_a_large_body_is_written_where_django_writes_it(
 
 
 def test_uvicorn_does_not_take_the_application_for_a_factory() -> None:
-    """It serves `get_asgi_application()` as it is, and calls it without arguments to find out."""
+    """uvicorn calls the application without arguments, to find out whether it is a factory."""
     application = ASGIHandler()
     config = uvicorn.Config(application, lifespan="off", proxy_headers=False, log_config=None)
     config.load()
@@ -771,7 +771,7 @@ def test_uvicorn_does_not_take_the_application_for_a_factory() -> None:
 
 
 def test_both_engines_serve_one_request_each_in_its_own_way(tmp_path: Path) -> None:
-    """A project with a second alias on SQLite; it says what it saw, and where."""
+    """The project has a second alias on SQLite; its view reports what it saw, and where."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "tests.contract.servers.two_engines"],
         env={
@@ -800,7 +800,7 @@ def test_both_engines_serve_one_request_each_in_its_own_way(tmp_path: Path) -> N
 
 @pytest.fixture
 def asgirefs_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The one thread of `sync_to_async` outside requests, as in a new process: not started."""
+    """Replace the one thread of `sync_to_async` outside requests, as if it had not started."""
     with ThreadPoolExecutor(max_workers=1) as executor:
         monkeypatch.setattr(SyncToAsync, "single_thread_executor", executor)
         yield
@@ -851,7 +851,7 @@ def test_a_sync_consumer_keeps_its_thread(
 def test_old_connections_of_a_consumer_are_closed_in_its_thread_too(
     run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`sync_to_async` in a consumer uses asgiref's one thread, which no request tidies up."""
+    """`sync_to_async` in a consumer uses asgiref's one thread, where no request closes anything."""
     told: list[bool] = []
     tidy = aclose_old_connections.__globals__["close_old_connections"]
 

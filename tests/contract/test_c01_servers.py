@@ -1,4 +1,4 @@
-"""C1 under real servers: each is a process, and answers many requests at once."""
+"""Tests C1 under real servers: each is a process, and answers many requests at once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAX_SIZE = 4  # of the pool, in the tests' settings
 def servers(
     django_db_setup: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Server]]:
-    """All of them, started at once."""
+    """Start all servers at once; yield them by name."""
     folder = tmp_path_factory.mktemp("servers")
     started = {name: Server(name, folder) for name in KINDS}
     try:
@@ -62,7 +62,7 @@ async def _ask(server: Server, count: int) -> list[Any]:
 def test_concurrent_requests_get_their_own_answers(
     servers: dict[str, Server], name: str, admin: psycopg.Connection[Any]
 ) -> None:
-    """An async view with several statements, and awaits between them, in ASGI and in WSGI."""
+    """The async view has several statements, and awaits between them, in ASGI and in WSGI."""
     with ThreadPoolExecutor(1) as executor:
         asking = executor.submit(lambda: asyncio.run(_ask(servers[name], REQUESTS)))
         most = 0
@@ -120,7 +120,7 @@ def test_consumers_of_channels_use_plain_querysets(servers: dict[str, Server], n
 def test_servers_end_in_silence_and_leave_no_session(
     servers: dict[str, Server], admin: psycopg.Connection[Any]
 ) -> None:
-    """The last test of this file: it ends them all, by SIGTERM or SIGINT."""
+    """The last test of this file ends all servers, by SIGTERM or SIGINT."""
     for server in servers.values():
         server.tell_to_end()
     for server in servers.values():
@@ -134,7 +134,7 @@ def test_servers_end_in_silence_and_leave_no_session(
 
 
 def _run(name: str, *argv: str, script: str = "") -> str:
-    """Run a program that ends by itself, and return what it says."""
+    """Run a program that ends by itself, and return its output."""
     done = subprocess.run(
         [sys.executable, "-W", "error::ResourceWarning", *argv],
         env=environment(name),

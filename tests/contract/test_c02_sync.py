@@ -1,7 +1,8 @@
-"""C2: in sync code, everything is as with `django.db.backends.postgresql`.
+"""Tests C2: in sync code, everything is as with `django.db.backends.postgresql`.
 
-The same script runs on either engine, in a process of its own (`probes/sync.py`), and tells what it
-sees. Each test here is one scenario of it: both engines must tell the same, and the right thing.
+The same script runs on either engine, in a process of its own (`probes/sync.py`), and prints what
+it sees. Each test here is one scenario of it: both engines must print the same, and the right
+thing.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ Facts = dict[str, Any]
 def environment(
     conninfo: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, str]]:
-    """A role to assume and a service to connect to, for both engines."""
+    """Make a role to assume and a service to connect to, for both engines."""
     given = psycopg.conninfo.conninfo_to_dict(conninfo)
     services = tmp_path_factory.mktemp("services") / "pg_service.conf"
     lines = [f"{name}={value}" for name, value in given.items()]
@@ -52,7 +53,7 @@ def environment(
 
 
 def ask(environment: dict[str, str], *command: object) -> Any:
-    """Run a Python program, and return what it prints as JSON."""
+    """Run a Python program, and return its output, which is JSON."""
     done = subprocess.run(
         [sys.executable, *map(str, command)],
         env=environment,
@@ -66,7 +67,7 @@ def ask(environment: dict[str, str], *command: object) -> Any:
 
 @pytest.fixture(scope="module")
 def facts(environment: dict[str, str]) -> tuple[Facts, Facts]:
-    """What the script tells on Django's engine and on ours, run at the same time."""
+    """Return the script's output on Django's engine and on ours, run at the same time."""
     with ThreadPoolExecutor() as threads:
         stock, ours = threads.map(lambda engine: ask(environment, PROBE, engine), ENGINES)
     return stock, ours
@@ -74,7 +75,7 @@ def facts(environment: dict[str, str]) -> tuple[Facts, Facts]:
 
 @pytest.fixture
 def told(facts: tuple[Facts, Facts]) -> Any:
-    """What both engines tell about a scenario."""
+    """Return a function that gives a scenario's output, once both engines agree on it."""
 
     def both(name: str) -> Any:
         stock, ours = (each[name] for each in facts)
@@ -197,10 +198,11 @@ def test_management_commands_say_the_same(told: Any) -> None:
 
 @pytest.mark.shortcut("select")
 def test_sync_code_is_not_slower(environment: dict[str, str]) -> None:
-    """Time of one process's processor, with both engines in turns; without what the server takes.
+    """Compare the time of one process's processor, with both engines in turns.
 
-    The bound leaves room for a machine that does other things: 1.02 is the most that is usual.
-    What a busy machine cannot blur is in tests/backend/test_cost.py.
+    The time of the server does not count. The bound leaves room for a machine that does other
+    things: 1.02 is the usual maximum. tests/backend/test_cost.py counts what a busy machine cannot
+    blur.
     """
     found = ask(environment, COST, "--json", "--stacks", "sync", "--rounds", "41", "--count", "30")
     ratios = {name: round(costs["sync"]["ratio"], 2) for name, costs in found.items()}

@@ -1,4 +1,4 @@
-"""C3: a connection is leased for one statement, and no longer."""
+"""Tests C3: a connection is leased for one statement, and no longer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.conftest import Runner
 from tests.library.models import Author, Book, Entry, Tag
 from tests.support.fixtures import pool_of_default
 
-# A lambda a column, so that the table reads as one.
+# Each column of the table is a lambda, so that all rows read alike.
 # ruff: noqa: PLW0108
 
 
@@ -29,7 +29,7 @@ def leased() -> int:
 
 
 async def user_code_awaits() -> None:
-    """What stands for an HTTP call, a template, a sleep."""
+    """Wait, in the place of an HTTP call, a template or a sleep of the user's."""
     assert leased() == 0
     for _ in range(3):
         await asyncio.sleep(0)
@@ -37,7 +37,7 @@ async def user_code_awaits() -> None:
 
 
 class Ledger:
-    """How many statements each lease was for, in order."""
+    """Counts the statements of each lease, in order."""
 
     def __init__(self, events: list[Any]) -> None:
         self.events = events
@@ -71,8 +71,8 @@ def ledger(leases: list[Any]) -> Ledger:
 
 # --- Thirty kinds of operations -------------------------------------------------------------------
 
-#: What an operation does, in the ORM's sync words and in its a-words (None: there are none), and
-#: how many statements are sent in each of its leases. Three books, authors and tags are there.
+#: The sync form of an operation, its a-method (None: there is none), and the number of statements
+#: in each of its leases. Three books, authors and tags are in the tables.
 Operation = tuple[Callable[[], Any], Callable[[], Awaitable[Any]] | None, list[int]]
 
 
@@ -242,7 +242,7 @@ OPERATIONS: dict[str, Operation] = {
     "bulk_create in two batches": (
         lambda: Tag.objects.bulk_create((Tag(name=f"n{n}") for n in range(4)), batch_size=2),
         lambda: Tag.objects.abulk_create((Tag(name=f"n{n}") for n in range(4)), batch_size=2),
-        [2],  # it is a transaction: one lease
+        [2],  # a transaction has one lease
     ),
     "bulk_update": (
         lambda: Book.objects.bulk_update([book()], ["title"]),
@@ -260,8 +260,8 @@ OPERATIONS: dict[str, Operation] = {
         [1],
     ),
     "delete with what depends on it": (
-        # Its books, with their tags and notes, are looked for; then all is deleted in a
-        # transaction: tags, notes, books and the author.
+        # Django looks for the author's books, with their tags and notes; then it deletes all of
+        # them in a transaction: tags, notes, books and the author.
         lambda: Author(pk=Books.authors[0]).delete(),
         lambda: Author(pk=Books.authors[0]).adelete(),
         [1, 1, 4],
@@ -403,7 +403,7 @@ def green_receiver_that_awaits(**kwargs: Any) -> None:
 
 
 def aio_await(coro: Any) -> Any:
-    """What user code has for this is `async_to_sync`."""
+    """Await `coro` in sync code, as users do by `async_to_sync`."""
     from asgiref.sync import async_to_sync
 
     async def wait() -> Any:
@@ -470,7 +470,7 @@ def test_no_connection_is_held_while_a_save_of_the_users_awaits(
 
 @pytest.mark.usefixtures("_books")
 def test_no_connection_is_held_between_the_rows_of_a_result(run: Runner, ledger: Ledger) -> None:
-    """But between those of iterator(), which streams."""
+    """Only `iterator()`, which streams, holds a connection between rows."""
 
     async def main() -> None:
         with connection.execute_wrapper(ledger.observe):
@@ -539,14 +539,14 @@ def test_no_connection_is_held_after_a_statement_that_fails(
         try:
             await aio.run(operation)
         except Exception as exc:
-            kept = exc  # and with it the traceback, its frames and their cursors
+            kept = exc  # and with the error its traceback, frames and cursors
         await user_code_awaits()
         assert kept is not None
 
     run(main())
 
 
-# --- Cursors of the users -------------------------------------------------------------------------
+# --- Users' cursors -------------------------------------------------------------------------------
 
 
 def test_a_cursor_holds_its_connection_until_it_is_closed(run: Runner, ledger: Ledger) -> None:
@@ -573,7 +573,7 @@ def test_a_cursor_that_is_forgotten_gives_its_connection_back_and_says_where_it_
     run: Runner, how: str
 ) -> None:
     def forget() -> None:
-        cursor = connection.cursor()  # here
+        cursor = connection.cursor()  # opened here, in the task
         cursor.execute("SELECT 1")
         if how == "replaced":
             cursor = None
@@ -600,7 +600,7 @@ def test_a_cursor_that_is_forgotten_gives_its_connection_back_and_says_where_it_
 
 
 def test_a_cursor_in_a_block_is_the_blocks_to_end(run: Runner) -> None:
-    """It does not hold the connection: the block does, so forgetting it is no leak."""
+    """The block holds the connection, not the cursor, so forgetting the cursor is no leak."""
 
     async def main() -> None:
         with warnings.catch_warnings():
@@ -642,7 +642,7 @@ def test_a_statement_shares_the_lease_that_its_task_holds(run: Runner, ledger: L
 
 
 def test_a_task_never_waits_for_a_second_connection_while_it_holds_one(run: Runner) -> None:
-    """Twenty of them, with a pool of one, and a wait in everything that holds it."""
+    """Twenty tasks share a pool of one connection, and wait inside everything that holds it."""
 
     async def work(number: int) -> None:
         for tag in Tag.objects.iterator(chunk_size=1):
@@ -714,7 +714,7 @@ def test_pinned_holds_one_connection_for_a_block(run: Runner, ledger: Ledger, fo
                     await asyncio.sleep(0)
                     await aio.run(after)
             await user_code_awaits()
-        assert len(ledger.take()) <= 2  # the transaction in it has its own
+        assert len(ledger.take()) <= 2  # a transaction in the operation has a lease of its own
 
     with pool_of_default(max_size=2):
         run(aio.portal(main()) if form == "with" else main())

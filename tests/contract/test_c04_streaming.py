@@ -1,4 +1,4 @@
-"""C4: `iterator()` and `aiterator()` stream, and keep their connection for just as long."""
+"""Tests C4: `iterator()` and `aiterator()` stream, and hold a connection just as long."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def tags() -> Any:
 
 
 def open_cursors() -> int:
-    """How many server-side cursors are open in the one session that there is."""
+    """Return how many server-side cursors are open in the pool's only session."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM pg_cursors WHERE name LIKE '\\_django%'")
         return cursor.fetchone()[0]
 
 
 async def nothing_is_left() -> None:
-    """The connection is back, in the pool of one, and its session is clean."""
+    """Wait until the only connection is back in the pool, and check that its session is clean."""
     gc.collect()
     async with asyncio.timeout(5):
         while leased():
@@ -78,7 +78,7 @@ def test_iterator_keeps_one_lease_until_it_is_exhausted(
     def work() -> None:
         seen = []
         for tag in tags().iterator(chunk_size=2):
-            # Client-side, all is in memory when the first chunk is.
+            # Client-side, all rows are in memory when the first chunk is.
             assert leased() == (kind == "server-side") or len(seen) == ROWS - 1
             seen.append(tag.name)
         assert seen == [f"tag {number}" for number in range(ROWS)]
@@ -302,7 +302,7 @@ def test_a_cancelled_task_gives_the_connection_of_its_iterator_back(
             await asyncio.sleep(0)
             task.cancel()
         await asyncio.wait([task])
-        # Client-side nothing is waited for after the first row.
+        # Client-side, no step waits after the first row.
         last = count == ROWS and not between
         assert task.cancelled() or last or (kind == "client-side" and not between)
         await nothing_is_left()
@@ -327,7 +327,7 @@ def test_an_iterator_that_its_loop_ends_with_says_nothing(
 
 
 def test_a_finalizer_that_the_garbage_collector_runs_waits_for_nothing(run: Runner) -> None:
-    """The collector's lists are on the stack, which another task would use meanwhile."""
+    """The collector's lists are on the stack: another task would use them during a wait."""
     waits: list[BaseException] = []
 
     class Finalized:
@@ -361,7 +361,7 @@ def test_a_finalizer_that_the_garbage_collector_runs_waits_for_nothing(run: Runn
 
 
 def test_statements_in_the_body_share_the_lease(run: Runner, kind: str, leases: list[Any]) -> None:
-    """The pool has one connection: any other would be waited for."""
+    """The pool has one connection: a statement that needed another would wait for it."""
 
     def each(tag: Tag) -> None:
         assert Tag.objects.get(pk=tag.pk) == tag

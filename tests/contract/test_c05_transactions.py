@@ -1,4 +1,4 @@
-"""C5: `transaction.atomic` is Django's own, in all its forms."""
+"""Tests C5: `transaction.atomic` is Django's own, in all its forms."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def acreate(name: str) -> None:
 
 # --- Forms ----------------------------------------------------------------------------------------
 #
-# Each form runs `body` in a block, and lets what it raises out of it.
+# Each form runs `body` in a block, and lets the errors of `body` out of the block.
 
 Body = Callable[[], Coroutine[Any, Any, Any]]
 Form = Callable[..., Coroutine[Any, Any, Any]]
@@ -267,17 +267,17 @@ def test_blocks_can_be_used_again_and_recursively(run: Runner) -> None:
 def test_a_decorated_async_def_is_one_still() -> None:
     @transaction.atomic
     async def decorated(number: int) -> int:
-        """What it does."""
+        """Return the number."""
         return number
 
     import inspect
 
     assert inspect.iscoroutinefunction(decorated)
-    assert (decorated.__name__, decorated.__doc__) == ("decorated", "What it does.")
+    assert (decorated.__name__, decorated.__doc__) == ("decorated", "Return the number.")
 
 
 class Guarded(DatabaseWrapper):
-    """A backend that is derived, and guards what it overrides as Django does."""
+    """Derives from our backend, and guards its overrides as Django does."""
 
     @async_unsafe
     def commit(self) -> None:
@@ -395,7 +395,7 @@ def test_set_autocommit_false_begins_a_transaction_that_is_managed_by_hand(
         transaction.commit()
         create("lost at the end")
         with pytest.raises(DatabaseError):
-            transaction.set_autocommit(True)  # psycopg: in a transaction
+            transaction.set_autocommit(True)  # psycopg refuses: in a transaction
         transaction.rollback()
         transaction.set_autocommit(True)
         assert leased() == 0 and len(leases) == 2
@@ -577,7 +577,7 @@ def test_a_hook_that_raises_undoes_no_commit_and_stops_the_rest_unless_robust(
 
 
 def test_a_hook_may_register_more_hooks_and_open_blocks(run: Runner, form: Form) -> None:
-    """Outside of a block a hook runs at once; in the hook's own block, when that is committed."""
+    """Outside of a block a hook runs at once; in a hook's own block, when that is committed."""
     seen: list[str] = []
 
     async def first() -> None:
@@ -684,7 +684,7 @@ async def streaming_view(request: Any, name: str) -> StreamingHttpResponse:
     create(name)
 
     async def lines() -> AsyncIterator[str]:
-        # As in Django, the transaction is the view's, and not that of what it streams.
+        # As in Django, the transaction covers the view, and not the streaming of its response.
         assert not await aio.run(lambda: connection.in_atomic_block)
         for found in await anames():
             yield f"{found}\n"
@@ -761,7 +761,7 @@ def test_atomic_requests_keeps_requests_that_overlap_apart(run: Runner, async_cl
         assert [answer.status_code for answer in answers] == [200] * 8 + [500] * 8
         assert leased() == 0
 
-    async_client.raise_request_exception = False  # it would keep one for all
+    async_client.raise_request_exception = False  # the client would keep one error for all requests
     run(main())
     assert not [name for name in names() if "lost" in name]
     assert len(names()) == 8 * 4

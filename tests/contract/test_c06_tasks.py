@@ -1,4 +1,4 @@
-"""C6: a transaction belongs to the code inside its block, and to the tasks started there."""
+"""Tests C6: a transaction belongs to the code inside its block, and to tasks started there."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def leased() -> int:
 
 Program = tuple[Any, ...]
 
-#: The kinds of failure, which strike instead of a step.
+#: The kinds of failure, each of which replaces a step.
 KINDS = ("an error of the code", "a failed statement, caught", "a failed statement, not caught")
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a program: a write, or a nested block with the place of its end."""
+    """Describes one step of a program: a write, or a nested block with the number of its end."""
 
     place: int
     inside: tuple[Step, ...] | None = None
@@ -67,7 +67,7 @@ class Step:
 
 
 def steps_of(program: Program, numbers: Iterator[int]) -> tuple[Step, ...]:
-    """Give each step of a program its place."""
+    """Give each step of a program its number."""
     return tuple(
         Step(next(numbers))
         if step == "w"
@@ -84,15 +84,15 @@ class Failure:
 
 
 class Lost(Exception):
-    """In the model: the block that this leaves is rolled back."""
+    """Says, in the model, that the block which this error leaves is rolled back."""
 
 
 class Doomed(Exception):
-    """In the model: the block that all tasks share is rolled back."""
+    """Says, in the model, that the block shared by all tasks is rolled back."""
 
 
 def model(programs: dict[str, Program], failure: Failure | None) -> set[str]:
-    """Which rows must be in the table, whatever the schedule.
+    """Return the rows that must be in the table, whatever the schedule.
 
     A row is kept if each block around it is; a block is lost if an error leaves it, or if a
     statement fails in it. P is the task in whose block the others were started.
@@ -135,7 +135,7 @@ def _model_of_block(
 
 @dataclass
 class Schedule:
-    """Gives one token at a time; which task gets it is a choice at each point."""
+    """Gives one token at a time; each choice of a task is drawn, or given by `choices`."""
 
     choices: list[int]
     random: random.Random | None = None
@@ -167,7 +167,7 @@ class Schedule:
             await asyncio.sleep(0)
 
     def _at_rest(self, tasks: dict[str, asyncio.Task[Any]]) -> bool:
-        """Whether every task is done, or waits for a token, for its children or for its turn."""
+        """Return whether every task is done, or waits: for a token, its children or its turn."""
         live = [name for name, task in tasks.items() if not task.done()]
         joining = self.joining if len(live) > 1 else set()
         moving = [name for name in live if name not in self.waiting and name not in joining]
@@ -175,7 +175,7 @@ class Schedule:
 
 
 class Run:
-    """One run of three programs by one schedule."""
+    """Runs three programs by one schedule."""
 
     def __init__(
         self, number: int, programs: dict[str, Program], failure: Failure | None, schedule: Schedule
@@ -203,7 +203,7 @@ class Run:
                 pass
 
     async def _turn(self, name: str, place: int) -> None:
-        """Wait for the token of this step, and fail instead of it if that is asked for."""
+        """Wait for the token of this step; fail in its place if the run's failure is here."""
         await self.schedule.token(name)
         if self.failure is None or (self.failure.task, self.failure.place) != (name, place):
             return
@@ -262,7 +262,7 @@ def _length(program: Program) -> int:
 
 
 def next_choices(made: list[tuple[int, int]]) -> list[int] | None:
-    """The next schedule of a depth-first walk through all of them; None after the last."""
+    """Return the next schedule of a depth-first walk through all; None after the last."""
     made = list(made)
     while made and made[-1][0] + 1 >= made[-1][1]:
         made.pop()
@@ -376,13 +376,13 @@ def test_three_tasks_with_transactions_of_their_own_never_wait_for_each_other(
     run(main(), timeout=60)
 
 
-# --- What is on its way when a block ends ---------------------------------------------------------
+# --- Statements under way when a block ends -------------------------------------------------------
 
 
 async def busy_child(
     prefix: str, written: list[str], drawn: random.Random, refused: type[Exception]
 ) -> None:
-    """Write rows until it is refused; write down which ones were reported as written."""
+    """Write rows until a write is refused; record those that were reported as written."""
     for number in itertools.count():
         await asyncio.sleep(0)
         name = f"{prefix}:{number}"
@@ -402,9 +402,9 @@ async def busy_child(
 def test_no_statement_of_a_child_slips_behind_the_end_of_its_block(
     run: Runner, request: pytest.FixtureRequest, nested: bool, fails: bool
 ) -> None:
-    """Children write while the block ends: what they were told is written is what is there."""
+    """Children write while the block ends: the rows reported as written are the rows there."""
     drawn = random.Random(repr((request.config.option.seed, nested, fails)))
-    # What runs in a block that is rolled back is cancelled.
+    # Statements in a block that is rolled back are cancelled.
     refused = DatabaseError if fails else TransactionManagementError
 
     async def block(prefix: str, written: list[str]) -> list[asyncio.Task[None]]:
@@ -456,7 +456,7 @@ def test_a_child_that_outlives_its_block_is_refused_before_and_after_the_commit(
             await Tag.objects.acreate(name="kept")
             tasks = [asyncio.create_task(child(event)) for event in (during, after)]
             await asyncio.sleep(0)
-            during.set()  # the task is stepped when this one waits next: for its COMMIT
+            during.set()  # the task's step comes when this task waits next: for its COMMIT
         after.set()
         for task in tasks:
             with pytest.raises(TransactionManagementError, match="was started inside an atomic"):
@@ -488,7 +488,7 @@ def test_a_child_that_is_refused_does_not_doom_the_block_around_its_own(run: Run
 
 
 def test_a_child_keeps_no_connection_of_the_block_that_it_outlives(run: Runner) -> None:
-    """Neither the raw connection nor a cursor of it can be used when it is someone else's."""
+    """Once the connection is another task's, the child can use neither it nor a cursor of it."""
 
     def hold() -> tuple[Any, Any]:
         cursor = connection.cursor()
@@ -521,7 +521,7 @@ def test_a_child_keeps_no_connection_of_the_block_that_it_outlives(run: Runner) 
 
 
 def test_a_child_that_waits_for_the_first_connection_leaves_none_behind(run: Runner) -> None:
-    """Its block ends while it waits for the pool; the connection then comes too late."""
+    """The child's block ends while the child waits for the pool; its connection comes too late."""
 
     async def holder(held: asyncio.Event, free: asyncio.Event) -> None:
         async with transaction.atomic():
@@ -542,7 +542,7 @@ def test_a_child_that_waits_for_the_first_connection_leaves_none_behind(run: Run
         try:
             await late
         except TransactionManagementError as exc:
-            refusal = exc  # and with it the frames of the child
+            refusal = exc  # and with the error the frames of the child
         assert "has ended" in str(refusal)
         assert leased() == 0
 
@@ -703,7 +703,7 @@ def test_a_block_that_is_left_with_an_error_does_not_wait_for_a_childs_statement
 
 
 def test_a_connection_is_closed_after_the_statement_of_a_sibling(run: Runner) -> None:
-    """Which is not torn; what comes afterwards is refused."""
+    """The sibling's statement ends whole; later statements are refused."""
 
     def sleeping() -> list[Any]:
         with connection.cursor() as cursor:
@@ -968,7 +968,7 @@ def test_who_waits_longer_than_the_pools_timeout_is_told_for_whom(
                 assert "pgbackend.detached()" in message and "0.1 s" in message
                 go.set()
             if waits_for == "a statement":
-                # It was acreate() that failed: as in Django, its own block is doomed, ...
+                # acreate() failed: as in Django, its own block is doomed, ...
                 with pytest.raises(TransactionManagementError, match="until the end of the"):
                     await Tag.objects.acount()
                 transaction.set_rollback(False)  # ... and may be cleared, for nothing was sent
@@ -1079,7 +1079,7 @@ def test_detached_work_goes_on_when_the_block_has_ended(run: Runner) -> None:
 def test_tasks_that_share_only_the_loop_share_nothing_in_whatever_order(
     run: Runner, parent_used: bool, green: bool
 ) -> None:
-    """Three of them, in every order of beginnings, of middles, and of ends."""
+    """Three tasks begin, go on and end in every order."""
     orders = list(itertools.permutations("ABC"))
 
     async def neighbour(name: str, schedule: Schedule, seen: dict[str, Any]) -> None:
@@ -1134,7 +1134,7 @@ def test_tasks_that_share_only_the_loop_share_nothing_in_whatever_order(
 
 
 def test_a_task_of_djangos_own_in_a_request_is_green(run: Runner) -> None:
-    """It listens for the client's end by `receive()`, which ASGI middleware may have wrapped."""
+    """The task listens for the client's end by `receive()`, which ASGI middleware may wrap."""
     seen: list[int] = []
     scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/", "headers": []}
     listening = asyncio.Event()
@@ -1269,7 +1269,7 @@ def test_an_eager_task_takes_part_in_the_block_it_was_made_in(run: Runner, start
 def test_direct_orm_code_of_an_eager_task_is_refused_before_it_sends_anything(
     run: Runner, start: Any, held: bool
 ) -> None:
-    """It is in its maker's portal, whose session, statement and block it must not touch."""
+    """The task is in its maker's portal, and must not use the maker's session or block."""
 
     def peeks() -> None:
         connections_seen.append(connection.connection)
@@ -1307,7 +1307,7 @@ def test_direct_orm_code_of_an_eager_task_is_refused_before_it_sends_anything(
             next(streaming)
         pid = _pid()
         for use in uses:
-            assert (connection.connection is not None) == held  # which is remembered for this task
+            assert (connection.connection is not None) == held  # which is cached for this task
             await start(child(use))
             assert connection.execute_wrappers == [] and not connection.in_atomic_block
             assert Tag.objects.count() == 1

@@ -1,4 +1,4 @@
-"""C7: a cancellation, at any await point, leaves the server, the pool and the tables whole.
+"""Tests C7: a cancellation, at any await point, leaves the server, the pool and the tables whole.
 
 The sweep interrupts every operation at each of its waits, in every way, in every state of the pool;
 after each interruption the same facts are checked, while another task reads rows of its own all the
@@ -52,7 +52,7 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope="module")
 def watch(django_db_setup: None) -> Iterator[psycopg.Connection[Any]]:
-    """A session in Django's database that watches the others."""
+    """Open a session in Django's database that watches the others."""
     params = connections["default"].get_connection_params()
     params.pop("cursor_factory"), params.pop("context")
     with psycopg.connect(**params, autocommit=True, application_name="watcher") as watching:
@@ -182,7 +182,7 @@ def _side(n: int) -> str:
 
 @dataclass(frozen=True)
 class Operation:
-    """What is swept, what it writes if it is done at all, and how many waits it has at least."""
+    """Describes a swept operation: its writes, if it is done, and its least number of waits."""
 
     do: Callable[[int], Coroutine[Any, Any, None]]
     writes: str
@@ -211,7 +211,7 @@ OPERATIONS = [
 
 
 class Scene:
-    """A state of the pool in which an operation begins; this one has idle connections."""
+    """Prepares the pool for an operation; this state has idle connections."""
 
     def __init__(self, watch: psycopg.Connection[Any]) -> None:
         self.watch = watch
@@ -219,17 +219,17 @@ class Scene:
         self.released = asyncio.Event()
 
     async def set_up(self) -> None:
-        """Called before each run of the operation."""
+        """Prepare the pool before each run of the operation."""
 
     async def tear_down(self) -> None:
-        """Called when it has ended."""
+        """Let the other tasks end, after each run of the operation."""
         self.released.set()
         for other in self.others:
             await other
         self.others.clear()
 
     def operation_waits(self) -> None:
-        """The operation has begun its first wait."""
+        """Release held connections: the operation has begun its first wait."""
         asyncio.get_running_loop().call_soon(self.released.set)
 
 
@@ -237,7 +237,7 @@ Idle = Scene
 
 
 class Full(Scene):
-    """Another task holds all connections, and gives them back when the operation waits for one."""
+    """Lets another task hold all connections until the operation waits for one."""
 
     async def set_up(self) -> None:
         self.released = asyncio.Event()
@@ -256,14 +256,14 @@ class Full(Scene):
 
 
 class Growing(Scene):
-    """No connection has been opened yet."""
+    """Begins with a pool that has opened no connection yet."""
 
     async def set_up(self) -> None:
         connections["default"].close_pool()  # type: ignore[attr-defined]
 
 
 class EmptyWithWaiters(Full):
-    """All connections are held, and others wait already."""
+    """Begins with all connections held, and two tasks waiting already."""
 
     async def set_up(self) -> None:
         await super().set_up()
@@ -274,7 +274,7 @@ class EmptyWithWaiters(Full):
 
 
 class Broken(Scene):
-    """The idle connections were terminated on the server."""
+    """Begins with idle connections that were terminated on the server."""
 
     async def set_up(self) -> None:
         assert await aio.run(take_all, pool()) == MAX_SIZE
@@ -312,7 +312,7 @@ class Sweeper:
         self.read = 0
 
     async def sweep(self, mode: Mode) -> int:
-        """Sweep in one mode, with a bystander who reads; return how many points there were."""
+        """Sweep in one mode, beside a bystander that reads; return the number of points."""
         bystander = asyncio.create_task(self.stand_by())
         self.points = 0
         try:
@@ -348,7 +348,7 @@ class Sweeper:
         return self.operation.do(self.n)
 
     def telling(self, mode: Mode) -> Mode:
-        """`mode`, with the scene told of the operation's first wait."""
+        """Return `mode`, extended so that the scene learns of the operation's first wait."""
 
         def at(at: int) -> Any:
             interrupt = mode(at)
@@ -383,7 +383,7 @@ class Sweeper:
         ).fetchall()
 
     def check_rows(self, outcome: Outcome) -> None:
-        """All that the operation writes, or nothing; all if nobody interrupted it."""
+        """Check that all of the operation's rows are there, or, if it was interrupted, none."""
         n = self.n
         rows = self.watch.execute(
             "SELECT name FROM library_tag WHERE name LIKE %s ORDER BY 1", [f"{n} %"]
@@ -413,7 +413,7 @@ class Sweeper:
 
 @pytest.fixture
 def rows() -> None:
-    """What the operations and the bystander read."""
+    """Write the rows that the operations and the bystander read."""
     tags = [Tag.objects.create(name=f"{side} {n}") for side in "xy" for n in (1, 2, 3)]
     author = Author.objects.create(name="somebody")
     for title in ("steady", "changing"):
@@ -432,7 +432,8 @@ def test_an_operation_that_is_interrupted_anywhere_leaves_everything_whole(
     state: str,
 ) -> None:
     # Before Python 3.13 a coroutine that is closed does not close the async generator that it
-    # iterates, and the loop, which is told of it, cannot: it reports an error of its own.
+    # iterates, and the loop's finalizer cannot close it either: the loop reports an error of its
+    # own.
     closes = operation.do is not aiterator or sys.version_info >= (3, 13)
     abandoning = ABANDONING if closes else []
 
@@ -479,13 +480,13 @@ def test_the_sweep_has_more_than_1500_points() -> None:
 
 
 def sleep(seconds: float = 20) -> None:
-    """A statement that runs until it is cancelled."""
+    """Execute a statement that runs until it is cancelled."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_sleep(%s)", [seconds])
 
 
 class Server:
-    """The sessions of the pool, as the server sees them."""
+    """Looks at the sessions of the pool from the server's side."""
 
     def __init__(self, watch: psycopg.Connection[Any]) -> None:
         self.watch = watch
@@ -500,7 +501,7 @@ class Server:
         ]
 
     def active(self) -> int:
-        """How many are in the midst of `sleep()`; one that is being reset is not."""
+        """Return how many sessions are in `sleep()`; a session that is being reset is not."""
         return len(self.sessions("state = 'active' AND query LIKE '%pg_sleep%'"))
 
     async def busy(self, count: int = 1, condition: str = "state = 'active'") -> None:
@@ -518,7 +519,7 @@ class Server:
 
 @pytest.fixture
 def server(watch: psycopg.Connection[Any]) -> Iterator[Server]:
-    """Loops begun in the test have a pool of `MAX_SIZE`; its sessions are gone after it."""
+    """Give loops of the test a pool of `MAX_SIZE`; its sessions must be gone afterwards."""
     given = Server(watch)
     with settings_of_default(OPTIONS={"application_name": "swept", "pool": POOL}):
         yield given
@@ -554,7 +555,7 @@ def test_the_statement_is_cancelled_on_the_server_and_its_session_serves_on(
 
 
 def test_a_cancellation_in_the_tick_of_the_result_is_raised(run: Runner, server: Server) -> None:
-    """The result has been read when the cancellation comes: it is dropped, and nothing else."""
+    """The result has been read when the cancellation comes: only the result is dropped."""
 
     async def main() -> None:
         async def read(goes_on: bool) -> Any:
@@ -613,7 +614,7 @@ def test_each_of_asyncios_ways_to_cancel_cancels_the_statements(
             "wait_for": waiting_for,
         }
         await ways[way]()
-        await server.quiet()  # gather() is done with its first task, while the other cleans up
+        await server.quiet()  # gather() ends with its first task, while the other cleans up
         await assert_whole()
 
     run(main())
@@ -672,7 +673,7 @@ def test_finally_blocks_may_use_the_database(run: Runner, server: Server) -> Non
 
 @pytest.fixture
 def slow_commit(watch: psycopg.Connection[Any]) -> Iterator[None]:
-    """A COMMIT after a row of Entry takes its time."""
+    """Make a COMMIT after a row of Entry slow."""
     watch.execute(
         """
         CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS
@@ -843,7 +844,7 @@ def test_a_client_that_hangs_up_in_a_streaming_response_ends_its_cursor(
 def test_a_server_that_shuts_down_under_load_cancels_and_leaves_nothing(
     run: Runner, server: Server, settings: Any
 ) -> None:
-    """uvicorn cancels what has not ended when its time for a graceful end is over."""
+    """uvicorn cancels requests that have not ended when its graceful timeout is over."""
     settings.ROOT_URLCONF = __name__
 
     async def main() -> None:
@@ -884,7 +885,7 @@ def test_a_server_that_shuts_down_under_load_cancels_and_leaves_nothing(
 
 @contextmanager
 def by_link(link: Link, **pool: Any) -> Iterator[None]:
-    """Let the pools of loops that are begun in the block go by `link`."""
+    """Let the pools of loops that start in the block connect through `link`."""
     options = {
         "application_name": "swept",
         "sslmode": "disable",
@@ -897,7 +898,7 @@ def by_link(link: Link, **pool: Any) -> Iterator[None]:
 
 
 async def served_again() -> None:
-    """Come back until a request is served: what failed half a second ago is not tried again."""
+    """Retry until a request is served: for half a second after a failure no attempt is made."""
     while True:
         with suppress(DatabaseError):
             await Tag.objects.acount()
@@ -906,7 +907,7 @@ async def served_again() -> None:
 
 
 class Moments:
-    """Operations that have come to a point each, when the link fails."""
+    """Brings each of several operations to a point of its own, where the link fails."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -964,7 +965,7 @@ class Moments:
     async def run(
         self, fail: Callable[[], object]
     ) -> dict[str, tuple[float, BaseException | None]]:
-        """Bring all to their points, let the link fail, and tell how and how soon each ended."""
+        """Bring all to their points, let the link fail; return when and how each ended."""
         limits: list[asyncio.Timeout] = []
 
         async def limited(moment: Callable[[Moments], None]) -> None:
@@ -980,7 +981,7 @@ class Moments:
         async with asyncio.timeout(10):
             while self.ready < len(self.ALL):
                 await asyncio.sleep(0.001)
-            await Tag.objects.acount()  # leaves a connection idle
+            await Tag.objects.acount()  # leave a connection idle
             await self.server.busy()
         fail()
         began = monotonic()
@@ -1035,7 +1036,7 @@ def test_a_loop_ends_at_once_while_the_link_is_silent(
         moments = Moments(server)
 
         async def meet(moment: Callable[[Moments], None]) -> None:
-            with suppress(DatabaseError):  # at the commit: that its outcome is not known
+            with suppress(DatabaseError):  # at the commit, whose outcome is not known
                 await aio.run(moment, moments)
 
         tasks = [asyncio.create_task(meet(moment)) for moment in moments.ALL]

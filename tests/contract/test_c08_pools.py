@@ -1,4 +1,4 @@
-"""C8: one pool for each process, loop and alias; what it does when things go wrong around it."""
+"""Tests C8: each process, loop and alias has one pool, which survives the failures around it."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from tests.support.link import Link
 from tests.support.loops import LOOPS, LoopFactory
 from tests.support.passwords import make_careful_role
 
-#: Seconds within which a certain deadlock is told. The contract says 50 ms; the rest is for a
+#: Seconds within which a certain deadlock raises. The contract says 50 ms; the rest is for a
 #: machine that does other things.
 AT_ONCE = 0.05 * 4
 
 
 def pid() -> int:
-    """The session that a statement of its own runs in."""
+    """Return the session that executes a statement of its own."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_backend_pid()")
         return int(cursor.fetchone()[0])
@@ -50,7 +50,7 @@ def pid() -> int:
 
 @contextmanager
 def named_sessions(name: str, **changes: Any) -> Iterator[None]:
-    """Let the sessions of 'default' be known by `name`."""
+    """Name the sessions of 'default' with `name`."""
     given = connections.settings["default"]["OPTIONS"]
     options = {**given, "application_name": name, **changes.pop("OPTIONS", {})}
     with settings_of_default(OPTIONS=options, **changes):
@@ -71,7 +71,7 @@ def sessions(admin: psycopg.Connection[Any], name: str) -> list[int]:
 
 @pytest.fixture(scope="module")
 def other_alias(django_db_setup: None) -> Iterator[str]:
-    """A second alias of the same database."""
+    """Add a second alias of the same database."""
     connections.settings["other"] = {**connections.settings["default"]}
     yield "other"
     connections["other"].close()
@@ -85,7 +85,7 @@ two_aliases = pytest.mark.django_db(transaction=True, databases=["default", "oth
 
 @contextmanager
 def pools_of_both(**options: Any) -> Iterator[None]:
-    """Change options of the pools of both aliases for the loops that are begun in the block."""
+    """Change options of the pools of both aliases, for loops that start in the block."""
     other = connections.settings["other"]
     before = other["OPTIONS"]
     with pool_of_default(**options):
@@ -248,7 +248,7 @@ def test_a_loop_in_a_thread_of_a_loop_has_a_pool_of_its_own(
     run: Runner, admin: psycopg.Connection[Any], loop_factory: LoopFactory
 ) -> None:
     def sync_code() -> tuple[int, int]:
-        """As a library does that hides its own asyncio.run()."""
+        """Call `asyncio.run()` inside sync code, as a library may do."""
 
         async def inner() -> int:
             inner_pid = await aio.run(pid)
@@ -266,7 +266,7 @@ def test_a_loop_in_a_thread_of_a_loop_has_a_pool_of_its_own(
             assert await aio.run(pid) == here
             assert len(pgbackend.statistics()) == 1
 
-    # One connection in each pool: which one is given back cannot be a matter of time.
+    # One connection in each pool: otherwise timing decides which one is given back.
     with named_sessions("nested"), pool_of_default(max_size=1):
         run(main())
     wait_for(lambda: not sessions(admin, "nested"), "the sessions are closed")
@@ -366,7 +366,7 @@ def test_an_interpreter_ends_without_a_message_in_every_state(
     wait_for(lambda: not admin.execute(left).fetchall(), "the sessions are closed")
 
 
-# --- Failures are told at once, with their cause ------------------------------------------------
+# --- Failures are raised at once, with their cause ------------------------------------------------
 
 
 def failure_of_a_query(run: Runner) -> tuple[BaseException, float]:
@@ -440,7 +440,7 @@ def test_an_exhausted_pool_says_who_holds_it_and_what_to_set(run: Runner) -> Non
 
 
 class PrivateServer:
-    """A server of a test's own, that can be stopped and started again."""
+    """Runs a server of a test's own, that can be stopped and started again."""
 
     def __init__(self) -> None:
         self.base = Path(tempfile.mkdtemp(prefix="pgbackend-test-", dir="/tmp"))
@@ -457,7 +457,7 @@ class PrivateServer:
         return self.handle.url
 
     def stop(self) -> None:
-        """Stop it, and wait until it has stopped: its keeper does it, not the last who leaves."""
+        """Stop the server and wait: its keeper process stops it, not its last user."""
         if self.handle is not None:
             self.handle.release()
         self.handle = None
@@ -500,7 +500,7 @@ def test_a_wrong_password_fails_at_once_and_is_not_shown(
 ) -> None:
     with psycopg.connect(private_server.url, autocommit=True) as admin:
         make_careful_role(admin)
-    private_server.stop()  # reads its rules anew
+    private_server.stop()  # it must read its rules anew
     private_server.start()
     with on_private(private_server, USER="careful", PASSWORD="wr0ng"):
         exc, seconds = failure_of_a_query(run)
@@ -541,11 +541,11 @@ def test_a_restarted_server_is_found_again_and_no_later_request_fails(
 def test_a_restart_between_two_requests_fails_neither(
     run: Runner, private_server: PrivateServer
 ) -> None:
-    """As when a server is upgraded at night: the dead connections are noticed before their use."""
+    """A server is upgraded at night: the pool notices dead connections before it uses them."""
 
     async def main() -> None:
         await asyncio.gather(*(select() for _ in range(4)))
-        # An attempt to connect that is still on its way would fail, and answer for half a second.
+        # A connection attempt still under way would fail, and answer for half a second.
         while (statistics := pgbackend.statistics()[0]).idle < statistics.size:
             await asyncio.sleep(0.001)
         await asyncio.to_thread(private_server.stop)
@@ -614,7 +614,7 @@ def test_an_outage_of_16_seconds_is_told_at_once_and_ends_within_a_second(
         assert max(in_each) <= 2 and len(attempts) > 20, attempts
         assert len(failures) > 300, "each at once"
         assert max(waited for _, waited in failures) < 0.5
-        # The link was cut while the first were under way, perhaps.
+        # The link may have been cut while the first requests were under way.
         causes = ("connection to server at", "server closed the connection")
         assert all(any(cause in text for cause in causes) for text, _ in failures), failures[:3]
         await asyncio.gather(*(Tag.objects.acount() for _ in range(20)))
@@ -647,7 +647,7 @@ def test_a_hundred_idle_connections_killed_fail_no_request(
 def test_sessions_that_end_while_others_are_opened_fail_no_later_request(
     run: Runner, admin: psycopg.Connection[Any]
 ) -> None:
-    """The server goes on accepting: what it ended says nothing about the next attempt."""
+    """The server goes on accepting; its end of other sessions does not fail the next attempt."""
     slow: list[str] = []
     preparing = asyncio.Event()
 
@@ -667,7 +667,7 @@ def test_sessions_that_end_while_others_are_opened_fail_no_later_request(
         admin.execute("SELECT pg_terminate_backend(pid) FROM unnest(%s::int[]) AS pid", [ended])
         while set(ended) & set(sessions(admin, "ended")):
             await asyncio.sleep(0.001)
-        for _ in range(5):  # the pool may not have heard of it yet
+        for _ in range(5):  # the pool may not have noticed yet
             await asyncio.sleep(0.01)
             assert await asyncio.gather(*(Tag.objects.acount() for _ in range(20))) == [0] * 20
 
@@ -711,7 +711,7 @@ def test_a_storm_that_kills_backends_harms_only_what_is_in_flight(
         await asyncio.gather(*clients)
         kept = {name async for name in Tag.objects.values_list("name", flat=True)}
         told = {name for name in outcomes if name != "failed"}
-        # A commit whose answer was lost may have been done: nothing that was told is missing.
+        # A commit whose answer was lost may have been done: every reported row must be there.
         assert told <= kept and len(kept - told) <= outcomes.count("failed")
         assert len(told) > 50
         assert causes and "" not in causes, "every failure names its cause"
@@ -816,7 +816,7 @@ def test_a_holder_that_waits_for_a_second_connection_of_its_full_pool_is_told_at
 def test_two_tasks_that_wait_for_each_others_connection_are_told_at_once(
     run: Runner, other_alias: str
 ) -> None:
-    """One holds of A and wants of B, the other the reverse: the last to wait gets the error."""
+    """Each holds a connection to one database and wants one to the other; the last fails."""
 
     async def work(first: str, second: str, both: asyncio.Barrier) -> float:
         async with transaction.atomic(first):
@@ -848,7 +848,7 @@ def test_two_tasks_that_wait_for_each_others_connection_are_told_at_once(
 
 
 def test_every_one_of_many_holders_that_wait_is_part_of_the_circle(run: Runner) -> None:
-    """Three of three hold one and await a child that needs another: two of them can be served."""
+    """Three parents hold all connections and await children that need one: two can be served."""
 
     async def parent(everybody: asyncio.Barrier) -> int:
         async with transaction.atomic():
@@ -960,7 +960,7 @@ def test_a_holder_that_waits_for_anything_else_is_never_reported(run: Runner, bu
 def test_no_circle_of_queues_is_missed_and_all_others_are_served(
     run: Runner, other_alias: str, request: pytest.FixtureRequest
 ) -> None:
-    """Random needs of two databases: each ends well or is told at once; nobody times out."""
+    """Each task needs random databases: it ends well or fails at once; no task times out."""
     rng = random.Random(f"{request.config.option.seed}")
     outcomes: list[str] = []
 

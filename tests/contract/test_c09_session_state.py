@@ -1,4 +1,4 @@
-"""C9: what one lease did to its session does not reach the next."""
+"""Tests C9: the changes of one lease to its session do not reach the next."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ SELECT pg_backend_pid(), current_user, session_user,
 
 
 def look() -> Any:
-    """What a tenant sees of its session."""
+    """Return the settings that a tenant sees in its session."""
     with connection.cursor() as cursor:
         cursor.execute(LOOK)
         return cursor.fetchone()
@@ -94,7 +94,7 @@ ACTS: dict[str, tuple[list[str], int | None]] = {
 
 @pytest.fixture(autouse=True)
 def tenant(admin: psycopg.Connection[Any]) -> Iterator[None]:
-    """A role to become, and one session for all, so that the next tenant surely gets the same."""
+    """Make a role to become, and a pool of one session, which the next tenant surely gets."""
     admin.execute("DROP ROLE IF EXISTS tenant")
     admin.execute("CREATE ROLE tenant")
     with pool_of_default(max_size=1), settings_of_default(TIME_ZONE="Europe/Paris"):
@@ -219,18 +219,19 @@ def test_row_level_security_by_set_config_shows_no_foreign_row(
     assert not foreign
 
 
-# --- What ran decides -----------------------------------------------------------------------------
+# --- The statements decide
+#   -------------------------------------------------------------------------
 
 SET = "SET app.tenant = 'one'"
 
 
-#: What the next tenant sees after a tenant was set: by `session_reset`. Where nothing is reset it
-#: shows that something was set.
+#: What the next tenant sees after a tenant was set: by `session_reset`. Without a reset the value
+#: shows that a tenant was set.
 RESETS = pytest.mark.parametrize("reset, seen", [("dirty", None), ("never", "one")])
 
 
 def tenant_seen_after(run: Runner, work: Callable[[], Any], reset: str) -> Any:
-    """What a task sees of the tenant, whose session was used for `work` before."""
+    """Return the tenant that a task sees, after the same session was used for `work`."""
 
     async def main() -> Any:
         await aio.run(look)
@@ -307,7 +308,7 @@ def explain() -> None:
     Tag.objects.all().explain()
 
 
-#: One for each way in which Django or the backend comes to a cursor.
+#: One statement for each way in which Django or the backend gets a cursor.
 STATEMENTS: dict[str, Callable[[], Any]] = {
     "aggregate": lambda: Tag.objects.aggregate(Count("pk")),
     "count": Tag.objects.count,
@@ -325,7 +326,7 @@ STATEMENTS: dict[str, Callable[[], Any]] = {
 
 @pytest.fixture
 def tags(transactional_db: None) -> None:
-    """The statements write rows, which are gone after the test."""
+    """Empty the tables after the test, whose statements write rows."""
 
 
 OBSERVED = [
@@ -350,7 +351,7 @@ def test_what_an_execute_wrapper_sends_is_not_seen_by_the_next_tenant(
 
 
 class _Setting(psycopg.ClientCursor[Any]):
-    """A cursor that sends a statement before each that it is asked for."""
+    """Sends a statement before each statement that it is given."""
 
     def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(query, str) and "library_tag" in query:
@@ -416,7 +417,7 @@ def test_what_a_derived_wrapper_sends_on_its_cursors_is_not_seen_by_the_next_ten
 
 
 def by_psycopg(send: Callable[[Any], Any]) -> Callable[[], None]:
-    """Send something on the connection of a block in which the ORM has sent something else."""
+    """Call `send` with the connection of a block in which the ORM has sent a statement."""
 
     def work() -> None:
         with transaction.atomic():
@@ -484,13 +485,13 @@ def test_what_is_sent_by_psycopg_is_not_seen_by_the_next_tenant(
     assert tenant_seen_after(run, by_psycopg(SENT[way]), reset) == seen
 
 
-# --- Expressions of the user's --------------------------------------------------------------------
+# --- Users' expressions ---------------------------------------------------------------------------
 
 CONFIG = "set_config('app.tenant', 'one', false)"
 
 
 class Config(Func):
-    """A function of a project's own."""
+    """Calls SQL functions of a project's own."""
 
     function = "set_config"
     output_field = TextField()
@@ -500,7 +501,7 @@ class Config(Func):
 
 
 class IsSet(Lookup):  # type: ignore[type-arg]
-    """A lookup of a project's own."""
+    """Compares in a project's own way."""
 
     lookup_name = "isset"
 
@@ -510,7 +511,7 @@ class IsSet(Lookup):  # type: ignore[type-arg]
 
 
 class Written(TextField):  # type: ignore[type-arg]
-    """A field of a project's own, that says how it is selected."""
+    """Says how it is selected, as a field of a project's own."""
 
     def select_format(self, compiler: Any, sql: str, params: Any) -> tuple[str, Any]:
         return f"{CONFIG} || {sql}", params
@@ -649,7 +650,7 @@ def test_a_lock_that_a_cancelled_expression_has_taken_is_not_kept(
 
 @contextmanager
 def messages() -> Iterator[list[str]]:
-    """What is sent to the server on connections that are opened in the block, statement by one."""
+    """Record the messages sent to the server on connections opened in the block, in order."""
     sent: list[str] = []
     with tempfile.TemporaryFile() as log:
 
@@ -670,7 +671,7 @@ def messages() -> Iterator[list[str]]:
 
 
 def statements_of(run: Runner, reset: str, work: Callable[[], Any]) -> list[str]:
-    """The messages of the work, when its session is new and used three times."""
+    """Return the messages of `work`, when its session is new and used three times."""
 
     async def main() -> None:
         for _ in range(3):
@@ -737,11 +738,11 @@ def test_never_lets_the_next_tenant_see_what_was_left(run: Runner) -> None:
         run(main())
 
 
-# --- What is Django's own pays nothing ------------------------------------------------------------
+# --- Django's own code pays nothing ---------------------------------------------------------------
 
 
 def comment(execute: Any, sql: Any, params: Any, many: Any, context: Any) -> Any:
-    """Do what tools do that name the request in each statement."""
+    """Add a comment to each statement, as tools do to name the request."""
     return execute(f"/* of: */ {sql} /*route='tags'*/", params, many, context)
 
 
@@ -807,7 +808,7 @@ def test_what_is_djangos_own_pays_no_round_trip(run_once: Runner, work: Any, bou
 
 
 class _Passing(psycopg.ClientCursor[Any]):
-    """A cursor of one's own that sends nothing else."""
+    """Derives a user's own cursor class, which sends nothing else."""
 
 
 @pytest.mark.parametrize("work", [orm, orm_in_a_transaction, stream])

@@ -1,4 +1,4 @@
-"""C10: an error says what happened and what to do, keeps its cause, and never shows a password."""
+"""Tests C10: an error says what happened and what to do, has its cause, and hides passwords."""
 
 from __future__ import annotations
 
@@ -366,8 +366,9 @@ def _improper(**changes: Any) -> Callable[[], BaseException]:
     return provoke
 
 
-#: How each is provoked, its class, what it says of the cause, and of the cure. (That the outcome of
-#: a COMMIT is unknown, and that nothing was committed, needs a link that fails: see C7.)
+#: A way to provoke each error, its class, and the parts of its text that name the cause and the
+#: cure. (That the outcome of a COMMIT is unknown, and that nothing was committed, needs a link that
+#: fails: see C7.)
 RAISED: dict[str, tuple[Callable[[], BaseException], type[BaseException], str, str]] = {
     "NotGreen": (not_green, errors.NotGreen, "no greenlet", "await pgbackend.aio.run"),
     "PortalClosed": (portal_closed, errors.PortalClosed, "was dropped", "nothing can be waited"),
@@ -466,14 +467,14 @@ def test_every_class_of_error_is_provoked_somewhere() -> None:
 
 
 class Leaks:
-    """Everything that an error, the log and the debug page show."""
+    """Collects everything that an error, the log and the debug page show."""
 
     def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
         self.caplog = caplog
         self.shown: list[str] = []
 
     def show(self, exc: BaseException) -> None:
-        """Show `exc` as a log would, as tools with local variables do, and as Django's page."""
+        """Render `exc` as a log does, as tools do with local variables, and as Django's page."""
         self.shown += [str(exc), repr(exc)]
         self.shown += traceback.TracebackException.from_exception(exc, capture_locals=True).format()
         request = RequestFactory().get("/")
@@ -491,7 +492,7 @@ class Leaks:
 def leaks(
     caplog: pytest.LogCaptureFixture, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Leaks]:
-    """All loggers speak at DEBUG, asyncio is in debug mode, and Django shows its debug page."""
+    """Set all loggers to DEBUG, asyncio to debug mode, and let Django show its debug page."""
     settings.DEBUG = True
     monkeypatch.setenv("PYTHONASYNCIODEBUG", "1")
     for name in ("psycopg", "psycopg.pool", "pgbackend", "asyncio", "django.db"):
@@ -543,7 +544,7 @@ BROKEN: dict[str, dict[str, Any]] = {
 }
 
 
-#: What only the pool reads.
+#: Settings that only the pool reads.
 OF_THE_POOL = {"bad pool", "bad size", "bad reset"}
 
 
@@ -594,7 +595,7 @@ def test_a_wrong_password_is_not_shown(
 def test_a_malformed_url_is_refused_without_being_shown(leaks: Leaks, url: str) -> None:
     with suppress(ValueError):
         embedded.database_settings(url)
-        return  # it may be a name of a file or a host
+        return  # the value may be a file name or a host
     with pytest.raises(ValueError) as refused:
         embedded.database_settings(url)
     leaks.shown += [str(refused.value), repr(refused.value)]
@@ -603,7 +604,7 @@ def test_a_malformed_url_is_refused_without_being_shown(leaks: Leaks, url: str) 
 
 
 def test_what_lives_while_connections_work_shows_no_password(leaks: Leaks) -> None:
-    """The server asks for none, but every object has been given one."""
+    """The server asks for no password, but every object has been given one."""
 
     def work() -> None:
         pool: Any = connections["default"]._async_pool()  # type: ignore[attr-defined]

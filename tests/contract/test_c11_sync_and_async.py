@@ -1,4 +1,4 @@
-"""C11: sync and async code call each other, in one task and in one transaction."""
+"""Tests C11: sync and async code call each other, in one task and in one transaction."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ spoken = Signal()
 
 
 def pid() -> int:
-    """The server process that serves the caller."""
+    """Return the id of the server process that serves the caller."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_backend_pid()")
         (found,) = cursor.fetchone()
@@ -39,7 +39,7 @@ def pid() -> int:
 
 
 def on_the_loop() -> bool:
-    """Whether the caller is in the thread of the loop."""
+    """Return whether the caller is in the thread of the loop."""
     return threading.current_thread() is threading.main_thread()
 
 
@@ -208,7 +208,7 @@ def test_outside_a_block_the_thread_has_its_own_connection(run: Runner) -> None:
 
 
 def test_a_task_keeps_its_session_when_a_thread_comes_back_to_the_loop(run: Runner) -> None:
-    """asgiref hands the context of the task that served the thread back to the one that waits."""
+    """asgiref copies the context of the task that served the thread to the task that waits."""
 
     async def on_the_loop_again() -> int:
         return await aio.run(pid)
@@ -374,7 +374,7 @@ def test_an_error_in_a_green_function_keeps_its_traceback(run: Runner) -> None:
 
 
 def test_two_green_functions_of_one_task_group_overlap(run: Runner, leases: list[Any]) -> None:
-    """What one of them waits for, the other need not."""
+    """One function waits, and the other goes on meanwhile."""
     order: list[str] = []
 
     async def main() -> None:
@@ -410,7 +410,7 @@ def test_on_the_bare_loop_sync_use_is_refused_with_the_cure(run: Runner) -> None
 
 
 class Requests:
-    """Serves requests, and writes down what their signals' receivers saw."""
+    """Serves requests, and records what their signals' receivers saw."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, bool]] = []
@@ -424,7 +424,7 @@ class Requests:
         Entry.objects.create(text="from an async receiver")
 
     async def get(self, *views: Any, **options: Any) -> None:
-        """Ask each view for an answer."""
+        """Request each view once."""
         handler = ASGIHandler()
         transport = httpx.ASGITransport(app=handler)
         client = httpx.AsyncClient(transport=transport, base_url="http://localhost")
@@ -443,7 +443,7 @@ class Requests:
 
 @pytest.fixture
 def ask(run: Runner, settings: Any) -> Callable[..., Requests]:
-    """Ask each of some views for an answer, in one loop."""
+    """Return a function that requests each of its views, in one loop."""
     settings.MIDDLEWARE = []
 
     def ask(*views: Any) -> Requests:
@@ -477,7 +477,7 @@ def test_each_receiver_of_a_requests_signals_is_called_once_and_in_place(
 def test_a_request_with_a_thread_is_tidied_up_there_and_in_place(
     ask: Callable[..., Requests],
 ) -> None:
-    """A receiver of the user's is still called once: where Django calls it, in that thread."""
+    """A user's receiver is still called once: where Django calls it, in that thread."""
     seen: dict[str, Any] = {}
 
     def in_thread() -> None:
@@ -488,7 +488,7 @@ def test_a_request_with_a_thread_is_tidied_up_there_and_in_place(
 
     async def view(request: HttpRequest) -> HttpResponse:
         await sync_to_async(in_thread)()
-        transaction.set_autocommit(False)  # and forgets it
+        transaction.set_autocommit(False)  # and the view forgets it
         Tag.objects.create(name="never committed")
         return HttpResponse()
 
@@ -543,7 +543,7 @@ def test_manual_transactions_that_a_request_forgets_end_with_it(
 def test_a_receiver_may_query_whatever_thread_the_request_has(
     ask: Callable[..., Requests], settings: Any
 ) -> None:
-    """Below a sync middleware too, a signal's receivers are in place, not in its thread."""
+    """Below a sync middleware too, a signal's receivers run in place, not in its thread."""
     seen = []
 
     def receiver(**kwargs: Any) -> None:
@@ -567,7 +567,7 @@ def test_a_manual_transaction_ends_with_the_task_that_began_it(run: Runner) -> N
     async def main() -> None:
         for number in range(6):  # more than the pool is large
             await asyncio.create_task(forgets(number))
-        await asyncio.sleep(0)  # what is done with the last one's end comes after us
+        await asyncio.sleep(0)  # the clean-up of the last task's end comes after this one
         (record,) = pgbackend.statistics()
         assert record.leased == 0
         assert not Tag.objects.exists()

@@ -1,7 +1,7 @@
-"""C12: a small project's own tests, written as the documentation of their runners shows them.
+"""Tests C12: a small project's own tests, written as their runners' documentation shows, pass.
 
-The project is in `project/`. Nothing in its tests speaks of pgbackend: data that a test made is
-seen by its async code, and rolls back. `project/shop/ways.py` lists the ways by which such code
+The project is in `project/`. Nothing in its tests speaks of pgbackend: its async code sees the data
+that a test made, and the data rolls back. `project/shop/ways.py` lists the ways by which such code
 comes to the database: consumers and their communicators, threads, views, clients.
 """
 
@@ -20,7 +20,7 @@ PROJECT = Path(__file__).parent / "project"
 PYTEST = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
 MANAGE_TEST = ["-X", "dev", "-W", "error", "manage.py", "test", "django_tests"]
 
-#: The name of each way to run tests, with its command, where, and how many tests it must run.
+#: The name of each way to run tests, with its command, its directory, and its number of tests.
 WAYS: dict[str, tuple[list[str], str, int]] = {
     "manage_test": (MANAGE_TEST, "", 26),
     "manage_test_parallel": ([*MANAGE_TEST, "--parallel", "2"], "", 26),
@@ -33,7 +33,7 @@ WAYS: dict[str, tuple[list[str], str, int]] = {
 
 @pytest.fixture(scope="module")
 def finished(conninfo: str) -> Iterator[dict[str, Finished]]:
-    """Each way of running the project's tests, all at once, each in a database of its own."""
+    """Run the project's tests in each way, all at once, each in a database of its own."""
     programs = [
         Program(command, PROJECT / folder, {"SHOP_DATABASE": f"shop_{name}"})
         for name, (command, folder, _) in WAYS.items()

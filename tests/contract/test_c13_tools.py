@@ -1,7 +1,7 @@
-"""C13: tools see the statements of async code as they see those of sync code.
+"""Tests C13: tools see the statements of async code as they see those of sync code.
 
-Each tool is its real package, in a process of its own (`project/watch.py`), since they rebind what
-they watch.
+Each tool is its real package, in a process of its own (`project/watch.py`), since tools rebind the
+functions that they watch.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TOOLS = ["sentry", "opentelemetry", "toolbar", "silk"]
 
 @pytest.fixture(scope="module")
 def watched(conninfo: str) -> Iterator[dict[str, Finished]]:
-    """What each tool saw, all at once."""
+    """Run each tool, all at once; return their outputs."""
     programs = [
         Program(["watch.py", tool], PROJECT, {"SHOP_DATABASE": f"watched_by_{tool}"})
         for tool in TOOLS
@@ -59,7 +59,7 @@ def test_a_tool_sees_the_statements_of_async_views(watched: dict[str, Finished],
 
 
 def test_sentry_sees_the_commit_of_an_async_view(watched: dict[str, Finished]) -> None:
-    """With its option `db_transaction_spans`."""
+    """Sentry's option `db_transaction_spans` is on."""
     seen = json.loads(watched["sentry"].check())["block"]
     assert [statement.split()[0] for statement in seen] == ["SELECT", "UPDATE", "INSERT", "COMMIT"]
 
@@ -203,7 +203,7 @@ def test_a_block_without_statements_is_logged_with_both_its_ends(
 
 
 def test_who_asks_whether_the_connection_is_usable_hears_of_the_database(run: Runner) -> None:
-    """A health check, or a worker between two jobs: green code holds no connection then."""
+    """A health check asks, or a worker between two jobs: green code holds no connection then."""
 
     def green() -> list[bool]:
         Tag.objects.count()
@@ -218,7 +218,7 @@ def test_who_asks_whether_the_connection_is_usable_hears_of_the_database(run: Ru
 
 def test_what_is_asked_about_the_server_leaves_a_transaction_whole(run: Runner) -> None:
     def green() -> None:
-        vars(connections["default"]).pop("pg_version", None)  # what Django remembers of it
+        vars(connections["default"]).pop("pg_version", None)  # Django caches it
         with transaction.atomic():
             assert connection.pg_version > 0
             Tag.objects.create(name="kept")
@@ -250,13 +250,13 @@ def test_adapters_that_a_project_registers_reach_the_next_lease(run: Runner) -> 
         connection.close_pool()
 
 
-# --- What sync code has set on its connection, for the async code that it waits for ---------------
+# --- Settings of sync code's connection, seen by the async code that it waits for -----------------
 #
 # Under WSGI, async views and middleware, and async receivers of signals, are called so.
 
 
 async def count_thrice() -> None:
-    """Three statements, in a task and in others."""
+    """Send three statements, in the running task and in others."""
     await Tag.objects.acount()
     await asyncio.gather(Tag.objects.acount(), aio.run(Tag.objects.count))
 
@@ -288,7 +288,7 @@ class TestAsyncCodeBelowAsyncToSync:
         assert len(seen) == 3
 
     def test_an_execute_wrapper_that_is_put_on_the_list(self) -> None:
-        """As some tools do it, without `execute_wrapper()`."""
+        """Some tools append to the list, and do not call `execute_wrapper()`."""
         seen: list[str] = []
 
         def wrapper(execute: Any, sql: str, *args: Any) -> Any:
@@ -337,7 +337,7 @@ class TestAsyncCodeBelowAsyncToSync:
         assert async_to_sync(inside)() == [None] * 4
 
     def test_its_tasks_have_sessions_and_transactions_of_their_own(self) -> None:
-        """What is the thread's alone, or a sibling's, is not seen."""
+        """A task sees neither the thread's session nor a sibling's uncommitted rows."""
 
         async def write(begun: asyncio.Event, over: asyncio.Event) -> None:
             async with transaction.atomic():
@@ -354,7 +354,7 @@ class TestAsyncCodeBelowAsyncToSync:
             await writing
             return seen
 
-        Tag.objects.count()  # the thread has a connection
+        Tag.objects.count()  # open the thread's connection
         assert async_to_sync(inside)() == (0, False)
         assert Tag.objects.count() == 1
 
@@ -363,7 +363,7 @@ class TestAsyncCodeBelowAsyncToSync:
             counts = [await Tag.objects.acount()]
             with pgbackend.detached():
                 counts.append(await Tag.objects.acount())
-                with CaptureQueriesContext(connection):  # the steps of the block are Django's then
+                with CaptureQueriesContext(connection):  # Django then does the block's steps
                     async with transaction.atomic():
                         await Tag.objects.acreate(name="kept")
             return counts
@@ -410,7 +410,7 @@ class TestAsyncCodeBelowAsyncToSync:
         assert async_to_sync(below)() is not connections["default"], "a thread's of its own"
 
     def test_a_thread_that_had_no_connection_has_none_afterwards(self) -> None:
-        """Its loop's pool has served the statements."""
+        """The loop's pool has served the statements."""
 
         def in_thread() -> Any:
             async_to_sync(count_thrice)()

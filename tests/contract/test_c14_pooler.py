@@ -1,4 +1,4 @@
-"""C14: through a pooler, with server-side binding, and with prepared statements."""
+"""Tests C14: pooled connections go through a pooler, bind on the server, and prepare statements."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def bouncer(request: pytest.FixtureRequest, conninfo: str) -> Iterator[dict[str,
 
 @pytest.fixture
 def through_bouncer(bouncer: dict[str, Any]) -> Iterator[None]:
-    """The settings that Django documents for PgBouncer in transaction mode."""
+    """Apply the settings that Django documents for PgBouncer in transaction mode."""
     given = connections.settings["default"]
     changes = {
         "HOST": bouncer["host"],
@@ -53,7 +53,7 @@ def _connect_anew() -> None:
 
 
 def _pids() -> set[int]:
-    """The server's sessions that a handful of statements met."""
+    """Return the server's sessions that a handful of statements met."""
     pids = set()
     for _ in range(12):
         with connection.cursor() as cursor:
@@ -67,7 +67,7 @@ def test_statements_of_one_task_go_by_many_sessions(run: Runner, through_bouncer
 
     async def main() -> None:
         async with transaction.atomic():
-            await Tag.objects.acount()  # holds one session, so that PgBouncer opens another
+            await Tag.objects.acount()  # hold one session, so that PgBouncer opens another
             await asyncio.create_task(pgbackend.detached(Tag.objects.acount()))
         assert len(await aio.run(_pids)) > 1
 
@@ -167,7 +167,7 @@ def test_prepared_statements_work_through_a_pooler_that_knows_them(
 
 @pytest.fixture
 def options() -> Iterator[Callable[..., Any]]:
-    """Change OPTIONS of 'default', for what connects from here on."""
+    """Change OPTIONS of 'default', for connections from here on."""
     given = connections.settings["default"]["OPTIONS"]
     contexts = []
 
@@ -212,7 +212,7 @@ def test_server_side_binding_works_in_every_context(run: Runner, options: Any) -
 
 
 def _prepared() -> int:
-    """How many statements are prepared in the session of the block."""
+    """Return how many statements are prepared in the session of the block."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT count(*) FROM pg_prepared_statements")
         return cursor.fetchone()[0]
@@ -240,7 +240,7 @@ def test_statements_are_prepared_in_every_context(run: Runner, options: Any) -> 
 
 @pytest.fixture
 def growing_table(admin_of_tests: psycopg.Connection[Any]) -> Iterator[Callable[[], None]]:
-    """A function that adds a column to the table of the tags."""
+    """Return a function that adds a column to the table of the tags."""
     added: list[str] = []
 
     def add() -> None:
@@ -254,14 +254,14 @@ def growing_table(admin_of_tests: psycopg.Connection[Any]) -> Iterator[Callable[
 
 @pytest.fixture
 def admin_of_tests(conninfo: str) -> Iterator[psycopg.Connection[Any]]:
-    """A session in the database of the tests, beside Django's."""
+    """Open a session in the database of the tests, beside Django's."""
     name = connections.settings["default"]["NAME"]
     with psycopg.connect(conninfo, dbname=name, autocommit=True) as session:
         yield session
 
 
 def _all_columns() -> int:
-    """A statement whose result the table's columns decide; returns how many there are."""
+    """Execute a statement that selects all columns; return how many there are."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT * FROM library_tag WHERE id > %s", [0])
         return len(cursor.description)

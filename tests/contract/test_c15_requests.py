@@ -1,4 +1,4 @@
-"""C15: the state of a request follows it; its sync code never runs on the loop's thread."""
+"""Tests C15: a request's state follows it; its sync code never runs on the loop's thread."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ HERE = __name__
 
 # --- A project: middleware of each kind, and views ------------------------------------------------
 
-#: What the running request has seen: the name of each piece of code, and its thread.
+#: The names of the pieces of code that the running request has run, and their threads.
 seen: Seen = []
 
 
@@ -86,7 +86,7 @@ def function(get_response: Any) -> Any:
 
 
 class Mixin(MiddlewareMixin):
-    """With each hook that a middleware may have."""
+    """Has each hook that a middleware may have."""
 
     def process_request(self, request: Any) -> None:
         note("mixin in")
@@ -139,7 +139,7 @@ def hybrid(get_response: Any) -> Any:
 
 
 def answer(request: HttpRequest) -> HttpResponse:
-    """Answer as the request asks: a page, a template, or an error."""
+    """Answer as the request's path says: with a page, a template, or an error."""
     if request.path == "/error/":
         raise Http404
     if request.path == "/template/":
@@ -171,7 +171,7 @@ def urls_of(view: Any) -> Urls:
 
 @pytest.fixture(autouse=True)
 def _templates(settings: Any) -> None:
-    """Each test has these templates, in memory."""
+    """Give each test these templates, in memory."""
     names = {
         "names.html": "{{ form }}",
         "user.html": "{{ request.user }}",
@@ -189,9 +189,9 @@ _IN_APPS = "django.template.loaders.app_directories.Loader"
 
 @pytest.fixture
 def get(run: Runner, settings: Any) -> Callable[..., Any]:
-    """Ask an ASGI handler of the settings for some pages; returns their status codes.
+    """Return a function that requests pages from a new ASGI handler; it returns the status codes.
 
-    What the project's code has noted meanwhile is in `seen`.
+    The notes of the project's code during these requests are in `seen`.
     """
     settings.ALLOWED_HOSTS = ["*"]
 
@@ -217,7 +217,7 @@ async def fetch(
 
 
 def on_the_loop() -> dict[str, bool]:
-    """Whether each piece of the project's code that ran was in the loop's thread."""
+    """Return whether each piece of the project's code that ran was on the loop's thread."""
     main = threading.main_thread()
     found: dict[str, bool] = {}
     for name, thread in seen:
@@ -226,7 +226,7 @@ def on_the_loop() -> dict[str, bool]:
 
 
 def assert_in_one_thread() -> None:
-    """Assert that what was noted did not run on the loop, but in the one thread of its request."""
+    """Assert that no noted code ran on the loop, and all of it in the one thread of its request."""
     assert seen
     assert not any(on_the_loop().values()), seen
     assert len({thread for _, thread in seen}) == 1
@@ -265,7 +265,7 @@ def stock(kinds: tuple[str, ...], view: Any, page: str) -> dict[str, bool]:
 
 @contextmanager
 def another_engine() -> Iterator[None]:
-    """Give the project a database of another backend's: all runs where stock Django runs it."""
+    """Add a database of another engine: then all code runs where stock Django runs it."""
     connections.settings["foreign"] = {
         **connections.settings["default"],
         "ENGINE": "django.db.backends.sqlite3",
@@ -284,7 +284,7 @@ def another_engine() -> Iterator[None]:
 def test_each_middleware_and_view_of_a_project_runs_where_stock_runs_it(
     run: Runner, settings: Any, threads: list[str], outermost: str, view: Any, engines: str
 ) -> None:
-    """All orders of three; "another too" shows that the model is stock's."""
+    """All orders of three are tried; "another too" shows that `stock()` is right about Django."""
     settings.ROOT_URLCONF = urls_of(view)
     wrong = []
 
@@ -345,7 +345,7 @@ def waits(get_response: Any) -> Any:
 
 
 class Instance:
-    """A middleware as Django's documentation writes it, with a hook."""
+    """Follows the middleware of Django's documentation, with a hook."""
 
     def __init__(self, get_response: Any) -> None:
         self.get_response = get_response
@@ -368,7 +368,7 @@ def call_with(get_response: Any, request: Any) -> Any:
 
 
 class Inherits(SecurityMiddleware):
-    """Of Django's own only what a process_ method calls is other."""
+    """Overrides one process_ method of Django's, and calls Django's."""
 
     def process_response(self, request: Any, response: Any) -> Any:
         note("inherits out")
@@ -376,7 +376,7 @@ class Inherits(SecurityMiddleware):
 
 
 class Calls(CsrfViewMiddleware):
-    """The process_ methods are Django's; they call one of the project's."""
+    """Overrides methods that Django's process_ methods call."""
 
     def _set_csrf_cookie(self, request: Any, response: Any) -> None:
         note("cookie")
@@ -387,7 +387,7 @@ class Calls(CsrfViewMiddleware):
 
 
 class OnlySync(SecurityMiddleware):
-    """Django's own code, in a chain of sync middleware with what is below it."""
+    """Switches Django's own middleware to sync only, in a chain with the middleware below it."""
 
     async_capable = False
 
@@ -396,7 +396,7 @@ class OnlySync(SecurityMiddleware):
 
 
 def looks_like_djangos(get_response: Any) -> Any:
-    """Looks, by all that it says of itself, like a middleware of Django's."""
+    """Make a middleware whose attributes all say that it is Django's."""
 
     @functools.wraps(SecurityMiddleware.process_request)
     def middleware(request: Any) -> Any:
@@ -456,7 +456,7 @@ def test_a_patched_method_of_djangos_middleware_keeps_its_thread(
     when: str,
     where: str,
 ) -> None:
-    """Also when it is patched after requests have been served by the same handler."""
+    """The method may be patched after the same handler has served requests."""
     settings.MIDDLEWARE = [SECURITY]
     settings.ROOT_URLCONF = urls_of(async_view)
     made: list[Any] = []
@@ -494,7 +494,7 @@ def test_a_patched_method_of_djangos_middleware_keeps_its_thread(
 def test_a_patch_of_what_djangos_middleware_calls_keeps_its_thread(
     get: Any, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As an app does when it is ready, before there has been a request."""
+    """An app patches when it is ready, before the first request."""
     monkeypatch.setattr(policies, "_known", {})
     monkeypatch.setattr(policies, "_usual", {})
     patch = patched(CsrfViewMiddleware._get_secret)  # type: ignore[attr-defined]
@@ -506,7 +506,7 @@ def test_a_patch_of_what_djangos_middleware_calls_keeps_its_thread(
 
 
 class Same(SecurityMiddleware):
-    """A class of the project's, of which we ask no more."""
+    """Derives from Django's middleware, and adds nothing."""
 
 
 def test_a_class_that_adds_nothing_to_djangos_middleware_is_the_projects(
@@ -548,7 +548,7 @@ LOGIN = DEFAULT[:5]
 
 
 async def everything(request: HttpRequest) -> HttpResponse:
-    """Use what the middleware of the default project brings."""
+    """Use everything that the middleware of the default project provides."""
     request.session["number"] = request.session.get("number", 0) + 1
     messages.info(request, f"{request.user} {await request.auser()} {get_token(request)}")
     return HttpResponse(f"{Tag.objects.count()}")
@@ -579,7 +579,7 @@ def test_each_middleware_of_the_default_project_needs_no_thread_alone_and_above_
 
 
 def test_it_is_known_of_each_middleware_of_djangos_when_it_may_block() -> None:
-    """A new version of Django may bring another: until it is listed, it keeps its thread."""
+    """A new version of Django may bring another middleware: until listed, it keeps its thread."""
     found = set()
     root = Path(django.__file__).parent
     for file in root.rglob("*.py"):
@@ -589,16 +589,16 @@ def test_it_is_known_of_each_middleware_of_djangos_when_it_may_block() -> None:
         )
         if ".tests" not in module:
             found |= {f"{module}.{name}" for name in names}
-    asynchronous = {"django.contrib.auth.middleware.PersistentRemoteUserMiddleware"}  # of itself
+    asynchronous = {"django.contrib.auth.middleware.PersistentRemoteUserMiddleware"}  # is async
     assert found - asynchronous <= set(policies._MIDDLEWARE)
     assert len(found) > 15
 
 
-# --- What blocks below Django's own code ----------------------------------------------------------
+# --- Blocking code below Django's own -------------------------------------------------------------
 
 
 class Network(LocMemCache):
-    """Stands for a cache elsewhere, for whose answers one waits."""
+    """Plays a cache on another machine, whose answers one waits for."""
 
     def get(self, *args: Any, **options: Any) -> Any:
         note("cache get")
@@ -749,7 +749,7 @@ class Backend(ModelBackend):
 
 @pytest.fixture
 def session(settings: Any) -> dict[str, str]:
-    """The cookie of a superuser whom `Backend` has let in."""
+    """Return the cookie of a superuser whom `Backend` has let in."""
     settings.AUTHENTICATION_BACKENDS = [f"{HERE}.Backend"]
     user = get_user_model().objects.create_superuser("ada", password="tested")
     store = sessions_db.SessionStore()

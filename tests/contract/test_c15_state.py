@@ -1,4 +1,4 @@
-"""C15: what code keeps by thread, or on the connection, follows the request."""
+"""Tests C15: state that code keeps by thread, or on the connection, follows the request."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ local = threading.local()
 
 
 class Stack(threading.local):
-    """A stack of each thread, as packages that nest something keep it."""
+    """Keeps a stack for each thread, as packages do that nest something."""
 
     depth = 0
 
@@ -57,7 +57,7 @@ class Audited(Tag):
         super().save(*args, **kwargs)
 
 
-#: The two ways to keep a value that are tried in turns: what is set, and what is seen.
+#: The two places to keep a value, tried in turns: how to set it, and how to read it.
 WAYS: dict[str, tuple[Callable[[str], None], Callable[[], str]]] = {
     "local": (
         lambda user: setattr(local, "user", user),
@@ -73,7 +73,7 @@ _way = "local"
 
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Keep what a request is about in one of the two ways."""
+    """Keep a request's value in one of the two places."""
     global _way  # noqa: PLW0603 - the middleware, which Django makes, looks at it
     _way = request.param
     yield _way
@@ -162,7 +162,7 @@ def client_of_a_new_handler() -> httpx.AsyncClient:
 
 @pytest.fixture(params=["sets_in_a_thread", "sets_on_the_loop"])
 def site(request: pytest.FixtureRequest, settings: Any) -> None:
-    """Serve the views, with one middleware that sets what the request is about."""
+    """Serve the views, with one middleware that sets the request's value."""
     settings.ROOT_URLCONF = urls
     settings.MIDDLEWARE = [f"{__name__}.{request.param}"]
 
@@ -294,7 +294,7 @@ def test_what_a_thread_of_a_task_sets_is_the_tasks(run: Runner, way: str, site: 
 
 
 def test_lists_that_code_appends_to_are_each_tasks_own(run: Runner, site: None) -> None:
-    ASGIHandler()  # by which this module is looked at
+    ASGIHandler()  # looks at this module
     outside = stack.items
 
     async def main() -> None:

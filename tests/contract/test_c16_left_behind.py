@@ -1,4 +1,4 @@
-"""C16: what is left behind hurts nobody.
+"""Tests C16: things left behind harm nobody.
 
 A sweep leaves everything that can be left, in every way, and goes on with what may come next in the
 same task; see `tests/support/left_behind.py` for the things, the ways and the facts that are
@@ -37,7 +37,7 @@ KEPT = Way("kept", left_behind.kept, when=left_behind.AFTER)
 
 @pytest.fixture(scope="module")
 def watch(django_db_setup: None) -> Iterator[psycopg.Connection[Any]]:
-    """A session in Django's database that watches the others."""
+    """Open a session in Django's database that watches the others."""
     params = connections["default"].get_connection_params()
     params.pop("cursor_factory"), params.pop("context")
     with psycopg.connect(**params, autocommit=True, application_name="watcher") as watching:
@@ -74,7 +74,7 @@ def test_what_is_left_hurts_nothing_that_comes_next(
 
 # --- The end of the task --------------------------------------------------------------------------
 
-#: But for what holds no connection: `raw()` has all its rows in memory.
+#: Without things that hold no connection: `raw()` has all its rows in memory.
 HOLDING = [
     thing
     for thing in THINGS
@@ -88,14 +88,14 @@ def test_the_end_of_a_task_gives_back_what_it_holds_and_says_where_it_was_opened
 ) -> None:
     async def main() -> None:
         scene.hear_loop()
-        for place in PLACES[::2]:  # in a block, it is the block's
+        for place in PLACES[::2]:  # in a block, the thing is the block's
             if not fits(thing, KEPT, place):
                 continue
             one = Run(thing, KEPT, left_behind.count, place)
             scene.open.append(one)
             await asyncio.wait([one.start()])
             assert not await scene.what_is_held("at the task's end")
-            for _ in range(100):  # it is told once the loop has had the time to close it
+            for _ in range(100):  # the warning comes once the loop has had the time to close it
                 await asyncio.sleep(0)
             assert scene.warnings, f"nobody is told ({place})"
             scene.warnings.clear()
@@ -115,7 +115,7 @@ def test_the_end_of_a_task_gives_back_what_it_holds_and_says_where_it_was_opened
 def test_what_a_loop_leaves_behind_hurts_no_other_loop_and_no_thread(
     loop_factory: LoopFactory, scene: Scene, thing: Thing, next_: left_behind.Next
 ) -> None:
-    """The task has ended when its loop does, or is cancelled by it; what it left is kept."""
+    """The task ends before its loop does, or is cancelled by the loop; the left thing is kept."""
 
     async def leave(place: Place) -> None:
         scene.hear_loop()
@@ -177,7 +177,7 @@ async def by_wait_for(rows: Any) -> AsyncIterator[Any]:
 
 
 async def with_a_heartbeat(rows: Any) -> AsyncIterator[Any]:
-    """Use the database while the step is awaited, as who writes down that he is alive."""
+    """Use the database while the step is awaited, as a heartbeat does."""
     while True:
         task = asyncio.create_task(_step(rows))
         while not task.done():
@@ -186,7 +186,7 @@ async def with_a_heartbeat(rows: Any) -> AsyncIterator[Any]:
 
 
 async def by_two_tasks_in_turn(rows: Any) -> AsyncIterator[Any]:
-    """Two tasks that live as long as the generator take steps alternately."""
+    """Let two tasks, which live as long as the generator, take steps alternately."""
     turns: list[asyncio.Queue[asyncio.Future[Any]]] = [asyncio.Queue(), asyncio.Queue()]
 
     async def work(turn: asyncio.Queue[asyncio.Future[Any]]) -> None:
@@ -259,7 +259,7 @@ NAMES = ["y 1", "y 2", "y 3"]
 
 @dataclass(frozen=True)
 class Source:
-    """An async generator, what it gives, and what is in the table when it has ended well."""
+    """Describes an async generator: its values, and the rows written when it has ended well."""
 
     make: Callable[[], AsyncIterator[str]]
     gives: list[str]
@@ -284,7 +284,7 @@ SOURCES = [
 def test_a_generator_that_several_tasks_step_is_right_or_refused(
     run: Runner, scene: Scene, source: Source, stepping: Any, is_green: bool
 ) -> None:
-    """All of its block is committed, or nothing of it is; no step is in autocommit in silence."""
+    """All of its block is committed, or nothing; no step runs in autocommit unnoticed."""
     given: list[str] = []
 
     async def consume() -> str:
@@ -292,7 +292,7 @@ def test_a_generator_that_several_tasks_step_is_right_or_refused(
         steps = stepping(rows)
         try:
             async for name in steps:
-                given.append(name)  # noqa: PERF401 - what was given before an error counts
+                given.append(name)  # noqa: PERF401 - values given before an error count
         except (RuntimeError, Undo, *left_behind.REFUSALS) as error:
             # The end of an async generator, raised through another, is a RuntimeError.
             at_end = isinstance(error, Undo) or isinstance(error.__cause__, StopAsyncIteration)
@@ -325,7 +325,7 @@ def test_a_generator_that_several_tasks_step_is_right_or_refused(
         assert (given, written) == (source.gives, source.writes)
 
 
-# --- What fails in the midst of what is open ------------------------------------------------------
+# --- Failures inside open iterations --------------------------------------------------------------
 
 OPEN: dict[str, list[Any]] = {
     "aiterator": list(range(1, left_behind.ROWS + 1)),
@@ -341,7 +341,7 @@ OPEN: dict[str, list[Any]] = {
 def test_a_statement_that_is_cancelled_ends_nothing_that_is_open_beside_it(
     run: Runner, scene: Scene, name: str, is_green: bool
 ) -> None:
-    """At each wait of the statement: the iteration gives all its rows, the cursor goes on."""
+    """A cancellation comes at each wait of the statement; the iteration gives all its rows."""
     (thing,) = [thing for thing in THINGS if thing.name == name]
 
     async def main() -> int:
@@ -363,7 +363,7 @@ def test_a_statement_that_is_cancelled_ends_nothing_that_is_open_beside_it(
 
 
 class Beside:
-    """Reads a thing to its end; a statement in the midst of that is cancelled at its wait `at`."""
+    """Reads a thing to its end, and has one statement between cancelled at its wait `at`."""
 
     def __init__(self, thing: Thing, at: int) -> None:
         self.run = Run(thing, KEPT, left_behind.count, PLACES[0])
@@ -464,7 +464,7 @@ def test_after_a_close_in_a_block_errors_are_those_of_sync_code(
         seen.append(_class_of_error(orm_counts))
         return seen
 
-    with settings_of_default(OPTIONS={}):  # of Django's pool, a connection ends otherwise
+    with settings_of_default(OPTIONS={}):  # a connection of Django's pool ends in another way
         expected = close_and_go_on()
         connection.close()
     assert run.green(close_and_go_on) == expected

@@ -1,8 +1,8 @@
-"""C18: shortcuts are optional, and never stale.
+"""Tests C18: shortcuts are optional, and never stale.
 
-What is patched, mocked, derived or changed at run time takes effect at once, green and in sync
-code, before and after first use: for each function that a shortcut bypasses, too. The registry is
-tested in `tests/backend/test_registry.py`.
+A patch, mock, derived class or change at run time takes effect at once, green and in sync code,
+before and after first use: for each function that a shortcut bypasses, too. The registry is tested
+in `tests/backend/test_registry.py`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Text(models.TextField):
 
 
 class Noting:
-    """A descriptor that notes that it was set."""
+    """Notes the values that it is set to, as a descriptor."""
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else vars(instance).get("noted", "never set")
@@ -64,7 +64,7 @@ class Noting:
 
 
 Make = Callable[[Any], Any]
-#: Pairs of the value that was seen and the one that ought to be.
+#: Pairs of the value that was seen and the expected one.
 Seen = Iterator[tuple[Any, Any]]
 
 
@@ -219,7 +219,7 @@ def test_what_changes_of_a_model_takes_effect_at_once(call: Call, make: Make, ch
 
 
 def test_a_generated_column_is_returned_by_an_insert(call: Call) -> None:
-    """The type of what it generates is a field that has no column."""
+    """The type of the column's value is a field that has no column."""
     meta = type("Meta", (), {"app_label": "library", "apps": Apps(), "db_table": "generated"})
     value: Any = models.GeneratedField(
         expression=F("number") + 1, output_field=models.IntegerField(), db_persist=True
@@ -260,7 +260,7 @@ def test_klass_info_has_the_model_for_who_derives_from_djangos_iterable(call: Ca
 
 
 def work(alias: str) -> None:
-    """Do what shortcuts are for."""
+    """Do everything that shortcuts are for."""
     author = Author.objects.using(alias).create(name="a")
     other = Author(name="b")
     other.save(using=alias)
@@ -287,9 +287,9 @@ def work(alias: str) -> None:
     Author.objects.using(alias).all().delete()
 
 
-#: The functions that `work()` may call on Django's engine. Those of requests are not among them.
-#: Nor are those of psycopg_pool: Django's engine never calls any of `AsyncConnectionPool`, and its
-#: own `ConnectionPool` is what the synchronous side has here, too.
+#: The functions that `work()` may call on Django's engine. Those of requests are not among them,
+#: nor those of psycopg_pool: Django's engine never calls any of `AsyncConnectionPool`, and the
+#: synchronous side has its `ConnectionPool` here, too.
 BYPASSED = sorted(
     name
     for name in {name for each in SHORTCUTS.values() for name in each.bypasses}
@@ -299,7 +299,7 @@ BYPASSED = sorted(
 
 @pytest.fixture
 def stock() -> Iterator[str]:
-    """An alias of Django's own engine, on the same database."""
+    """Add an alias of Django's own engine, on the same database."""
     connections.settings["stock"] = {**connections.settings["default"], "ENGINE": STOCK}
     try:
         yield "stock"
@@ -341,7 +341,7 @@ def test_a_patch_of_what_is_bypassed_is_called_as_on_djangos_engine(
 
 @pytest.fixture(scope="module")
 def calls_on_stock(conninfo: str) -> dict[str, int]:
-    """How often one request to Django's own handler calls each function, by where it is patched."""
+    """Count the calls of each function by one request to Django's own handler, by patched place."""
     program = Program(["tests/support/patched_requests.py"], environment={"DATABASE_URL": conninfo})
     (finished,) = run_all([program])
     counts: dict[str, int] = json.loads(finished.check())
@@ -395,4 +395,4 @@ def test_aiterator_passes_on_what_a_later_django_takes(run: Runner) -> None:
                 assert [row.name async for row in rows.aiterator(*given)] == ["a"]
 
     run(main())
-    assert received == [None, None, 1]  # of what is prefetched: the rest is ours
+    assert received == [None, None, 1]  # with prefetched rows the rest is ours

@@ -1,4 +1,4 @@
-"""What the tests of the driver share: pools with names of their own, and a link that can fail."""
+"""Provides fixtures of the driver's tests: pools with names of their own, a link that can fail."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _numbers = itertools.count(1)
 
 
 class Pools:
-    """Gives the pool of a test on the running loop, and looks at its sessions from outside."""
+    """Makes the pool of a test on the running loop, and watches its sessions from outside."""
 
     def __init__(self, conninfo: str, admin: psycopg.Connection[Any]) -> None:
         self.name = f"pool {next(_numbers)}"
@@ -56,7 +56,7 @@ class Pools:
         return get_pool((self.name,), self.name, lambda: options)
 
     def sessions(self, condition: str = "true") -> list[int]:
-        """The server's process ids of this test's sessions."""
+        """Return the server's process ids of this test's sessions."""
         rows = self.admin.execute(
             "SELECT pid FROM pg_stat_activity WHERE application_name = %s "
             "AND backend_type = 'client backend' AND " + condition.replace("%", "%%"),
@@ -75,14 +75,14 @@ class Pools:
 
 @pytest.fixture
 def pools(conninfo: str, admin: psycopg.Connection[Any]) -> Iterator[Pools]:
-    """Pools of this test; its sessions must be gone when it ends."""
+    """Make pools for this test, whose sessions must be gone when the test ends."""
     given = Pools(conninfo, admin)
     yield given
     wait_for(lambda: not given.sessions(), "the pool's sessions are gone")
 
 
 def hung_up(fileno: int) -> bool:
-    """Whether the other end of a socket is closed, read or not what it has sent before."""
+    """Return whether the peer has closed the socket, even if data is left to read."""
     poll = select.poll()
     poll.register(fileno, getattr(select, "POLLRDHUP", select.POLLHUP))
     return bool(poll.poll(0))
@@ -108,7 +108,7 @@ def pinned(pool: Pool) -> Iterator[Lease]:
 
 @contextmanager
 def atomic(pool: Pool) -> Iterator[Any]:
-    """A transaction on a lease, with its end as the backend makes it."""
+    """Open a transaction on a lease, and end it as the backend does."""
     with pinned(pool) as lease:
         connection = lease.connection
         connection._autocommit = False
@@ -123,7 +123,7 @@ def atomic(pool: Pool) -> Iterator[Any]:
 
 
 def take_all(pool: Pool) -> int:
-    """Take every connection that the pool may open at once, and say how many there were."""
+    """Take every connection that the pool may open, at once; return how many there were."""
     leases = [pool.lease() for _ in range(pool.statistics().max_size)]
     try:
         for number, lease in enumerate(leases):
@@ -138,7 +138,7 @@ def take_all(pool: Pool) -> int:
 
 @pytest.fixture
 def table(admin: psycopg.Connection[Any]) -> Iterator[str]:
-    """The name of a new table with a column ``n``."""
+    """Make a table with a column ``n``; yield its name."""
     name = f"things_{next(_numbers)}"
     admin.execute(f"CREATE TABLE {name} (n int PRIMARY KEY)")
     yield name
@@ -148,7 +148,7 @@ def table(admin: psycopg.Connection[Any]) -> Iterator[str]:
 
 @pytest.fixture
 def heard() -> Iterator[list[events.Event]]:
-    """What the pools tell their hooks."""
+    """Record the events that the pools report to their hooks."""
     seen: list[events.Event] = []
     events.hooks.append(seen.append)
     yield seen
@@ -157,7 +157,7 @@ def heard() -> Iterator[list[events.Event]]:
 
 @pytest.fixture
 def link(conninfo: str) -> Iterator[Link]:
-    """A way to the server that the test can cut and freeze."""
+    """Relay connections to the server by a link that the test can cut and freeze."""
     opened = Link(conninfo)
     yield opened
     opened.close()
@@ -165,7 +165,7 @@ def link(conninfo: str) -> Iterator[Link]:
 
 @pytest.fixture
 def pools_by_link(pools: Pools, link: Link) -> Pools:
-    """Pools whose connections go by `link`."""
+    """Make pools whose connections go through `link`."""
     pools.connect = {"host": "localhost", "port": link.port, "gssencmode": "disable"}
     pools.connect["sslmode"] = "disable"
     return pools

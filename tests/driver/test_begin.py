@@ -1,4 +1,4 @@
-"""BEGIN travels with a transaction's first statement, and nobody can tell by what comes back."""
+"""Tests that BEGIN travels with a transaction's first statement, and that no result shows it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ STATEMENTS = [
 
 
 def outcome(connection: Any, statement: str, params: Any = None) -> list[Any]:
-    """What a user sees of a statement: results, or the error, and the transaction after it."""
+    """Return a statement's results, or its error, and the state of the transaction after it."""
     seen: list[Any] = []
     with connection.cursor() as cursor:
         try:
@@ -128,8 +128,8 @@ def test_a_statement_that_cannot_be_sent_begins_nothing_and_breaks_nothing(
 def test_a_statement_that_was_cancelled_before_begin_is_not_sent_again(
     within: Callable[[Body], Any], tmp_path: Any
 ) -> None:
-    """Whoever cancelled it, a timeout here, must not see it run after all."""
-    long = f"SELECT {','.join(['1'] * 300_000)}"  # the timeout comes while the server parses it
+    """A caller whose timeout cancelled the statement must not see it run after all."""
+    long = f"SELECT {','.join(['1'] * 300_000)}"  # the timeout comes while the server parses this
 
     def body(connection: Connection) -> None:
         connection.execute("SET statement_timeout = 1")

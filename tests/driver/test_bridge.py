@@ -1,4 +1,4 @@
-"""The bridge: synchronous code that waits, in a greenlet, while the event loop goes on."""
+"""Tests the bridge: synchronous code waits in a greenlet, while the event loop goes on."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_run_raises_what_the_function_raises(run: Runner) -> None:
 
 
 def test_a_nested_run_calls_the_function_directly(run_once: Runner) -> None:
-    """No second greenlet: the function runs in the caller's portal."""
+    """The function runs in the caller's portal: there is no second greenlet."""
 
     async def main() -> None:
         def inner() -> Any:
@@ -146,7 +146,7 @@ def test_an_error_of_the_awaitable_is_raised_where_it_is_awaited(run: Runner) ->
 
 
 def test_await_outside_of_a_portal_is_refused_and_closes_the_coroutine() -> None:
-    """Refused with the cure in the text, and without "never awaited" on top."""
+    """The error names the cure, and no warning "never awaited" comes on top."""
 
     async def never() -> None: ...
 
@@ -217,7 +217,7 @@ def test_a_portal_in_a_portal_is_the_same_portal(run_once: Runner) -> None:
 
 
 def test_deep_recursion_through_portals_works(run_once: Runner) -> None:
-    """Sync code that awaits a coroutine that calls sync code, a hundred times."""
+    """Sync code awaits a coroutine that calls sync code, a hundred times."""
 
     def sync(depth: int) -> int:
         return 0 if not depth else 1 + await_(coro(depth))
@@ -233,7 +233,7 @@ def test_deep_recursion_through_portals_works(run_once: Runner) -> None:
 
 
 class Thing:
-    """Something that can be seen to be forgotten."""
+    """Lets tests see, by weak references, when an object is freed."""
 
 
 def here() -> Any:
@@ -338,12 +338,12 @@ def test_a_portal_that_was_closed_or_left_in_disorder_is_not_used_again(run: Run
 
 
 def alive() -> int:
-    """How many portals of this process could still run."""
+    """Return how many portals of this process could still run."""
     return sum(not portal.dead for portal in all_portals())
 
 
 def alive_here() -> int:
-    """How many of those are this thread's: others live as long as theirs."""
+    """Return how many of them are this thread's: the others live as long as their threads."""
     mine = bridge._mine.dropped
     return sum(not portal.dead and portal.dropped is mine for portal in all_portals())
 
@@ -388,7 +388,7 @@ def test_after_a_burst_of_calls_a_bounded_number_of_portals_is_left(
 
 
 def test_a_portal_that_nobody_refers_to_ends(run_once: Runner) -> None:
-    """It does not keep itself, should an interrupt have lost it on the way."""
+    """The portal does not refer to itself, even if an interrupt has lost it on the way."""
 
     async def main() -> None:
         taken = bridge._take_portal()
@@ -450,7 +450,7 @@ def test_the_portals_of_a_thread_end_with_it() -> None:
 
 
 class Parked:
-    """A green function that waits for ever, in a frame that knows its own task."""
+    """Waits for ever as a green function, in a frame that refers to its own task."""
 
     def __init__(self, *, swallows: bool = False) -> None:
         self.seen: list[Any] = []
@@ -497,7 +497,7 @@ def test_portals_that_wait_for_a_closed_loop_end_when_the_thread_goes_on_with_an
     run.green(pause)
     assert parked.seen == ["unwinds", threading.get_ident(), False] * 2
     assert alive() <= before + 1
-    # What is done to their coroutines afterwards meets no greenlet any more.
+    # Their coroutines have no greenlet any more.
     with pytest.raises(PortalClosed):
         coros[0].send(None)
     coros[1].close()
@@ -518,7 +518,7 @@ def test_portals_that_wait_for_ever_end_with_their_thread(run: Runner, closed: b
     thread.join()
     assert parked.seen == ["unwinds", kept[0], False] * 2
     assert alive() == before
-    # What is done to their coroutines afterwards meets no greenlet any more.
+    # Their coroutines have no greenlet any more.
     with pytest.raises(PortalClosed):
         kept[1].get_coro().send(None)
     with pytest.raises(PortalClosed):
@@ -529,7 +529,7 @@ def test_portals_that_wait_for_ever_end_with_their_thread(run: Runner, closed: b
 
 
 def test_a_coroutine_that_the_collector_closes_is_unwound_when_it_is_done(run: Runner) -> None:
-    """Switched to during the collection, greenlets crash the interpreter."""
+    """During the collection, a switch to the coroutine's greenlet would crash the interpreter."""
     parked = Dropped()
     collecting: list[bool] = []
     before = alive()
@@ -560,7 +560,7 @@ def test_a_coroutine_that_the_collector_closes_is_unwound_when_it_is_done(run: R
 def test_an_error_of_what_the_collector_closes_is_told(
     run_once: Runner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By any hook: CPython's own takes what the interpreter itself has made, and nothing else."""
+    """Any hook can report it: CPython's own accepts only records that the interpreter has made."""
     told: list[Any] = []
 
     def hook(unraisable: Any) -> None:
@@ -589,7 +589,7 @@ def test_an_error_of_what_the_collector_closes_is_told(
 
 @pytest.mark.parametrize("end", ["close", "collect"])
 def test_what_another_thread_drops_is_unwound_in_its_own(run: Runner, end: str) -> None:
-    """Only there can its greenlet be switched to."""
+    """Only the thread of a greenlet can switch to it."""
     parked = Parked()
     before = alive()
 
@@ -611,7 +611,7 @@ def test_what_another_thread_drops_is_unwound_in_its_own(run: Runner, end: str) 
             assert parked.seen == ["unwinds", threading.get_ident(), False]
             parked.seen.clear()
 
-    def waits() -> None:  # in frames that the collector need not look into
+    def waits() -> None:  # in frames that the collector need not visit
         try:
             await_(asyncio.Event().wait())
         except GeneratorExit:
@@ -631,7 +631,7 @@ def test_a_forked_child_leaves_what_waits_in_its_parent_alone(
     code: list[int] = []
 
     def in_child() -> bool:
-        """Whether portals that wait are left as they are, and new ones serve."""
+        """Return whether waiting portals are left as they are, and new ones work."""
         thread = threading.Thread(target=lambda: asyncio.run(green(pause)))
         thread.start()
         thread.join()
@@ -798,7 +798,7 @@ def test_a_task_factory_that_is_set_later_is_kept_too(run_once: Runner) -> None:
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 def test_eager_tasks_of_green_code_are_green(run: Runner, way: Any) -> None:
-    """Their first step runs inside the parent's portal, the next ones in the loop's turn."""
+    """The first step of each runs inside the parent's portal, the next ones in the loop's turn."""
 
     async def at_once() -> bool:
         return bridge.green() is not None
@@ -819,7 +819,7 @@ def test_eager_tasks_of_green_code_are_green(run: Runner, way: Any) -> None:
         variable.set("parent's")
         assert await portal(way(child))
         assert await portal(way(at_once))
-        if way is not by_wait_for:  # which makes no task any more
+        if way is not by_wait_for:  # which does not make a task any more
             assert variable.get() == "parent's"
 
     run(main())
@@ -842,7 +842,7 @@ def test_an_eager_task_may_outlive_the_portal_that_started_it(run_once: Runner) 
 
 
 def test_a_task_that_is_cancelled_before_its_first_step_leaves_no_warning(run: Runner) -> None:
-    """No coroutine "was never awaited"; pytest makes such a warning an error."""
+    """The coroutine is not reported as "never awaited"; pytest makes such a warning an error."""
     stepped: list[str] = []
 
     async def child() -> None:
@@ -866,7 +866,7 @@ def test_a_task_that_is_cancelled_before_its_first_step_leaves_no_warning(run: R
 
 
 def test_green_tasks_can_be_looked_at(run_once: Runner) -> None:
-    """What debuggers, loggers and asyncio's debug mode ask of a task's coroutine."""
+    """Debuggers, loggers and asyncio's debug mode ask a task's coroutine for these attributes."""
 
     async def a_child_of_this_name() -> None:
         await asyncio.sleep(0)
@@ -890,7 +890,7 @@ eager = pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came 
 
 
 def eager_factory(loop: Any, coro: Any, **kwargs: Any) -> Any:
-    """What `asyncio.eager_task_factory` is; some of its releases do not take what uvloop passes."""
+    """Make a task as `asyncio.eager_task_factory` does, with any argument that uvloop passes."""
     return asyncio.Task(coro, loop=loop, **{**kwargs, "eager_start": True})
 
 
@@ -899,7 +899,7 @@ def by_hand(coro: Any) -> asyncio.Task[Any]:
 
 
 def by_a_factory_in_the_place_of_ours(coro: Any) -> asyncio.Task[Any]:
-    """The factory was set after ours, in whose place it is."""
+    """Replace our task factory, which was set before."""
     asyncio.get_running_loop().set_task_factory(eager_factory)
     return asyncio.create_task(coro)
 
@@ -973,7 +973,7 @@ CALLS = [_run, _drive, _portal, _run_later, _portal_made_by_the_parent]
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
 @pytest.mark.parametrize("start", EAGERLY, ids=lambda start: start.__name__)
 def test_an_eager_task_waits_in_a_portal_of_its_own(run: Runner, start: Any, call: Any) -> None:
-    """Its parent goes on meanwhile, and so does the loop."""
+    """The parent and the loop go on while the eager task waits."""
 
     async def parent() -> list[str]:
         order: list[str] = []
@@ -1077,14 +1077,14 @@ WAITS = [
 def test_an_eager_task_never_waits_in_the_portal_of_another(
     run: Runner, start: Any, wait: Callable[[], None]
 ) -> None:
-    """Where it began without our knowing, it is refused with the cause and the cure."""
+    """A task that began without the bridge's knowing is refused, with the cause and the cure."""
 
     async def parent() -> None:
         async def child() -> None:
             with pytest.raises(NotGreen, match=r"eagerly.*await pgbackend\.aio\.run"):
                 wait()
             await asyncio.sleep(0)
-            with pytest.raises(NotGreen):  # it is in nobody's portal now
+            with pytest.raises(NotGreen):  # the task runs in no portal now
                 await_(asyncio.sleep(0))
             await green(pause)
 
@@ -1150,7 +1150,7 @@ def test_how_eager_tasks_end(run: Runner, start: Any) -> None:
 @eager
 @pytest.mark.parametrize("first", [True, False])
 def test_structured_concurrency_with_eager_tasks(run: Runner, first: bool) -> None:
-    """`TaskGroup`, `gather()` and `timeout()`; the factory was set before, or in the midst."""
+    """The eager factory is set before `TaskGroup`, `gather()` and `timeout()`, or in between."""
 
     async def child(number: int) -> int:
         pause()
@@ -1215,7 +1215,7 @@ def test_a_task_is_given_one_portal_by_factories_that_wrap_each_other(run: Runne
 
 
 def test_code_in_another_context_of_the_same_task_may_wait(run: Runner) -> None:
-    """Also when another task goes on with it than the one that began."""
+    """Another task may go on with a coroutine that one task has begun, too."""
 
     def fn() -> None:
         for _ in range(3):
@@ -1325,7 +1325,7 @@ def test_asyncio_timeout_works_in_green_code(run: Runner) -> None:
 
 
 def test_a_cancellation_that_was_held_back_is_never_swallowed(run: Runner) -> None:
-    """Not even when the function ends right after the block that held it back."""
+    """The cancellation comes even if the function ends right after the block that held it back."""
 
     async def main() -> None:
         ready = asyncio.Event()
@@ -1426,7 +1426,7 @@ def test_finish_raises_what_its_coroutine_raises(run: Runner) -> None:
 
 
 class Dropped:
-    """A green function that is suspended with a lock held, and what it sees of its end."""
+    """Suspends a green function with a lock held, and records how the function ends."""
 
     def __init__(self) -> None:
         self.lock = ParkingLock()
@@ -1527,7 +1527,7 @@ def test_a_cancelled_waiter_leaves_the_queue(run: Runner) -> None:
 
 
 def test_a_waiter_that_is_cancelled_after_it_was_served_hands_the_lock_on(run: Runner) -> None:
-    """Release and cancellation in one turn of the loop, in both orders."""
+    """Release and cancellation come in one turn of the loop, in both orders."""
 
     async def main(cancel_first: bool) -> None:
         lock, order = ParkingLock(), []
@@ -1583,7 +1583,7 @@ def test_a_parking_lock_excludes_threads_and_greenlets_alike(
 
 
 class Between:
-    """A lock that does something right after one of its methods: what another thread does then."""
+    """Calls `then` right after one method of a lock, as another thread might do."""
 
     def __init__(self, lock: Any, method: str, then: Callable[[], object]) -> None:
         self.lock, self.method, self.then = lock, method, then
@@ -1660,7 +1660,7 @@ def test_code_that_is_closed_waits_for_no_future() -> None:
 
 
 def test_a_waiter_that_was_woken_does_not_time_out(run: Runner) -> None:
-    """Woken before it waits, more than once, from the same thread or another."""
+    """The waiter is woken before it waits, more than once, by the same thread or another."""
 
     def fn() -> None:
         waiter = Waiter()

@@ -1,4 +1,4 @@
-"""Cancellation at every point where an operation of the driver waits: see `support/sweep.py`."""
+"""Tests cancellation at every point where an operation of the driver waits: `support/sweep.py`."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def iterate(pool: Pool, table: str) -> None:
 
 def iterate_with_hold(pool: Pool, table: str) -> None:
     with pinned(pool) as lease:
-        lease.connection.rollback()  # of nothing: does not wait
+        lease.connection.rollback()  # there is nothing to roll back: does not wait
         with lease.connection.cursor("c", withhold=True) as cursor:
             cursor.execute("SELECT generate_series(1, 100)")
             assert sum(1 for _ in cursor) == 100
@@ -174,7 +174,7 @@ def test_an_operation_that_is_cancelled_anywhere_leaves_everything_whole(
         pool = pools(max_size=2)
 
         async def check(outcome: Outcome) -> None:
-            if not outcome.cancelled:  # only the last run, which nobody interrupted, succeeds
+            if not outcome.cancelled:  # only the last run is not interrupted, and succeeds
                 outcome.task.result()
             assert await green(take_all, pool) == 2
             wait_for(lambda: not pools.sessions("state LIKE 'idle in%'"), "none in a transaction")
@@ -189,14 +189,14 @@ def test_an_operation_that_is_cancelled_anywhere_leaves_everything_whole(
         assert [cancelled for cancelled, _ in after] == [True] * waits + [False]
         assert waits >= 1
         if operation is insert:
-            # What was committed before the cancellation was delivered is there; the rest is not.
+            # Rows committed before the cancellation was delivered are there; others are not.
             assert after[0][1] == 0 and after[-1][1] == (after[-2][1] if waits else 0) + 1
 
     run(main())
 
 
 def at_yield(mode: Mode, at: int, yields: list[int]) -> Interrupt:
-    """Interrupt where the task lets others have their turn and waits for nothing, as noted."""
+    """Interrupt where the task yields to other tasks without waiting; record these yields."""
 
     def interrupt(number: int, waits_for: Any, task: asyncio.Task[Any]) -> str | None:
         if waits_for is not None:
@@ -217,7 +217,7 @@ def test_an_operation_that_is_interrupted_where_it_yields_leaves_everything_whol
     operation: Callable[[Pool, str], None],
     mode: Mode,
 ) -> None:
-    """As above, where what does not block lets the loop serve others: here, each time."""
+    """The operation yields each time, where otherwise it would do so only after a long time."""
     monkeypatch.setattr(driver_connection, "MAX_BUSY_TIME", 0.0)
 
     async def main() -> None:
@@ -278,7 +278,7 @@ def in_a_copy(connection: Any) -> None:
 def test_what_yields_when_its_loop_is_closed_is_unwound_without_an_error_of_its_own(
     run_once: Runner, pools: Pools, monkeypatch: pytest.MonkeyPatch, use: Callable[[Any], None]
 ) -> None:
-    """At each of its yields; there is no loop then on which a watch could be looked for."""
+    """Each coroutine is closed at another yield; no running loop can be asked for a watch then."""
     left: list[Any] = []
 
     def hold(pool: Pool) -> None:
@@ -312,10 +312,10 @@ def test_what_yields_when_its_loop_is_closed_is_unwound_without_an_error_of_its_
 
 
 class Kept:
-    """What the frames of an operation hold."""
+    """Stands for what the frames of an operation refer to."""
 
 
-# Once: contextlib keeps an exception that takes the place of another in its generators.
+# Not `twice`: contextlib's generators keep an exception that is replaced by another.
 @pytest.mark.parametrize("mode", [early, late], ids=name_of)
 @pytest.mark.parametrize("operation", [select, insert, iterate, nested], ids=name_of)
 def test_what_a_cancelled_operation_holds_is_let_go_without_the_garbage_collector(
@@ -419,7 +419,7 @@ def test_waiting_for_a_connection_can_be_interrupted_anywhere(
             assert await green(take_all, pool) == 1
             assert (pool.statistics().waiting, pool.statistics().leased) == (0, 0)
 
-        # The first waits differ in number from run to run: it suffices that all were tried.
+        # The first waits differ in number from run to run: it suffices to have tried all.
         await sweep(contend, mode, check)
 
     run(main())
@@ -429,7 +429,7 @@ def test_waiting_for_a_connection_can_be_interrupted_anywhere(
 def test_opening_the_pool_can_be_cancelled_anywhere(
     run_once: Runner, pools: Pools, mode: Mode
 ) -> None:
-    """Each run has a pool of its own, which another task asks for at the same time."""
+    """Each run has a pool of its own, which another task opens at the same time."""
 
     async def main() -> None:
         async def check(outcome: Outcome) -> None:
@@ -481,7 +481,7 @@ def test_the_statement_is_cancelled_on_the_server_and_the_session_lives(
 
 
 def test_a_cancel_request_never_hits_the_next_statement(run: Runner, pools: Pools) -> None:
-    """The race of every pool that cancels: 100 innocents follow 100 cancelled statements."""
+    """Every pool that cancels has this race: a statement follows each cancelled one, 100 times."""
 
     async def main() -> None:
         pool = pools(max_size=1)
@@ -555,7 +555,7 @@ def test_finally_blocks_may_use_the_database(run: Runner, pools: Pools, table: s
 
 
 def test_a_storm_of_cancellations_leaves_the_pool_whole(run: Runner, pools: Pools) -> None:
-    """Clients that hang up: while they wait, while they query, and while they give back."""
+    """Clients hang up: while they wait, while they query, and while they give back."""
 
     async def main() -> None:
         pool = pools(max_size=3)
@@ -660,7 +660,7 @@ LONG_COPY = "COPY (SELECT repeat('x', 999) FROM generate_series(1, 99999)) TO ST
 def test_a_cancel_request_that_is_not_answered_does_not_block_the_loop(
     run: Runner, pools_by_link: Pools, link: Link, how: str
 ) -> None:
-    """psycopg asks for it where a COPY is left early, and where the user does."""
+    """psycopg sends such a request where a COPY is left early, and where the user cancels."""
 
     async def main() -> None:
         pool = pools_by_link(max_size=1)
@@ -693,10 +693,10 @@ def test_a_cancel_request_that_is_not_answered_does_not_block_the_loop(
 
 
 def sockets_to(port: int) -> int:
-    """How many sockets of this process are connected to a local port."""
+    """Return how many sockets of this process are connected to a local port."""
     found = 0
     for each in Path("/proc/self/fd").iterdir():
-        with suppress(OSError):  # of what has been closed, or is connected to nothing
+        with suppress(OSError):  # raised for a closed or unconnected socket
             if str(each.readlink()).startswith("socket:"):
                 with socket.socket(fileno=os.dup(int(each.name))) as connected:
                     found += connected.getpeername()[1:2] == (port,)
@@ -707,7 +707,7 @@ def sockets_to(port: int) -> int:
 def test_a_cancel_request_that_is_interrupted_leaves_no_socket(
     run: Runner, pools_by_link: Pools, link: Link
 ) -> None:
-    """The exception that has interrupted it may be kept, with all frames."""
+    """The exception that has interrupted the request may be kept, with all frames."""
 
     async def main() -> None:
         pool = pools_by_link(max_size=1)

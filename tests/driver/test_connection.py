@@ -1,4 +1,4 @@
-"""Connections: everything psycopg does, blocking in a sync context and yielding in a green one."""
+"""Tests connections: all that psycopg does blocks in sync code, and yields in green code."""
 
 from __future__ import annotations
 
@@ -350,7 +350,7 @@ def test_a_statement_can_be_cancelled_from_elsewhere(within: Within) -> None:
 
 
 def test_large_statements_and_results(within: Within) -> None:
-    """Larger than what the socket takes at once, in both directions."""
+    """The statement and the result are larger than the buffer of the socket."""
 
     def body(connection: Connection) -> None:
         text = "x" * 8_000_000
@@ -412,7 +412,7 @@ def test_other_tasks_are_served_while_the_server_works(run: Runner, conninfo: st
 
 
 def test_a_query_ends_only_when_another_task_lets_it(run: Runner, conninfo: str) -> None:
-    """Proof without a clock: the lock that the query waits for is released by the loop."""
+    """The loop itself releases the lock for which the query waits: a proof without a clock."""
 
     async def main() -> None:
         def work() -> str:
@@ -493,7 +493,7 @@ def test_tasks_that_share_a_connection_take_turns(run: Runner, conninfo: str) ->
 def test_a_connection_may_be_used_on_another_loop_and_in_a_thread(
     run: Runner, conninfo: str
 ) -> None:
-    """A transaction that one context has begun is waited for in any other."""
+    """One context begins a transaction, and any other can wait for its statements."""
 
     def select(connection: Connection) -> Any:
         with connection.cursor() as cursor:
@@ -580,7 +580,7 @@ def test_an_unknown_user_is_told_at_once(connecting: Callable[..., Any], conninf
 
 @pytest.fixture
 def locked_user(admin: psycopg.Connection[Any]) -> Any:
-    """The name of a user whom the server asks for a password, which is "right"."""
+    """Make a role whose password, "right", the server asks for; return its name."""
     (path,) = admin.execute("SHOW hba_file").fetchone() or ("",)
     file = Path(path)
     try:
@@ -602,7 +602,7 @@ def test_a_wrong_password_is_told_at_once_and_not_shown(
     connecting: Callable[..., Any], conninfo: str, locked_user: str
 ) -> None:
     def attempt() -> str:
-        """The reload takes effect a moment after it was asked for."""
+        """Return the error of a connection; the server reloads its rules a moment later."""
         try:
             connecting(conninfo, user=locked_user, password="canary").close()
         except psycopg.OperationalError as exc:
@@ -681,7 +681,7 @@ def test_a_connection_that_is_forgotten_is_warned_about(
 def test_a_silent_link_does_not_outlast_the_clean_up_budget(
     run: Runner, pools_by_link: Pools, link: Link
 ) -> None:
-    """Cancelled while nothing answers: the socket is closed within a second."""
+    """The statement is cancelled while nothing answers: the socket is closed within a second."""
 
     async def main() -> None:
         pool = pools_by_link()
@@ -754,7 +754,7 @@ def test_a_wait_that_follows_an_error_of_the_socket_ends_too(run: Runner) -> Non
 def test_a_reply_wakes_the_one_who_waits_once(
     run: Runner, pools: Pools, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """asyncio's loops tell of it twice: Note [Told twice]."""
+    """asyncio's loops report a reply twice: Note [Told twice]."""
     wait = Watch.wait
     waits: list[int] = []
 

@@ -1,4 +1,4 @@
-"""`pgbackend.driver` as a PEP 249 module, and as the `Database` of a Django backend."""
+"""Tests `pgbackend.driver` as a PEP 249 module, and as the `Database` of a Django backend."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_exceptions_form_pep_249s_hierarchy() -> None:
     "name", [name for name in vars(psycopg) if name.endswith("Error") or name == "Warning"]
 )
 def test_exceptions_are_psycopgs_own(name: str) -> None:
-    """So that code that catches psycopg's catches ours."""
+    """Code that catches psycopg's exceptions must catch the driver's."""
     assert getattr(driver, name) is getattr(psycopg, name)
 
 
@@ -85,7 +85,7 @@ def test_exceptions_are_psycopgs_own(name: str) -> None:
     ],
 )
 def test_our_exceptions_have_their_place_in_it(cls: type, base: type) -> None:
-    """What can happen at run time is one of the driver's; a mistake in a program is not."""
+    """Errors of run time derive from the driver's `Error`; mistakes in a program do not."""
     assert issubclass(cls, base)
     assert pickle.loads(pickle.dumps(cls("text"))).args == ("text",)
 
@@ -101,7 +101,7 @@ def test_a_connection_has_pep_249s_exceptions_and_methods() -> None:
     "name", sorted(set(psycopg.__all__) - {"connect", "Connection", "AsyncConnection"})
 )
 def test_every_other_name_is_psycopgs(name: str) -> None:
-    """`DatabaseWrapper.Database` stands in for psycopg in other people's code."""
+    """`DatabaseWrapper.Database` replaces psycopg in other people's code."""
     assert getattr(driver, name) is getattr(psycopg, name)
 
 

@@ -1,4 +1,4 @@
-"""Who holds a lease (cursors, pins, statements in flight), and what ends while another works."""
+"""Tests the holders of a lease (cursors, pins, statements in flight), and their ends."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .conftest import Pools, fetch, take_all
 
 @pytest.fixture
 def gate(admin: psycopg.Connection[Any]) -> Iterator[Gate]:
-    """A statement that waits until the test opens the gate."""
+    """Make a gate, whose statements wait until the test opens it."""
     with closing(Gate(admin)) as made:
         yield made
 
@@ -46,11 +46,11 @@ def let_threads_end(gate: Gate, main: Callable[[], Coroutine[Any, Any, None]]) -
 
 
 def as_it_is(adapters: Any) -> None:
-    """No cursor must be prepared by anything."""
+    """Prepare no cursor."""
 
 
 def execute(lease: Lease, sql: str) -> list[Any]:
-    """Execute a statement of the ORM's on `lease`: with no cursor that counts as a holder."""
+    """Execute a statement as the ORM does, on `lease`: with no cursor that counts as a holder."""
     _, rows = lease.execute(sql, None, as_it_is)
     assert rows is not None
     return rows
@@ -77,7 +77,7 @@ async def until(condition: Callable[[], Any]) -> None:
         await asyncio.sleep(0.001)
 
 
-# --- What ends a lease ------------------------------------------------------------------------
+# --- The end of a lease ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("order", [*itertools.permutations(["cursor", "pin", "statement"])])
@@ -96,7 +96,7 @@ def test_a_lease_ends_with_the_last_of_its_holders(
             if holder == "cursor":
                 cursor.close()
             elif holder == "pin" and last < 0:
-                lease.pins -= 1  # who unpins ends what is in flight no more than others do
+                lease.pins -= 1  # `unpin()` would end the lease of the statement in flight
                 lease._go_on()
             elif holder == "pin":
                 lease.unpin()
@@ -109,7 +109,7 @@ def test_a_lease_ends_with_the_last_of_its_holders(
     run(let_threads_end(gate, main))
 
 
-# --- What ends elsewhere ----------------------------------------------------------------------
+# --- Ends in other tasks and threads ----------------------------------------------------------
 
 End = Callable[[list[Any]], Awaitable[None]]
 
@@ -173,7 +173,7 @@ ENDS: list[End] = [
     ("end", "kind"),
     [
         *((end, "client") for end in ENDS),
-        # A thread that closes one of the server's waits for its turn; nobody lets go of one.
+        # A thread that closes a server-side cursor waits for its turn; no test lets go of one.
         *((end, "server") for end in ENDS if end not in (closed_by_a_thread, let_go_of)),
     ],
 )
@@ -203,7 +203,7 @@ def test_what_ends_elsewhere_leaves_the_statement_in_flight_alone(
 def test_a_cursor_whose_own_statement_is_in_flight_may_end(
     run: Runner, pools: Pools, gate: Gate, end: End
 ) -> None:
-    """Another task closes it: the statement still ends by itself."""
+    """Another task closes the cursor: the statement still ends by itself."""
 
     async def main() -> None:
         pool = pools()
@@ -320,7 +320,7 @@ def test_the_statement_in_flight_may_take_several_waits(
 
 
 def test_the_end_does_not_wait_for_who_does_not_wait(run: Runner, pools: Pools) -> None:
-    """A stream that is left holds the lock, but nobody waits for its rows."""
+    """An abandoned stream holds the lock, but no code waits for its rows."""
 
     async def main() -> None:
         pool = pools()
@@ -339,7 +339,7 @@ def test_the_end_does_not_wait_for_who_does_not_wait(run: Runner, pools: Pools) 
 def test_a_thread_that_is_about_to_send_is_refused(
     run: Runner, pools: Pools, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The lease ends between the thread's look at it and its first byte."""
+    """The lease ends between the thread's check of the lease and its first byte."""
     about_to_send, ended = threading.Event(), threading.Event()
 
     def leave(watch: Watch) -> None:
@@ -367,7 +367,7 @@ def test_a_thread_that_is_about_to_send_is_refused(
 def test_a_thread_that_has_just_sent_is_waited_for(
     run: Runner, pools: Pools, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It begins between the look at who is waited for, and the end."""
+    """The statement begins between the check for statements in flight and the end of the lease."""
     statements: list[Any] = []
 
     def end_lease(connection: Connection) -> None:
@@ -403,7 +403,7 @@ def test_a_thread_that_has_just_sent_is_waited_for(
 
 
 def test_a_connection_is_given_back_once(run: Runner, pools: Pools) -> None:
-    """Two threads may find at once that nobody holds it any more."""
+    """Two threads may find at once that the lease has no holder any more."""
 
     async def main() -> None:
         pool = pools()
@@ -470,7 +470,7 @@ def test_a_lock_that_is_handed_on_has_not_become_free(run: Runner) -> None:
 
 
 def test_who_is_told_may_be_taken_back_by_another_thread() -> None:
-    """`on_free` is set to None by the loop's thread while another one releases the lock."""
+    """The loop's thread sets `on_free` to None while another one releases the lock."""
 
     class Lock(ParkingLock):
         looked = 0
@@ -590,7 +590,7 @@ def test_a_cursor_that_failed_goes_on_in_the_lease_that_others_keep(
 def test_a_cursor_that_failed_gets_another_connection(
     run: Runner, pools: Pools, fail: Callable[[Any], None], kept_by: str
 ) -> None:
-    """Who gives it one says so with `renew`; what it was made with stays."""
+    """The callback `renew` gives the cursor a connection; its format and row factory stay."""
 
     async def main() -> None:
         pool = pools()
@@ -693,7 +693,7 @@ def test_a_timeout_of_one_statement_leaves_the_other_cursors(
 
 
 class _OfTheUsers(psycopg.ClientCursor[Any]):
-    """A class of cursors that the backend has not seen."""
+    """Derives a class of cursors that the backend has not seen."""
 
 
 @pytest.mark.parametrize("where", ["on the twin", "on the lease"])
@@ -776,7 +776,7 @@ def test_a_session_is_not_left_in_the_midst_of_a_copy(
 
 
 class pinned_by_hand:  # noqa: N801
-    """Pin a lease for a block of a coroutine."""
+    """Pins a lease for a block of a coroutine."""
 
     def __init__(self, lease: Lease) -> None:
         self.lease = lease
@@ -832,7 +832,7 @@ def test_who_closes_a_connection_waits_for_the_statement_in_flight(
 
 
 def run_without_farewell(main: Coroutine[Any, Any, Any]) -> Any:
-    """Run `main` on a loop that is closed without what `asyncio.run()` does at the end."""
+    """Run `main` on a loop that is closed without the last steps of `asyncio.run()`."""
     loop = asyncio.SelectorEventLoop()
     result = loop.run_until_complete(main)
     for task in asyncio.all_tasks(loop):
@@ -894,7 +894,7 @@ def test_a_thread_that_uses_a_connection_keeps_it_beyond_the_loop(pools: Pools, 
 
 
 class Collects:
-    """A parameter: while it is sent, which is under the lock, garbage is collected."""
+    """Makes its dumper collect garbage while it is sent as a parameter, under the lock."""
 
 
 class CollectingDumper(psycopg.adapt.Dumper):
@@ -908,7 +908,7 @@ class CollectingDumper(psycopg.adapt.Dumper):
 def test_garbage_may_be_collected_by_who_holds_the_lock(
     run: Runner, pools: Pools, where: str, kind: str
 ) -> None:
-    """What the finalisers do then must not wait for the lock: its holder is their caller."""
+    """The finalisers must not wait for the lock: its holder is their caller."""
 
     def statement(lease: Lease) -> list[Any]:
         with lease.connection.cursor() as cursor:
@@ -936,7 +936,7 @@ def test_garbage_may_be_collected_by_who_holds_the_lock(
 
 
 def in_cycle(lease: Lease, kind: str) -> None:
-    """Leave to the garbage collector an iteration of a cursor, which it closes."""
+    """Leave an iteration of a cursor to the garbage collector, which closes the cursor."""
 
     def iterate() -> Iterator[Any]:
         with open_cursor(lease, kind) as cursor:
@@ -962,7 +962,7 @@ def collect(at: int) -> Interrupt:
 
 
 def collect_late(at: int) -> Interrupt:
-    """Collect garbage in the turn of the loop in which what it waits for has come."""
+    """Collect garbage after the awaited future is done, in the same turn of the loop."""
 
     def interrupt(number: int, waits_for: Any, task: asyncio.Task[Any]) -> None:
         if number == at and waits_for is not None:
@@ -1044,7 +1044,7 @@ def do_fail(lease: Lease) -> None:
 def test_garbage_may_be_collected_at_any_wait(
     run: Runner, pools: Pools, work: Callable[[Lease], None], kind: str, mode: Any
 ) -> None:
-    """A cursor that is left in a cycle, on the connection of the statement."""
+    """A cursor is left in a cycle, on the connection of the statement."""
 
     def operation() -> None:
         lease = pools().lease()

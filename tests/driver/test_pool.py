@@ -1,4 +1,4 @@
-"""The pool: leases, their ends, failures, resets, and one pool for each process and loop."""
+"""Tests the pool: leases, their ends, failures, resets, and one pool for each process and loop."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_ending_a_lease_twice_gives_one_connection_back(run: Runner, pools: Pool
 
 
 def test_what_was_kept_of_an_ended_lease_is_refused(run: Runner, pools: Pools) -> None:
-    """No byte is sent: not even into the transaction that has the session by now."""
+    """No byte is sent: not even into the transaction that uses the session by now."""
 
     def main() -> None:
         pool = pools(max_size=1)
@@ -190,7 +190,7 @@ def test_what_was_kept_of_an_ended_lease_is_refused(run: Runner, pools: Pools) -
 
 
 def test_a_copy_that_was_kept_of_an_ended_lease_is_refused(run: Runner, pools: Pools) -> None:
-    """Its session, left in the midst of a COPY, is closed and replaced."""
+    """The session, left in the midst of a COPY, is closed and replaced."""
 
     def main() -> None:
         pool = pools(max_size=1)
@@ -229,7 +229,7 @@ def test_what_an_ended_lease_left_locked_does_not_stop_the_next(run: Runner, poo
 def test_reading_from_a_cursor_after_its_lease_needs_no_connection(
     run: Runner, pools: Pools
 ) -> None:
-    """What is in memory already may still be read: rows are the cursor's."""
+    """Rows that are in memory already may still be read: they are the cursor's."""
 
     def main() -> None:
         lease = pools().lease()
@@ -307,7 +307,7 @@ def test_a_forgotten_server_side_cursor_gives_back_and_leaves_nothing(
 
 
 def test_an_abandoned_generator_gives_its_connection_back(run: Runner, pools: Pools) -> None:
-    """Collected in another task than the one that opened the cursor: nothing is sent there."""
+    """Another task than the cursor's own collects the generator: nothing is sent there."""
 
     async def main() -> None:
         pool = pools(max_size=1)
@@ -339,7 +339,7 @@ async def _close(generator: Any) -> None:
 def test_a_coroutine_that_is_dropped_in_a_statement_loses_no_slot(
     run: Runner, pools: Pools
 ) -> None:
-    """Its connection cannot be brought to rest without waiting: it is closed and replaced."""
+    """The connection cannot be recovered without waiting: it is closed and replaced."""
 
     async def main() -> None:
         pool = pools(max_size=2)
@@ -424,7 +424,7 @@ def test_who_waits_is_served_in_order(run: Runner, pools: Pools) -> None:
 def test_a_connection_given_to_who_stops_waiting_is_not_lost(
     run: Runner, pools: Pools, how: str, given_first: bool
 ) -> None:
-    """Both in one step, with no turn of the loop in between."""
+    """The ends of the lease and of the wait come in one step, with no turn of the loop between."""
 
     async def main() -> None:
         pool = pools(max_size=1)
@@ -460,7 +460,7 @@ def test_a_connection_given_to_who_stops_waiting_is_not_lost(
 def test_a_task_that_was_cancelled_while_it_waited_is_freed_at_once(
     run: Runner, pools: Pools
 ) -> None:
-    """Its frames, which the traceback of the cancellation keeps, do not know it."""
+    """The traceback of the cancellation keeps the task's frames, which do not refer to the task."""
 
     async def main() -> None:
         pool = pools(max_size=1)
@@ -471,7 +471,7 @@ def test_a_task_that_was_cancelled_while_it_waited_is_freed_at_once(
         await asyncio.wait([waiting])
         gone = weakref.ref(waiting)
         del waiting
-        await asyncio.sleep(0)  # the loop's own callbacks know it until then
+        await asyncio.sleep(0)  # until then the loop's own callbacks refer to the task
         assert gone() is None
         lease.end()
 
@@ -508,7 +508,7 @@ def test_who_waits_is_handed_the_connection_without_psycopgs_coroutines(
 def test_a_connection_that_the_collector_gives_back_is_seen_by_who_begins_to_wait(
     run: Runner, pools: Pools, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The collector may run at any step between the look at the pool and the place in the queue."""
+    """The collector may run at any step between the look at the pool and the entry in the queue."""
 
     def forget(pool: Pool) -> None:
         circle: list[Any] = [pool.lease()]
@@ -540,7 +540,7 @@ def test_a_connection_that_the_collector_gives_back_is_seen_by_who_begins_to_wai
 def test_who_is_served_as_he_begins_to_wait_leaves_a_free_connection_to_others(
     run: Runner, pools: Pools, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One connection comes back just before his place is in the queue, and one just after."""
+    """One connection comes back just before the waiter is in the queue, and one just after."""
 
     def take_both(pool: Pool) -> list[Any]:
         return [pool.lease(), pool.lease()]
@@ -600,7 +600,7 @@ def test_an_exhausted_pool_says_who_holds_what(run: Runner, pools: Pools) -> Non
 def test_who_waits_gives_up_at_a_time_of_its_own(
     run: Runner, pools: Pools, cancelled: int | None
 ) -> None:
-    """One timer serves the whole queue; those ahead may be served, or go, meanwhile."""
+    """One timer serves the whole queue; waiters ahead may be served, or go, meanwhile."""
 
     async def main() -> None:
         pool = pools(max_size=1, timeout=0.3)
@@ -666,7 +666,7 @@ def test_more_than_max_waiting_are_refused(run: Runner, pools: Pools) -> None:
 
 
 def test_who_gave_up_waiting_does_not_count_as_waiting(run: Runner, pools: Pools) -> None:
-    """psycopg_pool keeps their places; a storm of cancellations would fill its queue."""
+    """psycopg_pool keeps the entries of such waiters; many cancellations would fill its queue."""
 
     async def main() -> None:
         pool = pools(max_size=1, max_waiting=3)
@@ -690,7 +690,7 @@ def test_who_gave_up_waiting_does_not_count_as_waiting(run: Runner, pools: Pools
 def test_a_bank_stays_whole_under_random_looking_cancellation(
     run: Runner, pools: Pools, admin: psycopg.Connection[Any]
 ) -> None:
-    """300 transfers, every fifth cancelled in some turn of the loop: the sum is constant."""
+    """Every fifth of 300 transfers is cancelled in some turn of the loop: the sum is constant."""
     admin.execute("DROP TABLE IF EXISTS bank")
     admin.execute("CREATE TABLE bank (id int PRIMARY KEY, amount int)")
     admin.execute("INSERT INTO bank SELECT n, 100 FROM generate_series(0, 9) n")
@@ -802,7 +802,7 @@ def test_a_server_that_is_down_is_asked_at_most_twice_a_second(
 def test_who_waits_while_others_hold_connections_is_not_failed_by_a_failed_growth(
     run: Runner, pools_by_link: Pools, link: Link
 ) -> None:
-    """The server takes no more connections, but the pool has one: it is waited for."""
+    """The server takes no more connections, but the pool has one: the request waits for it."""
 
     async def main() -> None:
         pool = pools_by_link()
@@ -830,7 +830,7 @@ def test_who_waits_while_others_hold_connections_is_not_failed_by_a_failed_growt
 def test_a_connection_that_is_being_reset_counts_as_one_to_wait_for(
     run: Runner, pools_by_link: Pools, link: Link
 ) -> None:
-    """Nobody holds it and it is not free; an attempt to open another fails meanwhile."""
+    """The connection is neither leased nor free; an attempt to open another fails meanwhile."""
 
     async def main() -> None:
         pool = pools_by_link(session_reset="always")
@@ -845,7 +845,7 @@ def test_a_connection_that_is_being_reset_counts_as_one_to_wait_for(
 
 
 def end_session(connection: Any) -> None:
-    """What an administrator does, or a failover, while a session is being prepared."""
+    """End the session while it is being prepared, as an administrator or a failover may do."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
 
@@ -853,7 +853,7 @@ def end_session(connection: Any) -> None:
 def test_a_session_that_is_ended_while_it_is_prepared_fails_nobody(
     run: Runner, pools: Pools
 ) -> None:
-    """It says nothing about the next attempt, which is made for those who wait."""
+    """The end of one session does not fail the next attempt, which is made for the waiters."""
     ended = 0
 
     def initialise(connection: Any) -> None:
@@ -874,7 +874,7 @@ def test_a_session_that_is_ended_while_it_is_prepared_fails_nobody(
 def test_sessions_that_are_ended_while_others_are_prepared_fail_no_later_request(
     run: Runner, pools: Pools
 ) -> None:
-    """The pool loses all at once: those that it has, and those that it is about to have."""
+    """The pool loses all sessions at once: the open ones, and those that it is about to have."""
     slow = False
     preparing = ended = 0
 
@@ -907,7 +907,7 @@ def test_sessions_that_are_ended_while_others_are_prepared_fail_no_later_request
 def test_a_link_that_is_lost_while_a_session_is_prepared_fails_nobody(
     run: Runner, pools_by_link: Pools, link: Link
 ) -> None:
-    """The same without a word from the server."""
+    """The session is lost without a message from the server."""
     lost = 0
 
     def initialise(connection: Any) -> None:
@@ -960,7 +960,7 @@ def test_a_server_that_ends_each_session_is_asked_at_most_twice_a_second(
 def test_sessions_that_end_in_attempts_that_overlap_are_not_passed_over_for_ever(
     run: Runner, pools: Pools
 ) -> None:
-    """Each began before the one before it had ended."""
+    """Each attempt began before the one before it had ended."""
 
     async def main() -> None:
         pool = pools()
@@ -1011,7 +1011,7 @@ def pool_that_is_renewed(
 ) -> Pool:
     """Return a pool that is renewed while each of its first `times` connections is prepared.
 
-    By the preparation itself, or by other code of the loop. `prepared` gets each session's pid.
+    The preparation itself renews the pool, or other code of the loop. `prepared` collects the pids.
     """
 
     def initialise(connection: Any) -> None:
@@ -1047,7 +1047,7 @@ def test_a_connection_is_made_anew_as_often_as_others_renew_the_pool_meanwhile(
 def test_a_pool_that_is_renewed_without_end_serves_and_replaces_what_it_served_with(
     run: Runner, pools: Pools
 ) -> None:
-    """As two loops do whose connections each register something of their own."""
+    """Two loops do this if their connections each register something of their own."""
     prepared: list[int] = []
 
     async def main() -> None:
@@ -1247,7 +1247,7 @@ def test_a_prepared_statement_is_prepared_anew_after_a_reset(run: Runner, pools:
 def test_a_clean_lease_costs_no_round_trip(
     run: Runner, pools: Pools, reset: str, statements: int, tmp_path: Path
 ) -> None:
-    """Counted in libpq's own trace of the connection: queries that were sent."""
+    """libpq's own trace of the connection counts the queries that were sent."""
     trace = tmp_path / "trace"
 
     def main() -> None:
@@ -1291,7 +1291,7 @@ def test_an_unfinished_transaction_is_rolled_back(run: Runner, pools: Pools, tab
 
 
 def test_a_session_that_cannot_be_reset_is_closed_and_replaced(run: Runner, pools: Pools) -> None:
-    """Left in pipeline mode, in a COPY, or with its settings broken beyond a reset."""
+    """The session is left in pipeline mode, in a COPY, or with settings broken beyond a reset."""
 
     def main() -> None:
         pool = pools(max_size=1)
@@ -1430,7 +1430,7 @@ def test_no_repr_shows_a_password(run: Runner, pools: Pools) -> None:
 
 
 def test_the_pool_closes_with_its_loop(run: Runner, pools: Pools) -> None:
-    """Without a warning (they are errors here), and without a session left."""
+    """There is no warning (warnings are errors here), and no session is left."""
 
     async def main() -> Pool:
         pool = pools()
@@ -1447,7 +1447,7 @@ def test_the_pool_closes_with_its_loop(run: Runner, pools: Pools) -> None:
 def test_a_loop_can_end_while_a_connection_is_being_opened(
     run: Runner, pools_by_link: Pools, link: Link
 ) -> None:
-    """psycopg_pool's workers survive being cancelled while they connect; ours must not."""
+    """psycopg_pool's workers survive a cancellation while they connect; ours must not."""
 
     async def main() -> None:
         pool = pools_by_link()
@@ -1501,7 +1501,7 @@ def test_a_loop_can_end_with_leases_and_waiters(run: Runner, pools: Pools) -> No
 def test_a_loop_can_end_in_each_turn_of_the_pools_opening(
     run: Runner, pools: Pools, turns: int
 ) -> None:
-    """Each of the pool's tasks ends when it is cancelled, also with what it waits for."""
+    """Each of the pool's tasks ends when it is cancelled, and so does the thing it waits for."""
     loop = run.factory()
 
     async def main() -> None:
@@ -1525,7 +1525,7 @@ def test_a_loop_can_end_in_each_turn_of_the_pools_opening(
 
 
 def test_a_connection_on_its_way_back_is_closed_with_its_loop(run: Runner, pools: Pools) -> None:
-    """It lies in the queue of the pool's workers, which were cancelled with who held it."""
+    """The connection is in the queue of the pool's workers, cancelled together with its holder."""
 
     async def reset(connection: Any) -> None:
         pass
@@ -1591,7 +1591,7 @@ def test_closing_fails_who_waits_and_closes_what_is_given_back(run: Runner, pool
 def test_a_connection_that_has_just_been_reset_is_closed_with_its_pool(
     run_once: Runner, pools: Pools
 ) -> None:
-    """It is free already, though the task that has reset it is not forgotten yet."""
+    """The connection is free already, though the task that has reset it is not forgotten yet."""
 
     def initialise(connection: Any) -> None:
         prepared.append(connection)
@@ -1641,13 +1641,13 @@ def test_a_connection_that_is_checked_while_the_pool_closes_is_in_use(
 
 
 def test_a_pool_that_a_child_disowned_gives_nothing(run: Runner, pools: Pools) -> None:
-    """Not even to code that kept the pool itself."""
+    """Code that kept the pool itself gets no connection either."""
 
     def main() -> None:
         pool = pools()
         fetch(pool, "SELECT 1")
         assert pool.statistics().idle == 1
-        pool.closed = True  # all that `disown()` can do without touching a socket
+        pool.closed = True  # all that `disown()` can do without using a socket
         with pytest.raises(PoolClosed):
             pool.lease()
         pool.closed = False
@@ -1727,7 +1727,7 @@ def test_a_loop_that_is_closed_without_farewell_is_swept(run_once: Runner, pools
 
 
 def test_close_pools_works_from_another_thread(run: Runner, pools: Pools) -> None:
-    """As Django's `close_pool()` does before it drops a database: they are gone afterwards."""
+    """The sessions are gone afterwards: Django calls `close_pool()` before a DROP DATABASE."""
 
     async def main() -> None:
         pool = pools()
@@ -1863,7 +1863,7 @@ def test_a_forked_child_opens_its_own_and_does_not_disturb_the_parent(
 
 
 def test_the_pools_tasks_inherit_nothing_of_who_opened_it(run: Runner, pools: Pools) -> None:
-    """Neither context variables nor greenness: they live longer than the first request."""
+    """The tasks inherit neither context variables nor greenness: they outlive the first request."""
 
     async def main() -> None:
         seen: list[Any] = []
@@ -1904,7 +1904,7 @@ def test_prepare_threshold_is_the_lease_holders_own(run: Runner, pools: Pools) -
 def test_a_coroutine_that_is_closed_in_the_queue_loses_no_place(
     run: Runner, pools: Pools, served: bool
 ) -> None:
-    """Closed, not cancelled: psycopg_pool does not tidy up after a GeneratorExit."""
+    """The coroutine is closed, not cancelled: psycopg_pool ignores a GeneratorExit."""
 
     async def main() -> None:
         pool = pools(max_size=1, timeout=5)

@@ -1,7 +1,7 @@
-"""The driver's shortcuts: what each bypasses does its work while it is off, and does not while on.
+"""Tests the driver's shortcuts: a bypassed function is called only while its shortcut is off.
 
-That the outcome is the same, the other tests see: they are run with ``PGBACKEND_SHORTCUTS=0``, too.
-That a patch takes effect as on Django's engine, those of clause C18 do.
+The other tests check that the outcome is the same: they are run with ``PGBACKEND_SHORTCUTS=0``,
+too. The tests of clause C18 check that a patch takes effect as on Django's engine.
 """
 
 from __future__ import annotations
@@ -39,18 +39,19 @@ def _all_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def as_it_is(adapters: Any) -> None:
-    """No cursor needs to be prepared."""
+    """Prepare no cursor."""
 
 
 def on_client(pools: Pools) -> Pool:
     return pools(connect={"cursor_factory": psycopg.ClientCursor})
 
 
-# --- The work of each, in the block of `look()` ---------------------------------------------------
+# --- The work of each shortcut, in the block of `look()`
+#   -------------------------------------------
 
 
 async def lease(pools: Pools, look: Look) -> None:
-    """Take a connection that is free, and give it to who waits."""
+    """Take a free connection, and hand it to a waiter."""
     pool = pools(max_size=1)
     await green(fetch, pool, "SELECT 1")
     with look():
@@ -160,7 +161,7 @@ def test_what_a_shortcut_bypasses_is_called_while_it_is_off(
     assert not [each for each, code in bypassed.items() if code not in while_off]
 
 
-#: Those of psycopg_pool are not looked at: only pgbackend calls any of `AsyncConnectionPool`.
+#: Functions of psycopg_pool are left out: only pgbackend calls those of `AsyncConnectionPool`.
 PATCHED = [
     (name, each)
     for name in WORK
@@ -173,7 +174,7 @@ PATCHED = [
 def test_a_patch_of_what_a_shortcut_bypasses_takes_effect_at_once(
     run_once: Runner, pools: Pools, name: str, function: str
 ) -> None:
-    """On connections that are open, and for statements that were executed before."""
+    """The connections are open already, and the statements were executed before."""
     counting = Counting(function)
     run_once(WORK[name](pools, lambda: counting))
     assert counting.calls
@@ -203,7 +204,7 @@ def test_begin_is_a_message_of_its_own_for_a_statement_that_is_run_in_fewer_step
     async def main(pools: Pools, look: Look) -> None:
         def work() -> None:
             pool = on_client(pools)
-            pool.soiled_unless_vouched = True  # for it: who calls `execute()` does that
+            pool.soiled_unless_vouched = True  # callers of `execute()` set this
             with pinned(pool) as held:
                 held.connection._autocommit = False
                 with look():
@@ -220,11 +221,11 @@ def test_begin_is_a_message_of_its_own_for_a_statement_that_is_run_in_fewer_step
     assert psycopg.Cursor.execute.__code__ not in seen
 
 
-# --- What is somebody's own -----------------------------------------------------------------------
+# --- Users' own classes ---------------------------------------------------------------------------
 
 
 class Sending(psycopg.ClientCursor[Any]):
-    """One that looks at each statement as it is sent."""
+    """Records each statement as it is sent."""
 
     sent: list[bytes]
 

@@ -1,4 +1,4 @@
-"""Which statements are vouched for: those with the text, or with comments around it."""
+"""Tests which statements are vouched for: those with the text, or with comments around it."""
 
 from __future__ import annotations
 

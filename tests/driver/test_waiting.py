@@ -1,4 +1,4 @@
-"""Statements that wait for their connection: outcome, cancellation and events are their task's.
+"""Tests statements that wait for a connection: results, cancellation and events are their task's.
 
 The statements are executed as the ORM's are, on a lease of their own and without a cursor.
 """
@@ -29,7 +29,7 @@ from .test_pool import until
 
 
 def as_it_is(adapters: Any) -> None:
-    """No cursor needs to be prepared."""
+    """Prepare no cursor."""
 
 
 def execute(pool: Pool, sql: str, params: Any = ()) -> list[Any] | None:
@@ -39,7 +39,7 @@ def execute(pool: Pool, sql: str, params: Any = ()) -> list[Any] | None:
 
 @pytest.fixture
 def one(pools: Pools) -> Callable[..., Pool]:
-    """A pool of one connection, whose cursors bind parameters as Django's do."""
+    """Make a pool of one connection, whose cursors bind parameters as Django's do."""
     pools.connect["cursor_factory"] = psycopg.ClientCursor
     return partial(pools, max_size=1)
 
@@ -79,7 +79,7 @@ def test_statements_are_served_in_order(
 def test_hooks_hear_of_a_lease_in_the_task_whose_it_is(
     run: Runner, one: Callable[..., Pool]
 ) -> None:
-    """Also of one that is interrupted, and before they hear that it has ended."""
+    """The lease may be interrupted; its start is reported before its end."""
     heard: list[tuple[type[events.Event], asyncio.Task[Any] | None]] = []
 
     def hear(event: events.Event) -> None:
@@ -131,7 +131,7 @@ def test_the_garbage_collector_that_gives_the_connection_back_wakes_who_waits(
     run(main())
 
 
-# --- Errors are of the task that waits ------------------------------------------------------------
+# --- Errors are raised in the task that waits -----------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_the_garbage_collector_that_gives_the_connection_back_wakes_who_waits(
 def test_an_error_is_raised_where_the_statement_is_from(
     run: Runner, one: Callable[..., Pool], sql: str, params: Any, error: type[Exception]
 ) -> None:
-    """Words included, it is what psycopg's cursor raises; and the next in the queue is served."""
+    """The error is that of psycopg's cursor, text included; the next in the queue is served."""
 
     async def main() -> None:
         pool = one()
@@ -185,7 +185,7 @@ def test_a_connection_that_died_before_is_replaced(
 def test_a_connection_that_dies_meanwhile_is_an_error(
     run: Runner, one: Callable[..., Pool], pools: Pools
 ) -> None:
-    """Nobody knows whether the statement was executed: it is not sent again."""
+    """It is unknown whether the statement was executed: it is not sent again."""
 
     async def main() -> None:
         pool = one()
@@ -215,7 +215,7 @@ def finish(pgconn: Any) -> bool:
 def test_a_connection_that_breaks_as_the_statement_is_sent_is_an_error(
     run: Runner, one: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch, breaks: Any, words: str
 ) -> None:
-    """The next poll finds it so; the one before did not."""
+    """The next poll finds the connection broken; the one before did not."""
 
     async def main() -> None:
         pool = one()
@@ -247,14 +247,14 @@ def test_a_connection_that_another_task_closes_is_an_error(
     run(main())
 
 
-# --- Its end is of the task that waits, too -------------------------------------------------------
+# --- Cancellation, too, is of the task that waits -------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["cancelled", "closed", "timed out"])
 def test_nothing_is_sent_for_who_has_stopped_waiting(
     run: Runner, one: Callable[..., Pool], table: str, how: str
 ) -> None:
-    """Though its task has not had its turn yet to leave the queue."""
+    """The task has stopped waiting, but has had no turn yet to leave the queue."""
 
     async def main() -> None:
         pool = one()
@@ -290,7 +290,7 @@ def test_the_time_to_wait_for_a_connection_is_over_when_it_is_there(
     run(main())
 
 
-# --- What is executed -----------------------------------------------------------------------------
+# --- The statements -------------------------------------------------------------------------------
 
 
 def prepared(cursor: Any) -> None:
@@ -302,7 +302,7 @@ def with_cursor_prepared(pool: Pool, sql: str) -> Any:
 
 
 class Number(int):
-    """One that may have a dumper of the user's own."""
+    """Derives from int, so that a user may have registered a dumper for it."""
 
 
 def with_a_value_of_ones_own(pool: Pool, sql: str) -> Any:

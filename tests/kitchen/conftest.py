@@ -1,4 +1,4 @@
-"""Fixtures of the order desk's tests: a menu, staff, the demonstration as a process, Chromium."""
+"""Provides fixtures of the order desk's tests: a menu, staff, the demonstration, Chromium."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from django.db import connection
 from tests.conftest import Runner, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
-SERVED = "served-desk"  # what the database server knows its connections by
+SERVED = "served-desk"  # the application_name of its connections
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 
@@ -33,15 +33,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def _empty_tables_afterwards(transactional_db: None) -> None:
-    """Each test writes for real: what is announced is announced at commit."""
+    """Empty the tables after each test: tests commit, because announcements are sent at commit."""
 
 
-# --- What there is -----------------------------------------------------------------------------
+# --- Rows --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def menu() -> dict[str, Any]:
-    """Three dishes by name, one of which is not on offer."""
+    """Write three dishes, one of them not on offer; return them by name."""
     from kitchen.models import Dish, Section
 
     section = Section.objects.create(name="To start")
@@ -56,7 +56,7 @@ def menu() -> dict[str, Any]:
 
 @pytest.fixture
 def order(menu: dict[str, Any]) -> Callable[..., Any]:
-    """Write an order, as if it had been placed."""
+    """Return a function that writes an order, as if it had been placed."""
     from kitchen.models import Order
 
     def make(table: str = "7", *, status: str = "accepted", **fields: Any) -> Any:
@@ -69,7 +69,7 @@ def order(menu: dict[str, Any]) -> Callable[..., Any]:
 
 @pytest.fixture
 def chef() -> Any:
-    """A superuser whose password is "quince", hashed quickly in a way that each server knows."""
+    """Make a superuser with the password "quince", hashed quickly, in a way each server knows."""
     from django.contrib.auth.hashers import PBKDF2PasswordHasher
     from django.contrib.auth.models import User
 
@@ -84,7 +84,7 @@ def chef() -> Any:
 
 @pytest.fixture
 def desk(run_once: Runner) -> Callable[[Coroutine[Any, Any, Any]], Any]:
-    """Run a coroutine as a server would: what the desk has opened on the loop is closed."""
+    """Run a coroutine as a server would, and close what the desk has opened on the loop."""
     from kitchen import perloop
 
     async def closing(main: Coroutine[Any, Any, Any]) -> Any:
@@ -101,7 +101,7 @@ Answer = Callable[[], Awaitable[bytes]]
 
 @asynccontextmanager
 async def kitchen_service(answer: Answer) -> AsyncIterator[str]:
-    """A kitchen service that gives this answer; yields its URL."""
+    """Run a kitchen service that gives this answer; yield its URL."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -130,7 +130,7 @@ def http(body: str, status: str = "200 OK") -> bytes:
 
 
 def url_of(database: str) -> str:
-    """The URL of a database beside the tests' own, which settings may not know."""
+    """Return the URL of a database beside the tests' own, which settings may not know."""
     entry = connection.settings_dict
     parts = {name.lower(): entry[name] for name in ("HOST", "PORT", "USER", "PASSWORD")}
     query = {name: value for name, value in parts.items() if value}
@@ -138,7 +138,7 @@ def url_of(database: str) -> str:
 
 
 class Demo:
-    """``python -m proj`` as a user runs it, at a port of its own, with each warning an error."""
+    """Runs ``python -m proj`` as a user does, at a port of its own, with each warning an error."""
 
     def __init__(self, output: Path, **env: str) -> None:
         self._output = output
@@ -151,7 +151,7 @@ class Demo:
                 env=given,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                # As in a terminal, also where the tests' own parent ignores the signal.
+                # As in a terminal, even if the parent of the tests ignores the signal.
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             )
 
@@ -160,7 +160,7 @@ class Demo:
         return self._output.read_text()
 
     def address(self) -> str:
-        """Where it serves, as it says."""
+        """Return the address that the demonstration prints."""
         wait_for(
             lambda: "Sign in as" in self.output or self.process.poll() is not None,
             f"the demonstration to open: {self.output}",
@@ -195,12 +195,12 @@ def _served(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def served(_served: str) -> str:
-    """The address of a running order desk that has the tests' database, emptied for each test."""
+    """Return the address of a running order desk; empty its database, which is the tests'."""
     from django.contrib.auth.models import User
 
     from kitchen.models import Section
 
-    # What the demonstration has put there at its start.
+    # The rows that the demonstration has written at its start.
     User.objects.all().delete()
     for section in Section.objects.all():
         section.dishes.all().delete()
@@ -209,7 +209,7 @@ def served(_served: str) -> str:
 
 
 def parsed(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The (name, data) pairs of a stream of server-sent events."""
+    """Yield the (name, data) pairs of a stream of server-sent events."""
     name = ""
     for line in lines:
         if line.startswith("event: "):
@@ -223,7 +223,7 @@ def parsed(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 @pytest.fixture
 def browse(request: pytest.FixtureRequest, served: str) -> Iterator[Callable[..., Any]]:
-    """Open the desk in Chromium at a width; at the end, nothing may stand in its console."""
+    """Open the desk in Chromium at a width; at the end, its console must be empty."""
     if not (CHROMIUM and CHROMEDRIVER):
         missing = "chromium and chromedriver are not on the PATH: see 'make browser'"
         if request.config.getoption("--require-browser", default=False):

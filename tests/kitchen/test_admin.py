@@ -1,4 +1,4 @@
-"""The admin, the menu's command, and what both mean to the board."""
+"""Tests the admin, the menu's command, and their effects on the board."""
 
 from __future__ import annotations
 

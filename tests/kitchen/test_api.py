@@ -1,4 +1,4 @@
-"""Ordering for programs, and the kitchen service that the project plays itself."""
+"""Tests ordering by programs, and the kitchen service that the project plays itself."""
 
 from __future__ import annotations
 

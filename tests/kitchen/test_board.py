@@ -1,4 +1,4 @@
-"""The board: what it shows, who may change it, and how news of it travels."""
+"""Tests the board: its content, its permissions, and how news of it travels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LISTENING = "SELECT pid FROM pg_stat_activity WHERE datname = %s AND query = 'LI
 
 @pytest.fixture
 def listening(admin: psycopg.Connection[Any]) -> Any:
-    """The processes of the database server that listen for the board."""
+    """Return the processes of the database server that listen for the board."""
     name = connection.settings_dict["NAME"]
     return lambda: [pid for (pid,) in admin.execute(LISTENING, [name])]
 
@@ -162,7 +162,7 @@ async def next_of(events: AsyncIterator[str]) -> str:
 
 @asynccontextmanager
 async def watching(**kwargs: Any) -> AsyncIterator[Any]:
-    """The events of the board for a browser that has just come and heard the first refresh."""
+    """Yield the events of the board to a browser that has just come and heard the first refresh."""
     watcher = board.listener.get().watch(**kwargs)
     events = aiter(watcher)
     assert (await next_of(events)).startswith("retry: ")

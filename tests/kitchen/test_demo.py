@@ -1,4 +1,4 @@
-"""``python -m proj``: it opens with one command and closes with one key, and leaves nothing."""
+"""Tests that ``python -m proj`` opens with one command, closes with one key, and leaves nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DATABASE = "kitchen_demo"
 
 @pytest.fixture
 def empty_database(admin: psycopg.Connection[Any]) -> Iterator[str]:
-    """The URL of one, which can only be dropped afterwards if nobody is connected."""
+    """Make an empty database; yield its URL. Dropping it fails while anybody is connected."""
     admin.execute(f"DROP DATABASE IF EXISTS {DATABASE}")
     admin.execute(f"CREATE DATABASE {DATABASE}")
     yield url_of(DATABASE)
@@ -54,7 +54,7 @@ def test_it_serves_its_pages_and_closes_on_a_signal(start, number) -> None:
         assert placed.json()["promised_minutes"] == 12
         for path in ("/", "/board/", "/status/", "/sign-in/", "/static/kitchen/desk.css"):
             assert client.get(path).status_code == 200
-        # Live pages that are open must not hold the server, nor the server hold them.
+        # Open live pages must not hold the server, nor the server hold them.
         with (
             client.stream("GET", "/board/events/") as board,
             client.stream("GET", "/status/feed/") as status,
@@ -63,7 +63,7 @@ def test_it_serves_its_pages_and_closes_on_a_signal(start, number) -> None:
             assert any("event: numbers" in chunk for chunk in feed), "before it is stopped"
             assert demo.stop(number) == 0
             assert board.read().startswith(b"retry: ")
-            "".join(feed)  # ends, in order
+            "".join(feed)  # the stream ends in order
     banner, _, rest = demo.output.partition("Sign in as 'chef', password ")
     assert banner.split()[:3] == ["Quince", "is", "open."]
     assert rest.split(maxsplit=1)[1].strip() == "The kitchen is closed."

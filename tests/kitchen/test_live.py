@@ -1,4 +1,4 @@
-"""The desk under uvicorn, with many at once: a rush, boards that come and go, a lost database."""
+"""Tests the desk under uvicorn and load: a rush, boards that come and go, a lost database."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def client(served: str) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def numbers(client: httpx.Client) -> Callable[[], dict[str, Any]]:
-    """What the status page's feed says now."""
+    """Return a function that reads the current numbers from the status page's feed."""
 
     def read() -> dict[str, Any]:
         with client.stream("GET", "/status/feed/") as stream:
@@ -37,7 +37,7 @@ def numbers(client: httpx.Client) -> Callable[[], dict[str, Any]]:
 
 
 def watch(client: httpx.Client, stack: ExitStack) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The events of a board that stays open until the stack is closed."""
+    """Yield the events of a board that stays open until the stack is closed."""
     stream = stack.enter_context(client.stream("GET", "/board/events/"))
     return parsed(stream.iter_lines())
 
@@ -131,7 +131,7 @@ def test_a_guest_who_hangs_up_leaves_the_order_and_no_lease(client, menu, number
     guest = http.client.HTTPConnection(served.removeprefix("http://"), timeout=20)
     guest.request("POST", "/api/orders/", json.dumps(body))
     wait_for(Order.objects.exists, "the order to be written down", seconds=20)
-    guest.close()  # while the kitchen says how long it will take
+    guest.close()  # while the kitchen thinks
     wait_for(lambda: numbers()["in_flight"] == 0, "the request to end", seconds=20)
     assert numbers()["pool"]["leased"] == 0
     assert Order.objects.get().status == "accepted"

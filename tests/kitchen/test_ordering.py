@@ -1,4 +1,4 @@
-"""Ordering at the page: what is written, what is promised, what is refused."""
+"""Tests ordering at the page: the rows written, the promise, the refusals."""
 
 from __future__ import annotations
 

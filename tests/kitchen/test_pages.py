@@ -1,4 +1,4 @@
-"""The pages as people use them: with a mouse, a keyboard, a phone, and without a script."""
+"""Tests the pages as people use them: with a mouse, a keyboard, a phone, and without a script."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def one(page: Any, selector: str) -> Any:
 
 
 def text(page: Any, selector: str) -> str:
-    # Asked of the document at one moment: an element may be replaced while it is being read.
+    # One query of the document: an element may be replaced between two.
     script = "return document.querySelector(arguments[0])?.innerText ?? ''"
     return page.execute_script(script, selector)
 
 
 def until(page: Any, selector: str, part: str, seconds: float = 10) -> None:
-    """Wait until the element is there and says this."""
+    """Wait until the element is there and its `part` contains the text."""
     waited = WebDriverWait(page, seconds, poll_frequency=0.02)
     waited.until(lambda page: part in text(page, selector), f"{part!r} in {selector}")
 
@@ -44,7 +44,7 @@ def focused(page: Any) -> str:
 
 
 def tab_to(page: Any, words: str) -> None:
-    """Press Tab until what has the focus says this."""
+    """Press Tab until the focused element says `words`."""
     for _ in range(80):
         if focused(page) == words:
             return
@@ -97,7 +97,7 @@ def test_the_button_is_busy_while_the_kitchen_is_asked(browse, menu) -> None:
     page = browse()
     one(page, "[aria-label='One Broth more']").click()
     one(page, "[name=table]").send_keys("7")
-    # What the page looks like in the moment of sending, which the next page soon replaces.
+    # The look of the page at the moment of sending; the next page soon replaces it.
     page.execute_script(
         "document.querySelector('form.ordering')"
         ".addEventListener('submit', (event) => event.preventDefault())"
@@ -121,7 +121,7 @@ def test_a_wrong_order_leads_to_what_is_wrong(browse, menu) -> None:
 
 
 def _forgive(page: Any, status: str) -> None:
-    """Chromium notes each answer that is no success in its console; this one was meant."""
+    """Accept one entry of Chromium's console, which logs each answer that is no success."""
     noted = page.get_log("browser")
     assert [status in entry["message"] for entry in noted] == [True], noted
 
@@ -185,7 +185,7 @@ def test_an_order_that_a_colleague_moved_first_is_said_to_be(browse, served, men
     number = place(served, menu)
     page = browse("/sign-in/?next=/board/")
     sign_in(page)
-    # A page that has not heard of it yet.
+    # The page has not heard of the change yet.
     page.execute_script(f"document.querySelector('#order-{number} [name=seen]').value = 'ready'")
     one(page, f"#order-{number} .move").click()
     until(page, "[data-problem]", f"Order {number} has been moved by somebody else.")

@@ -1,4 +1,4 @@
-"""The status page's numbers, and who may start a rush."""
+"""Tests the status page's numbers, and the permission to start a rush."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.kitchen.conftest import http, kitchen_service
 
 @pytest.fixture
 def counters(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Fresh ones: a process counts all its requests."""
+    """Replace the counters by fresh ones: a process counts all its requests."""
     monkeypatch.setattr(inflight, "requests", inflight.InFlight())
     monkeypatch.setattr(inflight, "service_calls", inflight.InFlight())
     return inflight

@@ -1,1 +1,1 @@
-"""An ordinary small Django app, which knows nothing of pgbackend: the tests switch its ENGINE."""
+"""Holds a small ordinary Django app, which knows nothing of pgbackend: tests switch its ENGINE."""

@@ -1,4 +1,4 @@
-"""A password hasher that says where it works."""
+"""Defines a password hasher that records in which thread it works."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""Models with a foreign key, a many-to-many, a large field to defer, and a save() of its own."""
+"""Defines models with a foreign key, a many-to-many, a large field, and a `save()` of their own."""
 
 from django.contrib.contenttypes.fields import GenericForeignKey, GenericRelation
 from django.contrib.contenttypes.models import ContentType
@@ -50,7 +50,7 @@ class Book(models.Model):
 
 
 class Entry(models.Model):
-    """What the receiver of a signal writes down, in the transaction of the sender."""
+    """Records the call of a signal's receiver, in the transaction of the sender."""
 
     text = models.CharField(max_length=200)
 

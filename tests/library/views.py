@@ -1,4 +1,4 @@
-"""Async views, with the QuerySets that one would write in sync ones."""
+"""Defines async views, with the QuerySets that one would write in sync views."""
 
 import asyncio
 
@@ -52,7 +52,7 @@ async def who(request):
 
 
 async def give_back(request):
-    """Writes, fails, and writes down that it failed; the first write must be gone."""
+    """Write, fail, and record the failure; the first writes must be gone."""
     try:
         with transaction.atomic():
             Author.objects.create(name="lost")
@@ -65,7 +65,7 @@ async def give_back(request):
 
 
 async def walk(request):
-    """Reads many rows, a few at a time, and writes meanwhile."""
+    """Read many rows, a few at a time, and write meanwhile."""
     rows = peak = 0
     for book in Book.objects.only("title").iterator(chunk_size=500):
         rows += 1
@@ -84,7 +84,7 @@ async def stream(request):
 
 
 async def pause(request):
-    """Two statements with a wait between them, in which no connection is held."""
+    """Send two statements with a wait between them, in which no connection is held."""
     first = list(Author.objects.values_list("name", flat=True))
     await asyncio.sleep(float(request.GET.get("seconds", 0.01)))
     assert connection.connection is None

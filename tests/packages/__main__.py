@@ -1,4 +1,4 @@
-"""Writes the table of docs/packages.md from what the projects see: ``python -m tests.packages``."""
+"""Writes the table of docs/packages.md from the projects' results: ``python -m tests.packages``."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 The package is django-tenants, with its middleware (sync) for one half of the requests and an async
 one of the project's for the other. Each request reads and writes in gathered tasks, in a TaskGroup
-and in a transaction; a fifth of them is cancelled, each at a place that the seed draws. Prints a
-JSON object of what was seen.
+and in a transaction; a fifth of the requests is cancelled, each at a place that the seed draws. The
+output is a JSON object of the observations.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ class Domain(DomainMixin):
 class Note(models.Model):
     owner = models.CharField(max_length=100)
     request = models.IntegerField()
-    #: Which of the request's tasks has written it; the two of one transaction have the same.
+    #: The request's task that has written the row; the two rows of one transaction have the same.
     task = models.CharField(max_length=100)
 
 
@@ -83,7 +83,7 @@ def create_rows():
 
 
 def choose_tenant(get_response):
-    """Choose the tenant as the package's middleware does, which is sync."""
+    """Choose the tenant as the package's sync middleware does."""
 
     async def middleware(request):
         connection.set_schema_to_public()
@@ -97,9 +97,9 @@ def choose_tenant(get_response):
 
 choose_tenant.sync_capable, choose_tenant.async_capable = False, True
 
-#: What reads have found, by kind.
+#: The number of wrong reads, by kind.
 seen = collections.Counter()
-#: By request: its task, its client's leaving, and the place where it is cancelled.
+#: By request: its task, its client's leaving, and the place where the request is cancelled.
 tasks, leaving, fates = {}, {}, {}
 
 
@@ -110,14 +110,15 @@ def uses_threads(number):
 def cancel(number):
     """Cancel the request: the server cancels its task, or the client leaves."""
     if uses_threads(number) or number % 2:
-        # A cancelled task does not close what its threads use, on Django's own engine neither.
+        # A cancelled task does not close its threads' connections, nor does it on Django's own
+        # engine.
         leaving[number].set()
     else:
         tasks[number].cancel()
 
 
 def reach(number, place):
-    """Cancel the request here, if this is where it is to be cancelled."""
+    """Cancel the request if `place` is where it is to be cancelled."""
     if fates.get(number) == place:
         cancel(number)
 
@@ -162,7 +163,7 @@ PLACES = ["start", "end"]
 PLACES += [
     f"{task} {when}" for task in [*GATHERED, "group", "pair"] for when in ("before", "after")
 ]
-#: What a request leaves that is not cancelled, but for what a thread writes.
+#: The rows that an uncancelled request leaves, without those that a thread writes.
 ROWS = collections.Counter([*GATHERED, "group", "pair", "pair"])
 
 
@@ -197,7 +198,7 @@ async def serve():
     numbers = range(REQUESTS)
     draw = random.Random(20)
     cancelled = draw.sample(numbers, REQUESTS // 5)
-    # One half where it is itself, the other from outside, whenever so many others have ended.
+    # Half of them cancel themselves; the others are cancelled whenever so many requests have ended.
     for place, number in enumerate(cancelled[::2]):
         fates[number] = PLACES[place % len(PLACES)]
     others = cancelled[1::2]

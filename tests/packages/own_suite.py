@@ -2,8 +2,8 @@
 
 The tests come with the package. They run in the three contexts of `tests.suite`, each in a process
 of its own: on Django's engine, on pgbackend in sync code, and green, where each class and test is
-set up, run and torn down in a greenlet on an event loop. An outcome that is not stock's, and not
-in `DIFFERENCES`, makes the exit status 1, and so does one in it that does not occur any more.
+set up, run and torn down in a greenlet on an event loop. The exit status is 1 if an outcome differs
+from stock's and is not in `DIFFERENCES`, or if one of `DIFFERENCES` does not occur any more.
 
 ``EXECUTOR=multiprocessing`` makes django-tenants migrate in processes that it forks.
 """
@@ -25,7 +25,7 @@ from tests.suite.results import CONTEXTS, Results, fold
 
 PROJECT = Path(__file__).with_name("own_suite_project")
 TESTS = "django_tenants.tests"
-#: A single test that hangs is told of after so many seconds.
+#: Seconds after which a single test that hangs is reported.
 TIMEOUT = 60
 
 DIFFERENCES = (
@@ -64,7 +64,7 @@ def _run(context: str, versions: dict[str, str], out: Path) -> Results:
 
 
 def _stock_is_as_known(stock: Results) -> bool:
-    """Print what fails on stock; return whether that is what is known to fail, and no more."""
+    """Print the failures on stock; return whether they are exactly the known ones."""
     failed = {name for name, test in stock.tests.items() if test.outcome in ("failed", "error")}
     for name in sorted(failed | FAILS_ON_STOCK.keys()):
         outcome = stock.tests[name].outcome if name in stock.tests else "not run"

@@ -1,4 +1,4 @@
-"""Starts the projects, each on pgbackend and on Django's own engine, and knows what they said."""
+"""Starts the projects, each on pgbackend and on Django's own engine, and reads their output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ENGINES = {"pgbackend": "pgbackend", "stock": "django.db.backends.postgresql"}
 
 @dataclass
 class Said:
-    """What a project has seen on one engine."""
+    """Holds the observations of a project on one engine."""
 
     told: dict[str, str]
     cells: dict[str, dict[str, Any]]
@@ -32,7 +32,7 @@ class Said:
 
 
 def play(name: str, *, stock_views: str = "sync") -> dict[str, Said]:
-    """Play the matrix of one project on both engines, side by side; on stock, with such views."""
+    """Play the matrix of one project on both engines, side by side; on stock with `stock_views`."""
     views = {"pgbackend": "sync async", "stock": stock_views}
     finished = run_all(
         Program(

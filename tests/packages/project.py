@@ -1,4 +1,4 @@
-"""What the projects share: settings, a database of the project's own, users, and who asks."""
+"""Provides the projects' settings, a database of each project's own, users and middleware."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from django.conf import settings
 #: The engine under test: pgbackend, or Django's own.
 ENGINE = os.environ.get("PACKAGES_ENGINE", "pgbackend")
 STOCK = ENGINE == "django.db.backends.postgresql"
-#: Who sends requests; each is a tenant's name as well.
+#: The users who send requests; each name is a tenant's as well.
 WHO = ["ann", "bob", "eve"]
-#: The number of the work that a view does at last, when its tasks are done.
+#: The number of the last work of a view, when its tasks are done.
 LAST = 3
 
 _LOG_IN = f"{__name__}.log_in"
@@ -31,7 +31,7 @@ _LOOK = f"{__name__}.look"
 
 @dataclass
 class Project:
-    """A project that uses one package."""
+    """Describes a project that uses one package."""
 
     module: ModuleType
     package: str
@@ -43,13 +43,13 @@ class Project:
     """What a project must write because of pgbackend, in words."""
 
     def told(self) -> dict[str, str]:
-        """Return what the table in docs/packages.md says of it."""
+        """Return the project's row of the table in docs/packages.md."""
         version = metadata.version(self.package)
         told = {"package": self.package, "version": version, "state": self.state}
         return {**told, "line": self.line}
 
     def middleware_among(self, kind: str) -> list[str]:
-        """Return the package's middleware between two of the project's, which are sync or async."""
+        """Return the package's middleware between two of the project's, sync or async by `kind`."""
         return [f"{_LOG_IN}_{kind}", *self.middleware, f"{_LOOK}_{kind}"]
 
 
@@ -112,7 +112,7 @@ def database():
 
 
 def execute(sql: str, *params: Any) -> list[Any]:
-    """Run SQL in a session that Django knows nothing of; return the rows."""
+    """Run SQL in a session that Django does not know; return the rows."""
     url = psycopg.conninfo.make_conninfo(
         os.environ["DATABASE_URL"], dbname=os.environ["PACKAGES_DATABASE"]
     )
@@ -139,12 +139,12 @@ def create_users() -> None:
 
 
 def another(who: str) -> str:
-    """Return one of the others."""
+    """Return one of the other users."""
     return WHO[WHO.index(who) - 1]
 
 
 def rows_of_others(model: Any) -> list[str]:
-    """Return in words the rows whose `author` is not their `owner`, and delete all rows."""
+    """Describe the rows whose `author` is not their `owner`, and delete all rows."""
     found = [(row.owner, row.author) for row in model.objects.all()]
     model.objects.all().delete()
     return [f"a row of {owner} by {author}" for owner, author in found if owner != author]
@@ -188,7 +188,7 @@ log_in_async.sync_capable, log_in_async.async_capable = False, True
 
 
 def look_sync(get_response):
-    """Stands between the package's middleware and the view, and uses the database."""
+    """Use the database, in middleware between the package's and the view."""
     from django.contrib.auth.models import User
 
     def middleware(request):

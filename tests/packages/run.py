@@ -1,10 +1,10 @@
 """Plays the matrix of one project: ``python -m tests.packages.run with_crum``.
 
-Prints a JSON object: for each cell (`sync middleware, async view, gather`) how many of its requests
-were answered wrongly, and the first wrong answer.
+The output is a JSON object: for each cell (`sync middleware, async view, gather`) the number of its
+requests that were answered wrongly, and the first wrong answer.
 
-All requests of a cell wait for each other in the view, so that all have come through the middleware
-before any does its work.
+All requests of a cell wait for each other in the view: each has passed the middleware before any of
+them goes on.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ WAYS = ["alone", "gather", "TaskGroup"]
 
 
 class Meeting:
-    """Where the requests of a cell wait for each other."""
+    """Makes the requests of a cell wait for each other."""
 
     def __init__(self, number):
         self.barrier = threading.Barrier(number)
@@ -55,7 +55,7 @@ class Meeting:
 
 
 class _Playing:
-    """The project that is played, and where the requests of the running cell meet."""
+    """Holds the project that is played, and the meeting of the running cell's requests."""
 
     project = None
     meeting = None
@@ -81,10 +81,10 @@ async def async_view(request, way):
 
 
 async def children(request, who, way):
-    """What the work gives alone, or in three tasks: two of them async, one with a thread."""
+    """Return the results of the work, done alone or by three tasks: two async, one in a thread."""
     awork, work = _Playing.project.awork, sync_to_async(_Playing.project.work)
     if STOCK and request.path.startswith("/sync/"):
-        awork = work  # the model of what ought to be seen is sync code, in the request's thread
+        awork = work  # the reference is sync code, in the request's thread
     if way == "alone":
         return [await awork(request, who, 0)]
     coroutines = [
@@ -108,7 +108,7 @@ urlpatterns = [path("sync/<way>", sync_view), path("async/<way>", async_view)]
 async def ask(application, path, headers, left=None):
     """Send one request as an ASGI server does; return what the view has seen.
 
-    None, if there is no answer: the client has `left`, an event.
+    Returns None if there is no answer, because the client has left: it does when `left` is set.
     """
     left = left or asyncio.Event()
     requests = [{"type": "http.request", "body": b"", "more_body": False}]
@@ -142,7 +142,7 @@ async def ask(application, path, headers, left=None):
 
 
 async def one_cell(middleware, view, way):
-    """Send the requests of one cell at once; return what is wrong with each."""
+    """Send the requests of one cell at once; return the fault of each, or None."""
     _Playing.meeting = Meeting(REQUESTS)
     with override_settings(MIDDLEWARE=_Playing.project.project.middleware_among(middleware)):
         application = ASGIHandler()
@@ -180,7 +180,7 @@ def play():
 
 
 def main():
-    # Errors are answers here, and are not to be told twice.
+    # Errors are answers here; the log need not repeat them.
     logging.disable(logging.CRITICAL)
     project = _Playing.project = importlib.import_module(f"tests.packages.{sys.argv[1]}")
     if hasattr(project, "main"):

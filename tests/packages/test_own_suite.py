@@ -1,4 +1,4 @@
-"""django-tenants' own tests: each outcome is stock's, in sync code and with every test green."""
+"""Tests that each outcome of django-tenants' own tests is stock's, in sync code and green."""
 
 from __future__ import annotations
 

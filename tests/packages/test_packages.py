@@ -1,7 +1,7 @@
-"""C15, with packages as they are released: their state follows the request.
+"""Tests C15 with packages as they are released: their state follows the request.
 
 In each cell of a project's matrix (see run.py) 20 requests of three users are answered at once, on
-pgbackend and on Django's own engine. There, sync views are the model of what ought to be seen.
+pgbackend and on Django's own engine, whose sync views are the reference.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""C15: tenants by schema under load, with django-tenants as it is released."""
+"""Tests C15 with tenants by schema under load, with django-tenants as it is released."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LIMIT_SET_CALLS = [False, True]
 
 @pytest.fixture(scope="module")
 def seen(conninfo: str) -> dict[bool, dict[str, Any]]:
-    """What 2,000 requests of 50 tenants have seen (see many_tenants.py), by a setting."""
+    """Return what 2,000 requests of 50 tenants have seen (see many_tenants.py), by a setting."""
     finished = run_all(
         (
             Program(

@@ -1,4 +1,4 @@
-"""django-auditlog: the actor is in a context variable."""
+"""Uses django-auditlog, which keeps the actor in a context variable."""
 
 from tests.packages.project import execute, setup
 

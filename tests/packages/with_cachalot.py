@@ -1,4 +1,4 @@
-"""django-cachalot: what a transaction has written and read is in a `threading.local`."""
+"""Uses django-cachalot, which keeps a transaction's reads and writes in a `threading.local`."""
 
 from tests.packages.project import ENGINE, green, setup
 
@@ -26,7 +26,7 @@ class UndoError(Exception):
 
 
 def undo(name):
-    """Write what is never committed; return how much of it is seen in the transaction."""
+    """Write an uncommitted row; return how many are seen in the transaction before and after."""
     try:
         with transaction.atomic():
             before = Note.objects.filter(owner=name).count()
@@ -38,8 +38,8 @@ def undo(name):
         return before, seen
 
 
-# Each counts rows that no other request knows, but `kept=False`: of two that write one table at
-# once, the package itself may keep what was read before the last commit.
+# Each counts rows that no other request knows, except for `kept=False`: of two requests that write
+# one table at once, the package itself may keep a read from before the last commit.
 
 
 def work(request, who, number):

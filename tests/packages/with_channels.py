@@ -1,4 +1,4 @@
-"""channels: consumers, each with its user, who is in a `threading.local` of django-crum's too."""
+"""Uses channels: each consumer has its user, in a `threading.local` of django-crum's too."""
 
 import asyncio
 import itertools
@@ -94,13 +94,13 @@ class Sync(WebsocketConsumer):
 
 
 async def of_threads(who, way):
-    """As `children()`, with what stock sees too: the thread's."""
+    """Work as `children()` does, in threads only: on stock, async code does not see the user."""
     number = 1 if way == "alone" else 3
     return await asyncio.gather(*(sync_to_async(work)(who) for _ in range(number)))
 
 
 class Named:
-    """ASGI middleware of the project, inside or outside of channels' own; it asks the database."""
+    """Queries the database in ASGI middleware, inside or outside of channels' own."""
 
     def __init__(self, application):
         self.application = application
@@ -118,7 +118,7 @@ def application_of(middleware):
 
 
 async def one_cell(middleware, view, way):
-    """Open the connections of one cell at once, and let each say one thing."""
+    """Open the connections of one cell at once, and let each send one message."""
     application = application_of(middleware)
     users = list(itertools.islice(itertools.cycle(WHO), 20))
     communicators = [

@@ -1,4 +1,4 @@
-"""django-crum: `save()` notes the request's user, who is in a `threading.local`."""
+"""Uses django-crum: `save()` notes the request's user, which is in a `threading.local`."""
 
 from tests.packages.project import LAST, another, rows_of_others, setup
 
@@ -35,7 +35,7 @@ def work(request, who, number):
 async def awork(request, who, number):
     if number != LAST:
         return (await Note.objects.acreate(owner=who)).author
-    # Not in tasks of one request at once: it sets `request.user`, which they share.
+    # Not in tasks of one request at once: the work sets `request.user`, which they share.
     with crum.impersonate(User(username=another(who))):
         await Note.objects.acreate(owner=another(who))
     return (await Note.objects.acreate(owner=who)).author

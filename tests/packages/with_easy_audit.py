@@ -1,4 +1,4 @@
-"""django-easy-audit: the request is in a Local of asgiref's; events are written on commit."""
+"""Uses django-easy-audit: the request is in a Local of asgiref's; events are written on commit."""
 
 from tests.packages.project import execute, setup
 

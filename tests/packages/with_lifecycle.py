@@ -1,4 +1,4 @@
-"""django-lifecycle: whether hooks are bypassed is in a `threading.local` of a global object."""
+"""Uses django-lifecycle: a `threading.local` of a global object says whether hooks are bypassed."""
 
 from tests.packages.project import execute, setup
 

@@ -1,4 +1,4 @@
-"""django-modeltranslation: whether it falls back, and fills, is in a `threading.local`'s class."""
+"""Uses django-modeltranslation: a `threading.local`'s class controls fallbacks and filling."""
 
 from tests.packages.project import WHO, execute, setup
 

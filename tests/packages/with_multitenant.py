@@ -1,4 +1,4 @@
-"""django-multitenant: the tenant is in a `threading.local`, and filters each query."""
+"""Uses django-multitenant: the tenant is in a `threading.local`, and filters each query."""
 
 from tests.packages.project import LAST, WHO, another, execute, setup
 
@@ -54,7 +54,7 @@ def shop_of(who):
 
 
 def choose_tenant(get_response):
-    """As the package's documentation has it."""
+    """Choose the tenant as the package's documentation shows."""
 
     def middleware(request):
         set_current_tenant(shop_of(request.user.username))
@@ -85,7 +85,7 @@ async def awork(request, who, number):
         await Shop.objects.acount()
         await Note.objects.acreate(owner=another(who))
         set_current_tenant(shop_of(who))
-    await Shop.objects.acount()  # others run meanwhile
+    await Shop.objects.acount()  # other requests run meanwhile
     await Note.objects.acreate(owner=who)
     return said(who, [owner async for owner in owners()])
 

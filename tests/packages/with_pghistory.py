@@ -1,4 +1,4 @@
-"""django-pghistory: the context is in a `threading.local`, and in each statement's session."""
+"""Uses django-pghistory: the context is in a `threading.local`, and in each statement's session."""
 
 from tests.packages.project import LAST, WHO, execute, setup
 
@@ -26,7 +26,7 @@ def create_tables():
 
 
 def said(event, who, number):
-    """The user of the event's context, and what the block around the statement has added."""
+    """Return the user in the event's context; for the last work, check `by` of the block too."""
     context = event.pgh_context.metadata if event.pgh_context else {}
     user = WHO[context["user"] - 1] if context.get("user") else "nobody"
     if number == LAST and context.get("by") != who:

@@ -1,4 +1,4 @@
-"""django-pgschemas: the tenant is in a context variable, and in the session's `search_path`."""
+"""Uses django-pgschemas: the tenant is in a context variable, and in the `search_path`."""
 
 from tests.packages import project as shared
 from tests.packages.project import ENGINE, LAST, WHO, another, execute, setup

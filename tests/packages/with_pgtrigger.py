@@ -1,4 +1,4 @@
-"""django-pgtrigger: what is ignored is in a `threading.local`, and in each statement's session."""
+"""Uses django-pgtrigger: ignored triggers are in a `threading.local`, and in the session."""
 
 from tests.packages.project import execute, setup
 

@@ -1,4 +1,4 @@
-"""djangorestframework: a view of its own below each, in the transaction of `ATOMIC_REQUESTS`."""
+"""Uses djangorestframework: each view calls a view of the package, under `ATOMIC_REQUESTS`."""
 
 import copy
 
@@ -64,7 +64,7 @@ refused = Refused.as_view()
 
 def work(request, who, number):
     with transaction.atomic():
-        # It marks this block, the innermost, to be rolled back.
+        # The exception marks this block, the innermost, to be rolled back.
         assert refused(copy.copy(request)).data["detail"] == who
     assert not Note.objects.filter(owner="refused").exists()
     return notes(copy.copy(request)).data

@@ -1,4 +1,4 @@
-"""django-reversion: the revision that is open is in a context variable."""
+"""Uses django-reversion, which keeps the open revision in a context variable."""
 
 from tests.packages.project import execute, green, setup
 

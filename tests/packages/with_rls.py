@@ -1,4 +1,4 @@
-"""django-rls: the user of row-level security is a setting of the session, `set_config()`."""
+"""Uses django-rls: the user of row-level security is a setting of the session, `set_config()`."""
 
 from contextlib import nullcontext
 
@@ -19,7 +19,7 @@ from django.db import connection, models  # noqa: E402
 from django.db.models.expressions import RawSQL  # noqa: E402
 from django_rls.context import rls_context  # noqa: E402
 
-#: As a policy asks for the user. (Superusers, as in tests, are above policies.)
+#: The condition of a policy on the user. (Policies do not apply to superusers, as in tests.)
 USER = "NULLIF(current_setting('rls.user_id', true), '')::int"
 
 
@@ -44,7 +44,7 @@ def user_of_session():
 
 
 def work(request, who, number):
-    """Called in the request's thread, where middleware has set the user."""
+    """Run in the request's thread, where middleware has set the user."""
     Note.objects.create(owner=who, user=request.user)
     owners = {
         *Note.objects.filter(user=RawSQL(USER, ())).values_list("owner", flat=True).distinct()

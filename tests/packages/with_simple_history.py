@@ -1,4 +1,4 @@
-"""django-simple-history: the request is in a Local of asgiref's, on a class."""
+"""Uses django-simple-history, which keeps the request in a Local of asgiref's, on a class."""
 
 from tests.packages.project import execute, setup
 

@@ -1,4 +1,4 @@
-"""django-tenants: the tenant is in attributes of the connection, and in its `search_path`."""
+"""Uses django-tenants: the tenant is in attributes of the connection, and in its `search_path`."""
 
 from tests.packages import project as shared
 from tests.packages.project import ENGINE, LAST, WHO, another, execute, green, setup

@@ -1,4 +1,4 @@
-"""The command: starts the server and the workers, gathers what they wrote, and compares."""
+"""Starts the server and the workers, collects their results, and compares them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .results import CONTEXTS, Results, fold, read, tail
 from .server import NotEnough, server
 from .source import CACHE, NoSource, modules_of, tests_dir
 
-#: What exercises a backend most, for those who cannot wait for all of it.
+#: The modules that exercise a backend most, for a shorter run.
 BACKEND_MODULES = (
     "aggregation",
     "aggregation_regress",
@@ -71,17 +71,17 @@ BACKEND_MODULES = (
 )
 STOCK = {False: "django.db.backends.postgresql", True: "django.contrib.gis.db.backends.postgis"}
 OURS = {False: "pgbackend", True: "pgbackend.gis"}
-#: The exit status where the machine lacks what a run needs.
+#: The exit status where the machine lacks something that a run needs.
 CANNOT = 3
-#: About how many tests one worker runs; to start one takes some seconds.
+#: About how many tests one worker runs; starting a worker takes some seconds.
 SHARE = 1000
-#: How often a worker that ends without having finished is started anew, for the tests it left.
+#: How often a worker that ends early is started again, for the tests that it left.
 RESTARTS = 3
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one worker does: some modules, in one context."""
+    """Describes the work of one worker: some modules, in one context."""
 
     run: str
     """The context, and which run of it, if it is not the first: ``green-2``."""
@@ -109,12 +109,12 @@ class Job:
 
     @property
     def databases(self) -> dict[str, str]:
-        """Names that no other worker of any run uses."""
+        """Return database names that no other worker of any run uses."""
         name = f"suite_{os.getpid()}_{self.run.replace('-', '_')}_{self.number}"
         return {"default": name, "other": f"{name}_other"}
 
     def describe(self) -> dict[str, Any]:
-        """What must be the same for a journal to be gone on with."""
+        """Return the facts that must be the same for a journal to be continued."""
         return {"labels": self.labels, "gis": self.gis, "versions": self.versions}
 
     def environment(self) -> dict[str, str]:
@@ -127,7 +127,7 @@ class Job:
             "timeout": self.timeout,
             "databases": self.databases,
         }
-        # Where this package, and pgbackend, were imported from.
+        # The directories from which this package and pgbackend were imported.
         ours = [Path(__file__).parents[2], Path(pgbackend.__file__).parents[1]]
         path = [str(ours[1]), str(ours[0]), os.environ.get("PYTHONPATH", "")]
         return {
@@ -213,7 +213,7 @@ def _labels(options: argparse.Namespace, source: Path) -> list[str]:
 
 
 def _runs(contexts: list[str]) -> list[str]:
-    """Name the runs: a context that comes again has its number."""
+    """Name the runs: a repeated context has a number."""
     return [
         context if (number := contexts[: place + 1].count(context)) == 1 else f"{context}-{number}"
         for place, context in enumerate(contexts)
@@ -251,7 +251,7 @@ def versions_of(connection: psycopg.Connection[Any], parallel: int) -> dict[str,
 
 
 def _fingerprint(package: Path) -> str:
-    """What tells one state of the package's code from another."""
+    """Return a hash of the package's code, which tells its versions apart."""
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(path.read_bytes())
@@ -259,7 +259,7 @@ def _fingerprint(package: Path) -> str:
 
 
 def _share_out(labels: list[str], processes: int, source: Path) -> list[list[str]]:
-    """Deal the labels out, the longest share first, so that each has about as many tests."""
+    """Deal the labels out, the longest first, so that each share has about as many tests."""
     weights = {label: _weight(label, source) for label in labels}
     shares = max(processes, sum(weights.values()) // SHARE)
     piles: list[tuple[int, list[str]]] = [(0, []) for _ in range(min(shares, len(labels)))]
@@ -271,7 +271,7 @@ def _share_out(labels: list[str], processes: int, source: Path) -> list[list[str
 
 
 def _weight(label: str, source: Path) -> int:
-    """The number of tests that a module of Django's suite defines."""
+    """Return the number of tests that a module of Django's suite defines."""
     files = (source / label.replace(".", os.sep)).glob("**/test*.py")
     trees = (ast.parse(path.read_bytes()) for path in files)
     return 1 + sum(
@@ -282,7 +282,7 @@ def _weight(label: str, source: Path) -> int:
 
 
 def work(job: Job, source: Path, *, resume: bool) -> Job:
-    """See that all of a job's tests are run, however its worker ends."""
+    """Run all tests of a job, and start its worker again when it ends early."""
     entry = read(job.journal) if resume and job.journal.exists() else None
     if entry is None or entry.job != job.describe():
         job.journal.write_text(json.dumps({"event": "job", "test": "", **job.describe()}) + "\n")
@@ -315,7 +315,7 @@ def _start_worker(job: Job, source: Path) -> None:
 
 
 def _note_crash(job: Job) -> None:
-    """Write down that a worker has not come to its end, if it has not; in a test or between."""
+    """Record a crash, of the running test or between tests, if the worker has not finished."""
     entry = read(job.journal)
     if entry.finished:
         return
@@ -334,7 +334,7 @@ def _append(job: Job, **record: Any) -> None:
 
 
 def _drop_databases(job: Job) -> None:
-    """Drop what a worker that crashed has left."""
+    """Drop the databases that a crashed worker has left."""
     with psycopg.connect(job.url, autocommit=True) as connection:
         for name in job.databases.values():
             connection.execute(
@@ -345,7 +345,7 @@ def _drop_databases(job: Job) -> None:
 
 
 def _earlier_reference(out: Path, labels: list[str]) -> Results | None:
-    """Stock's results of an earlier run of the same modules with the same Django."""
+    """Return stock's results of an earlier run of the same modules with the same Django."""
     path = out / "stock.json"
     if not path.exists():
         return None
@@ -355,7 +355,7 @@ def _earlier_reference(out: Path, labels: list[str]) -> Results | None:
 
 
 def _judge_alone(all_results: dict[str, Results]) -> int:
-    """Without a reference: every failure counts, as stock is known to have none."""
+    """Judge without a reference: every failure counts, as stock is known to have none."""
     bad = False
     for results in all_results.values():
         for test, record in results.tests.items():

@@ -1,6 +1,6 @@
-"""Three columns: what stock does, and where pgbackend does something else.
+"""Compares three columns: the outcomes of stock, and where pgbackend's differ.
 
-``python -m tests.suite.compare DIR`` compares what an earlier run left in DIR.
+``python -m tests.suite.compare DIR`` compares the results of an earlier run in DIR.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ABSENT = "not run"
 
 @dataclass
 class Comparison:
-    """What one context does otherwise than stock."""
+    """Holds the differences of one context from stock."""
 
     results: Results
     unexpected: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -35,7 +35,7 @@ class Comparison:
 def compare(
     stock: Results, ours: Results, differences: Iterable[Difference] = DIFFERENCES
 ) -> Comparison:
-    """Hold `ours` against `stock` and against the list of expected differences."""
+    """Compare `ours` with `stock` and with the list of expected differences."""
     comparison = Comparison(ours)
     listed = list(expected(ours.context, ours.django, differences))
     for test in sorted(stock.tests.keys() | ours.tests.keys()):
@@ -106,7 +106,7 @@ def _indent(text: str) -> str:
 
 
 def load(out: Path) -> dict[str, Results]:
-    """What runs have left in `out`."""
+    """Load the results that runs have left in `out`."""
     all_results = [Results.load(path) for path in out.glob("*.json")]
     order = {context: place for place, context in enumerate(CONTEXTS)}
     all_results.sort(key=lambda results: (order[results.context], results.run))

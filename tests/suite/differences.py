@@ -1,6 +1,6 @@
-"""Where pgbackend's outcome of a test of Django's is known to differ from the stock backend's.
+"""Lists the tests of Django's whose outcome is known to differ between pgbackend and stock.
 
-Each has its reason. One that does not occur any more is reported too, and must be removed.
+Each difference has its reason. One that no longer occurs is reported too, and must be removed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ ALL = ("5.2", "6.0", "6.1")
 
 @dataclass(frozen=True)
 class Difference:
-    """Tests whose outcome is expected to differ."""
+    """Describes tests whose outcome is expected to differ."""
 
     test: str
     """The test's id, or a pattern for several."""
@@ -122,7 +122,7 @@ DIFFERENCES: tuple[Difference, ...] = (
 def expected(
     context: str, django: str, differences: Iterable[Difference] = DIFFERENCES
 ) -> Iterator[Difference]:
-    """The differences of `context` with this version of Django."""
+    """Yield the differences of `context` with this version of Django."""
     release = ".".join(django.split(".")[:2])
     for difference in differences:
         if context in difference.contexts and release in difference.django:

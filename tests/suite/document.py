@@ -1,7 +1,7 @@
-"""Writes docs/suite.md from what runs of the whole suite have left.
+"""Writes docs/suite.md from the results of runs of the whole suite.
 
-``python -m tests.suite.document [DIR ...]``; by default, the directories that runs write to. Takes
-no figure from anywhere else.
+``python -m tests.suite.document [DIR ...]``; by default, the directories that runs write to. Every
+figure on the page comes from there.
 """
 
 from __future__ import annotations
@@ -20,34 +20,44 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "suite.md"
 INTRODUCTION = """\
 # Django's own test suite
 
-Written by `python -m tests.suite.document` from the runs that it tells of.
+`python -m tests.suite.document` writes this page from the results of the runs that the page
+reports.
 
-Django's tests are run as they are in its source distribution, none edited, in three contexts and
-against one server:
+The tests are those of Django's source distribution, unedited. They run in three contexts, against
+one server:
 
-- **stock**: Django's own backend, the reference;
-- **sync**: pgbackend where no event loop runs;
+- **stock**: Django's own backend, the reference.
+- **sync**: pgbackend where no event loop runs.
 - **green**: pgbackend with the whole run inside a greenlet on an event loop. Databases are made,
-  classes and tests set up, run and torn down there, and async tests run on that same loop, so all
-  of it goes through the async pool. The run fails if a statement of the main thread goes over
-  another connection of an alias, or if a wait blocks the loop. A test begins when the pool has done
-  what the last one left to it: a session to reset, a connection to open. (A test that calls
-  `asyncio.run()` by itself, which cannot be done on a loop, is given a thread for it.)
+  and classes and tests are set up, run and torn down there. Async tests run on that same loop. So
+  all statements go through the async pool.
 
-A test that has another outcome than in stock, also one that is skipped, is a difference. Each is
-listed in `tests/suite/differences.py` with its reason; one that is not makes a run fail, and so
-does one that does not occur any more.
+In the green context,
 
-To repeat it (PostgreSQL with its contributed extensions is taken from `/usr/lib/postgresql`, or
-named by `DATABASE_URL`; `make postgresql` installs it on Debian):
+- the run fails if a statement of the main thread reaches an alias by a connection that is not the
+  pool's, or if a wait blocks the loop;
+- a test begins when the pool has finished its work for the test before: resetting a session,
+  opening a connection;
+- a test's own call of `asyncio.run()` is made in a thread, because `asyncio.run()` refuses to start
+  where a loop runs.
+
+A test whose outcome differs from that in stock is a *difference*; "skipped" is an outcome, too.
+`tests/suite/differences.py` lists each difference with its reason. A run fails if it has a
+difference that is not listed, or if a listed difference does not occur.
+
+To repeat the runs:
 
     make suite                                # all modules, the three contexts
-    make suite ARGS="--backend"               # those that exercise a backend most; some minutes
+    make suite ARGS="--backend"               # modules that exercise a backend most; some minutes
     make suite ARGS="--gis"                   # GeoDjango's, on PostGIS; 'make postgis' first
-    make suite ARGS="--context green queries" # what you like
+    make suite ARGS="--context green queries" # one context, one module
 
-It may be interrupted and gone on with by `--resume`. Tests that fail in all three columns fail of
-the machine: those of file permissions when root runs them, and what GDAL or GEOS of its age do.
+A run takes PostgreSQL with its contributed extensions from `/usr/lib/postgresql` (`make postgresql`
+installs it on Debian), or uses the server of `DATABASE_URL`. `--resume` continues a run that was
+interrupted.
+
+Tests that fail in all three columns fail because of the machine: tests of file permissions fail
+when root runs them, and some tests fail with the installed versions of GDAL and GEOS.
 """
 
 
@@ -65,7 +75,7 @@ def main() -> None:
 
 
 def _faults(all_results: Mapping[str, Results]) -> Iterator[str]:
-    """What must not stand on the page as if it were a result."""
+    """Yield the reasons why the results must not be published."""
     stock = all_results["stock"]
     for results in all_results.values():
         if results.versions != stock.versions or results.labels != stock.labels:
@@ -131,7 +141,7 @@ def _row(title: str, cells: list[str]) -> str:
 
 
 def _differences(all_results: Mapping[str, Results]) -> Iterator[str]:
-    """Each difference once, with the contexts that have it."""
+    """Yield each difference once, with the contexts that have it."""
     stock = all_results["stock"]
     where: dict[str, list[str]] = {}
     reasons: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Sees to it that a green run is green: counts connections by kind, and notes what blocks.
+"""Checks that a green run is green: counts connections by kind, and records what blocks.
 
 In a green run the main thread must never block for the database, and an alias must be served by
 its pool. A wrapper that is not `django.db.connections`' own (`connection.copy()`, the one that
@@ -19,7 +19,7 @@ from .recorder import Journal
 
 
 class Guard:
-    """Wraps the places where connections are made and waited for. One a process."""
+    """Wraps the places where connections are made and waited for. There is one a process."""
 
     def __init__(self, journal: Journal, *, green: bool) -> None:
         self.journal = journal
@@ -29,14 +29,14 @@ class Guard:
         self._open: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
     def install(self) -> None:
-        """Wrap; before Django's settings are used, so before `pgbackend.base` is imported."""
+        """Wrap functions of the driver; call this before `pgbackend.base` is imported."""
         from pgbackend.driver import AsyncConnection, Connection
 
         self._count_pooled(AsyncConnection)
         self._check_waits(Connection)
 
     def install_wrapper(self) -> None:
-        """Wrap what needs Django to be set up."""
+        """Wrap the functions that need Django to be set up."""
         from pgbackend import state
         from pgbackend.base import DatabaseWrapper
 
@@ -52,7 +52,7 @@ class Guard:
         DatabaseWrapper.get_new_connection = counted
 
     def left_open(self) -> list[str]:
-        """Which tests left a connection open, beside the pools'."""
+        """Return the tests that left a connection open, apart from those of the pools."""
         return [test for connection, test in self._open.items() if not connection.closed]
 
     def _count_pooled(self, cls: Any) -> None:

@@ -1,6 +1,6 @@
-"""Writes down what becomes of each test, as it happens, so that a crash loses only what follows.
+"""Records the outcome of each test as it happens, so that a crash loses only what follows.
 
-A worker appends one JSON object a line; `results.fold` makes the outcome of each test of them.
+A worker appends one JSON object a line; `results.fold` turns them into the outcome of each test.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from django.test.utils import iter_test_cases
 import pgbackend
 from pgbackend.driver import bridge
 
-#: Seconds that a pool may take for what it does by itself between two tests.
+#: Seconds that a pool may take for its own work between two tests.
 SETTLE = 5.0
 
 
 class Journal:
-    """The file of a worker, and the name of the test that runs."""
+    """Holds the file of a worker, and the name of the running test."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", buffering=1, encoding="utf-8")
@@ -39,19 +39,19 @@ class Journal:
         self._file.write(json.dumps(record) + "\n")
 
     def note_unraisable(self, unraisable: Any) -> None:
-        """What Python can only print, as an exception in `__del__`."""
+        """Record an error that Python can only print, such as an exception in `__del__`."""
         lines = traceback.format_exception_only(unraisable.exc_type, unraisable.exc_value)
         self.write("unraisable", text="".join(lines).strip())
         sys.__unraisablehook__(unraisable)
 
     def note_complaint(self, loop: Any, context: dict[str, Any]) -> None:
-        """What the event loop would only log."""
+        """Record an error that the event loop would only log."""
         self.write("unraisable", text=f"{context.get('message')}: {context.get('exception')!r}")
         loop.default_exception_handler(context)
 
 
 class Watchdog:
-    """Ends the process when one test takes too long, and says which, and where it hangs."""
+    """Ends the process when one test takes too long, and says which one, and where it hangs."""
 
     def __init__(self, journal: Journal, seconds: float) -> None:
         self.journal = journal
@@ -59,10 +59,10 @@ class Watchdog:
         self._timer: asyncio.TimerHandle | None = None
 
     def watch(self) -> None:
-        """Count from now."""
+        """Start the time limit of the next test."""
         # A thread of C: it works while the interpreter is blocked, and no test can see it.
         faulthandler.dump_traceback_later(self.seconds + 1, exit=True)
-        # A parked greenlet is on no thread's stack, but then the loop runs and can show it.
+        # A parked greenlet is on no thread's stack, but then the loop runs and can print it.
         loop = asyncio._get_running_loop()
         if loop is not None:
             if self._timer is not None:
@@ -85,10 +85,11 @@ class Watchdog:
 def settle() -> None:
     """Wait, green, until the pools are at rest: no session is being reset, no connection opened.
 
-    Tasks of the pool prepare these sessions, and receivers of `connection_created` run in them.
-    Django's own fills a cache of the process, `get_hstore_oids()`. Tests of CREATE EXTENSION empty
-    it, and count the queries that fill it: the reset that the class before them left to do, and
-    the connection that is opened while it lasts, would answer one of them.
+    Tasks of the pool prepare these sessions, and receivers of `connection_created` run in the
+    tasks. Django's own receiver fills a cache of the process, `get_hstore_oids()`. Tests of CREATE
+    EXTENSION empty this cache, and count the queries that fill it: a reset that the class before
+    them has left to do, or a connection that is opened during the reset, would make one of these
+    queries.
     """
     deadline = monotonic() + SETTLE
     while bridge.current() is not None and monotonic() < deadline:
@@ -98,7 +99,7 @@ def settle() -> None:
 
 
 class Result(unittest.TextTestResult):
-    """unittest's result, that also tells the journal."""
+    """Reports results as unittest's class does, and writes them to the journal."""
 
     journal: Journal
     watchdog: Watchdog

@@ -1,4 +1,4 @@
-"""The outcome of each test of one context, and what else its workers wrote down."""
+"""Collects the outcome of each test of one context, and the other records of its workers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OUTCOMES = ("passed", "skipped", "expected failure", "unexpected success", "fail
 
 @dataclass
 class Test:
-    """What became of one test."""
+    """Holds the outcome of one test."""
 
     outcome: str
     text: str = ""
@@ -25,7 +25,7 @@ class Test:
 
 @dataclass
 class Results:
-    """What became of one context."""
+    """Holds the outcomes of one context."""
 
     run: str
     """The context, and which run of it, if it is not the first: ``green-2``."""
@@ -69,7 +69,7 @@ class Results:
 
 @dataclass
 class Entry:
-    """What a worker's journal says of the worker itself."""
+    """Holds what a worker's journal says of the worker itself."""
 
     job: dict[str, Any] = field(default_factory=dict)
     """What it was to do."""
@@ -102,7 +102,7 @@ def read(journal: Path) -> Entry:
 
 
 def fold(results: Results, journal: Path, log: Path) -> None:
-    """Add what one worker wrote down to `results`."""
+    """Add the records of one worker to `results`."""
     finished = False
     for record in _records(journal):
         finished = _add(results, **record) or finished
@@ -111,7 +111,7 @@ def fold(results: Results, journal: Path, log: Path) -> None:
 
 
 def tail(log: Path) -> str:
-    """The last lines that a worker has printed."""
+    """Return the last lines that a worker has printed."""
     return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-120:])
 
 
@@ -120,7 +120,7 @@ def _records(journal: Path) -> Iterator[dict[str, Any]]:
         try:
             yield json.loads(line)
         except ValueError:
-            pass  # the last words of a worker that was killed
+            pass  # a part of a line, of a worker that was killed
 
 
 def _add(results: Results, event: str, test: str, **details: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The server of a run: one that has the extensions and collations which Django's tests use."""
+"""Starts the server of a run, with the extensions and collations that Django's tests use."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ import psycopg
 
 from pgbackend import embedded
 
-#: Nothing here is worth keeping after a crash of the machine.
+#: The data need not survive a crash of the machine.
 SETTINGS = {
     "fsync": "off",
     "full_page_writes": "off",
     "synchronous_commit": "off",
     "max_connections": "200",
 }
-#: What a module creates. The wheel's PostgreSQL has the first of these, and neither the second nor
-#: the collations of ICU, which many tests use; Debian's has all but PostGIS, a package of its own.
+#: The extensions that a module creates. The wheel's PostgreSQL has the first of them, but neither
+#: the second nor the collations of ICU, which many tests use; Debian's has all but PostGIS, which
+#: is a package of its own.
 EXTENSIONS = {
     "postgres_tests": ("btree_gist", "uuid-ossp"),
     "gis_tests": ("postgis", "postgis_raster"),
 }
-#: Where Debian and Ubuntu install servers.
+#: The directories in which Debian and Ubuntu install servers.
 INSTALLED = Path("/usr/lib/postgresql")
 
 
 class NotEnough(RuntimeError):
-    """The server lacks what the tests need; the text says what, and what to do."""
+    """Says that the server lacks something that the tests need, and how to provide it."""
 
 
 @contextmanager
 def server(labels: list[str]) -> Iterator[str]:
     """Start a server, or use that of `DATABASE_URL`; yield its URL.
 
-    An installed server is taken rather than the wheel's, since it has more.
+    An installed server is preferred to the wheel's, since it has more extensions.
     """
     if not {"DATABASE_URL", "PGBACKEND_PG_BINDIR"} & os.environ.keys():
         installed = [path.parent for path in INSTALLED.glob("*/bin/initdb")]

@@ -1,6 +1,6 @@
-"""Settings of Django's suite for one worker; what differs between workers is in `SUITE_JOB`.
+"""Configures Django's suite for one worker; what differs between workers is in `SUITE_JOB`.
 
-All but the databases are those that Django's tests are written for, from the file beside them.
+All settings but the databases come from the file that Django's tests are written for.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 
-from test_sqlite import *  # noqa: F403 - on the path: a worker runs in Django's directory
+from test_sqlite import *  # noqa: F403 - on the path, as a worker runs in Django's directory
 
 from pgbackend.embedded import database_settings
 
@@ -21,7 +21,7 @@ DATABASES = {
         "ENGINE": _job["engine"],
         "NAME": name,
         "TEST": {"NAME": f"test_{name}"},
-        # A copy for each: Django's tests edit it in place.
+        # A copy for each alias: Django's tests edit it in place.
         "OPTIONS": dict(_server.get("OPTIONS", {})),
     }
     for alias, name in _job["databases"].items()

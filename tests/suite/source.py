@@ -1,4 +1,4 @@
-"""The suite of the installed Django: its source distribution, fetched once and unpacked."""
+"""Fetches the suite of the installed Django, from its source distribution, once."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 import django
 
-#: Git ignores it, and deleting it is harmless.
+#: Git ignores this directory, and deleting it is harmless.
 CACHE = Path(__file__).resolve().parents[2] / ".pgbackend" / "suite"
 
 
 class NoSource(RuntimeError):
-    """The source distribution could not be had; the text says why, and what to do."""
+    """Says that the source distribution could not be had, why, and what to do."""
 
 
 def tests_dir() -> Path:
@@ -36,7 +36,7 @@ def modules_of(source: Path) -> list[str]:
 
 
 def _find_archive() -> Path | None:
-    # The case of the name in front has changed between releases.
+    # The case of the distribution's name has changed between releases.
     wanted = f"django-{django.__version__}.tar.gz"
     return next((path for path in CACHE.glob("*.tar.gz") if path.name.lower() == wanted), None)
 

@@ -1,4 +1,4 @@
-"""What is made of a worker's journal, also when the worker did not come to its end."""
+"""Tests how a worker's journal is read, also after the worker has crashed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .results import Results, fold, read
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Any:
-    """Writes a journal, and gives its path."""
+    """Return a function that writes a journal, and returns its path."""
 
     def write(*records: dict[str, Any]) -> Path:
         path = tmp_path / "green.0.jsonl"

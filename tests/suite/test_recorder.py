@@ -1,4 +1,4 @@
-"""What the worker's runner does around each test."""
+"""Tests the work of the worker's runner around each test."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_test_begins_when_no_session_is_being_prepared_any_more(run: Runner) -
     def work() -> None:
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1")
-            connection_created.connect(receiver)  # the reset after this raw statement meets it
+            connection_created.connect(receiver)  # the reset after this raw statement calls it
         asyncio.get_running_loop().call_later(0.02, may_go_on.set)
         settle()
         assert prepared

@@ -1,4 +1,4 @@
-"""Django's own suite: the modules that exercise a backend most, in processes of their own."""
+"""Runs those modules of Django's own suite, in own processes, that exercise a backend most."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_djangos_suite_has_stocks_outcomes_sync_and_green(
 ) -> None:
     command = [sys.executable, "-m", "tests.suite", "--out", str(tmp_path), "--parallel", "2"]
     environment = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
-    if server.given:  # not that of this run of pytest, which may be the wheel's
+    if server.given:  # otherwise pytest's server would be taken, which may be the wheel's
         environment["DATABASE_URL"] = server.given
     done = subprocess.run(
         [*command, *arguments],

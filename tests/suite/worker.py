@@ -1,7 +1,7 @@
-"""One process of a run: some modules of Django's suite, in one context.
+"""Runs some modules of Django's suite, in one context, in a process of its own.
 
-Run in Django's directory ``tests``, where its ``runtests.py`` is. That does everything as usual;
-only the class of results is ours, and in the green context the place where it all happens.
+The process runs in Django's directory ``tests``, with its ``runtests.py``. That does everything as
+usual; only the class of results is ours, and in the green context all of it runs in a portal.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .results import read
 
 
 def main(settings: str = "tests.suite.settings", run: Callable[..., None] | None = None) -> int:
-    """Do the job of `SUITE_JOB`: `run` the tests, by default Django's, in the job's context."""
+    """Do the job of `SUITE_JOB`: call `run`, by default Django's runner, in the job's context."""
     run = run or _run
     job = json.loads(os.environ["SUITE_JOB"])
     _make_temporary_directory()
@@ -53,7 +53,7 @@ def main(settings: str = "tests.suite.settings", run: Callable[..., None] | None
 
 
 def _make_temporary_directory() -> None:
-    # As runtests.py does when it is the program.
+    # runtests.py does the same when it is the program.
     directory = tempfile.mkdtemp(prefix="django_")
     tempfile.tempdir = os.environ["TMPDIR"] = directory
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
@@ -80,7 +80,7 @@ async def _run_green(
 
 
 def _run_in_a_thread(main: Any, **options: Any) -> Any:
-    """Stand in for `asyncio.run()`, which a test may call in the belief that no loop runs."""
+    """Replace `asyncio.run()`, which a test may call in the belief that no loop runs."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(_ASYNCIO_RUN, main, **options).result()
 
@@ -96,7 +96,7 @@ def _run(
     from .recorder import make_runner
 
     def get_runner(settings: Any) -> Any:
-        # Called when Django has been set up: only then may the backend be imported.
+        # runtests calls this after Django has been set up; only then may the backend be imported.
         if guard is not None:
             guard.install_wrapper()
         return make_runner(journal, watchdog, done)

@@ -1,1 +1,1 @@
-"""What tests of several floors are made with: loops, sweeps, links, pools, a site."""
+"""Holds helpers for tests of several directories: loops, sweeps, links, pools, a site."""

@@ -1,6 +1,6 @@
-"""Compares the engines: prints what some work finds, and the statements that it sends.
+"""Compares the engines: prints the results of some work, and the statements that it sends.
 
-A JSON object, for Django's own engine, for pgbackend in sync code, and green.
+The output is a JSON object, for Django's own engine, for pgbackend in sync code, and green.
 """
 
 import asyncio
@@ -75,11 +75,11 @@ def work(alias):
 
 
 def watched(alias):
-    work(alias)  # what is kept, is kept now
+    work(alias)  # fill the caches first
     rows = work(alias)
     with CaptureQueriesContext(connections[alias]) as queries:
         assert work(alias) == rows
-    # The names of savepoints have the thread, and count.
+    # Names of savepoints contain the thread and a counter.
     statements = [re.sub(r'"s\d+_x\d+"', "savepoint", each["sql"]) for each in queries]
     return {"rows": rows, "statements": statements}
 

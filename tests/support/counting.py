@@ -1,4 +1,4 @@
-"""Stand-ins for functions of Django's or psycopg's that see the calls, as tools put them there."""
+"""Wraps functions of Django's or psycopg's as tools patch them, to count the calls."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import wrapt
 
 
 class Counting:
-    """Counts the calls of a function that it is put in the place of, as packages patch them.
+    """Counts the calls of a function in whose place it is put, as packages patch functions.
 
-    By another function, or by a proxy of wrapt's, which equals what it stands for.
+    The replacement is another function, or a proxy of wrapt's, which equals the function it wraps.
     """
 
     def __init__(self, name: str, by: Literal["function", "proxy"] = "function") -> None:
@@ -61,7 +61,7 @@ class Counting:
 
 
 class Proxy:
-    """Stands for a function, and says that it is that, as the wrappers of tracing tools do."""
+    """Wraps a function and claims to be that function, as the wrappers of tracing tools do."""
 
     def __init__(self, function: Any, seen: Callable[[], None]) -> None:
         self.__wrapped__ = function

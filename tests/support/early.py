@@ -1,6 +1,6 @@
-"""What a tool sees that patches a class before the backend is loaded: ``early.py CLASS NAME``.
+"""Shows what a tool sees that patches a class before the backend loads: ``early.py CLASS NAME``.
 
-Prints how often the method NAME was called by some blocks, in a sync context and green.
+The output is how often some blocks called the method NAME, in a sync context and green.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ from pgbackend import aio  # noqa: E402
 
 
 class Namespace(models.Model):
-    """A table that each database has."""
+    """Maps a table that each database has."""
 
     oid = models.IntegerField(primary_key=True)
     nspname = models.CharField(max_length=63)

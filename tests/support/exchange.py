@@ -1,4 +1,4 @@
-"""One request to Django's ASGI handler, with a client that can hang up."""
+"""Sends one request to Django's ASGI handler, with a client that can hang up."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def serve_by(settings: Any) -> Callable[[View], None]:
 
 
 class Exchange:
-    """One request, and what the server and the receivers of its signals saw of it."""
+    """Holds one request, and what the server and the receivers of its signals saw of it."""
 
     def __init__(self, body: bytes = b"") -> None:
         self.scope: dict[str, Any] = {
@@ -38,11 +38,11 @@ class Exchange:
         self.incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.incoming.put_nowait({"type": "http.request", "body": body})
         self.sent: list[dict[str, Any]] = []
-        #: Set when the request has been read, and more is awaited.
+        #: Set when the handler has read the request, and waits for more messages.
         self.listening = asyncio.Event()
         self.may_send = asyncio.Event()
         self.may_send.set()
-        #: Set when the response has begun to be sent.
+        #: Set when the handler has begun to send the response.
         self.sending = asyncio.Event()
 
     async def receive(self) -> dict[str, Any]:

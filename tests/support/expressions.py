@@ -1,4 +1,4 @@
-"""An expression that tests write SQL with, and that pgbackend takes for one of Django's own."""
+"""Defines an expression for SQL in tests, which pgbackend takes for one of Django's own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from django.db.models import Expression
 
 
 class OwnSQL(Expression):
-    """The same as `RawSQL`, but for its class: so its session is not reset."""
+    """Equals `RawSQL` except for its class: pgbackend does not reset the session after it."""
 
     __module__ = "django.db.models.expressions"
 

@@ -1,4 +1,4 @@
-"""Fixtures of the backend's and the contract's tests: a site, some books, what was observed."""
+"""Defines fixtures of the backend's and the contract's tests: a site, some books, observers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Site = Callable[[], AbstractAsyncContextManager[httpx.AsyncClient]]
 
 @pytest.fixture
 def site() -> Site:
-    """Serve the project with uvicorn on the running loop, and give a client of it."""
+    """Serve the project with uvicorn on the running loop; the blocks of the site have a client."""
 
     @asynccontextmanager
     async def serve() -> AsyncIterator[httpx.AsyncClient]:
@@ -50,7 +50,7 @@ def site() -> Site:
 
 
 class _no_signals:  # noqa: N801
-    """The signals of the test runner are not the server's to take."""
+    """Keeps the server from taking the signals, which are the test runner's."""
 
     def __enter__(self) -> None:
         pass
@@ -61,7 +61,7 @@ class _no_signals:  # noqa: N801
 
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The names of the threads that were started, and of the functions given to those of a pool."""
+    """Record the names of started threads, and of the functions submitted to thread pools."""
     seen: list[str] = []
     start, submit = threading.Thread.start, ThreadPoolExecutor.submit
 
@@ -80,7 +80,7 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 @pytest.fixture
 def make_books(transactional_db: None) -> Callable[..., list[Any]]:
-    """Write some books, each with an author and two tags."""
+    """Return a function that writes some books, each with an author and two tags."""
     from tests.library.models import Author, Book, Tag
 
     def make(count: int = 3) -> list[Any]:
@@ -98,7 +98,7 @@ def make_books(transactional_db: None) -> Callable[..., list[Any]]:
 
 @pytest.fixture
 def leases() -> Iterator[list[Any]]:
-    """The leases and releases of all pools, in order."""
+    """Record the leases and releases of all pools, in order."""
     events: list[Any] = []
     pgbackend.add_hook(events.append)
     yield events
@@ -120,7 +120,7 @@ def settings_of_default(**changes: Any) -> Iterator[None]:
 
 @contextmanager
 def pool_of_default(**options: Any) -> Iterator[None]:
-    """Change options of the pool of 'default' for the loops that are begun in the block."""
+    """Change options of the pool of 'default', for loops that start inside the block."""
     given = connections.settings["default"]["OPTIONS"]
     with settings_of_default(OPTIONS={**given, "pool": {**given["pool"], **options}}):
         yield

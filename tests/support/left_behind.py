@@ -1,18 +1,18 @@
-"""What a task can leave unfinished, the ways to leave it, and what must be so afterwards.
+"""Lists what a task can leave unfinished, the ways to leave it, and the facts to check afterwards.
 
-A *run* is one task that leaves one thing in one way and goes on with one next step. What happens
-besides (a collection of garbage, another task that closes the thing) happens at a wait of the task,
-which is counted as in `sweep.py`. After each run the same facts are checked, in one place.
+A *run* is one task that leaves one thing in one way and goes on with one next step. Events besides
+(a garbage collection, another task that closes the thing) happen at a wait of the task, which is
+counted as in `sweep.py`. After each run the same facts are checked, in one place.
 
 Note [Blocks that are still open]
 Code between two steps of a generator that is inside `atomic()` is inside the block, in Django as
-well. So where the generator lives on (in a cycle that nobody has collected, or kept), the next
-statement may take part in the block, and is lost or refused with it. Where it does not live, the
-next statement must simply work.
+well. So where the generator is alive (in an uncollected cycle, or kept), the next statement may
+take part in the block, and is lost or refused with the block. Where the generator is gone, the next
+statement must simply work.
 
 Note [Copies that are still going on]
-While a COPY goes on, its session can do nothing else; Django refuses it, too. So as long as the
-copy lives, the next statement of the same task may be refused.
+While a COPY goes on, its session can do nothing else; Django refuses other statements, too. So as
+long as the copy lives, the next statement of the same task may be refused.
 """
 
 from __future__ import annotations
@@ -53,26 +53,26 @@ OPTIONS = {
 }
 ROWS = 5
 
-#: "all": each next step in each place, which takes four times as long; else the seed draws some.
+#: "all" tries each next step in each place, and takes four times as long; else the seed draws some.
 SWEEP = os.environ.get("SWEEP", "")
 
-#: Seconds in which a run must end, and in which nothing must be held after it.
+#: Seconds in which a run must end, and seconds after it in which all leases must have ended.
 AT_MOST = 4.0
 SETTLED = 1.5
 
-#: Seconds for which nothing blocks the loop.
+#: Seconds for which the loop may be blocked.
 BLOCKED = 1.5
 
 _numbers = itertools.count(1)
 
 
 def steady() -> Any:
-    """The rows that are read, and never written."""
+    """Return the rows that the runs only read."""
     return Tag.objects.filter(name__startswith="x ").order_by("name")
 
 
 def prepare() -> None:
-    """Write what the runs read."""
+    """Write the rows that the runs read."""
     Tag.objects.bulk_create(Tag(name=f"x {number}") for number in range(1, ROWS + 1))
     Entry.objects.create(text="last 0")
 
@@ -82,22 +82,22 @@ def prepare() -> None:
 
 @dataclass(frozen=True)
 class Thing:
-    """What can be left unfinished."""
+    """Describes a thing that can be left unfinished."""
 
     name: str
     #: Makes the iterator: an asynchronous one, or one that green code steps.
     make: Callable[[Run], Any]
-    #: Whether it is inside a transaction block of its own.
+    #: Whether the thing is inside a transaction block of its own.
     in_block: bool = False
-    #: Whether its session is in the midst of COPY, or of `stream()`, for as long as it lives.
+    #: Whether its session is in the midst of COPY, or of `stream()`, as long as the thing lives.
     in_copy: bool = False
     #: Whether its statement fails, which would doom a block around it.
     fails: bool = False
-    #: Whether it is a task: what goes on by itself, and which the loop alone holds.
+    #: Whether the thing is a task, which runs on by itself, and which only the loop refers to.
     is_task: bool = False
-    #: Whether it is a task that holds a connection of its own until it ends.
+    #: Whether the thing is a task that holds a connection of its own until it ends.
     goes_on: bool = False
-    #: Whether all code that uses it must be green.
+    #: Whether all code that uses the thing must be green.
     green_only: bool = False
 
     def __str__(self) -> str:
@@ -163,7 +163,7 @@ def raw_iterator(run: Run) -> Any:
 
 
 class Failing:
-    """Runs what fails, and keeps the error, as whoever logs or collects errors does."""
+    """Runs a failing function, and keeps the error, as code does that logs or collects errors."""
 
     def __init__(self, fail: Callable[[], Any]) -> None:
         self.fail = fail
@@ -224,7 +224,7 @@ def named_cursor(run: Run) -> Any:
 
 
 class _iterated:  # noqa: N801 - stands for a cursor
-    """A cursor is no iterator, but is iterated: this one can be stepped."""
+    """Makes an iterator of a cursor, so that the tests can step it."""
 
     def __init__(self, opened: Any) -> None:
         self.opened = opened
@@ -257,7 +257,7 @@ def copy_in(run: Run) -> Iterator[None]:
 
 
 class Copying:
-    """A COPY whose `with` is never left."""
+    """Opens a COPY, and never leaves its `with` block."""
 
     def __init__(self) -> None:
         self.context = connection.cursor().copy(_COPY_OUT)
@@ -296,7 +296,7 @@ def pinned_in_generator(run: Run) -> Iterator[int]:
 
 
 class Child:
-    """A task that is left running in the midst of its work, and goes on when the run is over."""
+    """Runs a task that pauses in the midst of its work, until the run is over."""
 
     def __init__(self, run: Run, work: Callable[[Child], Coroutine[Any, Any, None]]) -> None:
         self.run = run
@@ -327,7 +327,7 @@ class Child:
 
 
 class ChildOfBlock(Child):
-    """Such a task, whose parent's block ends while it works."""
+    """Runs a `Child` that still works when its parent's block has ended."""
 
     async def __anext__(self) -> None:
         async with transaction.atomic():
@@ -414,7 +414,7 @@ THINGS = [
 
 
 async def step(left: Any) -> None:
-    """Take the next step of a thing, in the running task."""
+    """Take the next step of `left`, in the running task."""
     if hasattr(left, "__anext__"):
         await anext(left)
     else:
@@ -422,14 +422,14 @@ async def step(left: Any) -> None:
 
 
 async def close(left: Any) -> None:
-    """Close a thing as its user would, in the running task."""
+    """Close `left` as its user would, in the running task."""
     if hasattr(left, "__anext__"):
         await left.aclose()
     else:
         await aio.run(left.close)
 
 
-#: How what is left may refuse to be stepped or closed by others, with the reason.
+#: The errors by which a left thing may refuse to be stepped or closed by other tasks.
 REFUSALS = (
     InterfaceError,
     psycopg.InterfaceError,
@@ -442,7 +442,7 @@ REFUSALS = (
 
 
 class Left(Exception):
-    """Raised in the body of a loop, which is left by it."""
+    """Leaves a loop: it is raised in the loop's body."""
 
 
 Body = Callable[[], Coroutine[Any, Any, None]]
@@ -457,7 +457,7 @@ async def fail() -> None:
 
 
 async def iterate(run: Run, body: Body = nothing) -> None:
-    """Iterate the thing, and leave it after its first step by break, or by the body's error."""
+    """Take one step of the thing, then leave it by `break`, or by an error of `body`."""
     if run.thing.is_async:
         await _iterate_async(run, body)
     else:
@@ -533,7 +533,7 @@ async def by_timeout(run: Run) -> None:
 
 
 async def by_cancellation_in_a_step(run: Run) -> None:
-    """Be cancelled, by `Run.happens`, at a wait of the iteration itself."""
+    """Wait in the iteration until `Run.happens` cancels this task."""
     task = asyncio.current_task()
     assert task is not None
     try:
@@ -543,7 +543,7 @@ async def by_cancellation_in_a_step(run: Run) -> None:
 
 
 async def with_wait_for(run: Run) -> None:
-    """Step it by `wait_for()`: on Python 3.11, that is a task for each step."""
+    """Step the thing by `wait_for()`: on Python 3.11, that is a task for each step."""
     rows = await run.opened()
     await asyncio.wait_for(step(rows), AT_MOST)
     with suppress(*REFUSALS):
@@ -551,7 +551,7 @@ async def with_wait_for(run: Run) -> None:
 
 
 async def with_a_heartbeat(run: Run) -> None:
-    """Step it by tasks, and give the last of them up when it is late."""
+    """Step the thing by tasks, and cancel the last of them, as if it were late."""
     rows = await run.opened()
     await asyncio.create_task(step(rows))
     late = asyncio.create_task(step(rows))
@@ -570,13 +570,13 @@ async def in_a_cycle(run: Run) -> None:
 
 
 async def kept(run: Run) -> None:
-    """Keep it where others reach it."""
+    """Keep the thing where other tasks reach it."""
     rows = await run.opened()
     await step(rows)
     run.kept.append(rows)
 
 
-# --- What happens to it then, and when ------------------------------------------------------------
+# --- Events that befall the thing, and their times ------------------------------------------------
 
 
 def nothing_happens(run: Run) -> None:
@@ -613,7 +613,7 @@ def a_thread_closes_it(run: Run) -> None:
 
 
 def in_a_thread(do: Callable[[], Any]) -> None:
-    """Call `do`, which cannot wait for the loop, in a thread; nothing else happens meanwhile."""
+    """Call `do`, which cannot wait for the loop, in a thread; block the loop until its end."""
 
     def call() -> None:
         do()
@@ -629,14 +629,14 @@ BEFORE, DURING, AFTER = "before", "during", "after"
 
 @dataclass(frozen=True)
 class Way:
-    """How a thing is left."""
+    """Describes how a thing is left."""
 
     name: str
     leave: Callable[[Run], Coroutine[Any, Any, None]]
     happens: Callable[[Run], None] = nothing_happens
     #: Before the next step, during it (at each of its waits), or after the task.
     when: str = BEFORE
-    #: The phase whose waits are counted, if something happens at each of them.
+    #: The phase whose waits are counted, if the event happens at each of them.
     phase: str = "next"
 
     def __str__(self) -> str:
@@ -644,12 +644,12 @@ class Way:
 
     @property
     def keeps(self) -> bool:
-        """Whether the thing lives on when it is left."""
+        """Return whether the thing lives on when it is left."""
         return self.leave in (in_a_cycle, kept, by_exception_that_is_kept)
 
     @property
     def lives(self) -> bool:
-        """Whether the thing is there when the next step begins."""
+        """Return whether the thing still lives when the next step begins."""
         return self.keeps and self.when != BEFORE
 
     @property
@@ -691,20 +691,20 @@ WAYS = [
 
 
 def is_possible(thing: Thing, way: Way) -> bool:
-    """Whether the thing can be left in this way."""
+    """Return whether the thing can be left in this way."""
     if thing.is_task:
-        # A task that nobody holds is "destroyed while pending", which asyncio complains of: its
-        # user must hold it. It has one step, and no thread may touch it.
+        # asyncio complains of a task that nobody refers to ("destroyed while pending"): its user
+        # must refer to it. The task has one step, and no thread may touch it.
         return way.leave in _FOR_TASKS and way.happens in _FOR_TASKS
     if way.happens is a_thread_closes_it and thing.name != "copy_object":
         return not thing.is_async  # `aclose()` is awaited, by a task
     if thing.name == "copy_object":
-        # The COPY is its task's for as long as the object lives: it does so in the cancelled step's
-        # traceback, and while a thread is only about to close it.
+        # The COPY is its task's for as long as the object lives: it lives on in the traceback of a
+        # cancelled step, and while a thread is only about to close it.
         return way.leave is not with_a_heartbeat and way.happens is not a_thread_closes_it
     if thing.fails:
-        # What failed has nothing to step again. It is caught where it failed, and so is left
-        # before a body begins, and has nobody to cancel there.
+        # A failed statement has nothing to step again. Its error is caught where it was raised,
+        # before a body begins, so there is no body to cancel.
         again = (with_wait_for, with_a_heartbeat, another_task_steps_it)
         return not {way.leave, way.happens} & {*again, by_cancellation, by_timeout}
     return True
@@ -719,7 +719,7 @@ _FOR_TASKS = {
 Next = Callable[["Run"], Coroutine[Any, Any, None]]
 
 
-# --- What comes next in the same task -------------------------------------------------------------
+# --- The next step of the same task ---------------------------------------------------------------
 
 
 async def get(run: Run) -> None:
@@ -748,7 +748,7 @@ async def atomic(run: Run) -> None:
 
 
 async def by_cursor(run: Run) -> None:
-    """Send SQL of one's own."""
+    """Write a row with a cursor of its own."""
 
     def write() -> None:
         with connection.cursor() as cursor:
@@ -762,7 +762,7 @@ async def again(run: Run) -> None:
 
 
 async def for_ever(run: Run) -> None:
-    """Wait, until the loop ends."""
+    """Wait until the loop ends."""
     await asyncio.Event().wait()
 
 
@@ -775,7 +775,7 @@ _WRITES = {create: ["a"], atomic: ["a", "b"], by_cursor: ["a"]}
 
 @dataclass(frozen=True)
 class Place:
-    """Where the task does it all."""
+    """Describes where the task does its work: green or not, in a block or not."""
 
     is_green: bool
     in_block: bool
@@ -788,7 +788,7 @@ PLACES = [Place(green, block) for green in (False, True) for block in (False, Tr
 
 
 def fits(thing: Thing, way: Way, place: Place) -> bool:
-    """Whether the thing can be left there in this way."""
+    """Return whether the thing can be left in this way at this place."""
     dooms = thing.fails or thing.in_copy or way.cancels_a_statement
     if place.in_block and dooms:
         return False  # a statement that fails or is cut short dooms the block, as in Django
@@ -797,16 +797,16 @@ def fits(thing: Thing, way: Way, place: Place) -> bool:
 
 @dataclass
 class Run:
-    """One task that leaves something and goes on."""
+    """Runs one task that leaves a thing and goes on."""
 
     thing: Thing
     way: Way
     next: Next
     place: Place
-    #: The wait at which something happens, in the phase that is swept.
+    #: The wait, in the phase that is swept, at which the event happens.
     at: int = 0
     n: int = field(default_factory=lambda: next(_numbers))
-    #: The context of code that has nothing to do with the task.
+    #: The context of code that is unrelated to the task.
     outside: contextvars.Context = field(default_factory=contextvars.copy_context)
     phase: str = "begin"
     waits: int = 0
@@ -823,7 +823,7 @@ class Run:
         return f"then {self.next.__name__} ({self.place}{happens})"
 
     def inside(self) -> str:
-        """A name for a row that is written in what is left, and must never be seen."""
+        """Return a name for a row that the left thing writes, and that must never be committed."""
         return f"{self.n} inside {next(self._names)}"
 
     def make(self) -> Any:
@@ -877,16 +877,16 @@ class Run:
 
 
 async def as_neighbour() -> None:
-    """Use the database as a task does that has nothing to do with it."""
+    """Use the database in an unrelated task."""
     rows = [row.name async for row in steady().annotate(n=Value(1))]
     assert rows == [f"x {number}" for number in range(1, ROWS + 1)], f"a neighbour reads {rows}"
 
 
 def may_raise(run: Run, error: BaseException) -> bool:
-    """Whether Django would raise it as well: see the notes at the top."""
+    """Return whether Django would raise `error` as well: see the notes at the top."""
     if not (run.way.lives or (run.way.keeps and run.next is again)):
         return False
-    # psycopg's error, from a cursor that the block had, says the same.
+    # psycopg raises its own error, from a cursor that the block had, with the same message.
     told = isinstance(error, TransactionManagementError) or "atomic block was" in str(error)
     if run.thing.in_block and told:
         return True
@@ -904,16 +904,17 @@ class Scene:
         self.random = random.Random(repr(seed))
         self.failures: list[str] = []
         self.complaints: list[str] = []
-        #: What was told of that is given back by itself, with the place where it was opened.
+        #: Warnings of things that the backend closes by itself, with the place where each was
+        #: opened.
         self.warnings: list[str] = []
         self.runs = 0
-        #: The runs whose things may be kept still.
+        #: The runs whose things may still be referred to.
         self.open: list[Run] = []
-        #: Seconds in which nothing must be held; fewer once something was.
+        #: Seconds to wait until all leases have ended; fewer after a lease has been left.
         self.patience = SETTLED
 
     async def sweep(self, thing: Thing, way: Way) -> None:
-        """Leave the thing in this way before each next step, in some places, at each moment."""
+        """Leave the thing in this way before each next step, in some places, at each wait."""
         self.hear_loop(at_most=120)
         places = [place for place in PLACES if fits(thing, way, place)]
         for next_, place in self._drawn(places, 1 if way.is_swept else 2):
@@ -927,7 +928,7 @@ class Scene:
                 return
 
     def _drawn(self, places: list[Place], most: int) -> Iterator[tuple[Next, Place]]:
-        """Each next step in some of the places, drawn by the seed; in all with SWEEP=all."""
+        """Yield each next step with some places, drawn by the seed; with all if SWEEP=all."""
         for next_ in NEXTS:
             few = min(most, len(places))
             drawn = places if SWEEP == "all" else self.random.sample(places, few)
@@ -935,11 +936,11 @@ class Scene:
                 yield next_, place
 
     def has_enough(self) -> bool:
-        """Whether there is no point in going on."""
+        """Return whether there is no point in going on."""
         return len(self.failures) >= self.ENOUGH or any("blocked" in one for one in self.failures)
 
     async def do(self, run: Run) -> None:
-        """Do one run, note what is wrong with it, and leave nothing of it for the next."""
+        """Do one run, note its faults, and leave nothing of it for the next run."""
         self.runs += 1
         self.open = [run]
         wrong: list[str] = []
@@ -948,7 +949,7 @@ class Scene:
         if pending:
             wrong.append(f"no end within {AT_MOST} s, in '{run.phase}'")
             await _end(task)
-        # What is kept is kept still: the end of the task must do.
+        # The thing is still referred to: the end of the task must give its connection back.
         if not run.thing.goes_on:
             wrong += await self.what_is_held("at the task's end")
         if run.way.when == AFTER:
@@ -978,10 +979,10 @@ class Scene:
         for task in others:
             if task.cancelled() or (error := task.exception()) is None:
                 continue
-            # What is in use says so: "asynchronous generator is already running".
+            # An object in use says so: "asynchronous generator is already running".
             busy = isinstance(error, (RuntimeError, ValueError)) and "already" in str(error)
             used = task in run.helpers or (task in run.children and run.place.in_block)
-            # A COPY that refused the end of a block has cost that its connection.
+            # A COPY that refused the end of a block has cost the block its connection.
             closed = run.thing.in_copy and "the connection is closed" in str(error)
             if not used or not (busy or closed or isinstance(error, REFUSALS)):
                 who = "the neighbour" if task is run.neighbour else "another task"
@@ -989,7 +990,7 @@ class Scene:
         return wrong
 
     async def what_is_held(self, when: str) -> list[str]:
-        """Wait until nothing is held; return what is."""
+        """Wait until all leases have ended; return those that have not."""
         deadline = time.monotonic() + self.patience
         while (held := self._held()) and time.monotonic() < deadline:
             await asyncio.sleep(0.001)
@@ -999,7 +1000,7 @@ class Scene:
         return [f"{when}: {held}"]
 
     def sessions(self) -> list[str]:
-        """The states of the sessions of all pools, as the server knows them."""
+        """Return the states of the sessions of all pools, as the server knows them."""
         return [str(state) for state, _ in self.watch.execute(_SESSIONS)]
 
     def _held(self) -> str:
@@ -1017,7 +1018,7 @@ class Scene:
         return f"{len(states)} sessions" if len(states) > MAX_SIZE else ""
 
     def how_it_ended(self, run: Run, task: asyncio.Task[Any]) -> list[str]:
-        """Compare with the model: what the next step says it did is done, and nothing else is."""
+        """Return differences from the model: the next step's writes are there, and no others."""
         written = self.names(f"{run.n} %")
         last = self.names("last %", "library_entry", "text")
         wrote = [*written, *([last[0]] if last == [f"last {run.n}"] else [])]
@@ -1050,20 +1051,20 @@ class Scene:
         self.complaints.clear()
 
     def forget(self) -> None:
-        """Keep nothing of what was left: neither do the errors of tests, with their frames."""
+        """Drop all references to left things, which the frames of a test's error would keep."""
         for run in self.open:
             run.kept.clear(), run.helpers.clear(), run.children.clear()
             run.task = run.neighbour = None
         self.open.clear()
 
     def end_sessions(self) -> None:
-        """End what is left on the server: its locks would stop what comes next."""
+        """End the sessions that are left on the server: their locks would stop the next run."""
         self.watch.execute(f"SELECT pg_terminate_backend(pid) FROM ({_SESSIONS}) AS session")
 
     def hear_loop(self, at_most: float = 10) -> None:
-        """Hear what the running loop would only have logged, and end what blocks it.
+        """Record errors that the running loop would only have logged, and end what blocks the loop.
 
-        It is stopped after `at_most` seconds, if it has not ended by then.
+        The loop is stopped after `at_most` seconds, if it has not ended by then.
         """
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(
@@ -1078,7 +1079,7 @@ class Scene:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Hear what Python would only have logged; collect no garbage meanwhile."""
+        """Record warnings and errors that Python would only have logged; collect no garbage."""
         before, sys.unraisablehook = sys.unraisablehook, self._unraisable
         before_alarm = signal.signal(signal.SIGALRM, _end_what_blocks)
         gc.collect()
@@ -1096,7 +1097,7 @@ class Scene:
             signal.signal(signal.SIGALRM, before_alarm)
 
     def _complain(self, message: str, error: BaseException | None) -> None:
-        # The loop closes what is left, and tells why a block was refused.
+        # The loop closes abandoned generators, and reports that it refused to end a block.
         if not isinstance(error, TransactionManagementError):
             self.complaints.append(f"the loop: {message}: {_told(error)}")
 
@@ -1111,7 +1112,7 @@ class Scene:
 
 
 class Blocked(AssertionError):
-    """Raised in what has blocked the loop for too long."""
+    """Interrupts code that has blocked the loop for too long."""
 
 
 def _end_what_blocks(number: int, frame: Any) -> None:
@@ -1137,5 +1138,5 @@ def _told(error: BaseException | None) -> str:
 
 @functools.cache
 def combinations() -> list[tuple[Thing, Way]]:
-    """All things, each with the ways in which it can be left."""
+    """Return all things, each with the ways in which it can be left."""
     return [(thing, way) for thing in THINGS for way in WAYS if is_possible(thing, way)]

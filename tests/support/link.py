@@ -1,4 +1,4 @@
-"""A TCP way to the server that can be cut, frozen, half closed, slowed and truncated."""
+"""Relays TCP to the server, and can be cut, frozen, half closed, slowed and truncated."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from psycopg.conninfo import conninfo_to_dict
 
 @dataclass(eq=False)
 class _Pair:
-    """One connection by the link: its end at the client, and its end at the server."""
+    """Holds one connection through the link: its end at the client, and its end at the server."""
 
     client: asyncio.StreamWriter
     server: asyncio.StreamWriter
     gate: asyncio.Event
-    #: How many bytes of the server's still go through; None for all.
+    #: How many bytes of the server's are still relayed; None for all.
     left: int | None = None
-    #: Whether an end of the stream is kept from the other side.
+    #: Whether the link hides the end of the stream from the other side.
     silent: bool = False
 
 
 class Link:
-    """A TCP way to the server, in a thread of its own, that can fail and be restored."""
+    """Relays TCP to the server, in a thread of its own, and can fail and be restored."""
 
     port: int
     _loop: asyncio.AbstractEventLoop
@@ -88,7 +88,7 @@ class Link:
                 pair.server.write(data)
                 await pair.server.drain()
         except (OSError, RuntimeError):
-            pass  # what was half closed cannot be written to
+            pass  # a half-closed connection cannot be written to
         finally:
             pair.server.close()
 
@@ -125,12 +125,12 @@ class Link:
         assert done.wait(5)
 
     def cut(self) -> None:
-        """Break what is connected, and answer nobody any more."""
+        """Break all connections, and answer no new ones."""
         self.down = True
         self._do(self._abort)
 
     def restore(self) -> None:
-        """Serve as it should be what has not failed yet."""
+        """Relay again, for connections that have not failed yet."""
         self.down = False
 
         def restore() -> None:
@@ -142,7 +142,7 @@ class Link:
         self._do(restore)
 
     def _fail(self, fault: Callable[[_Pair], None], *, new: bool) -> None:
-        """Let `fault` befall every connection, and with `new` those that come."""
+        """Let `fault` befall every connection, and with `new` each later one."""
 
         def fail() -> None:
             self._fault = fault if new else None
@@ -152,11 +152,11 @@ class Link:
         self._do(fail)
 
     def freeze(self, *, new: bool = True) -> None:
-        """Let nothing through, and say nothing; with ``new=False``, but on new connections."""
+        """Relay nothing, without closing; with ``new=False``, new connections work."""
         self._fail(lambda pair: pair.gate.clear(), new=new)
 
     def half_close(self, towards: Literal["client", "server"]) -> None:
-        """Close one way: one side hears the end of the stream, the other one hears nothing."""
+        """Close one direction: one side sees the end of the stream, the other sees nothing."""
 
         def fault(pair: _Pair) -> None:
             pair.silent = True
@@ -181,7 +181,7 @@ class Link:
         self._fail(fault, new=True)
 
     def truncate(self, after: int, *, silent: bool = False, new: bool = False) -> None:
-        """Let `after` bytes of the server's through; then close, or with `silent` say nothing."""
+        """Relay `after` bytes of the server's, then close; with `silent`, only stop relaying."""
 
         def fault(pair: _Pair) -> None:
             pair.left, pair.silent = after, silent
@@ -189,7 +189,7 @@ class Link:
         self._fail(fault, new=new)
 
     def thaw(self) -> None:
-        """Let through what was held up; what comes on new connections goes through too."""
+        """Relay what was held up, and what arrives on new connections."""
 
         def thaw() -> None:
             self._fault = None

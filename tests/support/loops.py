@@ -1,8 +1,8 @@
-"""Event loops whose tasks take their steps in an order drawn by a seed.
+"""Provides event loops whose tasks take their steps in an order drawn by a seed.
 
 asyncio steps tasks in the order in which they became ready, so tests see one schedule of the many
-that a loaded server sees. A `Shuffled` loop, when the turn of a task comes, puts it behind the
-others now and then. Other callbacks (transports, timers) keep their order, as asyncio promises.
+that a loaded server sees. A `Shuffled` loop now and then puts a task whose turn comes behind the
+others. Other callbacks (transports, timers) keep their order, as asyncio promises.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
-#: Each kind of loop, by name.
+#: The classes of loops, by name.
 LOOPS: dict[str, type[Any]] = {"asyncio": asyncio.SelectorEventLoop}
 try:
     import uvloop
@@ -31,7 +31,7 @@ _MOST_DELAYS = 3
 
 
 class Shuffled:
-    """Mixed into a loop: a task that is ready may have to let others go first."""
+    """Makes a loop, into which it is mixed, let other tasks go before one that is ready."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._random = random.Random()
@@ -56,7 +56,7 @@ class Shuffled:
         return super().call_soon(step, context=context)  # type: ignore[misc]
 
     def _step(self, callback: Any, args: Any, context: contextvars.Context, put_off: int) -> None:
-        # Later, never earlier: what was to come before this step does.
+        # A step may come later, never earlier: all that asyncio runs before it still comes before.
         if put_off < _MOST_DELAYS and self._random.random() < 0.5:
             self._step_soon(callback, args, context, put_off + 1)
         else:

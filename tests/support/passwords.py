@@ -1,4 +1,4 @@
-"""A role that must give a password, on a server of the tests' own."""
+"""Makes a role that must give a password, on a server of the tests' own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import psycopg
 
 
 def make_careful_role(admin: psycopg.Connection[Any]) -> None:
-    """Make the role `careful`, whose password is `right`; the server must then read its rules."""
+    """Make the role `careful` with the password `right`; the server must then reload its rules."""
     admin.execute("CREATE ROLE careful LOGIN PASSWORD 'right'")
     row = admin.execute(
         "SELECT path, pg_read_file(path) FROM current_setting('hba_file') AS path"

@@ -1,6 +1,6 @@
-"""Requests while somebody patches a function that Django's handler, or a signal of it, calls.
+"""Serves requests with a patch on a function that Django's handler, or a signal of it, calls.
 
-As a program it prints how often Django's own handler calls each: a JSON object.
+Run as a program, it prints how often Django's own handler calls each function: a JSON object.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What tools and tests of users do: they put a function of their own in the place of another."""
+"""Patches functions as users' tools and tests do: puts a wrapper in a function's place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real PgBouncer in front of the tests' server, on loopback, for as long as a `with` block.
+"""Runs a real PgBouncer in front of the tests' server, on loopback, for a `with` block.
 
 `PGBOUNCER` names the program, if it is not the one on the path.
 """
@@ -25,13 +25,13 @@ _SBIN = ("/usr/sbin", "/usr/local/sbin", "/sbin")
 
 
 def program() -> str | None:
-    """The PgBouncer of this machine, or None."""
+    """Return the path of the PgBouncer of this machine, or None."""
     path = os.pathsep.join([os.environ.get("PATH", ""), *_SBIN])
     return os.environ.get("PGBOUNCER") or shutil.which("pgbouncer", path=path)
 
 
 def version() -> tuple[int, ...]:
-    """Its version, as in (1, 24, 1)."""
+    """Return the version of the program, such as (1, 24, 1)."""
     said = subprocess.run(
         [str(program()), "--version"], capture_output=True, text=True, check=True
     ).stdout
@@ -40,7 +40,7 @@ def version() -> tuple[int, ...]:
 
 @contextmanager
 def pgbouncer(conninfo: str, **settings: Any) -> Iterator[dict[str, Any]]:
-    """Start PgBouncer in transaction mode; give the parameters of a connection through it."""
+    """Start PgBouncer in transaction mode; yield the parameters of a connection through it."""
     given = conninfo_to_dict(conninfo)
     target = {name: given[name] for name in ("host", "port", "user", "password") if name in given}
     account = _account(str(target.get("host", "")))
@@ -55,10 +55,10 @@ def pgbouncer(conninfo: str, **settings: Any) -> Iterator[dict[str, Any]]:
             "pool_mode": "transaction",
             "default_pool_size": 3,
             "max_client_conn": 200,
-            "server_round_robin": 1,  # so that a client meets another session each time
+            "server_round_robin": 1,  # so that a client gets another session each time
             **settings,
         }
-        # "auth_type = any" takes every client for the user that is forced here.
+        # "auth_type = any" lets every client in, as the user that is forced here.
         databases = " ".join(f"{name}={value}" for name, value in target.items())
         lines = [f"{name} = {value}" for name, value in config.items()]
         ini = home / "pgbouncer.ini"
@@ -85,7 +85,7 @@ def pgbouncer(conninfo: str, **settings: Any) -> Iterator[dict[str, Any]]:
 
 
 def _account(host: str) -> pwd.struct_passwd | None:
-    """Who runs it: PgBouncer refuses root, and the server's directory may be its owner's only."""
+    """Choose the account of PgBouncer: not root, but one that may enter the server's directory."""
     if os.geteuid() != 0:
         return None
     if host.startswith("/"):

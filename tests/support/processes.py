@@ -1,4 +1,4 @@
-"""Programs that a test starts, all at once, and what they printed."""
+"""Runs programs for a test, all at once, and returns their output."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Finished:
-    """How a program ended, and all that it wrote."""
+    """Holds the exit status of a program, and all of its output."""
 
     returncode: int
     output: str
     errors: str
 
     def check(self) -> str:
-        """Return what it printed; fail if it failed, or wrote to its standard error."""
+        """Return the standard output; fail if the program failed, or wrote to standard error."""
         assert self.returncode == 0 and not self.errors, f"{self.output}\n{self.errors}"
         return self.output
 
 
 @dataclass(frozen=True)
 class Program:
-    """A Python program: its arguments, and what its environment has beside ours."""
+    """Describes a Python program: its arguments, and the variables added to our environment."""
 
     arguments: Sequence[str]
     cwd: Path = ROOT
@@ -43,7 +43,7 @@ def run_all(programs: Iterable[Program], timeout: float = 120) -> list[Finished]
 
 
 def _start(program: Program) -> tuple[subprocess.Popen[str], object, object]:
-    # Files rather than pipes, which a program that nobody reads yet would fill.
+    # Files rather than pipes: a pipe that nobody reads yet would fill, and stop the program.
     out, errors = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")  # noqa: SIM115
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **(program.environment or {})}
     environment.pop("DJANGO_SETTINGS_MODULE", None)

@@ -1,4 +1,4 @@
-"""What the same code is told on Django's own engine."""
+"""Runs code on Django's own engine, to compare results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from django.db.backends.postgresql.base import DatabaseWrapper
 
 
 def djangos_wrapper(**changes: Any) -> DatabaseWrapper:
-    """A wrapper of Django's engine for the tests' database, which has what ours is given."""
+    """Make a wrapper of Django's engine for the tests' database, with the settings of ours."""
     given = {**connections.settings["default"], **changes}
     ours = ("pool", "session_reset")
     options = {name: value for name, value in given["OPTIONS"].items() if name not in ours}
@@ -20,7 +20,7 @@ def djangos_wrapper(**changes: Any) -> DatabaseWrapper:
 
 
 def on_djangos(fn: Callable[..., Any], *args: Any, **changes: Any) -> Any:
-    """Call `fn` in a thread of its own, where Django's wrapper is in the place of ours."""
+    """Call `fn` in a thread of its own, where Django's wrapper replaces ours."""
 
     def call() -> Any:
         connections["default"] = wrapper = djangos_wrapper(**changes)

@@ -1,9 +1,9 @@
-"""Interruption at every point where an operation waits.
+"""Interrupts an operation at every point where it waits.
 
 `sweep()` runs an operation again and again, and interrupts it at the first wait, at the second, and
 so on, until it ends uninterrupted. After each run the same facts must hold; they are checked in one
-place. How it is interrupted is one of the modes: four ways to cancel its task, and two in which
-nobody steps its coroutine any more.
+place. The modes are ways of interrupting: four ways to cancel the operation's task, and two in
+which nobody steps its coroutine any more.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 #: Seconds in which an interrupted operation must end.
 AT_MOST = 1.5
 
-#: Told of each wait: its number, what it waits for, and the task. Says "close" or "drop" to have
-#: the coroutine closed, or forgotten, at this wait.
+#: Called at each wait, with its number, the awaited future and the task. It returns "close" or
+#: "drop" to have the coroutine closed, or forgotten, at this wait.
 Interrupt = Callable[[int, Any, "asyncio.Task[Any]"], str | None]
 Mode = Callable[[int], Interrupt]
 
@@ -37,7 +37,7 @@ def early(at: int) -> Interrupt:
 
 
 def late(at: int) -> Interrupt:
-    """Cancel in the turn of the loop in which what it waits for has come."""
+    """Cancel after the awaited future is done, in the same turn of the loop."""
 
     def interrupt(number: int, waits_for: Any, task: asyncio.Task[Any]) -> None:
         if number != at:
@@ -88,7 +88,7 @@ ABANDONING: list[Mode] = [close, drop]
 def observed(
     coro: Coroutine[Any, Any, Any], interrupt: Interrupt, waits: list[Any]
 ) -> Generator[Any, Any, Any]:
-    """Await `coro`, and tell `interrupt` of each wait."""
+    """Await `coro`, and call `interrupt` at each wait."""
     value: Any = None
     thrown: BaseException | None = None
     while True:
@@ -97,11 +97,11 @@ def observed(
         except StopIteration as stop:
             return stop.value
         finally:
-            thrown = None  # its traceback knows this frame
+            thrown = None  # its traceback refers to this frame
         task = asyncio.current_task()
         assert task is not None
         verdict = interrupt(len(waits), waits_for, task)
-        del task  # which will know this frame by the traceback of its cancellation
+        del task  # will refer to this frame, by the traceback of its cancellation
         waits.append(waits_for)
         if verdict is not None:
             if verdict == "close":
@@ -123,7 +123,7 @@ async def as_coroutine(awaitable: Any) -> Any:
 
 @dataclass
 class Outcome:
-    """How one run of an operation ended."""
+    """Tells how one run of an operation ended."""
 
     at: int
     task: asyncio.Task[Any]

@@ -1,4 +1,4 @@
-"""Rows by which tests of transactions see what was written."""
+"""Writes and reads rows by which tests of transactions see what was written."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from tests.library.models import Tag
 
 
 class Oops(Exception):
-    """What a test raises inside a block."""
+    """Ends a block: tests raise it inside."""
 
 
 def names() -> list[str]:

@@ -1,4 +1,4 @@
-"""Async tests see the data of the test's transaction, and everything rolls back."""
+"""Tests that async tests see the data of the test's transaction, and that everything rolls back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.library.models import Tag
 
 
 class AsyncTestCaseTests(TestCase):
-    """Written as Django's documentation shows, unedited."""
+    """Follows the examples of Django's documentation, unedited."""
 
     @classmethod
     def setUpTestData(cls) -> None:
@@ -77,7 +77,7 @@ class AsyncTestCaseTests(TestCase):
 def test_a_loop_that_copied_its_context_early_takes_part(
     request: pytest.FixtureRequest,
 ) -> None:
-    """As async test runners do: their loop's context is older than the test's transaction."""
+    """Copy the context first: the loop of an async test runner is older than the transaction."""
 
     async def inside() -> int:
         await Tag.objects.acreate(name="inside")
@@ -107,7 +107,7 @@ def test_async_view_and_test_share_the_transaction(async_client: Any) -> None:
 
 @pytest.fixture
 def run_apart() -> Iterator[Any]:
-    """Run a coroutine on a loop, in a context, that know nothing of the test."""
+    """Run a coroutine on a loop and in a context that know nothing of the test."""
     context = contextvars.Context()
     with asyncio.Runner() as runner:
         yield lambda main: runner.run(main, context=context)
@@ -115,7 +115,7 @@ def run_apart() -> Iterator[Any]:
 
 @contextmanager
 def a_test() -> Iterator[None]:
-    """The transaction of a test, as Django opens it."""
+    """Open the transaction of a test, as Django opens it."""
     atomic = transaction.atomic()
     atomic._from_testcase = True
     with atomic:
@@ -134,7 +134,7 @@ def unblocked(django_db_blocker: Any, django_db_setup: None) -> Iterator[None]:
 
 @pytest.mark.usefixtures("unblocked")
 def test_a_thread_takes_part_in_the_test_of_the_moment(run_apart: Any) -> None:
-    """The loop and the context serve one test after the other, as those of a session do."""
+    """Serve one test after the other, as the loop and context of a test session do."""
 
     async def inside() -> int:
         await sync_to_async(Tag.objects.create)(name="by a thread")
@@ -147,7 +147,7 @@ def test_a_thread_takes_part_in_the_test_of_the_moment(run_apart: Any) -> None:
 
 @pytest.mark.usefixtures("unblocked")
 def test_a_task_that_outlives_a_test_is_not_in_it(run_apart: Any) -> None:
-    """Its context names no transaction of a test once the thread has ended."""
+    """The context of the task names no transaction of a test once the thread has ended."""
 
     async def lives_on() -> list[int]:
         counts = [await sync_to_async(transaction.atomic(Tag.objects.count))()]
@@ -201,7 +201,7 @@ def _close() -> None:
 def test_who_takes_part_does_not_close_the_connection_of_the_test(
     run_apart: Any, where: str
 ) -> None:
-    """On Django's own backend, what closes connections after its work finds one of its own."""
+    """On Django's own backend, a thread that closes its connection never has the test's."""
 
     async def inside() -> int:
         if where == "green":
@@ -217,7 +217,7 @@ def test_who_takes_part_does_not_close_the_connection_of_the_test(
 
 @pytest.mark.django_db
 def test_what_tidies_up_old_connections_leaves_that_of_a_test() -> None:
-    """As `database_sync_to_async` does, in the thread of a `TestCase`."""
+    """Close as `database_sync_to_async` does, in the thread of a `TestCase`."""
     Tag.objects.create(name="outside")
     close_old_connections()
     assert Tag.objects.count() == 1

@@ -1,1 +1,1 @@
-"""The programs that are measured: one site, written for each stack in its own idiom."""
+"""Holds the programs that are measured: one site, written for each stack in its own idiom."""

@@ -1,4 +1,4 @@
-"""What the harness tells a server, by its environment."""
+"""Passes settings from the harness to a server, through environment variables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _STACK, _DATABASE, _NAME = "BENCH_STACK", "BENCH_DATABASE", "BENCH_APPLICATION_N
 def as_environment(
     stack: Mapping[str, Any], database: Mapping[str, Any], application_name: str
 ) -> dict[str, str]:
-    """Write it; the functions below read it."""
+    """Return the environment variables that the functions below read."""
     return {
         _STACK: json.dumps(stack),
         _DATABASE: json.dumps(database),
@@ -22,15 +22,15 @@ def as_environment(
 
 
 def stack() -> Any:
-    """The stack's own settings."""
+    """Return the stack's own settings."""
     return json.loads(os.environ[_STACK])
 
 
 def database() -> Any:
-    """NAME, USER, PASSWORD, HOST, PORT and, if there are any, OPTIONS, as Django names them."""
+    """Return NAME, USER, PASSWORD, HOST, PORT and OPTIONS (if any), as Django names them."""
     return json.loads(os.environ[_DATABASE])
 
 
 def application_name() -> str:
-    """By which the harness counts the stack's connections."""
+    """Return the name by which the harness counts the stack's connections."""
     return os.environ[_NAME]

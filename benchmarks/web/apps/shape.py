@@ -1,11 +1,11 @@
-"""What the stacks have in common: the shape of their answers, and the gate of `park`."""
+"""Defines what the stacks have in common: the shape of their answers, and the gate of `park`."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
-#: Seconds that the endpoints wait between two statements, by their names.
+#: Seconds that the endpoints wait between two statements, by endpoint name.
 WAITS = {"wait50": 0.05, "wait200": 0.2}
 LIST = 100
 TEN = range(10)
@@ -15,7 +15,7 @@ CHUNK = 2000
 
 
 def row_json(row: Any) -> dict[str, Any]:
-    """A row, whichever ORM has made the object."""
+    """Return a row as a dict, whichever ORM has made the object."""
     return {
         "id": row.id,
         "name": row.name,
@@ -26,7 +26,7 @@ def row_json(row: Any) -> dict[str, Any]:
 
 
 class Gate:
-    """Where requests are parked until all have come: then their number is known, not guessed."""
+    """Parks requests until all have come: then their number is known, not guessed."""
 
     def __init__(self) -> None:
         self.waiting = 0

@@ -1,4 +1,4 @@
-"""``seed_menu``: put the house's menu into the database, once."""
+"""Defines ``seed_menu``: puts the house's menu into the database, once."""
 
 from decimal import Decimal
 
@@ -59,7 +59,7 @@ class Command(BaseCommand):
 
 
 def _make(section, position, dish):
-    """Whether the dish was not there yet."""
+    """Add a dish if it is missing; return whether it was."""
     name, description, price, vegetarian = dish
     defaults = {
         "description": description,

@@ -1,5 +1,5 @@
-// The board: an event says that something changed, the server says what the board looks like now,
-// and cards that are the same stay the same elements, so that focus and animation survive.
+// Updates the board: an event says that something changed, the server renders the board anew, and
+// unchanged cards stay the same elements, so that focus and animation survive.
 
 import { wind } from "./clock.js";
 import { coalesced, listen, problem, send } from "./live.js";
@@ -18,7 +18,7 @@ const refresh = coalesced(async () => {
   announce();
 });
 
-/** Make the columns show what `fresh` shows, moving cards rather than making them again. */
+/** Make the columns equal to those of `fresh`; move cards rather than making them again. */
 function update(fresh) {
   const focused = document.activeElement?.closest?.(".card")?.id;
   const known = new Map([...columns.querySelectorAll(".card")].map((card) => [card.id, card]));
@@ -40,7 +40,7 @@ function keepOrTake(card, known) {
   return card;
 }
 
-/** The focus follows its card into the next column; from a card that has left, to its column. */
+/** Move the focus with its card into the next column, or to the column if the card has left. */
 function refocus(id) {
   if (document.activeElement?.closest(".card")?.id === id) return;
   const card = document.getElementById(id);
@@ -65,7 +65,7 @@ function sentence({ id, guest, label, promised, created }) {
   return `Order ${id} for ${guest}: ${label.toLowerCase()}${promised ? `, promised in ${promised} minutes` : ""}.`;
 }
 
-// A button that asks first: the first press changes its words, the second means it.
+// A button that asks first: the first press changes its label, the second press acts.
 function asked(button) {
   if (!button.dataset.ask) return true;
   const sure = button.dataset.words !== undefined;

@@ -1,4 +1,4 @@
-// Keep counting the ages that the server wrote, with this machine's clock but not its time of day.
+// Keeps counting the ages that the server wrote, by this machine's clock but not its time of day.
 
 function text(seconds) {
   const two = (number) => String(number).padStart(2, "0");

@@ -1,4 +1,4 @@
-// A live stream of server-sent events that says how it is, and pauses while nobody looks.
+// Reads a live stream of server-sent events, shows its state, and pauses while the page is hidden.
 
 const WORDS = { live: "Live", wait: "Connecting…", lost: "Connection lost, trying again…" };
 
@@ -20,13 +20,13 @@ export function listen(url, handlers) {
     source.onopen = () => say("live");
     source.onerror = () => {
       say("lost");
-      // An answer that is no stream ends a browser's own attempts: a server that is starting.
+      // A starting server may give an answer that is no stream; that ends a browser's own attempts.
       if (source?.readyState === EventSource.CLOSED) {
         close();
         setTimeout(() => document.hidden || open(), 2000);
       }
     };
-    // The server's own connection to its database, lost and found.
+    // The server has lost its own connection to the database, or has it again.
     const own = { lost: () => say("lost"), refresh: () => say("live") };
     for (const name of new Set([...Object.keys(own), ...Object.keys(handlers)])) {
       source.addEventListener(name, (event) => {

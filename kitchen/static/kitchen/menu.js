@@ -1,4 +1,4 @@
-// The ticket beside the menu: what is chosen so far, and what it comes to.
+// Fills the ticket beside the menu: the dishes chosen so far, and their total.
 
 const form = document.querySelector(".ordering");
 const money = (cents) => `€ ${(cents / 100).toFixed(2)}`;
@@ -59,7 +59,7 @@ if (form) {
   }
   form.addEventListener("input", show);
   form.addEventListener("submit", () => busy(true));
-  // Back from the order's page, the browser may show this one just as it was left.
+  // After "back" from the order's page, the browser may show this page just as it was left.
   addEventListener("pageshow", () => {
     busy(false);
     show();

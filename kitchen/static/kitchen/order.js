@@ -1,4 +1,4 @@
-// An order's page follows its order: news of it makes the page fetch itself anew.
+// Keeps an order's page up to date: news of the order makes the page fetch itself anew.
 
 import { wind } from "./clock.js";
 import { coalesced, listen } from "./live.js";
@@ -10,7 +10,7 @@ const refresh = coalesced(async () => {
   if (!answer.ok) return;
   const page = new DOMParser().parseFromString(await answer.text(), "text/html");
   const fresh = page.getElementById("order");
-  // Part by part, and only what differs: a screen reader announces what changed in the lead.
+  // Only the parts that differ are replaced: a screen reader announces changes of the lead.
   [...area.children].forEach((part, index) => {
     if (steady(part) !== steady(fresh.children[index])) {
       part.innerHTML = fresh.children[index].innerHTML;
@@ -19,7 +19,7 @@ const refresh = coalesced(async () => {
   wind();
 });
 
-/** What a part says, but for the ages in it, which run on by themselves. */
+/** Return the text of a part without its ages, which the clock updates. */
 function steady(part) {
   const copy = part.cloneNode(true);
   for (const time of copy.querySelectorAll("[data-age]")) time.remove();

@@ -1,4 +1,4 @@
-// The status page: the feed's numbers as figures, and the last minute of them as a picture.
+// Shows the status page: the feed's numbers as figures, and the last minute of them as a picture.
 
 import { listen, problem, send } from "./live.js";
 
@@ -19,7 +19,7 @@ function show(numbers) {
   showRush(numbers.rush);
 }
 
-/** A round number a little above `value`, for the top of the scale. */
+/** Return a round number a little above `value`, for the top of the scale. */
 function ceiling(value) {
   const magnitude = 10 ** Math.floor(Math.log10(Math.max(value, 1)));
   return [1, 2, 2.5, 5, 10].map((n) => n * magnitude).find((n) => n >= value);
@@ -88,7 +88,7 @@ function showRush(rush) {
   const text = `${parts.join(", ")}${running ? "…" : "."}`;
   const words = place.querySelector("[data-progress-text]");
   if (words.textContent === text) return;
-  // Said aloud once, when it is over, and not four times a second.
+  // Announced once, when the rush is over, and not four times a second.
   words.setAttribute("aria-live", running ? "off" : "polite");
   words.textContent = text;
 }

@@ -1,1 +1,1 @@
-"""Scripts that the tests of the contract run in processes of their own."""
+"""Holds scripts that the tests of the contract run in processes of their own."""

@@ -1,8 +1,9 @@
 """Ends interpreters in each state that a pool may be in: ``python -X dev exits.py``.
 
 One process loads everything, and forks a child for each state; each child goes on to the end of its
-main program and is finalised like any interpreter. What they wrote and how they ended is printed as
-JSON. ``DATABASE_URL`` names the server, and each child's sessions are named after its state.
+main program and is finalised like any interpreter. The children's output and exit statuses are
+printed as JSON. ``DATABASE_URL`` names the server, and each child's sessions are named after its
+state.
 """
 
 from __future__ import annotations
@@ -59,14 +60,14 @@ def configure(name: str, **pool: int) -> None:
         }
     )
     django.setup()
-    # That a step took long, on a machine that does other things, is of no matter here.
+    # On a busy machine a step may take long; warnings of that do not matter here.
     logging.getLogger("asyncio").addFilter(lambda record: not record.msg.startswith("Executing"))
     from django.db import connections, models, transaction  # noqa: F401
 
     import pgbackend.aio
     import pgbackend.metrics  # noqa: F401
 
-    assert connections["default"].vendor == "postgresql"  # loads the engine
+    assert connections["default"].vendor == "postgresql"  # load the engine
 
 
 def query() -> int:
@@ -160,7 +161,7 @@ def in_a_daemon_thread() -> None:
 
 @state
 def busy_in_a_daemon_thread() -> None:
-    """The thread is in the midst of green code whenever the interpreter looks."""
+    """Run a thread that is in the midst of green code whenever the interpreter checks it."""
     from pgbackend import aio
 
     ready = threading.Event()
@@ -180,9 +181,9 @@ def busy_in_a_daemon_thread() -> None:
 
 @state
 def forked_beside_a_daemon_thread() -> None:
-    """The child has not got the thread, for which its end must not wait."""
+    """Fork: the child does not have the thread, and must not wait for it at its end."""
     in_a_daemon_thread()
-    faulthandler.cancel_dump_traceback_later()  # the child would wait for the thread that does it
+    faulthandler.cancel_dump_traceback_later()  # the child would wait for the timer's thread
     if child := os.fork():
         os.waitpid(child, 0)
     else:
@@ -193,7 +194,7 @@ def forked_beside_a_daemon_thread() -> None:
 
 @state
 def stopped_by_what_is_called_at_exit() -> None:
-    """Which was registered before anything of the engine's, and so is called after it."""
+    """Stop a loop by an exit handler registered before the engine's, so called after them."""
     assert STOPPED_AT_EXIT == []
     ready = threading.Event()
 
@@ -245,10 +246,10 @@ def parent(name: str) -> None:
         if (child := os.fork()) == 0:
             os.dup2(log, 2)
             os.dup2(log, 1)
-            faulthandler.dump_traceback_later(15, exit=True)  # one that hangs tells where
+            faulthandler.dump_traceback_later(15, exit=True)  # a child that hangs prints where
             settings.DATABASES["default"]["OPTIONS"]["application_name"] = f"{name} {one}"
             work()
-            return  # to the end of the program
+            return  # go on to the end of the program
         os.close(log)
         children[one] = child, Path(path)
     found = {}

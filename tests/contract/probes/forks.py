@@ -1,6 +1,6 @@
 """Forks while pools are open: ``python forks.py SCENARIO``, with ``DATABASE_URL`` set.
 
-The parent's sessions must not notice: same processes, same last statement, transaction alive.
+The parent's sessions must not change: same processes, same last statement, transaction alive.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ async def green() -> int:
 
 
 def sessions(pids: set[int]) -> Any:
-    """What the server knows of these sessions: any byte from the child would change it."""
+    """Return the server's view of these sessions, which any byte from the child would change."""
     with psycopg.connect(os.environ["DATABASE_URL"]) as admin:
         return admin.execute(
             "SELECT pid, backend_start, state_change, query, state FROM pg_stat_activity "
@@ -43,7 +43,7 @@ def sessions(pids: set[int]) -> Any:
 
 
 def child_work(parents: set[int]) -> None:
-    """What a worker does: async code, sync code, and async code again."""
+    """Work as a server's worker does: async code, sync code, and async code again."""
     assert asyncio.run(green()) not in parents
     assert pid() not in parents
     assert asyncio.run(green()) not in parents
@@ -63,16 +63,16 @@ def fork_and_wait(parents: set[int], leave: str) -> None:
 
 
 def say_farewell(loop: asyncio.AbstractEventLoop) -> None:
-    """What `asyncio.run()` does at its end."""
+    """Do the last steps of `asyncio.run()`."""
     loop.run_until_complete(loop.shutdown_asyncgens())
-    for task in asyncio.all_tasks(loop):  # the pool's, which has cancelled them
+    for task in asyncio.all_tasks(loop):  # the pool's tasks, which the step before has cancelled
         with contextlib.suppress(asyncio.CancelledError):
             loop.run_until_complete(task)
     loop.close()
 
 
 def preload() -> None:
-    """A server that loads the application, and queries, before it forks its workers."""
+    """Load the application and query, as a server does, and then fork workers."""
     loop = asyncio.new_event_loop()
     parents = {loop.run_until_complete(green())}
     for leave in ("_exit", "exit", "exit"):
@@ -102,7 +102,7 @@ def spawned(parents: set[int]) -> None:
 
 
 def in_a_transaction() -> None:
-    """Green code forks in the midst of a block; the child works and goes."""
+    """Fork green code in the midst of a block; the child works and exits."""
     from django.db import connection, transaction
 
     def txid() -> int:
@@ -134,7 +134,7 @@ def in_a_transaction() -> None:
 
 if __name__ == "__main__":
     configure("forks", min_size=0, max_size=1)
-    # A reset that a loop begins and, stopped meanwhile, does not end in time costs the connection.
+    # A reset that its stopped loop does not end in time would cost the connection.
     settings.DATABASES["default"]["OPTIONS"]["session_reset"] = "never"
     scenario = {f.__name__: f for f in (preload, by_multiprocessing, in_a_transaction)}
     scenario[sys.argv[1]]()

@@ -1,7 +1,8 @@
-"""What sync code sees of a backend, as JSON: run once with each engine, and compared.
+"""Prints what sync code sees of a backend, as JSON: run once with each engine, and compared.
 
 ``python sync.py ENGINE``, with ``DATABASE_URL`` and ``PGSERVICEFILE`` set. Each function decorated
-with `fact` is one scenario; what differs from run to run (process ids, times) is a yes or no.
+with `fact` is one scenario; values that differ from run to run (process ids, times) become true or
+false.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def configure(engine: str) -> None:
 
 
 def define_models() -> None:
-    """Of the server's own tables, so that nothing needs to be made."""
+    """Define models of the server's own tables, so that no table needs to be made."""
     from django.db import models
 
     class Type(models.Model):
@@ -116,7 +117,7 @@ def kill(pid: int) -> None:
 
 
 def request() -> None:
-    """What the end of one request and the start of the next do."""
+    """Send the signals of the end of one request and the start of the next."""
     from django.core import signals
 
     signals.request_finished.send(sender=None)
@@ -124,7 +125,7 @@ def request() -> None:
 
 
 def error(fn: Callable[[], Any]) -> Any:
-    """Name and cause of the exception that `fn` raises, with its first line."""
+    """Return the name, cause and first line of the exception that `fn` raises."""
     try:
         return ["no error", fn()]
     except Exception as exc:
@@ -399,7 +400,7 @@ def undone_block() -> None:
 
 
 def nameless(found: Any) -> Any:
-    """Savepoints are named after the thread."""
+    """Remove the thread from the names of savepoints, which contain it."""
     return json.loads(json.dumps(found).replace(str(threading.get_ident()), "IDENT"))
 
 
@@ -423,7 +424,7 @@ def what_is_logged() -> Any:
 
 @fact
 def what_goes_over_the_wire() -> Any:
-    """Each message of the protocol, as libpq tells it."""
+    """Return each message of the protocol, from libpq's trace."""
     from django.db import connection, transaction
     from psycopg.pq import Trace
 

@@ -1,4 +1,4 @@
-"""The usual one."""
+"""Runs Django's management commands."""
 
 import os
 import sys

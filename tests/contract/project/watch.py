@@ -1,8 +1,8 @@
-"""What a tool sees of the statements of views: ``watch.py sentry``.
+"""Prints the statements of views that a tool sees: ``watch.py sentry``.
 
-Prints a JSON object with the statements that it saw of an async view, of three requests to that
-view together, of a sync view, of the async view under WSGI (with plain `runserver`, too: it is the
-same application), and of an async view with a transaction.
+The output is a JSON object with the statements that the tool saw of an async view, of three
+requests to that view together, of a sync view, of the async view under WSGI (with plain
+`runserver`, too: it is the same application), and of an async view with a transaction.
 """
 
 import asyncio
@@ -100,14 +100,14 @@ from shop.models import Product, Sale  # noqa: E402
 
 
 def said():
-    """The statements seen since the last time, without what a tool adds for its own use."""
+    """Return the statements since the last call, without those that a tool adds for its own use."""
     statements = [*seen, *(silk_saw() if TOOL == "silk" else [])]
     seen.clear()
     return [each for each in statements if "shop_" in each or (TOOL, each) == ("sentry", "COMMIT")]
 
 
 async def get(application, path):
-    """A request as an ASGI server makes it."""
+    """Send a request as an ASGI server does."""
     scope = {
         "type": "http",
         "asgi": {"version": "3.0"},
@@ -128,7 +128,7 @@ async def get(application, path):
 
 
 def get_sync(path):
-    """A request as a WSGI server makes it."""
+    """Send a request as a WSGI server does."""
     environ = {"PATH_INFO": path, "REMOTE_ADDR": "127.0.0.1"}
     setup_testing_defaults(environ)
     response = get_wsgi_application()(environ, lambda status, headers: None)

@@ -1,4 +1,4 @@
-"""The tests' project with consumers of channels beside its views, as its documentation shows."""
+"""Serves channels' consumers beside the views of the tests' project, as channels documents it."""
 
 import os
 

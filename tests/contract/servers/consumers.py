@@ -1,4 +1,4 @@
-"""Consumers of channels, with the QuerySets that one would write in sync ones."""
+"""Defines consumers of channels, with the QuerySets that one would write in sync consumers."""
 
 import asyncio
 import threading
@@ -49,7 +49,7 @@ class Http(AsyncHttpConsumer):
 
 
 class Sync(WebsocketConsumer):
-    """Its handlers run in a thread, where they may block."""
+    """Handles messages in a thread, where it may block."""
 
     def receive(self, text_data=None, bytes_data=None):
         here = threading.current_thread() is threading.main_thread()

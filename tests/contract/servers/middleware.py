@@ -1,4 +1,4 @@
-"""Middleware of each kind, that queries on the way in and on the way out."""
+"""Defines middleware of each kind, which queries on the way in and on the way out."""
 
 from inspect import iscoroutinefunction
 

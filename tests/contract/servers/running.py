@@ -1,4 +1,4 @@
-"""Real servers, each a process on a port of its own, as their documentation starts them."""
+"""Starts real servers, each a process on a port of its own, as their documentation shows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from django.db import connection
 
 ASGI, WSGI = "tests.contract.servers.asgi:application", "proj.wsgi:application"
 SETTINGS = "tests.contract.servers.settings"
-#: What a process must not say when it ends.
+#: Words that must not be in a process's output when it ends.
 COMPLAINTS = (
     "Traceback", "never awaited", "was destroyed", "Exception ignored", "ResourceWarning",
     "unclosed", "was never", "pool", "rror",
@@ -24,7 +24,7 @@ COMPLAINTS = (
 
 @dataclass
 class Kind:
-    """How a server is started, what it serves, and how it is told to end."""
+    """Describes how to start a server, what it serves, and how to end it."""
 
     command: str
     end: signal.Signals = signal.SIGTERM
@@ -47,7 +47,7 @@ KINDS = {
         "django runserver --noreload 127.0.0.1:{port}",
         signal.SIGINT,
         settings="tests.contract.servers.settings_daphne",
-        sync_sessions=1,  # the command's look at the migrations
+        sync_sessions=1,  # of the command, which looks for migrations
     ),
     "daphne": Kind("daphne -b 127.0.0.1 -p {port} {ASGI}"),
     "uvicorn": Kind(f"uvicorn {_HOST} --loop asyncio --ws wsproto {{ASGI}}"),
@@ -64,7 +64,7 @@ KINDS = {
 
 
 class Server:
-    """One running server. Its sessions are told by their application_name."""
+    """Runs one server, whose sessions have its name as application_name."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.kind = KINDS[name]
@@ -95,7 +95,7 @@ class Server:
         self.process.send_signal(self.kind.end)
 
     def kill(self) -> None:
-        """End it and its children, whatever state they are in."""
+        """Kill the server and its children, whatever state they are in."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
@@ -113,7 +113,7 @@ class Server:
 
 
 def environment(name: str, settings: str = SETTINGS) -> dict[str, str]:
-    """The environment of a process that uses the database of the tests."""
+    """Return the environment of a process that uses the database of the tests."""
     entry = connection.settings_dict
     parts = {key.lower(): entry[key] for key in ("HOST", "PORT", "USER", "PASSWORD")}
     query = {key: value for key, value in parts.items() if value}

@@ -1,4 +1,4 @@
-"""The tests' settings, with the views of this folder."""
+"""Configures the tests' project with the views of this folder."""
 
 from tests.settings import *  # noqa: F403
 from tests.settings import TEMPLATES
@@ -6,5 +6,5 @@ from tests.settings import TEMPLATES
 ROOT_URLCONF = "tests.contract.servers.urls"
 ASGI_APPLICATION = "tests.contract.servers.asgi.application"
 TEMPLATES[0]["DIRS"] = ["tests/contract/servers/templates"]
-# Where requests meet several processes, what one signs another reads.
+# Requests may go to several processes, which must share one key.
 SECRET_KEY = "of all processes"

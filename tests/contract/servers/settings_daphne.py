@@ -1,4 +1,4 @@
-"""The same, with daphne's `runserver` in the place of Django's."""
+"""Configures the same project with daphne's `runserver` instead of Django's."""
 
 from tests.contract.servers.settings import *  # noqa: F403
 from tests.contract.servers.settings import INSTALLED_APPS

@@ -1,4 +1,4 @@
-"""The same, with a second alias on SQLite."""
+"""Configures the same project with a second alias on SQLite."""
 
 import os
 

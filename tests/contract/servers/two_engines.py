@@ -1,4 +1,4 @@
-"""One request that uses both engines; run as a program, it prints what was seen."""
+"""Serves one request that uses both engines; run as a program, it prints what was seen."""
 
 import asyncio
 import json
@@ -43,7 +43,7 @@ def recorded(self, *args, **kwargs):
 
 
 def receiver(signal, **kwargs):
-    """Whatever it is told of, a receiver may use every alias."""
+    """Query the other alias: a receiver of any signal may use every alias."""
     if signal is request_finished:
         seen["closed in its thread"] = wrappers[0].connection is None
     seen["receivers"].append([names[signal], Tag.objects.using("other").count(), place()])

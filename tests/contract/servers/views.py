@@ -1,4 +1,4 @@
-"""Async and sync views, function- and class-based, with plain QuerySets."""
+"""Defines async and sync views, function- and class-based, with plain QuerySets."""
 
 import asyncio
 import threading
@@ -11,7 +11,7 @@ from tests.library.models import Author, Book, Tag
 
 
 async def several(request):
-    """Several statements of each kind, with awaits in which other requests go on."""
+    """Send several statements of each kind, with awaits in which other requests go on."""
     nonce = request.GET["nonce"]
     author = Author.objects.create(name=nonce)
     await asyncio.sleep(0.01)
@@ -32,13 +32,13 @@ async def several(request):
 
 
 def where(request):
-    """A sync view; says in which thread it is."""
+    """Answer, from a sync view, in which thread it runs."""
     here = threading.current_thread() is threading.main_thread()
     return HttpResponse(f"{Author.objects.count()} {'on the loop' if here else 'in a thread'}")
 
 
 class Shelf(ListView):
-    """A class of the project's own, with sync methods: they may block."""
+    """Lists books as a class of the project's own, with sync methods: they may block."""
 
     queryset = Book.objects.order_by("pk")
     context_object_name = "books"

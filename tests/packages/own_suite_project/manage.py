@@ -1,6 +1,6 @@
-"""Runs django-tenants' own tests in one context, as a worker of tests/suite does Django's.
+"""Runs django-tenants' own tests in one context, as a worker of tests/suite runs Django's.
 
-It has the name of a project's command because the tests look for a file of this name.
+The file has the name of a project's command because the tests look for a file of this name.
 """
 
 import django
@@ -29,10 +29,10 @@ def run(job, journal, watchdog, guard, done):
 
 @sync_to_async
 def close_all():
-    """Close what the sync middleware of an AsyncClient's request has opened, where it has run.
+    """Close the connections that the sync middleware of an AsyncClient's request has opened.
 
-    The client sees to it that nobody closes it at the end of the request. Green, that is asgiref's
-    thread, as it is for stock below a runner of async tests.
+    The client keeps them from being closed at the end of the request. Green, they belong to
+    asgiref's thread, and so they do for stock below a runner of async tests.
     """
     from django.db import connections
 

@@ -1,1 +1,1 @@
-"""The Django stacks: the same models, settings and URLs; the views are each stack's own."""
+"""Holds the Django stacks: they share models, settings and URLs; the views are each stack's own."""

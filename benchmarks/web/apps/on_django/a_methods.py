@@ -1,4 +1,4 @@
-"""Async views with Django's a-methods, as far as they are the same on stock and on pgbackend."""
+"""Defines the async views with a-methods that are the same on stock and on pgbackend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What uvicorn serves."""
+"""Defines the application that uvicorn serves."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Async views on django-async-backend, with its managers.
+"""Defines async views on django-async-backend, with its managers.
 
-What it has not (related managers, `prefetch_related`) is written as its documentation says.
+What the package lacks (related managers, `prefetch_related`) is written as its documentation says.
 """
 
 from __future__ import annotations

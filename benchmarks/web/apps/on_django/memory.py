@@ -1,4 +1,4 @@
-"""Async views that answer from memory: what a request costs in Django where nothing is queried.
+"""Defines async views that answer from memory: they show what Django costs without a query.
 
 The objects are those that the other stacks' ORM would have made, read once, at the first request.
 """
@@ -18,7 +18,7 @@ from .models import Book, Row
 
 @cache
 def rows() -> list[Row]:
-    """All rows, each at the place of its key."""
+    """Return all rows, each at the index of its key."""
     return [Row(), *Row.objects.order_by("pk")]
 
 

@@ -1,4 +1,4 @@
-"""The tables of schema.sql, which makes them: each bears the name that Django gives it."""
+"""Defines models for the tables of schema.sql; each table bears the name that Django gives it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Async views with a-methods on pgbackend."""
+"""Defines async views with a-methods on pgbackend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Async views with ordinary QuerySets, on pgbackend."""
+"""Defines async views with ordinary QuerySets, on pgbackend."""
 
 from __future__ import annotations
 

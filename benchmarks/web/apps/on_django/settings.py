@@ -1,6 +1,7 @@
-"""The settings of all Django stacks; where they differ, the harness says so in the environment.
+"""Configures all Django stacks; the harness passes what differs between them by the environment.
 
-No middleware: what Django's own costs is the same in all, and hides what is compared.
+There is no middleware: the cost of Django's own is the same in all stacks, and would hide what is
+compared.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ DATABASES = {
         },
     }
 }
-# What a server answers with 500 is told in its log.
+# The log tells why a server answered with 500.
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,

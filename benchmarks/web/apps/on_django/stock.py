@@ -1,4 +1,4 @@
-"""Async views on Django's own backend."""
+"""Defines async views on Django's own backend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sync views, for WSGI."""
+"""Defines sync views, for WSGI."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same addresses in all Django stacks, as far as a stack has the view."""
+"""Gives all Django stacks the same addresses, as far as a stack has the view."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NAMES = ("one", "ten", "list", "update", "insert", "page", "stream", "park")
 
 
 async def waiting(request: HttpRequest) -> HttpResponse:
-    """How many requests are parked."""
+    """Return how many requests are parked."""
     return JsonResponse({"waiting": gate.waiting})
 
 

@@ -1,4 +1,4 @@
-"""What the threads of a WSGI server serve."""
+"""Defines the application that the threads of a WSGI server serve."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The stacks without Django: one Starlette application, on what each module says."""
+"""Holds the stacks without Django: one Starlette application, over the queries of each module."""

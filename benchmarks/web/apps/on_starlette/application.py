@@ -1,4 +1,4 @@
-"""The site on Starlette; the module that the harness names answers with what it reads."""
+"""Serves the site with Starlette; the module that the harness names makes the queries."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def page(request: Request) -> Response:
 
 
 async def waiting(request: Request) -> Response:
-    """How many requests are parked."""
+    """Return how many requests are parked."""
     return JSONResponse({"waiting": gate.waiting})
 
 

@@ -1,4 +1,4 @@
-"""Where the database is, in the words of each driver."""
+"""Tells each driver where the database is, in the driver's own terms."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ POOL = given.stack()["pool"]
 
 
 def credentials(name_of_database: str) -> dict[str, Any]:
-    """Return what is known of host, port, user, password and database."""
+    """Return the known ones of host, port, user, password and database."""
     told = given.database()
     found = {
         "host": told["HOST"],

@@ -1,4 +1,4 @@
-"""asyncpg without an ORM: SQL by hand, on its own pool."""
+"""Answers with asyncpg and no ORM: SQL by hand, on asyncpg's own pool."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""SQLAlchemy's async ORM, a session for each request.
+"""Answers with SQLAlchemy's async ORM, a session for each request.
 
-As in Django, a statement by itself is no transaction: the engine is in autocommit, and only
-`insert` and the server-side cursor of `stream` have one. That is less work than SQLAlchemy's
-default.
+As in Django, a single statement is no transaction: the engine is in autocommit, and only `insert`
+and the server-side cursor of `stream` have one. That is less work than SQLAlchemy's default.
 """
 
 from __future__ import annotations
@@ -161,7 +160,7 @@ async def stream_answer(n: int) -> Any:
     query = select(Row).order_by(Row.id).execution_options(yield_per=CHUNK)
     async with Transaction() as session:
         found = await session.stream_scalars(query)
-        # Row by row it would be a switch of greenlets for each.
+        # Row by row, each row would cost a switch of greenlets.
         async for chunk in found.partitions():
             for row in chunk:
                 rows += 1

@@ -1,4 +1,4 @@
-"""Tortoise ORM on asyncpg."""
+"""Answers with Tortoise ORM on asyncpg."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ async def lifespan(application: Any) -> AsyncIterator[None]:
             "use_tz": True,
             "timezone": "UTC",
         },
-        # Requests run in tasks of the server's, which do not inherit what is set here.
+        # Requests run in tasks of the server's, which do not inherit a context variable set here.
         _enable_global_fallback=True,
     )
     yield

@@ -1,4 +1,4 @@
-"""As anyio's documentation writes them."""
+"""Tests the shop as anyio's documentation writes tests."""
 
 import anyio
 import pytest

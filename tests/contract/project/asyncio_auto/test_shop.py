@@ -1,4 +1,4 @@
-"""As pytest-asyncio's documentation writes them in its auto mode."""
+"""Tests the shop as pytest-asyncio's documentation writes tests in its auto mode."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""As pytest-asyncio's documentation writes them in its strict mode."""
+"""Tests the shop as pytest-asyncio's documentation writes tests in its strict mode."""
 
 import pytest
 import pytest_asyncio

@@ -1,4 +1,4 @@
-"""As Django's documentation writes them; `manage.py test`."""
+"""Tests the shop as Django's documentation writes tests, for `manage.py test`."""
 
 import asyncio
 from urllib.request import urlopen

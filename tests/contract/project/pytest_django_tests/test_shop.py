@@ -1,4 +1,4 @@
-"""As pytest-django's documentation writes them."""
+"""Tests the shop as pytest-django's documentation writes tests."""
 
 import asyncio
 from urllib.request import urlopen
@@ -34,7 +34,7 @@ def test_async_code_sees_it(tea, async_client, number):
 @pytest.fixture(scope="module")
 def runner():
     with asyncio.Runner() as runner:
-        runner.get_loop()  # its context is of now, before any test
+        runner.get_loop()  # the loop copies its context now, before any test
         yield runner
 
 

@@ -1,1 +1,1 @@
-"""A small project, and its own tests in each of the ways in which projects have them."""
+"""Holds a small project, and its own tests in each of the ways in which projects have them."""

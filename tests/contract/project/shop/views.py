@@ -16,7 +16,7 @@ async def products(request):
 
 
 async def sell(request, name):
-    """Sells one, and tells of it when it is sure."""
+    """Sell one, and record the sale when the transaction has committed."""
     with transaction.atomic():
         product = get_object_or_404(Product.objects.select_for_update(), name=name)
         product.stock -= 1

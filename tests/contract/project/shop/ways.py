@@ -1,6 +1,6 @@
-"""The ways by which the code of a project comes to its database, below an async test.
+"""Lists the ways by which a project's code comes to its database, below an async test.
 
-Each takes the name of a product, adds it, and returns the names of all.
+Each function takes the name of a product, adds the product, and returns the names of all products.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ def add_in_block(name):
 
 
 def add_and_close(name):
-    """As code that knows its thread to be another than its caller's."""
+    """Add a product and close, as code does that knows its thread is not its caller's."""
     try:
         return add(name)
     finally:
@@ -71,7 +71,7 @@ async def in_task(hop, name):
 
 
 async def in_application(hop, name):
-    """asgiref runs it in a context of its own, an empty one."""
+    """Add in an ASGI application, which asgiref runs in a context of its own, an empty one."""
 
     async def application(scope, receive, send):
         message = await receive()
@@ -101,11 +101,11 @@ PLACES = {
 }
 
 
-# --- Others, which choose their own hop ---
+# --- Other ways, which choose their own hop ---
 
 
 async def said_by(consumer, *messages):
-    """Return what a consumer says to messages; it tidies up before each, and at the end."""
+    """Return a consumer's answers to messages; it tidies up connections before each, and last."""
     socket = WebsocketCommunicator(consumer.as_asgi(), "/")
     assert (await socket.connect())[0]
     answers = []
@@ -117,7 +117,7 @@ async def said_by(consumer, *messages):
 
 
 class InPlace(AsyncJsonWebsocketConsumer):
-    """Sync code in an async consumer."""
+    """Runs sync code in an async consumer."""
 
     async def receive_json(self, content):
         await self.send_json(add(content["name"]))
@@ -146,7 +146,7 @@ async def by_sync_client_in_a_thread(name):
 
 
 async def by_django_as_a_server_calls_it(name):
-    """Nobody keeps Django from tidying up before and after this request, as its clients do."""
+    """Add by a request without a client, so that Django closes old connections before and after."""
     path = f"/add/sync/{name}/"
     scope = {
         "type": "http",
@@ -195,7 +195,7 @@ WAYS = {
     **{other: (lambda name, other=other: by_other(other, name)) for other in OTHERS},
 }
 
-#: Those that leave no connection open in a thread: for tests that have no transaction.
+#: The ways that leave no connection open in a thread: for tests that have no transaction.
 TIDY = [
     *(f"{place}: {hop}" for place in PLACES for hop in ("a-method", "a thread that closes")),
     *("a consumer, in place", "a consumer, in a thread", "a sync consumer"),

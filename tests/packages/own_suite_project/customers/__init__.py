@@ -1,1 +1,1 @@
-"""The tenants of django-tenants' own tests, and their domains."""
+"""Holds the tenants of django-tenants' own tests, and their domains."""

@@ -3,7 +3,7 @@ from django_tenants.models import DomainMixin, TenantMixin
 
 
 class Client(TenantMixin):
-    #: Names one of `TENANT_TYPES`; tests that do not give it mean the first.
+    #: One of the names of `TENANT_TYPES`; tests that do not give it mean the first.
     type = models.CharField(max_length=20, default="type1")
 
 

@@ -1,1 +1,1 @@
-"""The models of a tenant of another type."""
+"""Holds the models of a tenant of another type."""

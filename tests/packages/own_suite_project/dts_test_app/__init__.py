@@ -1,1 +1,1 @@
-"""The models of a tenant."""
+"""Holds the models of a tenant."""

@@ -1,4 +1,4 @@
-"""Settings of one run; what differs between runs is in `SUITE_JOB`."""
+"""Configures one run; what differs between runs is in `SUITE_JOB`."""
 
 import json
 import os

@@ -1,0 +1,73 @@
+"""Protocols: the parts of the backend name a wrapper by them, without importing its class.
+
+`DatabaseWrapper` is assembled above all the parts that work on it. A class that a project derives
+from it is a `Wrapper` too; a wrapper of another engine is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from datetime import tzinfo
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from .driver.pool import Lease, Pool
+    from .state import Block, Key, Scope, Session, State
+
+
+class Wrapper(Protocol):
+    """A `DatabaseWrapper` of pgbackend: the members that parts below it use."""
+
+    # Django's
+
+    alias: str
+    settings_dict: dict[str, Any]
+    queries_limit: int
+    _thread_ident: int
+
+    @property
+    def timezone(self) -> tzinfo | None: ...
+    @property
+    def wrap_database_errors(self) -> AbstractContextManager[None]: ...
+    def rollback(self) -> None: ...
+    def close(self) -> None: ...
+    def validate_no_broken_transaction(self) -> None: ...
+    def validate_thread_sharing(self) -> None: ...
+
+    # The state that the running code sees, and the wrapper's own: see state.py
+
+    _own: State
+    _own_scope: Scope
+    _own_blocks: Any
+    _ready: bool
+    lent: int
+
+    @property
+    def _key(self) -> Key: ...
+    @property
+    def _shared(self) -> bool: ...
+    def async_session(self) -> Session | None: ...
+    def check_context(self, name: str) -> None: ...
+    def lend(self) -> None: ...
+    def take_back(self) -> None: ...
+
+    # Attributes that packages set on it: see attributes.py
+
+    _attributes: Mapping[str, Any]
+    _noted: Mapping[object, dict[str, Any]]
+    _published: bool
+
+    # Leases and transactions
+
+    cursor_calls: tuple[Any, ...]
+    block_calls: tuple[Any, ...]
+
+    def hold(self, current: State, session: Session | None) -> Lease | None: ...
+    def pool_alone(self) -> Pool: ...
+    def begin_if_due(self, current: State) -> State: ...
+    def begin_pooled(self, current: State) -> State: ...
+    def commit_pooled(self, current: State) -> None: ...
+    def end_pooled(
+        self, current: State, block: Block | None, session: Session | None = None
+    ) -> None: ...
