@@ -82,12 +82,15 @@ CODE: Mapping[str, tuple[str, ...]] = {
         "pgbackend.driver.pool:Pool._wait",
     ),
     "run": _in(
-        "pgbackend.driver.connection",
-        "_OF_A_STATEMENT _FOR_A_STATEMENT _StatementCursor _ClientStatementCursor statement_class "
-        "AsyncConnection.run_statement AsyncConnection._new_cursor "
+        "pgbackend.driver.pooled",
+        "_CURSOR_METHODS _OTHER_METHODS AsyncConnection.run_statement AsyncConnection._new_cursor "
         "AsyncConnection.makes_cursors_of",
+    )
+    + _in(
+        "pgbackend.driver.statement_cursors",
+        "_StatementCursor _ClientStatementCursor statement_class",
     ),
-    "begin": _in("pgbackend.driver.connection", "_BEGIN _BeginningCursor _NotBegunError"),
+    "begin": _in("pgbackend.driver.begin", "BEGIN BeginningCursor NotBegunError"),
     "portals": _in("pgbackend.driver.bridge", "_keep_portal"),
 }
 

@@ -17,6 +17,7 @@ from django.db import transaction
 from . import blocks
 from .conf import wrapper_is_ours
 from .driver import bridge
+from .driver.cancellation import postpone_delivery
 
 
 def make_enter(enter: Callable[..., None]) -> Callable[..., None]:
@@ -45,7 +46,7 @@ def make_exit(leave: Callable[..., None]) -> Callable[..., None]:
             leave(self, *exc_info)
             return
         # Code that closes a generator by dropping it cannot be given an exception.
-        with bridge.postpone_delivery(deliver=exc_info[0] is not GeneratorExit):
+        with postpone_delivery(deliver=exc_info[0] is not GeneratorExit):
             blocks.leave(connection, self, leave, exc_info)
 
     return __exit__

@@ -28,6 +28,7 @@ from django.db.transaction import Atomic, TransactionManagementError
 from . import conf, frames, state
 from .driver import bridge
 from .driver.bridge import Portal
+from .driver.finalizers import is_collecting
 from .fast.registry import is_on
 from .generators import carried
 from .patches import NO_OTHERS, djangos
@@ -208,7 +209,7 @@ def _may_end(frame: FrameType) -> bool:
 
     The block of a generator may be ended from anywhere: `_leave_elsewhere()` looks closer.
     """
-    if frame in carried or bridge.is_collecting():
+    if frame in carried or is_collecting():
         return False
     here = _running()  # without a call of `bridge.current()`
     if type(here) is Portal:
@@ -218,7 +219,7 @@ def _may_end(frame: FrameType) -> bool:
 
 def _can_wait(block: Block, here: Block | None) -> bool:
     """Whether the running code may send a statement that ends `block`."""
-    if bridge.is_collecting():
+    if is_collecting():
         return False
     portal = bridge.current()
     if portal is not None:

@@ -18,7 +18,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
 from .driver import Connection, bridge
-from .driver.connection import AsyncConnection
+from .driver.pooled import AsyncConnection
 
 #: Defaults that are right without any setting: nothing is held by an idle process, and a request
 #: that cannot be served for lack of connections fails before its client gives up.

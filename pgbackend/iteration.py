@@ -17,7 +17,7 @@ from django.db.models.query import BaseIterable
 
 from . import conf, state
 from .driver import bridge
-from .driver.connection import let_go
+from .driver.cursors import let_go
 
 #: How many objects are made of a chunk's rows at a time: few enough to be in the processor's cache
 #: when they are looked at.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .driver import loops
-from .driver.connection import own_connections
 from .driver.events import Event, Hook, Leased, Released, hooks
 from .driver.pool import PoolStatistics
+from .driver.unpooled import own_connections
 
 __all__ = ["Connections", "Event", "Hook", "Leased", "PoolStatistics", "Released", "add_hook"]
 __all__ += ["connections", "remove_hook", "statistics"]

@@ -81,6 +81,7 @@ from .driver.bridge import Portal
 from .driver.errors import PortalClosed
 from .driver.forks import after_fork
 from .driver.lease import Lease
+from .driver.parking import ParkingLock, Waiter
 
 # Code that runs for each statement spells `bridge.green()` out: the call would cost too much.
 _get_running_loop = asyncio._get_running_loop
@@ -1047,8 +1048,8 @@ class Transaction:
         #: Whose block it is; None in a thread.
         self.owner = None if self.home is None else asyncio.current_task()
         #: For the first statement, which may be made by two tasks at once.
-        self.leasing = bridge.ParkingLock() if state.pooled else None
-        self.waiters: list[bridge.Waiter] = []
+        self.leasing = ParkingLock() if state.pooled else None
+        self.waiters: list[Waiter] = []
         #: The task that it ends with, if no `with` says where it ends.
         self.task: asyncio.Task[Any] | None = None
 
@@ -1113,7 +1114,7 @@ class Transaction:
                 self._give_up(block, timeout)
 
     def _wait(self, timeout: float | None) -> bool:
-        waiter = bridge.Waiter()
+        waiter = Waiter()
         self.waiters.append(waiter)
         try:
             return waiter.wait(timeout)

@@ -39,6 +39,7 @@ from . import versions
 
 versions.check()
 
-from .connection import AsyncConnection, Connection  # noqa: E402 - what is checked comes first
+from .connection import Connection  # noqa: E402 - what is checked comes first
+from .pooled import AsyncConnection  # noqa: E402
 
 connect = Connection.connect

@@ -1,47 +1,42 @@
-"""The bridge between greenlets and the event loop; the only module that knows greenlet.
+"""The bridge between greenlets and the event loop; the only module that imports greenlet.
 
-A *portal* is a greenlet that a task of the event loop drives. Code inside it is *green*: when it
-must wait, it switches to the task, which waits for it, and is switched back to with the result. So
-a synchronous function can wait for the database while the loop serves other tasks.
+A *portal* is a greenlet that a task of the event loop drives. Code inside a portal is *green*: when
+it must wait, it switches to the task, the task waits in its place, and switches back with the
+result. So a synchronous function can wait for the database while the loop serves other tasks.
 
 `run()` calls a synchronous function in a portal, `portal()` drives a coroutine in one (so that the
-synchronous code below it is green), and `await_()` waits, in a portal, for an awaitable. What
-travels through a switch is what a coroutine yields to its task: a future, or None for "later".
-Model: `awaitlet/base.py` and SQLAlchemy's `util/concurrency.py`.
+synchronous code below it is green), and `await_()` waits, in a portal, for an awaitable. A switch
+carries what a coroutine yields to its task: a future, or None for "later". The design follows
+`awaitlet/base.py` and SQLAlchemy's `util/concurrency.py`.
 
 Note [Two kinds of end]
 A portal ends well when its function returns or raises. It is *closed* when its task's coroutine is
 closed or collected: then its code unwinds with GeneratorExit, and `suspend()` refuses to wait,
 because nobody would ever switch back. Clean-up code must then manage with synchronous means only.
-
-Note [Finalizers]
-The garbage collector keeps lists of objects on the C stack, which a switch would move away under
-its hands: the interpreter crashes. So `suspend()` refuses to wait there too, and what a finalizer
-can do to a connection is what it can do to one whose portal is closed. A portal whose coroutine the
-collector closes is unwound when the collection is over.
+In a finalizer that the garbage collector runs it is the same: see Note [Finalizers] in
+finalizers.py.
 
 Note [Greenlets end]
-The garbage collector cannot look into a greenlet that waits: what that refers to, be it itself,
-lives as long as it does. So each is ended by a switch into it. A portal that has done its work is
-kept for the next, up to a number, or ended. One that waits for ever is unwound, as if its coroutine
-had been closed, when the thread begins with another loop after its own was closed, and when the
-thread ends. Only its own thread can switch to a greenlet: what another one drops is unwound there.
+The garbage collector cannot look into a greenlet that waits: all that such a greenlet refers to
+lives as long as it does, itself included. So each one is ended by a switch into it. A portal whose
+function has ended is kept for the next function, up to a number of portals, or ended. A portal that
+would wait for ever is unwound, as if its coroutine had been closed, when its thread begins with
+another loop after the portal's was closed, and when the thread ends. Only its own thread can switch
+to a greenlet: a portal whose coroutine another thread closes is unwound in its own.
 
 Note [Whose step]
 An eager task (Python 3.12) takes its first step where it is made: if green code makes it, inside
-the portal of another task. If it waited there, that one would wait in its place, and the loop would
-stop. So what begins to be green there takes a portal of its own, inside the other; and what wants
-to wait there without one is refused. A task's step has a context of its own entered, so the context
-tells, which is cheaper to ask for than the task.
+the portal of another task. If it waited there, that other task would wait in its place, and the
+loop would stop. So code that becomes green in such a step takes a portal of its own, inside the
+other; and code that wants to wait there without one is refused. The step of a task enters the
+task's context, so the context tells the two apart, and costs less to ask for than the task.
 """
 
 from __future__ import annotations
 
 import asyncio
 import atexit
-import contextlib
 import functools
-import gc
 import sys
 import threading
 import types
@@ -53,19 +48,27 @@ from typing import Any, ParamSpec, TypeVar
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
+from .coroutines import GreenCoroutine, Resumed, as_coroutine, exception_to_throw
 from .errors import NotGreen, PortalClosed
+from .finalizers import (
+    RaisesWhenFreed,
+    after_collection,
+    check_not_collecting,
+    collecting,
+    is_collecting,
+)
 from .forks import after_fork
 from .shortcuts import switches
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: What unwinds code from outside, as opposed to an error of its own.
+#: The exceptions that unwind code from outside, as opposed to its own errors.
 INTERRUPTIONS = (asyncio.CancelledError, GeneratorExit, GreenletExit, KeyboardInterrupt, SystemExit)
 
 
 class Portal(greenlet):
-    """A greenlet that a task drives. Its attributes are for the code that runs in it."""
+    """A greenlet that a task drives; its attributes are for the code that runs in it."""
 
     # fmt: off
     __slots__ = (
@@ -77,32 +80,33 @@ class Portal(greenlet):
     def __init__(self) -> None:
         super().__init__(_serve)
         _mine.made.add(self)
-        #: Where to put it for its thread to unwind; see Note [Greenlets end].
+        #: The queue of portals that its thread is to unwind; see Note [Greenlets end].
         self.dropped = _mine.dropped
-        #: The context of the task that began with it, see Note [Whose step]; and the loop of that.
+        #: The context of the task that took it, see Note [Whose step]; and the loop of that task.
         self.context: Any = None
         self.loop: asyncio.AbstractEventLoop | None = None
-        #: Whether there is a function in it, and what the last one returned, or raised.
+        #: Whether a function runs in it, and what the last one returned, or raised.
         self.working = False
         self.returned: Any = None
         self.raised: BaseException | None = None
         self.closing = False
-        #: What its task throws into it: an argument of the switch, as it were. greenlet's `throw()`
-        #: raises an exception of C++, too, which takes much longer than a switch.
+        #: The exception that its task throws into it, like an argument of the switch: greenlet's
+        #: `throw()` raises an exception of C++ too, which takes much longer than a switch.
         self.thrown: BaseException | None = None
-        #: A cancellation that arrived while it had to be held back; see `hold_cancellation`.
+        #: A cancellation that arrived while it had to be held back, and how many blocks hold one
+        #: back, or postpone its delivery; see cancellation.py.
         self.pending: asyncio.CancelledError | None = None
         self.holding = 0
         self.postponing = 0
-        #: What `state` has found for the code in it; until the next step, which may be another
-        #: task's.
+        #: The session that `state` has found for the code in it; until the next step, which may
+        #: be another task's.
         self.found: Any = None
-        #: Called before the code in it waits for an awaitable: for what is not a database's socket
-        #: or a turn.
+        #: Called before the code in it waits for an awaitable that is neither the socket of a
+        #: database nor a turn.
         self.on_wait: Callable[[], None] | None = None
 
     def is_own(self) -> bool:
-        """Whether the code that runs in it is that of the task which steps it.
+        """Return whether the code in this portal is that of the task that is being stepped.
 
         See Note [Whose step]. That code may have entered another context for a while.
         """
@@ -110,14 +114,14 @@ class Portal(greenlet):
             return True
         if (task := current_task()) is None:
             return True
-        outer: Any = self.parent  # its context is that of the step
+        outer: Any = self.parent  # the greenlet whose context is that of the step
         return outer.gr_context is task.get_context()  # type: ignore[attr-defined]  # since 3.12
 
     def suspend(self, yielded: Any) -> Any:
         """Give `yielded` to the task and wait until the task is stepped again."""
-        if self.closing or _collecting is not None or self.gr_context is not self.context:
+        if self.closing or collecting or self.gr_context is not self.context:
             self._check_may_wait()
-        value = self.parent.switch(yielded)  # type: ignore[union-attr]  # who runs in it has one
+        value = self.parent.switch(yielded)  # type: ignore[union-attr]  # a running one has it
         if self.thrown is not None:
             self._raise_thrown()
         return value
@@ -128,7 +132,7 @@ class Portal(greenlet):
         Not by `suspend()`: greenlet makes an object for each frame that a switch leaves behind.
         """
         if not future.done():
-            if self.closing or _collecting is not None or self.gr_context is not self.context:
+            if self.closing or collecting or self.gr_context is not self.context:
                 self._check_may_wait()
             # What `Future.__await__` does before it yields itself: the task checks for it.
             future._asyncio_future_blocking = True  # noqa: SLF001 - asyncio's protocol for futures
@@ -136,6 +140,16 @@ class Portal(greenlet):
             if self.thrown is not None:
                 self._raise_thrown()
         return future.result()
+
+    def deliver_cancellation(self) -> None:
+        """Raise the cancellation that was held back, unless it must be held back still."""
+        if self.pending is None or self.holding or self.postponing:
+            return
+        pending, self.pending = self.pending, None
+        try:
+            raise pending
+        finally:
+            del pending  # which knows this frame by its traceback
 
     def _check_may_wait(self) -> None:
         if self.closing:
@@ -154,38 +168,6 @@ class Portal(greenlet):
 _HAS_EAGER_TASKS = sys.version_info >= (3, 12)
 _DROPPED = "the task was dropped: nothing can be waited for any more"
 
-#: The thread in which the garbage collector runs; see Note [Finalizers].
-_collecting: int | None = None
-#: The portals, of that thread, whose coroutines it has closed; usually empty.
-_collected: list[Portal] = []
-
-
-def _note_collection(phase: str, info: object) -> None:
-    global _collecting  # noqa: PLW0603 - a process collects in one thread at a time
-    if phase == "start":
-        _collecting = threading.get_ident()
-    else:
-        _collecting = None
-        while _collected:
-            _unwind(_collected.pop())
-
-
-gc.callbacks.append(_note_collection)
-
-
-def is_collecting() -> bool:
-    """Whether the caller is a finalizer that the garbage collector runs."""
-    return _collecting == threading.get_ident()
-
-
-def check_not_collecting() -> None:
-    """Raise `PortalClosed` in a finalizer that the garbage collector runs."""
-    if _collecting is not None and is_collecting():
-        raise PortalClosed(
-            "a finalizer that the garbage collector runs cannot wait for the database: close the "
-            "generator, or leave the block, before the last reference is dropped"
-        )
-
 
 def let_step_end() -> None:
     """Let the loop begin another step of the running task, if the caller is green and may wait."""
@@ -195,11 +177,11 @@ def let_step_end() -> None:
 
 
 def check_may_wait(here: Portal) -> None:
-    """Raise what a wait in `here` would, but for who is being closed: before anything is sent."""
-    if _collecting is not None or here.gr_context is not here.context:
+    """Raise what a wait in `here` would raise, except in a closed portal: before a byte is sent."""
+    if collecting or here.gr_context is not here.context:
         _check_place(here)
     if here.pending is not None and not here.closing:
-        deliver_cancellation()
+        here.deliver_cancellation()
 
 
 def _check_place(here: Portal) -> None:
@@ -214,16 +196,16 @@ def _check_place(here: Portal) -> None:
 
 
 class _Orphan(Portal):
-    """What a portal is in a forked child, where its task and its loop are not."""
+    """A portal in a forked child, which has neither its task nor its loop."""
 
     __slots__ = ()
 
 
 @after_fork
 def _forget_portals() -> None:
-    """Be synchronous from here on in a child that green code has forked: its loop is the parent's.
+    """Make the code of a child that green code has forked synchronous: its loop is the parent's.
 
-    What waits in portals is left as it is.
+    Code that waits in portals is left as it is.
     """
     here = getcurrent()
     if type(here) is Portal:
@@ -233,15 +215,16 @@ def _forget_portals() -> None:
             _mine.made.discard(portal)  # what it holds is the parent's
 
 
-#: The running greenlet, of whatever kind; for who asks so often that a call counts. It looks by
-#: itself whether that is a `Portal`, as `current()` does, and whether a loop runs, as `green()`.
+#: Returns the running greenlet, of whatever kind; for code that asks so often that a call counts.
+#: Such code looks whether that is a `Portal`, as `current()` does, and whether a loop runs, as
+#: `green()` does.
 running = getcurrent
 
 
 def current() -> Portal | None:
     """Return the portal that the caller runs in, or None.
 
-    No loop runs in one that is unwound after its loop has ended: see `green()`.
+    No loop runs in a portal that is unwound after its loop has ended: see `green()`.
     """
     here = getcurrent()
     return here if type(here) is Portal else None
@@ -268,15 +251,15 @@ def frames_below() -> Iterator[FrameType]:
 
 
 def _serve(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """What a portal runs: one function after the other.
+    """Run one function after another: the body of a portal.
 
-    While it waits for one it does not keep the greenlet that runs it: see Note [Greenlets end].
+    While it waits for a function, its frame refers to no greenlet: see Note [Greenlets end].
     """
     here: Any
     while True:
         try:
             getcurrent().returned = fn(*args, **kwargs)  # type: ignore[attr-defined]  # a portal
-        except GreenletExit:  # who throws that wants this greenlet to end
+        except GreenletExit:  # asks for the end of this greenlet
             raise
         except BaseException as exc:
             getcurrent().raised = exc  # type: ignore[attr-defined]
@@ -290,24 +273,24 @@ def _serve(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 class _Mine(threading.local):
     """The portals of the thread; see Note [Greenlets end]."""
 
-    #: How many are kept. A new greenlet costs some ten microseconds, most of it for memory that the
-    #: interpreter maps for its first frame, and unmaps after the last.
+    #: How many idle portals are kept. A new greenlet costs some ten microseconds, most of it for
+    #: memory that the interpreter maps for its first frame, and unmaps after the last.
     MOST = 64
 
     def __init__(self) -> None:
-        #: Those that have not ended.
+        #: The portals that have not ended.
         self.made: weakref.WeakSet[Portal] = weakref.WeakSet()
         self.farewell = _Farewell(self.made)
-        #: Those that wait for a function.
+        #: The portals that wait for a function.
         self.idle: list[Portal] = []
-        #: Those whose coroutines were closed in other threads.
+        #: The portals whose coroutines were closed in other threads.
         self.dropped: deque[Portal] = deque()
         #: Whether the loop has called `first_step()`.
         self.outside_of_tasks = False
 
 
 class _Farewell:
-    """Ends the portals of a thread that ends: what it keeps for itself goes in its last moment."""
+    """End the portals of a thread when the thread ends and drops its thread-local values."""
 
     def __init__(self, made: weakref.WeakSet[Portal]) -> None:
         self._made = made
@@ -318,7 +301,8 @@ class _Farewell:
             _unwind(portal) if portal.working else _end(portal)
 
     def __del__(self) -> None:
-        # Those of threads that a fork has left behind, and an interpreter's that ends, are lost.
+        # The portals of threads that a fork has left behind are lost, as are those that an
+        # interpreter has at its end.
         if self._thread == threading.get_ident() and not sys.is_finalizing():
             self.say()
 
@@ -328,7 +312,7 @@ _mine = _Mine()
 
 @atexit.register
 def _say_farewell() -> None:
-    """The main thread ends after the interpreter does."""
+    """End the portals of the main thread, which ends after the interpreter does."""
     _mine.farewell.say()
 
 
@@ -338,8 +322,8 @@ def _take_portal() -> Portal:
     idle = _mine.idle
     portal = idle.pop() if idle else Portal()
     here = getcurrent()
-    # Without this it would see none of the task's context variables, and what it sets would not be
-    # seen by the task.
+    # Without this, code in the portal would see none of the task's context variables, nor the task
+    # the values that this code sets.
     portal.gr_context = portal.context = here.gr_context
     portal.loop = asyncio._get_running_loop()
     if portal.parent is not here:
@@ -361,7 +345,7 @@ def _keep_portal(portal: Portal) -> None:
 
 
 def _end(portal: Portal) -> None:
-    """Let the greenlet of `portal`, in which no function is, run to its end."""
+    """Let the greenlet of `portal`, in which no function runs, go to its end."""
     _mine.made.discard(portal)
     here = getcurrent()
     if portal.parent is not here:
@@ -383,7 +367,7 @@ def _drive(
     while portal.working and not portal.dead:
         try:
             value = yield yielded
-        except BaseException as exc:  # thrown into the portal, which decides
+        except BaseException as exc:  # thrown into the portal: its code decides
             if isinstance(exc, GeneratorExit) and not _may_close(portal):
                 raise
             _adopt(portal)
@@ -395,7 +379,7 @@ def _drive(
         if portal.closing:  # in the end of its thread, or of its loop
             raise PortalClosed(_DROPPED)
         return yielded  # the GreenletExit that has ended it
-    # What was held back and delivered nowhere is never swallowed.
+    # A cancellation that was held back and delivered nowhere is never swallowed.
     returned, raised = portal.returned, portal.raised or portal.pending
     _keep_portal(portal)
     if raised is None:
@@ -407,7 +391,10 @@ def _drive(
 
 
 def _may_close(portal: Portal) -> bool:
-    """Whether the code in `portal` can be unwound now; else it is left to who can."""
+    """Return whether the code in `portal` can be unwound now.
+
+    If not, it is left to its own thread, or to the end of the garbage collection.
+    """
     if portal.dead:
         return False
     portal.closing = True  # Note [Two kinds of end]
@@ -416,11 +403,11 @@ def _may_close(portal: Portal) -> bool:
         try:
             assert portal.loop is not None
             portal.loop.call_soon_threadsafe(_unwind_dropped)
-        except RuntimeError:  # closed: it is unwound with what else is left of the loop
+        except RuntimeError:  # closed: the portal is unwound with the others of this loop
             pass
         return False
     if is_collecting():
-        _collected.append(portal)
+        after_collection.append(functools.partial(_unwind, portal))
         return False
     return True
 
@@ -432,14 +419,14 @@ def _unwind_dropped() -> None:
 
 
 def _unwind_left() -> None:
-    """Unwind what waits in portals of this thread for loops that were closed."""
+    """Unwind the portals of this thread that wait for loops that were closed."""
     for portal in list(_mine.made):
         if portal.working and portal.loop is not None and portal.loop.is_closed():
             _unwind(portal)
 
 
 def _unwind(portal: Portal) -> None:
-    """Do to the code in `portal` what the end of its coroutine does, without that."""
+    """Unwind the code in `portal`, as the end of its coroutine would, without that coroutine."""
     _mine.made.discard(portal)
     if portal.dead or not portal.working:
         return
@@ -448,29 +435,10 @@ def _unwind(portal: Portal) -> None:
     _throw(portal, GeneratorExit())
     raised = portal.raised
     if raised is not None and not isinstance(raised, GeneratorExit):
-        _RaisesWhenFreed(raised)
+        RaisesWhenFreed(raised)
     portal.raised = raised = None
     if not portal.dead:
         _keep_portal(portal)
-
-
-class _RaisesWhenFreed:
-    """Tells `sys.unraisablehook` of an error that nobody waits for: an error of green code.
-
-    CPython's own hook takes an argument of a type of its own, which only the interpreter can make;
-    it makes one for what a finalizer raises.
-    """
-
-    __slots__ = ("error",)
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-    def __del__(self) -> None:
-        try:
-            raise self.error
-        finally:
-            del self  # which this frame, and so the error's traceback, would keep
 
 
 #: An item for each portal that is being unwound where no loop runs; usually empty.
@@ -515,7 +483,7 @@ async def run(fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     if type(here) is Portal and here.is_own():
         found = fn(*args, **kwargs)
         if here.pending is not None:
-            deliver_cancellation()
+            here.deliver_cancellation()
         return found
     make_child_tasks_green(asyncio.get_running_loop())
     result: T = await _drive(fn, args, kwargs)
@@ -538,7 +506,7 @@ def await_(awaitable: Awaitable[T]) -> T:
             "cannot wait for an awaitable here: no greenlet of pgbackend is running. Call the "
             "synchronous function with 'await pgbackend.aio.run(fn, *args)'"
         )
-    coro = awaitable if isinstance(awaitable, Coroutine) else _as_coroutine(awaitable)
+    coro = awaitable if isinstance(awaitable, Coroutine) else as_coroutine(awaitable)
     try:
         yielded = coro.send(None)
         while True:
@@ -547,7 +515,7 @@ def await_(awaitable: Awaitable[T]) -> T:
             try:
                 value = here.suspend(yielded)
             except BaseException as exc:  # the coroutine decides
-                yielded = coro.throw(_for_coroutine(exc))
+                yielded = coro.throw(exception_to_throw(exc))
             else:
                 yielded = coro.send(value)
     except StopIteration as stop:
@@ -555,24 +523,10 @@ def await_(awaitable: Awaitable[T]) -> T:
         return result
 
 
-def _for_coroutine(exc: BaseException) -> Any:
-    """What to throw into a coroutine for `exc`.
-
-    What is thrown lives for as long as the call does: until the coroutine waits for an awaitable,
-    however many statements that takes. A cancellation which has been caught would keep its frames,
-    and the generators in these. So the coroutine is given one that nobody else refers to.
-    """
-    return asyncio.CancelledError if type(exc) is asyncio.CancelledError and not exc.args else exc
-
-
-async def _as_coroutine(awaitable: Awaitable[T]) -> T:
-    return await awaitable
-
-
 def drive(coro: Coroutine[Any, Any, T]) -> Awaitable[T]:
-    """Return `coro` with the synchronous code below it green: `portal()`, for who awaits at once.
+    """Return `coro` with the synchronous code below it green, to be awaited at once.
 
-    No coroutine of its own, which each step would have to go through.
+    This makes no coroutine of its own, through which each step would have to go.
     """
     here = getcurrent()
     if type(here) is Portal and here.is_own():
@@ -581,74 +535,16 @@ def drive(coro: Coroutine[Any, Any, T]) -> Awaitable[T]:
     return _drive(await_, (coro,), {})
 
 
-class GreenCoroutine(Coroutine[Any, Any, T]):
-    """A coroutine object that drives another one in a portal; what green tasks are made of.
-
-    In the caller's portal, if it begins in a step of the task whose that is. A class rather than
-    an ``async def``, because a task that is cancelled before its first step must close the inner
-    coroutine instead of leaving it "never awaited".
-    """
-
-    def __init__(self, coro: Coroutine[Any, Any, T]) -> None:
-        self._coro = coro
-        self._driver: Any = None
-        self.__name__ = getattr(coro, "__name__", type(coro).__name__)
-        self.__qualname__ = getattr(coro, "__qualname__", type(coro).__qualname__)
-
-    def __repr__(self) -> str:
-        return f"<green {self._coro!r}>"
-
-    def send(self, value: Any) -> Any:
-        if self._driver is None:
-            self._driver = drive(self._coro)
-        return self._driver.send(value)
-
-    def throw(self, *args: Any) -> Any:
-        try:
-            return (self._driver or self._coro).throw(*args)
-        finally:
-            del args  # the exception, whose traceback knows this frame
-
-    def close(self) -> None:
-        (self._driver or self._coro).close()
-
-    def __await__(self) -> Generator[Any, Any, T]:
-        return self
-
-    def __iter__(self) -> GreenCoroutine[T]:
-        return self
-
-    def __next__(self) -> Any:
-        return self.send(None)
-
-    # What asyncio and debuggers look for on a coroutine.
-    @property
-    def cr_frame(self) -> Any:
-        return getattr(self._coro, "cr_frame", None)
-
-    @property
-    def cr_running(self) -> bool:
-        return bool(getattr(self._coro, "cr_running", False))
-
-    @property
-    def cr_code(self) -> Any:
-        return getattr(self._coro, "cr_code", None)
-
-    @property
-    def cr_await(self) -> Any:
-        return getattr(self._coro, "cr_await", None)
-
-
 def portal(coro: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
     """Return a coroutine that runs `coro` with the synchronous code below it green."""
-    return coro if type(coro) is GreenCoroutine else GreenCoroutine(coro)
+    return coro if type(coro) is GreenCoroutine else GreenCoroutine(coro, drive)
 
 
 def first_step(coro: Coroutine[Any, Any, Any]) -> Any:
     """Take the first step of `coro` in a callback of the loop; return what it waits for.
 
-    To go on with it is for a task: see `resume()`. Raises what `coro` does, which is `NotGreen`
-    where it uses the database: who holds a connection is a task.
+    A task must go on with it: see `resume()`. Raises what `coro` raises; that is `NotGreen` where
+    it uses the database, since only a task can hold a connection.
     """
     _mine.outside_of_tasks = True
     try:
@@ -659,46 +555,25 @@ def first_step(coro: Coroutine[Any, Any, Any]) -> Any:
 
 async def resume(coro: Coroutine[Any, Any, Any], waits_for: Any) -> Any:
     """Go on with a coroutine whose first step was taken elsewhere."""
-    return await _Resumed(coro, waits_for)
-
-
-class _Resumed:
-    def __init__(self, coro: Coroutine[Any, Any, Any], waits_for: Any) -> None:
-        self.coro = coro
-        self.waits_for = waits_for
-
-    def __await__(self) -> Any:
-        if self.waits_for is not None:
-            self.waits_for._asyncio_future_blocking = True  # noqa: SLF001
-        waits_for = self.waits_for
-        try:
-            while True:
-                try:
-                    value = yield waits_for
-                except BaseException as exc:
-                    waits_for = self.coro.throw(exc)
-                else:
-                    waits_for = self.coro.send(value)
-        except StopIteration as stop:
-            return stop.value
+    return await Resumed(coro, waits_for)
 
 
 def name_of(task: asyncio.Task[Any]) -> str:
-    """The name of `task`, for messages; that of its function where it has been given none."""
+    """Return the name of `task` for messages; the name of its function if it was given none."""
     name = task.get_name()
-    if name == "None":  # what some releases of Python 3.13 name the tasks of a factory
+    if name == "None":  # the name that some releases of Python 3.13 give to tasks of a factory
         name = getattr(task.get_coro(), "__qualname__", name)
     return name
 
 
-#: Called before a task is made, which inherits the context of the caller; usually empty.
+#: Functions to call before a task is made, which inherits the caller's context; usually empty.
 before_task: list[Callable[[], None]] = []
 
 
 def make_child_tasks_green(loop: asyncio.AbstractEventLoop) -> None:
-    """Let tasks that green code starts on `loop` be green too.
+    """Make the tasks that green code starts on `loop` green too.
 
-    Wraps the loop's task factory, once; a factory that is there already still makes the tasks.
+    Wraps the loop's task factory, once; a factory that the loop has already still makes the tasks.
     """
     make_task = loop.get_task_factory()
     if getattr(make_task, "_makes_green_tasks", False):
@@ -718,241 +593,3 @@ def make_child_tasks_green(loop: asyncio.AbstractEventLoop) -> None:
     factory._makes_green_tasks = True  # type: ignore[attr-defined]
     loop.set_task_factory(factory)  # type: ignore[arg-type]  # it takes more than asked
     _unwind_left()
-
-
-# --- Cancellation -------------------------------------------------------------------------------
-#
-# Note [Held cancellation]
-# COMMIT and ROLLBACK are not torn: a CancelledError that arrives while `hold_cancellation` is in
-# force is kept in `Portal.pending` and raised by `deliver_cancellation()`, at a place where the
-# state of the connection is whole again.
-
-
-class hold_cancellation:  # noqa: N801 - reads as a statement
-    """A context manager: a cancellation that arrives in the block is held back."""
-
-    __slots__ = ("_portal",)
-
-    def __enter__(self) -> None:
-        self._portal = current()
-        if self._portal is not None:
-            self._portal.holding += 1
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self._portal is not None:
-            self._portal.holding -= 1
-
-
-class hold_when_closed:  # noqa: N801 - reads as a statement
-    """A context manager to put around others: a cancellation is held back while they end.
-
-    That is where a generator is closed that the block is in: whoever drops the last reference to it
-    cannot be given an exception. Its value is a context manager to put inside of them, which sees
-    that. What was held back is delivered later, at the end of the portal at the latest.
-    """
-
-    def __init__(self) -> None:
-        self._holding = hold_cancellation()
-        self._is_closed = False
-
-    @contextlib.contextmanager
-    def _inside(self) -> Generator[None]:
-        try:
-            yield
-        except GeneratorExit:
-            self._is_closed = True
-            self._holding.__enter__()
-            raise
-
-    def __enter__(self) -> contextlib.AbstractContextManager[None]:
-        return self._inside()
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self._is_closed:
-            self._holding.__exit__(*exc_info)
-
-
-class postpone_delivery:  # noqa: N801 - reads as a statement
-    """A context manager: what was held back is not delivered in the block, but at its end.
-
-    Or later still, at the end of the portal at the latest, if `deliver` is False.
-    """
-
-    __slots__ = ("_deliver", "_portal")
-
-    def __init__(self, *, deliver: bool = True) -> None:
-        self._deliver = deliver
-
-    def __enter__(self) -> None:
-        self._portal = current()
-        if self._portal is not None:
-            self._portal.postponing += 1
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self._portal is not None:
-            self._portal.postponing -= 1
-            if self._deliver and self._portal.pending is not None:
-                deliver_cancellation()
-
-
-def deliver_cancellation() -> None:
-    """Raise the cancellation that was held back, if there is one."""
-    here = current()
-    if here is None or here.pending is None:
-        return
-    if not here.holding and not here.postponing:
-        pending, here.pending = here.pending, None
-        try:
-            raise pending
-        finally:
-            del pending  # which knows this frame by its traceback
-
-
-def finish(coro: Coroutine[Any, Any, T], budget: float) -> T | None:
-    """Run `coro` to its end in a task of its own, whatever happens to the caller's.
-
-    For clean-up that must not be torn. A cancellation that arrives meanwhile is held back (Note
-    [Held cancellation]). Returns None when `budget` (seconds) was not enough; the task is then
-    cancelled, and awaited no longer.
-    """
-    here = current()
-    assert here is not None
-    loop = asyncio.get_running_loop()
-    task = loop.create_task(coro)
-    timer = loop.call_later(budget, task.cancel)
-    try:
-        while not task.done():
-            done = loop.create_future()
-            task.add_done_callback(functools.partial(_settle, done))
-            try:
-                here.wait_for(done)
-            except asyncio.CancelledError as exc:
-                here.pending = here.pending or exc
-    except BaseException:
-        task.cancel()
-        raise
-    finally:
-        timer.cancel()
-    return None if task.cancelled() else task.result()
-
-
-def _settle(future: asyncio.Future[None], _: object) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
-# --- Parking: waiting for a turn, in a greenlet or in a thread ------------------------------------
-
-
-class Waiter:
-    """One caller that waits until another calls `wake()`; a green caller parks its greenlet.
-
-    `wake()` may be called from any thread, and more than once.
-    """
-
-    __slots__ = ("_event", "_future", "_loop", "_portal")
-
-    def __init__(self) -> None:
-        self._portal = current()
-        if self._portal is None:
-            self._event = threading.Event()
-        else:
-            self._loop = asyncio.get_running_loop()
-            self._future: asyncio.Future[None] = self._loop.create_future()
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait for `wake()`; return False when `timeout` seconds passed first."""
-        if self._portal is None:
-            return self._event.wait(timeout)
-        timer = None if timeout is None else self._loop.call_later(timeout, self._set, False)
-        try:
-            return bool(self._portal.wait_for(self._future))
-        finally:
-            if timer is not None:
-                timer.cancel()
-
-    def wake(self) -> None:
-        if self._portal is None:
-            self._event.set()
-        elif asyncio._get_running_loop() is self._loop:
-            self._set(True)
-        else:
-            try:
-                self._loop.call_soon_threadsafe(self._set, True)
-            except RuntimeError:  # the loop was closed, and the waiter with it
-                pass
-
-    def _set(self, value: Any) -> None:
-        if not self._future.done():
-            self._future.set_result(value)
-
-
-class ParkingLock:
-    """A fair lock whose waiters park their greenlet, or block their thread when not green.
-
-    It is handed over in the order of arrival, so a waiter that was served and then interrupted
-    hands it on. Free, it costs little more than the `threading.Lock` that it is made of; that one
-    is never waited for.
-    """
-
-    __slots__ = ("_lock", "_waiters", "on_free", "refuse")
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._waiters: deque[Waiter] = deque()
-        #: Called when the lock has become free, until somebody sets it to None; in the thread that
-        #: has released it.
-        self.on_free: Callable[[], None] | None = None
-        #: Raises what those get who come, or wait, while somebody has the lock as the last one.
-        self.refuse: Callable[[], None] | None = None
-
-    def acquire(self) -> None:
-        if self._waiters or not self._lock.acquire(False):
-            self._queue()
-
-    def _queue(self) -> None:
-        self._maybe_refuse()
-        waiter = Waiter()
-        self._waiters.append(waiter)
-        if self._lock.acquire(False):  # it became free before the waiter could be seen
-            self.release()
-        try:
-            waiter.wait()
-            self._maybe_refuse()
-        except BaseException:
-            self._withdraw(waiter)
-            raise
-
-    def _maybe_refuse(self) -> None:
-        if (refuse := self.refuse) is not None:
-            refuse()
-
-    def _withdraw(self, waiter: Waiter) -> None:
-        try:
-            self._waiters.remove(waiter)
-        except ValueError:
-            self.release()  # served already: the lock is this waiter's to hand on
-
-    def release(self, *exc_info: object) -> None:
-        waiters = self._waiters
-        while True:
-            if not waiters:
-                self._lock.release()
-                # Who came in between, in another thread, has seen the lock held.
-                if not waiters or not self._lock.acquire(False):
-                    # Looked at once: another thread may take it back meanwhile.
-                    if (on_free := self.on_free) is not None:
-                        on_free()
-                    return
-            try:
-                waiter = waiters.popleft()
-            except IndexError:  # withdrawn by another thread, just now
-                continue
-            waiter.wake()
-            return
-
-    def locked(self) -> bool:
-        return self._lock.locked()
-
-    __enter__ = acquire
-    __exit__ = release  # itself, and not a call of it: each statement takes the lock

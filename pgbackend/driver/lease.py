@@ -27,7 +27,10 @@ from time import monotonic
 from typing import Any, Protocol, TypeAlias
 
 from . import bridge, errors
-from .connection import LEASE_ENDED, AsyncConnection, Connection, Result, result_of
+from .connection import LEASE_ENDED, Connection
+from .finalizers import is_collecting
+from .pooled import AsyncConnection
+from .statement_cursors import Result, result_of
 from .vouching import vouching
 
 #: Returns what prepares a cursor on a connection with these adapters; None if nothing need.
@@ -152,8 +155,8 @@ class Lease:
         portal = bridge.current()
         if portal is None:
             # Not the garbage collector: its thread may be in the midst of another statement.
-            return asyncio._get_running_loop() is None and not bridge.is_collecting()
-        if portal.closing or bridge.is_collecting():
+            return asyncio._get_running_loop() is None and not is_collecting()
+        if portal.closing or is_collecting():
             return False
         return asyncio.current_task() is self.task or self.pins > 0
 

@@ -13,10 +13,10 @@ import threading
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-from .connection import forget_own_connections
 from .exits import stand_still_at_exit
 from .forks import after_fork
 from .pool import Pool, PoolOptions, PoolStatistics
+from .unpooled import forget_own_connections
 
 #: Seconds to wait until the thread of another loop has closed its pool.
 CLOSE_TIMEOUT = 5.0

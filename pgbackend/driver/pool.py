@@ -32,20 +32,18 @@ import psycopg
 from psycopg.pq import PipelineStatus, TransactionStatus
 
 from . import bridge, deadlock, errors, events
-from .connection import (
-    CLEANUP_BUDGET,
-    AsyncConnection,
-    ConnectArguments,
-    Connection,
-    Result,
-)
+from .connection import ConnectArguments, Connection
+from .finalizers import check_not_collecting
 from .lease import Adapting, Lease
+from .pooled import AsyncConnection
 from .psycopg_pool_adapter import (
     PsycopgPool,
     PsycopgPoolClosed,
     PsycopgPoolFull,
     PsycopgPoolTimeout,
 )
+from .recovery import CLEANUP_BUDGET
+from .statement_cursors import Result
 
 logger = logging.getLogger("pgbackend.driver")
 
@@ -157,7 +155,7 @@ class Pool:
 
     def lease(self) -> Lease:
         """Take a connection, green. Raises an error of `errors` about pools, or the server's."""
-        bridge.check_not_collecting()
+        check_not_collecting()
         started = monotonic()
         physical = self._psycopg.take_free(started) or self._wait(started)
         if physical is None or not physical.is_alive():

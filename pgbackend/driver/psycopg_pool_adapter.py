@@ -39,7 +39,7 @@ from psycopg_pool.pool_async import (
 from . import errors
 from .attempts import FAILURE_WINDOW, MAX_ATTEMPTS, Attempts, forget_connecting, repeat
 from .bridge import Portal
-from .connection import AsyncConnection
+from .pooled import AsyncConnection
 from .shortcuts import switches
 from .waiting import Alarm, QueueOwner, TimedByQueue, WaitingQueue
 

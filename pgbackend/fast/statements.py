@@ -49,11 +49,12 @@ from pgbackend.compiler import (
 )
 from pgbackend.driver import bridge
 from pgbackend.driver.bridge import Portal
-from pgbackend.driver.connection import LEASE_ENDED, Result
+from pgbackend.driver.connection import LEASE_ENDED
 from pgbackend.driver.errors import LeaseEnded
 from pgbackend.driver.lease import Lease
 from pgbackend.driver.pool import Pool
 from pgbackend.driver.shortcuts import is_psycopgs
+from pgbackend.driver.statement_cursors import Result
 from pgbackend.driver.vouching import is_vouched
 from pgbackend.patches import NO_OTHERS, djangos, lookup
 from pgbackend.state import Session, State

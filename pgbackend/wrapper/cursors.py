@@ -19,7 +19,8 @@ from pgbackend import frames, state
 from pgbackend.attributes import of_connection
 from pgbackend.driver import bridge
 from pgbackend.driver.bridge import Portal
-from pgbackend.driver.connection import LEASE_ENDED, adopt
+from pgbackend.driver.connection import LEASE_ENDED
+from pgbackend.driver.cursors import adopt
 from pgbackend.driver.errors import LeaseEnded
 from pgbackend.patches import if_djangos
 from pgbackend.state import State

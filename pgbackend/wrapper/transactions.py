@@ -18,7 +18,7 @@ from django.db.backends.utils import debug_transaction
 from psycopg.pq import TransactionStatus
 
 from pgbackend import driver, hops, state
-from pgbackend.driver import bridge
+from pgbackend.driver.cancellation import deliver_cancellation, hold_cancellation, postpone_delivery
 from pgbackend.patches import if_djangos
 from pgbackend.state import State
 
@@ -62,7 +62,7 @@ class Transactions(Closing):
         else:
             super().set_autocommit(autocommit, force_begin_transaction_with_broken_autocommit)
         if autocommit:
-            bridge.deliver_cancellation()
+            deliver_cancellation()
 
     def _set_autocommit_pooled(self, current: State, autocommit: bool) -> None:
         # As Django does, without ensure_connection(): the first statement leases the connection.
@@ -177,7 +177,7 @@ class Transactions(Closing):
     # --- COMMIT and ROLLBACK ---
 
     def commit(self) -> None:
-        with bridge.postpone_delivery():
+        with postpone_delivery():
             super().commit()
 
     def _commit(self) -> None:
@@ -198,7 +198,7 @@ class Transactions(Closing):
         current.run_commit_hooks_on_set_autocommit_on = True
 
     def rollback(self) -> None:
-        with bridge.postpone_delivery():
+        with postpone_delivery():
             super().rollback()
 
     def _rollback(self) -> None:
@@ -223,17 +223,17 @@ class Transactions(Closing):
 
     def _savepoint_rollback(self, sid: str) -> None:
         rollback = self.ops.savepoint_rollback_sql(sid)
-        with self.backend_statement(rollback), bridge.hold_cancellation():
+        with self.backend_statement(rollback), hold_cancellation():
             if (cancel_others := getattr(self.connection, "cancel_others", None)) is not None:
                 cancel_others()
             super()._savepoint_rollback(sid)
-        bridge.deliver_cancellation()
+        deliver_cancellation()
 
     def _savepoint_commit(self, sid: str) -> None:
         commit = self.ops.savepoint_commit_sql(sid)
-        with self.backend_statement(commit), bridge.hold_cancellation():
+        with self.backend_statement(commit), hold_cancellation():
             super()._savepoint_commit(sid)
-        bridge.deliver_cancellation()
+        deliver_cancellation()
 
     # --- Hooks on commit ---
 

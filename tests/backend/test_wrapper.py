@@ -23,7 +23,7 @@ import pgbackend
 from pgbackend import aio
 from pgbackend.base import DatabaseWrapper
 from pgbackend.driver import bridge
-from pgbackend.driver.bridge import _Resumed
+from pgbackend.driver.coroutines import Resumed
 from tests.conftest import Runner
 from tests.library.models import Tag
 from tests.support.processes import Program, run_all
@@ -174,7 +174,7 @@ def test_a_coroutine_that_another_task_goes_on_with_is_that_tasks(run: Runner) -
         return found
 
     async def go_on(coro: Any, waits_for: Any) -> Any:
-        return await _Resumed(coro, waits_for)
+        return await Resumed(coro, waits_for)
 
     async def main() -> None:
         async with pgbackend.pinned():

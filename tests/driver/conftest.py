@@ -12,7 +12,8 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from pgbackend.driver import bridge, events
+from pgbackend.driver import events
+from pgbackend.driver.cancellation import deliver_cancellation
 from pgbackend.driver.lease import Lease
 from pgbackend.driver.loops import get_pool
 from pgbackend.driver.pool import Pool, PoolOptions
@@ -120,7 +121,7 @@ def atomic(pool: Pool) -> Iterator[Any]:
                 connection.rollback()
             raise
         connection.commit()
-    bridge.deliver_cancellation()
+    deliver_cancellation()
 
 
 def take_all(pool: Pool) -> int:

@@ -21,9 +21,18 @@ from typing import Any
 import pytest
 
 from pgbackend.driver import bridge
-from pgbackend.driver.bridge import ParkingLock, Waiter, await_, portal
+from pgbackend.driver.bridge import await_, portal
 from pgbackend.driver.bridge import run as green
+from pgbackend.driver.cancellation import (
+    deliver_cancellation,
+    finish,
+    hold_cancellation,
+    postpone_delivery,
+)
+from pgbackend.driver.coroutines import GreenCoroutine
 from pgbackend.driver.errors import NotGreen, PortalClosed
+from pgbackend.driver.finalizers import is_collecting
+from pgbackend.driver.parking import ParkingLock, Waiter
 from tests.conftest import Runner, all_portals
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
@@ -414,7 +423,7 @@ def test_portals_of_tasks_that_are_ended_at_any_step_end(run: Runner, end: str, 
                 coro.throw(KeyError)
 
     async def main() -> None:
-        for start in (lambda: green(fn), lambda: bridge.GreenCoroutine(_call(fn))):
+        for start in (lambda: green(fn), lambda: portal(_call(fn))):
             for _ in range(100):
                 await cancelled(start()) if end == "cancel" else stopped(start())
         assert alive_here() <= bridge._Mine.MOST
@@ -460,7 +469,7 @@ class Parked:
             with suppress(PortalClosed):
                 pause()
                 self.seen.append("waited")
-            self.seen += [threading.get_ident(), bridge.is_collecting()]
+            self.seen += [threading.get_ident(), is_collecting()]
 
 
 def leave(run: Runner, *fns: Callable[[], Any], closed: bool) -> list[asyncio.Task[Any]]:
@@ -529,7 +538,7 @@ def test_a_coroutine_that_the_collector_closes_is_unwound_when_it_is_done(run: R
         try:
             parked()
         finally:
-            collecting.append(bridge.is_collecting())
+            collecting.append(is_collecting())
 
     async def main() -> None:
         for start in (lambda: green(fn), lambda: portal(_call(fn))):
@@ -606,7 +615,7 @@ def test_what_another_thread_drops_is_unwound_in_its_own(run: Runner, end: str) 
         try:
             await_(asyncio.Event().wait())
         except GeneratorExit:
-            parked.seen += ["unwinds", threading.get_ident(), bridge.is_collecting()]
+            parked.seen += ["unwinds", threading.get_ident(), is_collecting()]
             raise
 
     run(main())
@@ -1053,7 +1062,7 @@ def wait_for_a_lock() -> None:
 
 
 def wait_for_clean_up() -> None:
-    bridge.finish(asyncio.sleep(0), 1.0)
+    finish(asyncio.sleep(0), 1.0)
 
 
 WAITS = [
@@ -1199,8 +1208,8 @@ def test_a_task_is_given_one_portal_by_factories_that_wrap_each_other(run: Runne
             factory: Any = loop.get_task_factory()
             loop.set_task_factory(lambda *args, f=factory, **kwargs: f(*args, **kwargs))
         coro: Any = await portal(by_create_task(child))
-        assert type(coro) is bridge.GreenCoroutine
-        assert type(coro._coro) is not bridge.GreenCoroutine
+        assert type(coro) is GreenCoroutine
+        assert type(coro._coro) is not GreenCoroutine
 
     run(main())
 
@@ -1324,7 +1333,7 @@ def test_a_cancellation_that_was_held_back_is_never_swallowed(run: Runner) -> No
         def fn() -> str:
             here = bridge.current()
             assert here is not None
-            with bridge.hold_cancellation():
+            with hold_cancellation():
                 try:
                     await_(ready.wait())
                 except asyncio.CancelledError as exc:
@@ -1350,9 +1359,9 @@ def test_held_cancellation_is_delivered_at_the_end_of_a_postponing_block(run: Ru
         seen: list[str] = []
 
         def fn() -> None:
-            with bridge.postpone_delivery():
-                bridge.finish(asyncio.sleep(0.01), 1.0)
-                bridge.deliver_cancellation()
+            with postpone_delivery():
+                finish(asyncio.sleep(0.01), 1.0)
+                deliver_cancellation()
                 seen.append("not delivered inside")
             seen.append("not reached")
 
@@ -1377,9 +1386,9 @@ def test_finish_absorbs_repeated_cancellations_and_delivers_one(run: Runner) -> 
             return "result"
 
         def fn() -> None:
-            assert bridge.finish(clean_up(), 5.0) == "result"
+            assert finish(clean_up(), 5.0) == "result"
             seen.append("goes on")
-            bridge.deliver_cancellation()
+            deliver_cancellation()
             seen.append("not reached")
 
         task = asyncio.create_task(green(fn))
@@ -1400,7 +1409,7 @@ def test_finish_gives_up_when_its_budget_is_spent(run: Runner) -> None:
         await asyncio.Event().wait()
 
     def fn() -> Any:
-        return bridge.finish(forever(), 0.02)
+        return finish(forever(), 0.02)
 
     assert run(green(fn)) is None
 
@@ -1410,7 +1419,7 @@ def test_finish_raises_what_its_coroutine_raises(run: Runner) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        run(green(bridge.finish, fail(), 1.0))
+        run(green(finish, fail(), 1.0))
 
 
 # --- Closed and collected coroutines --------------------------------------------------------------

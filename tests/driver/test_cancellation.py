@@ -21,9 +21,9 @@ from pgbackend.driver import bridge
 from pgbackend.driver import connection as driver_connection
 from pgbackend.driver.bridge import await_
 from pgbackend.driver.bridge import run as green
-from pgbackend.driver.connection import CLEANUP_BUDGET
 from pgbackend.driver.errors import LeaseEnded, OutcomeUnknown
 from pgbackend.driver.pool import Pool
+from pgbackend.driver.recovery import CLEANUP_BUDGET
 from tests.conftest import Runner, wait_for
 from tests.support.link import Link
 from tests.support.sweep import (

@@ -21,7 +21,7 @@ from psycopg.waiting import Wait
 from pgbackend.driver import AsyncConnection, Connection, bridge, connect, versions
 from pgbackend.driver.bridge import await_
 from pgbackend.driver.bridge import run as green
-from pgbackend.driver.connection import Watch
+from pgbackend.driver.socket_watch import Watch
 from tests.conftest import LOOPS, Runner, wait_for
 from tests.support.link import Link
 

@@ -14,11 +14,13 @@ import psycopg
 import pytest
 
 from pgbackend.driver import bridge
-from pgbackend.driver.bridge import ParkingLock
 from pgbackend.driver.bridge import run as green
-from pgbackend.driver.connection import Connection, Watch, let_go
+from pgbackend.driver.connection import Connection
+from pgbackend.driver.cursors import let_go
 from pgbackend.driver.errors import LeaseEnded
 from pgbackend.driver.lease import Lease
+from pgbackend.driver.parking import ParkingLock
+from pgbackend.driver.socket_watch import Watch
 from tests.conftest import Runner, wait_for
 from tests.support.gate import Gate
 from tests.support.sweep import Interrupt, Outcome, sweep

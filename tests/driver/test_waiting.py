@@ -17,8 +17,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgbackend.driver import bridge, events
+from pgbackend.driver import events
 from pgbackend.driver.bridge import run as green
+from pgbackend.driver.cancellation import hold_cancellation
 from pgbackend.driver.errors import PoolTimeout
 from pgbackend.driver.lease import Lease
 from pgbackend.driver.pool import Pool
@@ -310,7 +311,7 @@ def with_a_value_of_ones_own(pool: Pool, sql: str) -> Any:
 
 
 def holding_cancellation(pool: Pool, sql: str) -> Any:
-    with bridge.hold_cancellation():
+    with hold_cancellation():
         return execute(pool, sql)
 
 

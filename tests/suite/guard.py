@@ -30,7 +30,7 @@ class Guard:
 
     def install(self) -> None:
         """Wrap functions of the driver; call this before `pgbackend.base` is imported."""
-        from pgbackend.driver.connection import AsyncConnection, Connection
+        from pgbackend.driver import AsyncConnection, Connection
 
         self._count_pooled(AsyncConnection)
         self._check_waits(Connection)

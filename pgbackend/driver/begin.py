@@ -1,0 +1,110 @@
+"""BEGIN in one message with the first statement of a transaction: one round trip for both.
+
+psycopg sends BEGIN by itself and waits for the answer. A cursor that binds parameters on the client
+(`psycopg.ClientCursor`) sends text, and may put BEGIN in front of it: both are one message of the
+simple protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import is_
+from typing import Any
+
+import psycopg
+from psycopg.abc import PQGen
+from psycopg.pq import DiagnosticField, ExecStatus, TransactionStatus
+
+from .shortcuts import looking
+
+_IDLE = TransactionStatus.IDLE
+
+#: Compare them by ``all(map(is_, seen_for_begin(), BEGIN))``: true if BEGIN may be sent this way.
+seen_for_begin, BEGIN = looking(
+    "begin",
+    "connection._start_query connection._exec_command cursor._execute_send",
+    connection=psycopg.Connection,
+    cursor=psycopg.ClientCursor,
+)
+
+
+def _nothing() -> PQGen[None]:
+    yield from ()
+
+
+class NotBegunError(Exception):
+    """Neither BEGIN nor the statement sent with it was executed, or BEGIN was sent alone."""
+
+
+class BeginningCursor:
+    """Send BEGIN in one message with a transaction's first statement (a mixin of `ClientCursor`).
+
+    A statement that the server cannot parse keeps it from executing BEGIN too: then both are sent
+    one after the other, so that the transaction is a failed one, as it would be in psycopg. A
+    statement that was cancelled while the server parsed it is never sent again: nothing has begun.
+    """
+
+    _conn: Any
+    _pgconn: Any
+    _query: Any
+    _execute_send: Callable[..., None]
+    _check_results: Callable[[list[Any]], None]
+
+    def _execute_gen(self, query: Any, params: Any = None, **kwargs: Any) -> PQGen[None]:
+        conn = self._conn
+        if (
+            conn._autocommit  # noqa: SLF001
+            or conn.pgconn.transaction_status != _IDLE
+            or conn._pipeline  # noqa: SLF001
+            or not all(map(is_, seen_for_begin(), BEGIN))
+        ):
+            return super()._execute_gen(query, params, **kwargs)  # type: ignore[misc,no-any-return]
+        return self._begin_gen(query, params, **kwargs)
+
+    def _begin_gen(self, query: Any, params: Any, **kwargs: Any) -> PQGen[None]:
+        execute_gen = self._execute_plainly_gen
+        # Set on the objects: methods of the class would make every other statement slower.
+        self._conn._start_query = _nothing  # noqa: SLF001
+        self._execute_send, self._check_results = self._send_with_begin, self._check_with_begin
+        try:
+            yield from execute_gen(query, params, **kwargs)
+            return
+        except NotBegunError:
+            pass
+        finally:
+            self.__dict__.pop("_execute_send", None)
+            self.__dict__.pop("_check_results", None)
+            self._conn.__dict__.pop("_start_query", None)
+            self._conn.has_looked = False
+        yield from execute_gen(query, params, **kwargs)
+
+    def _send_with_begin(self, query: Any, *, binary: bool | None = None, **kwargs: Any) -> None:
+        del self._conn._start_query, self._execute_send  # noqa: SLF001
+        if binary:
+            self._execute_send(query, binary=binary, **kwargs)  # raises: text only
+        self._query = query
+        begin = self._conn._get_tx_start_command()  # noqa: SLF001
+        self._pgconn.send_query(begin + b"; " + query.query)
+
+    def _check_with_begin(self, results: list[Any]) -> None:
+        del self._check_results
+        self._drop_begun(results)
+        self._check_results(results)
+
+    def _drop_begun(self, results: list[Any]) -> None:
+        """Remove the result of BEGIN from `results`; raise `NotBegunError` to send it alone."""
+        if len(results) > 1:
+            del results[0]
+        elif self._may_be_sent_again(results[0]):
+            raise NotBegunError
+
+    def _execute_plainly_gen(self, query: Any, params: Any, **kwargs: Any) -> PQGen[None]:
+        return super()._execute_gen(query, params, **kwargs)  # type: ignore[misc,no-any-return]
+
+    def _may_be_sent_again(self, result: Any) -> bool:
+        """Return whether `result` says that nothing was executed, and not due to a cancellation."""
+        if result.status != ExecStatus.FATAL_ERROR:
+            return True  # the result of BEGIN: there was no statement
+        if self._pgconn.transaction_status != _IDLE:
+            return False
+        return bool(result.error_field(DiagnosticField.SQLSTATE) != b"57014")  # query_canceled

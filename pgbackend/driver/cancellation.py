@@ -1,0 +1,128 @@
+"""Cancellations of green code: held back, postponed, and delivered when the state is whole again.
+
+Note [Held cancellation]
+COMMIT and ROLLBACK are not torn: a CancelledError that arrives while `hold_cancellation` is in
+force is kept in `Portal.pending` and raised by `deliver_cancellation()`, at a place where the
+state of the connection is whole again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import Coroutine, Generator
+from typing import Any, TypeVar
+
+from .bridge import current
+
+T = TypeVar("T")
+
+
+class hold_cancellation:  # noqa: N801 - reads as a statement
+    """Hold back a cancellation that arrives in the block (a context manager)."""
+
+    __slots__ = ("_portal",)
+
+    def __enter__(self) -> None:
+        self._portal = current()
+        if self._portal is not None:
+            self._portal.holding += 1
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._portal is not None:
+            self._portal.holding -= 1
+
+
+class hold_when_closed:  # noqa: N801 - reads as a statement
+    """Hold a cancellation back while other context managers end because a generator is closed.
+
+    Enter it before the others. Its value is another context manager, to be entered after them: it
+    sees whether the generator that the block is in is being closed. Whoever drops the last
+    reference to a generator cannot be given an exception; so a cancellation is delivered later, at
+    the end of the portal at the latest.
+    """
+
+    def __init__(self) -> None:
+        self._holding = hold_cancellation()
+        self._is_closed = False
+
+    @contextlib.contextmanager
+    def _inside(self) -> Generator[None]:
+        try:
+            yield
+        except GeneratorExit:
+            self._is_closed = True
+            self._holding.__enter__()
+            raise
+
+    def __enter__(self) -> contextlib.AbstractContextManager[None]:
+        return self._inside()
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._is_closed:
+            self._holding.__exit__(*exc_info)
+
+
+class postpone_delivery:  # noqa: N801 - reads as a statement
+    """Postpone the delivery of a held-back cancellation to the end of the block.
+
+    A context manager. If `deliver` is False, it is delivered later still, at the end of the portal
+    at the latest.
+    """
+
+    __slots__ = ("_deliver", "_portal")
+
+    def __init__(self, *, deliver: bool = True) -> None:
+        self._deliver = deliver
+
+    def __enter__(self) -> None:
+        self._portal = current()
+        if self._portal is not None:
+            self._portal.postponing += 1
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._portal is not None:
+            self._portal.postponing -= 1
+            if self._deliver and self._portal.pending is not None:
+                deliver_cancellation()
+
+
+def deliver_cancellation() -> None:
+    """Raise the cancellation that was held back, if there is one."""
+    here = current()
+    if here is not None and here.pending is not None:
+        here.deliver_cancellation()
+
+
+def finish(coro: Coroutine[Any, Any, T], budget: float) -> T | None:
+    """Run `coro` to its end in a task of its own, whatever happens to the caller's task.
+
+    For clean-up that must not be torn. A cancellation that arrives meanwhile is held back (Note
+    [Held cancellation]). Returns None when `budget` (seconds) was not enough; the task is then
+    cancelled, and awaited no longer.
+    """
+    here = current()
+    assert here is not None
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(coro)
+    timer = loop.call_later(budget, task.cancel)
+    try:
+        while not task.done():
+            done = loop.create_future()
+            task.add_done_callback(functools.partial(_settle, done))
+            try:
+                here.wait_for(done)
+            except asyncio.CancelledError as exc:
+                here.pending = here.pending or exc
+    except BaseException:
+        task.cancel()
+        raise
+    finally:
+        timer.cancel()
+    return None if task.cancelled() else task.result()
+
+
+def _settle(future: asyncio.Future[None], _: object) -> None:
+    if not future.done():
+        future.set_result(None)

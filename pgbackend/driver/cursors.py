@@ -1,0 +1,381 @@
+"""The cursors of this driver: psycopg's classes, with mixins for what this driver adds.
+
+Each cursor class gets the mixins that fit it (`abilities()`): to send BEGIN with a transaction's
+first statement, and to prepare a stale statement anew. A cursor on a leased connection is a
+holder of the lease, too: the connection stays with the task as long as the cursor is open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.abc import PQGen
+from psycopg.pq import PipelineStatus, TransactionStatus
+
+from .begin import BeginningCursor
+from .cancellation import hold_cancellation, hold_when_closed
+from .errors import LeaseEnded
+from .parking import caller
+from .prepared import PreparingCursor
+from .recovery import limit_clean_up
+from .vouching import is_vouched
+
+RV = TypeVar("RV")
+
+_get_running_loop = asyncio._get_running_loop
+_ACTIVE = TransactionStatus.ACTIVE
+
+
+class BlockEndedError(LeaseEnded):
+    """The transaction of a statement ended while the statement waited for the connection."""
+
+
+BLOCK_ENDED = (
+    "the atomic block of this statement has ended in another task, which closed the generator that "
+    "the block is in, while the statement waited for the connection"
+)
+
+
+def abilities(cursor_class: type[Any]) -> tuple[type[Any], ...]:
+    """Return the mixins that a cursor of this driver gets for what `cursor_class` can do."""
+    if not issubclass(cursor_class, psycopg.ClientCursor):
+        return (PreparingCursor,)
+    # A class with its own way to send keeps it. A patch of psycopg's is looked for when it sends.
+    sends_by_itself = cursor_class._execute_send is not psycopg.ClientCursor._execute_send  # noqa: SLF001
+    return () if sends_by_itself else (BeginningCursor,)
+
+
+@functools.lru_cache(maxsize=64)
+def own_class(cursor_class: Any, prepares: bool) -> Any:
+    """Return `cursor_class` for a connection that no pool keeps, with its `abilities()`."""
+    if not prepares and not issubclass(cursor_class, psycopg.ClientCursor):
+        return cursor_class
+    bases = (*abilities(cursor_class), cursor_class)
+    return type(cursor_class.__name__, bases, {"__module__": __name__})
+
+
+class _LeasedCursor:
+    """Make a cursor of a twin a holder of its lease (a mixin).
+
+    The cursor holds the connection from when it is made until it is closed or collected. But a
+    cursor whose first statement fails has left nothing in the session that anybody might count on,
+    and has no rows: it lets the connection go, whoever still refers to it (a traceback, a `raw()`
+    QuerySet). Another statement on it takes a connection again.
+    """
+
+    _conn: Any
+    _pgconn: Any
+    _close: Callable[[], None]
+    closed: bool
+    #: Whether this is a server-side cursor, which has a name.
+    is_on_server = False
+    #: Whether it is a holder of the lease.
+    _holds = False
+    #: Whether a statement of it was about to be sent, and whether one has succeeded.
+    _has_begun = False
+    _has_succeeded = False
+    #: Where the cursor was opened, if a warning is due when it is never closed.
+    opened_at: str | None = None
+    #: Gives another connection to a cursor that has let its own go.
+    renew: Callable[[Any], None] | None = None
+
+    def __init__(self, connection: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(connection, *args, **kwargs)  # type: ignore[call-arg]  # a mixin
+        if connection.lease is not None:  # a twin that is being prepared is nobody's yet
+            self.hold()
+
+    def hold(self) -> None:
+        """Count as a holder of the connection's lease."""
+        self._conn.lease.cursor_opened(self)
+        self._holds = True
+
+    def let_go(self) -> None:
+        """Hold the connection no longer; rows that are in memory may still be read."""
+        if not self._holds:
+            return
+        self._holds = False
+        if self._conn.lease is not None:
+            self._conn.lease.cursor_closed(self)
+        elif self._conn.left_open is not None:
+            self._conn.left_open.pop(id(self), None)
+
+    # --- Statements ---
+
+    def execute(self, *args: Any, **kwargs: Any) -> Any:
+        if not self._holds:
+            self._hold_again()
+        try:
+            result = super().execute(*args, **kwargs)  # type: ignore[misc]
+        except BaseException as exc:
+            if self._goes_elsewhere(exc):
+                return self.execute(*args, **kwargs)
+            raise
+        self._has_succeeded = True
+        return result
+
+    def executemany(self, *args: Any, **kwargs: Any) -> None:
+        if not self._holds:
+            self._hold_again()
+        try:
+            super().executemany(*args, **kwargs)  # type: ignore[misc]
+        except BaseException as exc:
+            conn = self._conn
+            if conn.pgconn.pipeline_status != PipelineStatus.OFF and conn._pipeline is None:  # noqa: SLF001
+                conn.close()  # psycopg could not end its own: a COPY, or what came after one
+            if self._goes_elsewhere(exc):
+                return self.executemany(*args, **kwargs)
+            raise
+        self._has_succeeded = True
+        return None
+
+    @contextlib.contextmanager
+    def copy(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        if not self._holds:
+            self._hold_again()
+        entered = goes_elsewhere = False
+        try:
+            with (
+                contextlib.ExitStack() as budget,
+                hold_when_closed() as closed,
+                super().copy(*args, **kwargs) as copy,  # type: ignore[misc]
+                self._conn.kept_busy("COPY"),
+                closed,
+            ):
+                entered = True
+                try:
+                    yield copy
+                except BaseException:
+                    budget.enter_context(limit_clean_up(self._conn))
+                    raise
+        except BaseException as exc:
+            if not self._goes_elsewhere(exc, has_begun=entered):
+                raise
+            goes_elsewhere = True
+        self._has_succeeded = True
+        if goes_elsewhere:
+            with self.copy(*args, **kwargs) as copy:
+                yield copy
+
+    def stream(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        if not self._holds:
+            self._hold_again()
+        beginner = caller()
+        entered = goes_elsewhere = False
+        try:
+            with (
+                contextlib.ExitStack() as budget,
+                hold_when_closed() as closed,
+                contextlib.closing(super().stream(*args, **kwargs)) as rows,  # type: ignore[misc]
+                closed,
+            ):
+                for row in rows:
+                    entered = True
+                    with self._conn.kept_busy("stream()", beginner):
+                        try:
+                            yield row
+                        except BaseException:
+                            budget.enter_context(limit_clean_up(self._conn))
+                            raise
+        except BaseException as exc:
+            if not self._goes_elsewhere(exc, has_begun=entered):
+                raise
+            goes_elsewhere = True
+        self._has_succeeded = True
+        if goes_elsewhere:
+            yield from self.stream(*args, **kwargs)
+
+    def _goes_elsewhere(self, exc: BaseException, *, has_begun: bool = False) -> bool:
+        """Let the connection go after a failure; return whether to send the statement elsewhere.
+
+        Elsewhere if nothing was ever sent on the cursor, and its lease has ended: another task has
+        ended the transaction while the statement waited for its turn, say. The cursor is moved to
+        the connection of the code as it is now, which may be in no block. Not if the block of a
+        COPY, or the rows of a stream, have begun (`has_begun`).
+        """
+        in_vain = isinstance(exc, BlockEndedError) or (
+            isinstance(exc, LeaseEnded) and not self._has_begun and self._conn.lease is None
+        )
+        self._statement_failed()
+        if has_begun or not in_vain or self._holds or self.renew is None:
+            return False
+        self.renew(self)
+        return True
+
+    def _statement_failed(self) -> None:
+        if not self._has_succeeded:
+            self.let_go()
+
+    def _hold_again(self) -> None:
+        """Become a holder again: of the same lease, if that lives, else of another."""
+        if self.closed:
+            return  # psycopg refuses
+        if self._conn.lease is not None:
+            with contextlib.suppress(LeaseEnded):
+                self.hold()
+                return
+        if self.renew is not None:
+            self.renew(self)
+
+    def move_to(self, connection: psycopg.Connection[Any]) -> None:
+        """Make this a cursor of `connection` from now on; its options stay."""
+        me: Any = self
+        self._conn, self._pgconn = connection, connection.pgconn
+        self._has_begun = False
+        me._reset()  # noqa: SLF001 - psycopg's
+        me._last_query = None  # noqa: SLF001 - for psycopg to look its types up on the new connection
+        self.hold()
+
+    # A class of the user's may override `execute()`, and send more in it: all that passes here.
+
+    def _execute_gen(self, query: Any, *args: Any, **kwargs: Any) -> PQGen[None]:
+        self._note(query)
+        try:
+            yield from super()._execute_gen(query, *args, **kwargs)  # type: ignore[misc]
+        except psycopg.ProgrammingError as exc:
+            self._close_if_copying(exc)
+            raise
+
+    def _note(self, query: Any) -> None:
+        """Let the session be reset after this statement, unless the statement is vouched for."""
+        self._has_begun = True
+        lease = self._conn.lease
+        if lease is None:
+            return
+        self._conn.has_looked = True
+        if not lease.dirty:
+            lease.dirty = lease.pool.soiled_unless_vouched and not is_vouched(query)
+
+    def _stream_fetchone_gen(self, first: bool) -> PQGen[Any]:
+        try:
+            return (yield from super()._stream_fetchone_gen(first))  # type: ignore[misc]
+        except psycopg.ProgrammingError as exc:
+            self._close_if_copying(exc)
+            raise
+
+    def _close_if_copying(self, exc: psycopg.Error) -> None:
+        """Close a connection that is in the midst of a COPY, which only `copy()` can continue.
+
+        Each later statement would fail: "another command is already in progress". psycopg raises
+        `exc` for such a COPY; an error with an SQLSTATE is the server's, and another one.
+        """
+        pgconn = self._pgconn
+        said_by_psycopg = exc.sqlstate is None
+        if (
+            said_by_psycopg
+            and pgconn.transaction_status == _ACTIVE
+            and pgconn.pipeline_status == PipelineStatus.OFF
+        ):
+            self._conn.close()
+
+    # --- The end ---
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        try:
+            if not self.is_on_server:
+                super().close()  # type: ignore[misc]
+            elif self._can_close_on_server():
+                # A cancellation waits: the collector, for one, would swallow it.
+                with hold_cancellation(), contextlib.suppress(LeaseEnded):
+                    super().close()  # type: ignore[misc]
+            self._close()
+        finally:
+            self.let_go()
+
+    def _can_close_on_server(self) -> bool:
+        """Return whether CLOSE can be sent: not by the garbage collector, in another's task."""
+        lease = self._conn.lease
+        if self._conn.closed:
+            return False
+        if lease is None:
+            return True
+        # A collection may run in any thread, while another task's statement is in flight.
+        is_free = _get_running_loop() is not None or not self._conn.lock.locked()
+        if is_free and not lease.ended and lease.can_wait():
+            return True
+        lease.dirty = True
+        return False
+
+    def __del__(self) -> None:
+        if getattr(self, "closed", True):
+            return
+        lease = self._conn.lease
+        held = self._holds and lease is not None and lease.is_held_by_cursors()
+        if self.is_on_server and lease is not None:
+            lease.dirty = True
+        self._close()
+        self.let_go()
+        if held and self.opened_at is not None:  # last, since a warning may be made an error
+            warnings.warn(
+                f"a cursor opened at {self.opened_at} was never closed, and held its connection "
+                "until now: use 'with connection.cursor() as cursor:'",
+                ResourceWarning,
+                source=self,
+                stacklevel=2,
+            )
+
+
+class _LeasedServerCursor(_LeasedCursor):
+    """Make a server-side cursor a holder: once a statement of it failed, it has no more rows."""
+
+    #: Returns an error if the server has closed the cursor, with the savepoint that it was opened
+    #: in: any statement for it would fail on the server, and so doom the transaction.
+    why_gone: Callable[[], Exception | None] | None = None
+
+    def _statement_failed(self) -> None:
+        if self._conn.lease is not None:
+            self._conn.lease.dirty = True  # it may be open on the server
+        self.let_go()
+
+    def _declare_gen(self, query: Any, *args: Any, **kwargs: Any) -> PQGen[None]:
+        self._note(query)
+        return super()._declare_gen(query, *args, **kwargs)  # type: ignore[misc,no-any-return]
+
+    def _close_gen(self) -> PQGen[None]:
+        if self.why_gone is None or self.why_gone() is None:
+            yield from super()._close_gen()  # type: ignore[misc]
+
+    def _fetch_gen(self, *args: Any, **kwargs: Any) -> PQGen[Any]:
+        if self.why_gone is not None and (reason := self.why_gone()) is not None:
+            raise reason
+        fetch_gen = super()._fetch_gen(*args, **kwargs)  # type: ignore[misc]
+        return self._letting_go(fetch_gen)
+
+    def _letting_go(self, gen: PQGen[RV]) -> PQGen[RV]:
+        try:
+            return (yield from gen)
+        except BaseException:
+            self._statement_failed()
+            raise
+
+
+@functools.lru_cache(maxsize=64)
+def leased_class(cursor_class: type[Any]) -> type[Any]:
+    """Return `cursor_class` for the cursors of a lease, which hold it."""
+    on_server = issubclass(cursor_class, psycopg.ServerCursor)
+    holder = _LeasedServerCursor if on_server else _LeasedCursor
+    bases: Any = (holder, *abilities(cursor_class), cursor_class)
+    names = {"__module__": __name__, "is_on_server": on_server}
+    return type(cursor_class.__name__, bases, names)
+
+
+def adopt(cursor: Any) -> Any:
+    """Make a cursor that was made without the factories of its twin a holder of the lease."""
+    if not isinstance(cursor, _LeasedCursor) and isinstance(cursor, psycopg.Cursor):
+        cls: Any = leased_class(type(cursor))  # type: ignore[arg-type]  # a class has a hash
+        cursor.__class__ = cls
+        cls.hold(cursor)
+    return cursor
+
+
+def let_go(cursor: Any) -> None:
+    """Let a cursor hold its connection no longer: its rows are all in memory."""
+    if isinstance(cursor, _LeasedCursor):
+        cursor.let_go()

@@ -1,0 +1,136 @@
+"""Waiting for a turn: green code parks its greenlet, other code blocks its thread.
+
+A `Waiter` is one caller that waits to be woken; a `ParkingLock` hands a lock from one to the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from .bridge import current, current_task
+
+#: A task, and the thread that it runs in.
+Caller: TypeAlias = tuple[Any, int]
+
+
+def caller() -> Caller:
+    """Return the running task, if there is one, and the running thread."""
+    return current_task(), threading.get_ident()
+
+
+class Waiter:
+    """One caller that waits until another calls `wake()`; a green caller parks its greenlet.
+
+    `wake()` may be called from any thread, and more than once.
+    """
+
+    __slots__ = ("_event", "_future", "_loop", "_portal")
+
+    def __init__(self) -> None:
+        self._portal = current()
+        if self._portal is None:
+            self._event = threading.Event()
+        else:
+            self._loop = asyncio.get_running_loop()
+            self._future: asyncio.Future[None] = self._loop.create_future()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for `wake()`; return False when `timeout` seconds passed first."""
+        if self._portal is None:
+            return self._event.wait(timeout)
+        timer = None if timeout is None else self._loop.call_later(timeout, self._set, False)
+        try:
+            return bool(self._portal.wait_for(self._future))
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def wake(self) -> None:
+        if self._portal is None:
+            self._event.set()
+        elif asyncio._get_running_loop() is self._loop:
+            self._set(True)
+        else:
+            try:
+                self._loop.call_soon_threadsafe(self._set, True)
+            except RuntimeError:  # the loop was closed, and the waiter with it
+                pass
+
+    def _set(self, value: Any) -> None:
+        if not self._future.done():
+            self._future.set_result(value)
+
+
+class ParkingLock:
+    """A fair lock whose waiters park their greenlet, or block their thread when not green.
+
+    It is handed over in the order of arrival, so a waiter that was served and then interrupted
+    hands it on. Free, it costs little more than the `threading.Lock` inside it, for which nobody
+    ever waits.
+    """
+
+    __slots__ = ("_lock", "_waiters", "on_free", "refuse")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiters: deque[Waiter] = deque()
+        #: Called when the lock has become free, until it is set to None; in the thread that has
+        #: released the lock.
+        self.on_free: Callable[[], None] | None = None
+        #: Raises the error of callers that come, or wait, while the lock is not to be waited for.
+        self.refuse: Callable[[], None] | None = None
+
+    def acquire(self) -> None:
+        if self._waiters or not self._lock.acquire(False):
+            self._queue()
+
+    def _queue(self) -> None:
+        self._maybe_refuse()
+        waiter = Waiter()
+        self._waiters.append(waiter)
+        if self._lock.acquire(False):  # it became free before the waiter could be seen
+            self.release()
+        try:
+            waiter.wait()
+            self._maybe_refuse()
+        except BaseException:
+            self._withdraw(waiter)
+            raise
+
+    def _maybe_refuse(self) -> None:
+        if (refuse := self.refuse) is not None:
+            refuse()
+
+    def _withdraw(self, waiter: Waiter) -> None:
+        try:
+            self._waiters.remove(waiter)
+        except ValueError:
+            self.release()  # served already: the lock is this waiter's to hand on
+
+    def release(self, *exc_info: object) -> None:
+        waiters = self._waiters
+        while True:
+            if not waiters:
+                self._lock.release()
+                # A waiter that came in between, in another thread, has seen the lock held.
+                if not waiters or not self._lock.acquire(False):
+                    # Read into a variable: another thread may set it to None meanwhile.
+                    if (on_free := self.on_free) is not None:
+                        on_free()
+                    return
+            try:
+                waiter = waiters.popleft()
+            except IndexError:  # withdrawn by another thread, just now
+                continue
+            waiter.wake()
+            return
+
+    def locked(self) -> bool:
+        return self._lock.locked()
+
+    __enter__ = acquire
+    __exit__ = release  # itself, and not a call of it: each statement takes the lock

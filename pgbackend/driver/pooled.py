@@ -1,0 +1,322 @@
+"""The connections that the pool keeps: opened, checked and closed; each lends twins.
+
+`AsyncConnection` is what the pool opens, checks and closes. A *twin* is a `Connection` on the same
+`pgconn`; the pool lends a fresh one with each lease, so that anything that a former holder kept
+(connection, cursors, COPY) is refused instead of running in somebody else's transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import weakref
+from collections.abc import Callable
+from operator import is_
+from typing import Any, Self, TypeVar
+
+import psycopg
+from psycopg import waiting
+from psycopg._cursor_base import BaseCursor
+from psycopg._preparing import PrepareManager
+from psycopg._queries import PostgresClientQuery
+from psycopg.abc import PQGen
+from psycopg.pq import ConnStatus, DiagnosticField, TransactionStatus
+from psycopg.rows import tuple_row
+from psycopg.waiting import Wait
+
+from .bridge import INTERRUPTIONS
+from .connection import Connection
+from .cursors import leased_class
+from .recovery import CLEANUP_BUDGET, WAIT_INTERVAL, ask_to_cancel
+from .shortcuts import NO_OTHERS, looking
+from .socket_watch import Watch
+from .statement_cursors import Result, statement_class
+
+RV = TypeVar("RV")
+
+_ACTIVE = TransactionStatus.ACTIVE
+_BAD = ConnStatus.BAD
+
+#: The methods of a cursor's class that psycopg calls for a statement, from `cursor()` to `close()`.
+_CURSOR_METHODS = (
+    *("__init__", "execute", "fetchall", "close", "_execute_gen", "_start_query", "_reset"),
+    *("_convert_query", "_maybe_prepare_gen", "_get_prepared", "_execute_send", "_set_results"),
+    *("_select_current_result", "_make_row_maker", "_fetch_pipeline", "_check_result_for_fetch"),
+    *("_close", "rowcount"),
+)
+#: The methods of other classes that psycopg calls for a statement.
+_OTHER_METHODS = (
+    "connection.cursor connection._start_query prepared.maybe_add_to_cache query.__init__ "
+    "query.convert query.dump query._ensure_bytes query.validate_and_reorder_params "
+    "query.is_params_sequence base.__init__"
+)
+
+
+class _LentConnection:
+    """Make a twin of the kind that is lent (a mixin): it notices what its holder may change.
+
+    It notes when its types are looked at, since its holder may register one. And it lets the
+    session be reset after each statement that its cursor does not look at: of a COPY,
+    `executemany()` and `stream()`, or on a cursor that was made without its factories.
+    """
+
+    lease: Any
+    physical: AsyncConnection
+    has_looked: bool
+
+    @property
+    def adapters(self) -> Any:
+        if self.lease is not None:
+            self.lease.types_seen = True
+        else:  # a former holder looks at them
+            self.physical.forget_types()
+        return super().adapters  # type: ignore[misc]
+
+    def _start_query(self) -> PQGen[None]:
+        if not self.has_looked and self.lease is not None:
+            self.lease.dirty = self.lease.dirty or self.lease.pool.soiled_unless_vouched
+        self.has_looked = False
+        return super()._start_query()  # type: ignore[misc,no-any-return]
+
+
+@functools.lru_cache(maxsize=64)
+def _lent_class(twin_class: Any) -> Any:
+    names = {"__module__": twin_class.__module__, "__qualname__": twin_class.__qualname__}
+    return type(twin_class.__name__, (_LentConnection, twin_class), names)
+
+
+class AsyncConnection(psycopg.AsyncConnection[Any]):
+    """The connection that the pool keeps, and that lends its twins."""
+
+    __module__ = "pgbackend.driver"
+
+    watch: Watch
+    #: The twin that the others are copies of; it is lent to nobody.
+    twin: Connection
+    #: The twin whose handlers are given the server's notices and notifications.
+    listener: weakref.ref[Connection]
+    #: The cursor of `run_statement()`, while no statement uses it.
+    _cursor: Any = None
+    #: When it was given back, by `time.monotonic()`, if it needed no reset.
+    free_since = 0.0
+    _disowned = False
+
+    @classmethod
+    async def connect(  # type: ignore[override]  # cursors are its twins'
+        cls,
+        conninfo: str = "",
+        *,
+        cursor_factory: Any = None,
+        twin_class: type[Connection] = Connection,
+        **kwargs: Any,
+    ) -> Self:
+        """Open a connection; `cursor_factory` and `twin_class` are for its twins."""
+        self = await super().connect(conninfo, **kwargs)
+        self.watch = Watch(asyncio.get_running_loop(), self.pgconn.socket)
+        self._grow_twin(twin_class, cursor_factory)
+        return self
+
+    def _grow_twin(self, twin_class: type[Connection], cursor_factory: Any) -> None:
+        """Make the twin of which the others are copies."""
+        twin = twin_class(self.pgconn)
+        twin.physical = self
+        twin.lent_class = _lent_class(twin_class)  # type: ignore[arg-type]  # a class has a hash
+        twin._autocommit = self._autocommit  # noqa: SLF001
+        twin._adapters = self.adapters  # noqa: SLF001
+        # One session has one set of prepared statements.
+        twin._prepared = self._prepared  # noqa: SLF001
+        twin.given_threshold = self.prepare_threshold
+        twin._pool = None  # noqa: SLF001 - the pool closes it
+        factory = cursor_factory or psycopg.Cursor
+        if _Probe.is_needed():
+            factory = _Probe.wrapped_factory(self.pgconn, factory)
+        twin.cursor_factory = leased_class(factory)
+        twin.server_cursor_factory = leased_class(psycopg.ServerCursor)
+        self._cursor_class = statement_class(factory)
+        self._seen_for_run, plain = looking(
+            "run",
+            f"{_OTHER_METHODS} {' '.join(f'factory.{name}' for name in _CURSOR_METHODS)}",
+            connection=psycopg.Connection,
+            prepared=PrepareManager,
+            query=PostgresClientQuery,
+            base=BaseCursor,
+            factory=factory,
+        )
+        # A class of the user's would miss being asked for a cursor.
+        is_plain = (
+            twin_class.cursor is Connection.cursor
+            and twin.row_factory is tuple_row
+            and factory.__module__.partition(".")[0] in ("psycopg", "django")
+        )
+        self._run = plain if is_plain else NO_OTHERS
+        self.twin = twin
+        self._hears_itself = self.listener = weakref.ref(twin)
+        me = weakref.ref(self)  # as psycopg has it: the handler does not keep the connection alive
+        self.pgconn.notice_handler = functools.partial(_hear, me, twin._notice_handler)  # noqa: SLF001
+        self.pgconn.notify_handler = functools.partial(_hear, me, twin._notify_handler)  # noqa: SLF001
+
+    # --- Statements of which nothing but the rows is left ---
+    # Note [Statements without a twin] in statement_cursors.py
+
+    def run_statement(self, connection: Connection | None, query: Any, params: Any) -> Result:
+        """Execute `query` on a twin, or on the twin that is lent to nobody; fetch all rows.
+
+        The caller holds the lease, and does nothing else meanwhile. Errors are psycopg's.
+        """
+        if connection is None:
+            connection = self.twin
+            connection._prepared.prepare_threshold = connection.given_threshold  # noqa: SLF001
+        cursor, self._cursor = self._cursor or self._new_cursor(), None
+        cursor._conn = connection  # noqa: SLF001
+        if connection.lease is not None and connection.lease.types_seen:
+            cursor._last_query = None  # noqa: SLF001 - its holder may have registered a type
+        result: Result = cursor.run(query, params)
+        cursor._conn = self.twin  # noqa: SLF001
+        self._cursor = cursor
+        return result
+
+    def _new_cursor(self) -> Any:
+        """Return the first cursor, or one more while a task of the same transaction uses that."""
+        cursor = self._cursor_class(self.twin)
+        cursor._adapters = self.adapters  # noqa: SLF001 - no copy: a type may be registered
+        return cursor
+
+    def makes_cursors_of(self, connection: Connection | None) -> bool:
+        """Return whether a cursor of a twin would do the same as that of `run_statement()`."""
+        return all(map(is_, self._seen_for_run(), self._run)) and (
+            connection is None
+            or (
+                connection.cursor_factory is self.twin.cursor_factory
+                and connection.row_factory is tuple_row
+            )
+        )
+
+    def pid(self) -> int:
+        """Return the process id of the server's session; 0 if the connection is lost."""
+        return 0 if self.pgconn.status == _BAD else self.pgconn.backend_pid
+
+    def forget_holder(self, *, types_seen: bool) -> None:
+        """Undo what the holder of a twin may have changed for all twins of this connection."""
+        self.listener = self._hears_itself
+        if types_seen:
+            self.forget_types()
+
+    def forget_types(self) -> None:
+        """Let the next statement look up again how its values are sent and loaded."""
+        if self._cursor is not None:
+            self._cursor._last_query = None  # noqa: SLF001
+
+    def is_alive(self) -> bool:
+        """Return False if the server has closed the session, as far as the socket knows.
+
+        Costs one poll of the socket, and no round trip: an idle session is silent unless it ends.
+        """
+        try:
+            while self.pgconn.status != _BAD:
+                if not waiting._ready(self.pgconn.socket, Wait.R):  # a poll(), in C
+                    return True
+                self.pgconn.consume_input()
+                if self._read_farewell():
+                    return False
+        except psycopg.Error:
+            pass
+        return False
+
+    def _read_farewell(self) -> bool:
+        """Return whether the server has said why it ends the session, before it does so."""
+        read: list[bytes | None] = []
+        heard = self.pgconn.notice_handler
+        self.pgconn.notice_handler = lambda result: read.append(
+            result.error_field(DiagnosticField.SEVERITY_NONLOCALIZED)
+        )
+        try:
+            self.pgconn.is_busy()  # parses what was read: an error without a statement, a notice
+        finally:
+            self.pgconn.notice_handler = heard
+        return b"FATAL" in read or b"PANIC" in read
+
+    async def wait(
+        self, gen: PQGen[RV], interval: float = WAIT_INTERVAL, timeout: float | None = None
+    ) -> RV:
+        """Run `gen` to its end; when that is interrupted, close the connection."""
+        # psycopg registers a reader of its own for this socket, and removes it.
+        self.watch.stop()
+        try:
+            return await waiting.wait_async(gen, self.pgconn.socket, interval, timeout)
+        except asyncio.CancelledError:
+            # psycopg would cancel the statement and wait for it, 5 s and 5 s on a silent link. But
+            # this is a clean-up of the pool's, within a budget, and the session is given up anyway.
+            try:
+                if self.pgconn.transaction_status == _ACTIVE:
+                    await self._try_cancel(timeout=CLEANUP_BUDGET)
+            finally:
+                self.close_now()
+            raise
+        except INTERRUPTIONS:
+            self.close_now()
+            raise
+
+    async def cancel_safe(self, *, timeout: float = 30.0) -> None:
+        """Ask the server to cancel the running statement, as psycopg does."""
+        if self._should_cancel():
+            await ask_to_cancel(self, timeout)
+
+    async def close(self) -> None:
+        """Close the connection to the server."""
+        self.close_now()
+
+    def close_now(self) -> None:
+        """Close the connection without waiting for anything."""
+        if self._disowned:
+            return
+        self.watch.stop()
+        self._closed = True
+        self.pgconn.finish()
+
+    def disown(self) -> None:
+        """Leave the socket and the loop that watches it alone: a fork's parent has them."""
+        self._disowned = True
+        self.watch.reading = self.watch.writing = False
+
+
+def _hear(
+    me: weakref.ref[AsyncConnection], handler: Callable[[Any, Any], None], message: Any
+) -> None:
+    """Give a notice or notification to the twin that listens now."""
+    if (physical := me()) is not None:
+        handler(physical.listener, message)
+
+
+class _Probe(psycopg.Connection[Any]):
+    """Show a pooled connection to a tool that wraps `psycopg.Connection.connect`.
+
+    OpenTelemetry, for one, replaces the cursor factory that is given to `connect()`. The pool does
+    not connect by this method; so the wrapped method is called as well, for a connection that is
+    open already, and the cursor factory that results is used.
+    """
+
+    _opened: Any = None
+
+    @classmethod
+    def is_needed(cls) -> bool:
+        connect = vars(psycopg.Connection)["connect"]
+        if type(connect) is not classmethod:
+            return True
+        return bool(connect.__func__.__globals__["__name__"] != "psycopg.connection")
+
+    @classmethod
+    def wrapped_factory(cls, pgconn: Any, factory: type[Any]) -> type[Any]:
+        probing: type[_Probe] = type("Connection", (cls,), {"_opened": pgconn})
+        wrapped: type[Any] = probing.connect(cursor_factory=factory).cursor_factory
+        return wrapped
+
+    @classmethod
+    def _get_connection_params(cls, conninfo: str, **kwargs: Any) -> dict[str, Any]:
+        return {"host": "/"}  # no name to resolve
+
+    @classmethod
+    def _connect_gen(cls, conninfo: str = "") -> Any:
+        self = cls(cls._opened)
+        self._pool = None  # not to be reported as left open
+        yield from ()
+        return self

@@ -1,0 +1,141 @@
+"""Recovery of a connection whose statement was interrupted: cancel, read the rest, or close it.
+
+All of it together has one budget of time, `CLEANUP_BUDGET`, so that a timeout of the user's holds
+on a silent link too. After a cancellation of the task, the server is asked to cancel the statement,
+and the rest of its reply is read in a task of its own, which is not torn. Where nothing can be
+waited for (in a closed portal, at the end of the process) the socket is closed at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+from collections.abc import Iterator
+from time import monotonic
+from typing import Any
+
+import psycopg
+from psycopg import errors as e
+from psycopg import waiting
+from psycopg._connection_base import BaseConnection
+from psycopg.abc import PQGen
+from psycopg.pq import PipelineStatus, TransactionStatus
+from psycopg.pq.abc import PGconn
+
+from .bridge import Portal, current
+from .cancellation import finish
+
+logger = logging.getLogger("pgbackend.driver")
+
+#: Seconds for all of the clean-up after a cancellation: cancel on the server, read the rest of
+#: the reply, roll back. After that the socket is closed. psycopg would take 5 s + 5 s.
+CLEANUP_BUDGET = 0.8
+
+#: Seconds after which psycopg's waits look at the socket again.
+WAIT_INTERVAL = 0.1
+#: Seconds after which the server is asked once more to cancel.
+_CANCEL_INTERVAL = 0.2
+_ACTIVE = TransactionStatus.ACTIVE
+_NO_PIPELINE = PipelineStatus.OFF
+
+
+def is_at_rest(pgconn: PGconn) -> bool:
+    """Return whether no statement and no pipeline is in flight on a connection."""
+    return pgconn.transaction_status != _ACTIVE and pgconn.pipeline_status == _NO_PIPELINE
+
+
+def recover(
+    connection: psycopg.Connection[Any], portal: Portal, gen: PQGen[Any], exc: BaseException
+) -> None:
+    """Bring `connection` to rest after `exc` has interrupted its wait for `gen`, or close it."""
+    pipelined = connection.pgconn.pipeline_status != _NO_PIPELINE
+    if portal.closing or not isinstance(exc, asyncio.CancelledError):
+        cut_off(connection.pgconn, gen)
+        return
+    held = portal.pending
+    finish(_cancel_and_drain(connection, gen), CLEANUP_BUDGET)
+    # A second cancellation says the same as the first, which is being raised.
+    portal.pending = held
+    if connection.pgconn.transaction_status == _ACTIVE or pipelined:
+        logger.info("closing a connection whose statement did not end with its cancellation")
+        cut_off(connection.pgconn, gen)
+
+
+def cut_off(pgconn: PGconn, gen: PQGen[Any]) -> None:
+    """Close the socket, and `gen`, whose own clean-up (a pipeline's) can send nothing any more."""
+    pgconn.finish()
+    with contextlib.suppress(psycopg.Error):
+        gen.close()
+
+
+async def _cancel_and_drain(connection: psycopg.Connection[Any], gen: PQGen[Any]) -> None:
+    """Cancel the statement and read the rest of its reply; the caller sets the budget."""
+    try:
+        while not await _is_cancelled(connection, gen):
+            pass
+    except e.QueryCanceled:
+        pass
+    except psycopg.Error as exc:
+        logger.debug("error ignored in the clean-up of a cancelled statement: %s", exc)
+
+
+async def _is_cancelled(connection: psycopg.Connection[Any], gen: PQGen[Any]) -> bool:
+    """Ask the server once; return False if the request may have come before the statement did."""
+    pgconn = connection.pgconn
+    await ask_to_cancel(connection, CLEANUP_BUDGET)
+    if pgconn.pipeline_status != _NO_PIPELINE:
+        return True  # the rest is answered only after a Sync, which is not sent
+    try:
+        await waiting.wait_async(gen, pgconn.socket, WAIT_INTERVAL, _CANCEL_INTERVAL)
+    except e._WaitTimeout:  # noqa: SLF001 - psycopg's own
+        return False
+    return True
+
+
+async def ask_to_cancel(connection: BaseConnection[Any], timeout: float) -> None:
+    """Ask the server to cancel the statement of `connection`; raise `CancellationTimeout`."""
+    if not psycopg.capabilities.has_cancel_safe():
+        await asyncio.to_thread(connection.cancel)
+        return
+    gen = connection._cancel_gen()  # noqa: SLF001 - psycopg's
+    try:
+        await waiting.wait_conn_async(gen, interval=WAIT_INTERVAL, timeout=timeout)
+    except e._WaitTimeout:  # noqa: SLF001 - psycopg's own
+        raise e.CancellationTimeout("cancellation timeout expired") from None
+    finally:
+        # It has a socket of its own, which would live as long as the traceback of an interruption.
+        gen.close()
+
+
+async def cancel_while_locked(connection: psycopg.Connection[Any]) -> None:
+    """Cancel the statement of a task that has the lock of `connection`, until it gives that up."""
+    pgconn, lock = connection.pgconn, connection.lock
+    with contextlib.suppress(psycopg.Error):
+        while lock.locked() and pgconn.transaction_status == _ACTIVE:
+            await ask_to_cancel(connection, CLEANUP_BUDGET)
+            until = monotonic() + _CANCEL_INTERVAL  # it may have come before the statement did
+            while lock.locked() and monotonic() < until:  # noqa: ASYNC110 - no event
+                await asyncio.sleep(0.001)
+
+
+@contextlib.contextmanager
+def limit_clean_up(connection: psycopg.Connection[Any]) -> Iterator[None]:
+    """Give psycopg's own clean-up a budget, green: it would wait for a silent server for ever.
+
+    A connection whose statement has not ended by then is closed.
+    """
+    if current() is None:
+        yield
+        return
+    patched = vars(connection)  # on the object: a look at each wait would cost the others
+    patched["wait"] = functools.partial(connection.wait, timeout=CLEANUP_BUDGET)
+    try_cancel = connection._try_cancel  # noqa: SLF001 - psycopg's
+    patched["_try_cancel"] = functools.partial(try_cancel, timeout=CLEANUP_BUDGET)
+    try:
+        yield
+    finally:
+        del patched["wait"], patched["_try_cancel"]
+        if connection.pgconn.transaction_status == _ACTIVE:
+            connection.close()

@@ -1,0 +1,121 @@
+"""The readiness of a socket, as one event loop sees it.
+
+A `Watch` parks a portal until its socket can be read or written. The reader stays registered with
+the loop between waits, since adding and removing it costs two system calls; data that arrives when
+nobody waits (most often the last message of a server that ends the session) only unregisters it.
+
+Note [Errors of a socket]
+asyncio's own loops report an error of the socket (the server reset it) for as long as the socket is
+registered. uvloop reports it once, as readiness, and then ends the registration, though there may
+be data to read before the error is met. With uvloop the socket itself is asked.
+
+Note [Told twice]
+asyncio's own loops look at the sockets again before the task that was woken has its turn to read;
+so they report the same data a second time, when the task waits for more or for nothing. The second
+report is ignored. If there was new data, they will report it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from typing import Any
+
+from psycopg.waiting import Ready, Wait
+
+from .bridge import Portal
+
+
+class Watch:
+    """The readiness of one socket, as seen by one event loop."""
+
+    __slots__ = ("errors", "fd", "future", "loop", "reading", "ready", "told", "writing")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
+        self.loop = loop
+        self.fd = fd
+        self.future: asyncio.Future[Any] | None = None
+        self.reading = False
+        self.writing = False
+        self.ready = 0
+        #: Whether the loop will report the same data once more; see Note [Told twice].
+        self.told = False
+        self.errors: select.poll | None = None
+        if not isinstance(loop, asyncio.BaseEventLoop):
+            self.errors = select.poll()
+            self.errors.register(fd, 0)  # errors are reported unasked
+
+    def wait(self, portal: Portal, state: int, timeout: float | None) -> int:
+        """Park `portal` until the socket is ready for `state`; return how it is ready.
+
+        Returns 0 when `timeout` (seconds) passed first.
+        """
+        self.ready = 0
+        if state & Wait.R and not self.reading:
+            self.loop.add_reader(self.fd, self._on_readable)
+            self.reading = True
+        if state & Wait.W:
+            self.loop.add_writer(self.fd, self._on_writable)
+            self.writing = True
+        self.future = future = self.loop.create_future()
+        timer = None if timeout is None else self.loop.call_later(timeout, self._wake, 0)
+        try:
+            portal.wait_for(future)
+        finally:
+            self.future = None
+            if timer is not None:
+                timer.cancel()
+            if self.writing:
+                self._stop_writing()
+        return self.ready
+
+    def _stop_writing(self) -> None:
+        self.loop.remove_writer(self.fd)
+        self.writing = False
+
+    def _wake(self, ready: int) -> None:
+        self.ready |= ready
+        if self.future is not None and not self.future.done():
+            self.future.set_result(None)
+
+    def _on_readable(self) -> None:
+        if self.told:
+            self.told = False
+        elif self.future is None:
+            # Nobody waits here: a thread reads this connection, or the server has closed it. The
+            # next lease finds out (`AsyncConnection.is_alive`).
+            self.stop()
+        else:
+            if self.errors is None:
+                self.told = True
+            elif self.errors.poll(0):  # Note [Errors of a socket]
+                self.stop()
+            self._wake(Ready.R)
+
+    def _on_writable(self) -> None:
+        self._wake(Ready.W)
+
+    def leave(self) -> None:
+        """Unregister for a thread that is about to wait by itself, and may close the socket."""
+        if not self.reading or self.loop.is_closed():
+            return
+        if asyncio._get_running_loop() is self.loop:
+            self.stop()
+        else:
+            self.loop.call_soon_threadsafe(self._stop_if_unused)
+
+    def _stop_if_unused(self) -> None:
+        if self.future is None:
+            self.stop()
+
+    def stop(self) -> None:
+        """Unregister from the loop; must come before the socket is closed.
+
+        Otherwise the number of the socket, used again, would meet a stale registration. A task
+        that still waits here, while another closes its connection, is woken to find it closed.
+        """
+        self._wake(Ready.R)
+        if self.reading:
+            self.reading = self.told = False
+            if not self.loop.is_closed():
+                self.loop.remove_reader(self.fd)

@@ -1,0 +1,154 @@
+"""Cursors for statements of which nothing but the rows is left: executed, fetched, and over.
+
+Note [Statements without a twin]
+Most statements are the ORM's own, outside of a transaction. No other code ever sees the connection
+or the cursor of such a statement. So it is run on the twin that is lent to nobody, by one cursor
+that is as good as new before each statement (`AsyncConnection.run_statement()`). When the cursor
+runs the same statement again, it still has what psycopg has looked up for it; unless a holder of a
+twin has looked at the twin's types meanwhile, and so may have registered one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from operator import is_
+from typing import Any, TypeAlias
+
+import psycopg
+from psycopg import errors as e
+from psycopg import generators
+from psycopg._queries import PostgresClientQuery
+from psycopg.abc import PQGen
+from psycopg.adapt import Transformer
+from psycopg.pq import ExecStatus, TransactionStatus
+
+from .begin import BEGIN, NotBegunError, seen_for_begin
+from .cursors import abilities
+
+_IDLE = TransactionStatus.IDLE
+_TUPLES_OK = ExecStatus.TUPLES_OK
+
+#: How many rows a statement has returned or changed, as `Cursor.rowcount`; and the returned rows.
+Result: TypeAlias = tuple[int, list[tuple[Any, ...]] | None]
+
+
+def result_of(cursor: Any) -> Result:
+    """Fetch all rows that a statement has returned, if it returns rows."""
+    rows = cursor.fetchall() if cursor.pgresult.status == _TUPLES_OK else None
+    return cursor.rowcount, rows
+
+
+class _StatementCursor:
+    """Run a statement so that nothing of it is left in the cursor afterwards (a mixin)."""
+
+    _conn: Any
+    _reset: Callable[[], None]
+    _tx: Any
+
+    def run(self, query: Any, params: Any) -> Result:
+        """Execute a statement and fetch all its rows."""
+        if self._conn.lease is not None:
+            self._conn.has_looked = True  # the caller has seen whether it is vouched for
+        self.execute(query, params)  # type: ignore[attr-defined]  # of psycopg's
+        result = result_of(self)
+        self._reset()
+        self._tx.set_pgresult(None)
+        return result
+
+
+class _ClientStatementCursor(_StatementCursor):
+    """Run a statement in fewer steps than psycopg's (a mixin of `ClientCursor`, which sends text).
+
+    It takes fewer still for the statement that it has executed last, as `executemany()` does.
+    """
+
+    _conn: Any
+    _pgconn: Any
+    _last_query: Any
+    pgresult: Any
+    _check_results: Callable[[list[Any]], None]
+    _drop_begun: Callable[[list[Any]], None]
+    _execute_plainly_gen: Callable[..., PQGen[None]]
+    #: The last statement, and how its parameters are put into it.
+    _merged: PostgresClientQuery = None  # type: ignore[assignment]
+
+    def run(self, query: Any, params: Any) -> Result:
+        conn = self._conn
+        if conn._pipeline:  # noqa: SLF001
+            return super().run(query, params)
+        self._merge(query, params)
+        try:
+            if conn.lease is None:  # lent to nobody, it is used by one task at a time
+                result = conn.wait(self._run_gen())
+            else:
+                with conn.lock:
+                    result = conn.wait(self._run_gen_in_turn(query, params))
+        except e._NO_TRACEBACK as exc:  # noqa: SLF001 - as psycopg does
+            raise exc.with_traceback(None)  # noqa: B904 - it is the same
+        return self._fetch(result)
+
+    def _merge(self, query: Any, params: Any) -> None:
+        merged = self._merged
+        if query == self._last_query and type(params) is tuple and merged._order is None:  # noqa: SLF001
+            literal = self._tx.as_literal
+            merged.params = tuple([b"NULL" if each is None else literal(each) for each in params])
+            try:
+                merged.query = merged.template % merged.params
+            except TypeError:
+                merged.dump(params)  # raises: there are too many, or too few
+            return
+        self._last_query = None
+        self._tx = Transformer(self)  # type: ignore[arg-type]  # a mixin
+        self._merged = PostgresClientQuery(self._tx)
+        self._merged.convert(query, params)
+        self._last_query = query
+
+    def _run_gen(self, begin: bytes = b"") -> PQGen[Any]:
+        merged = self._merged
+        self._pgconn.send_query(begin + merged.query)
+        merged.query, merged.params = b"", None  # they may be secret
+        results = yield from generators.execute(self._pgconn)
+        if begin:
+            self._drop_begun(results)
+        self._check_results(results)
+        yield from self._conn._prepared.maintain_gen(self._conn)  # noqa: SLF001
+        return results[0]
+
+    def _run_gen_in_turn(self, query: Any, params: Any) -> PQGen[Any]:
+        conn = self._conn
+        if conn._autocommit or conn.pgconn.transaction_status != _IDLE:  # noqa: SLF001
+            result = yield from self._run_gen()
+            return result
+        if not all(map(is_, seen_for_begin(), BEGIN)):
+            conn.has_looked = True
+            yield from conn._start_query()  # noqa: SLF001
+            result = yield from self._run_gen()
+            return result
+        try:
+            result = yield from self._run_gen(conn._get_tx_start_command() + b"; ")  # noqa: SLF001
+        except NotBegunError:
+            conn.has_looked = True
+            yield from self._execute_plainly_gen(query, params)
+            result = self.pgresult
+            self._reset()
+        return result
+
+    def _fetch(self, result: Any) -> Result:
+        if result.status != _TUPLES_OK:
+            count = result.command_tuples
+            return (-1 if count is None else count), None
+        count, tx = result.ntuples, self._tx
+        tx.set_pgresult(result)
+        rows = tx.load_rows(0, count, tuple)
+        tx.set_pgresult(None)
+        return count, rows
+
+
+@functools.lru_cache(maxsize=64)
+def statement_class(cursor_class: type[Any]) -> type[Any]:
+    """Return `cursor_class`, with `run()`."""
+    on_client = issubclass(cursor_class, psycopg.ClientCursor)
+    runs = _ClientStatementCursor if on_client else _StatementCursor
+    bases: Any = (runs, *abilities(cursor_class), cursor_class)
+    return type(cursor_class.__name__, bases, {"__module__": __name__})
