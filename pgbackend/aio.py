@@ -9,8 +9,9 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 from django.db import DEFAULT_DB_ALIAS, connections
 
-from . import frames, state
+from . import block_context, frames
 from .driver import bridge
+from .sessions import Session
 
 __all__ = ["as_async", "detached", "pinned", "portal", "run"]
 
@@ -56,7 +57,7 @@ class pinned:  # noqa: N801 - reads as a statement
 
     def __init__(self, using: str = DEFAULT_DB_ALIAS) -> None:
         self.using = using
-        self._session: state.Session | None = None
+        self._session: Session | None = None
 
     def __enter__(self) -> Self:
         wrapper = connections[self.using]
@@ -107,7 +108,7 @@ class detached:  # noqa: N801 - reads as a statement
             return await coro
 
     def __enter__(self) -> Self:
-        context = state.no_blocks(self._keys, frames.of_with(sys._getframe(1)))
+        context = block_context.no_blocks(self._keys, frames.of_with(sys._getframe(1)))
         context.__enter__()
         self._contexts.append(context)
         return self

@@ -34,11 +34,13 @@ from django.utils.functional import cached_property
 from psycopg import IsolationLevel
 from psycopg.pq import TransactionStatus
 
-from . import blocks, conf, driver, frames, hooks, request, state, statements
+from . import blocks, conf, driver, frames, hooks, request, state, statements, transactions
 from .adapters import prepare_template
 from .attributes import follow, names_of, of_connection
+from .block_context import look_again
 from .client import DatabaseClient
 from .creation import DatabaseCreation
+from .descriptors import rollback_attribute, scope_attribute, state_attribute
 from .driver import bridge
 from .driver.bridge import Portal
 from .driver.connection import LEASE_ENDED, ConnectArguments, adopt
@@ -52,8 +54,9 @@ from .introspection import DatabaseIntrospection
 from .operations import DatabaseOperations
 from .patches import NO_OTHERS, djangos, if_djangos, lookup
 from .schema import DatabaseSchemaEditor
-from .state import Scope, State, rollback_attribute, scope_attribute, state_attribute
+from .sessions import Key, Scope, Session, State
 from .statements import StatementCursor, adapting, can_execute
+from .transactions import Block, Transaction
 
 CURE = (
     "the ORM was called on the event loop, outside of pgbackend's greenlets ({name}()). Requests "
@@ -198,7 +201,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         return getattr(self, name)
 
     @property
-    def _key(self) -> state.Key:
+    def _key(self) -> Key:
         return id(self.settings_dict)
 
     @property
@@ -215,14 +218,14 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         """Let other threads use this wrapper's connection; from here on it has one of its own."""
         super().inc_thread_sharing()
         self._sharing = (None, False)
-        state.look_again()
+        look_again()
         if bridge.current() is not None:
             self.ensure_connection()
 
     def dec_thread_sharing(self) -> None:
         super().dec_thread_sharing()
         self._sharing = (None, False)
-        state.look_again()
+        look_again()
         if bridge.current() is not None and not self.allow_thread_sharing:
             self._close_own()  # nobody would use it again
 
@@ -245,7 +248,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         if bridge.current() is None and state.in_async_context():
             raise SynchronousOnlyOperation(CURE.format(name=name))
 
-    def async_session(self) -> state.Session | None:
+    def async_session(self) -> Session | None:
         """The task's session, in an async context; else None."""
         return state.async_session(self)
 
@@ -347,7 +350,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             if current.lease is not None:
                 current.lease.connection.close()
                 current.lease.end()
-            state.end(self, current)
+            transactions.end(self, current)
         self.run_on_commit = []
         self.ensure_connection()
 
@@ -377,7 +380,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         ):
             super().close_if_health_check_failed()
 
-    def lease_for(self, current: State, session: state.Session | None) -> Lease | None:
+    def lease_for(self, current: State, session: Session | None) -> Lease | None:
         """Give `current` a connection, if it has none; return the lease if it is new.
 
         `session` is the running task's.
@@ -399,8 +402,8 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
     def _take(
         self,
         current: State,
-        transaction: state.Transaction | None,
-        session: state.Session | None,
+        transaction: Transaction | None,
+        session: Session | None,
     ) -> Lease:
         if (
             type(self).ensure_connection is not _OWN_ENSURE_CONNECTION
@@ -459,7 +462,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             self._asking_others = False
         known.asked = True
 
-    def _get_lease(self, transaction: state.Transaction | None) -> Lease:
+    def _get_lease(self, transaction: Transaction | None) -> Lease:
         home = None if transaction is None else transaction.home
         running = asyncio._get_running_loop()
         if home is None or home is running:
@@ -589,7 +592,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         return cursor
 
     def _lease_cursor(
-        self, current: State, session: state.Session | None, name: str | None, compiled: bool
+        self, current: State, session: Session | None, name: str | None, compiled: bool
     ) -> Any:
         djangos_class: Any = PostgresDatabaseWrapper
         lease = self.hold(current, session)
@@ -615,7 +618,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
                 lease.unpin()
         return wrapped or self._prepare_cursor(cursor)
 
-    def hold(self, current: State, session: state.Session | None) -> Lease | None:
+    def hold(self, current: State, session: Session | None) -> Lease | None:
         """Give `current` a connection, if it has none, and pin it: `unpin()` is for the caller.
 
         Returns None where the connection is held by a transaction, which pins it, or by nobody.
@@ -791,9 +794,9 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         super()._set_autocommit(autocommit)
         current = state.current_state(self)
         if autocommit:
-            state.end(self, current)
+            transactions.end(self, current)
         elif current.transaction is None:
-            state.begin(self, current)
+            transactions.begin(self, current)
 
     def begin_if_due(self, current: State) -> State:
         """Begin the transaction that each task is in where AUTOCOMMIT is off; return its state."""
@@ -808,13 +811,13 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             current.autocommit = False
             return current
         begun = State(pooled=True)
-        transaction = state.begin(self, begun)
+        transaction = transactions.begin(self, begun)
         if current.lease is not None:
             transaction.lender = state.session(self)
         return begun
 
     def end_pooled(
-        self, current: State, block: state.Block | None, session: state.Session | None = None
+        self, current: State, block: Block | None, session: Session | None = None
     ) -> None:
         """Give the connection of `current` back, end its transaction, and run the hooks of it.
 
@@ -824,7 +827,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             self._end_lease(current, block)
         now = current
         if current.transaction is not None:
-            state.end(self, current)
+            transactions.end(self, current)
             # Hooks are run by Django, on the state that it finds.
             if session is None or current.run_on_commit:
                 now = state.current_state(self)
@@ -843,7 +846,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
                 self.run_and_clear_commit_hooks()
             now.run_commit_hooks_on_set_autocommit_on = False
 
-    def _end_lease(self, current: State, block: state.Block | None) -> None:
+    def _end_lease(self, current: State, block: Block | None) -> None:
         assert current.lease is not None
         if current.connection.closed:
             # Its end was interrupted by what Django does not catch (GeneratorExit).
@@ -855,7 +858,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
         else:
             current.transaction.give_up_lease()
 
-    def _end_on_connection(self, connection: Any, block: state.Block | None) -> None:
+    def _end_on_connection(self, connection: Any, block: Block | None) -> None:
         with self.wrap_database_errors:
             if block is not None and block.moving and not _is_idle(connection):
                 # COMMIT was interrupted while it stood behind the statement of a child task.
@@ -958,7 +961,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             current.needs_rollback = False  # as of a new connection: the next is one
         if current.transaction is not None and not current.in_atomic_block:
             # What was begun by set_autocommit(False) ends with its connection.
-            state.end(self, current)
+            transactions.end(self, current)
 
     def close_if_unusable_or_obsolete(self) -> None:
         """Close a connection that should not serve another request; but not that of a test.

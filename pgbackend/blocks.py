@@ -1,7 +1,7 @@
 """The ends of an `atomic` block: whose turn it is, and what is usual in one step.
 
 Around Django's own code, which runs unedited, the block is opened (or its turn awaited), and is
-ended; see Note [Turns] in state.py.
+ended; see Note [Turns] in transactions.py.
 
 Note [Usual blocks]
 Most blocks begin where nothing is open, and end without an error. `Atomic` looks some twenty names
@@ -26,12 +26,15 @@ from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDataba
 from django.db.transaction import Atomic, TransactionManagementError
 
 from . import conf, frames, state
+from .block_context import enter_block, find_place, inside, join_in_tests
 from .driver import bridge
 from .driver.bridge import Portal
 from .fast.registry import is_on
 from .generators import carried
 from .patches import NO_OTHERS, djangos
-from .state import Block, Scope, Session, State
+from .sessions import Scope, Session, State
+from .transactions import Block
+from .transactions import end as end_transaction
 
 _get_running_loop = asyncio._get_running_loop
 _running = bridge.running
@@ -74,7 +77,7 @@ def enter(wrapper: Any, atomic: Any, enter_djangos: Callable[[Any], None]) -> No
         return
     frame = frames.of_with(frame or sys._getframe(2))
     if carried:
-        state.find_place(wrapper._key)
+        find_place(wrapper._key)
     if (current := _where_nothing_is_open(here, wrapper)) is not None:
         block = _open_outermost(wrapper, atomic, current)
     else:
@@ -94,18 +97,18 @@ def _open(wrapper: Any, atomic: Any, enter_djangos: Callable[[Any], None]) -> No
     if nested:
         assert parent is not None
         block = parent.transaction.push(parent)
-        state.enter_block(wrapper, block)
+        enter_block(wrapper, block)
     try:
         enter_djangos(atomic)
     except BaseException:
         if nested:
             block.transaction.pop(block)
-            state.enter_block(wrapper, parent)
+            enter_block(wrapper, parent)
         raise
     if nested:
         block.transaction.settle(block)
     if atomic._from_testcase:  # noqa: SLF001
-        state.join_in_tests(wrapper, state.current_block(wrapper))
+        join_in_tests(wrapper, state.current_block(wrapper))
 
 
 def leave(
@@ -114,7 +117,7 @@ def leave(
     """Do what `Atomic.__exit__` does, which is `leave_djangos`, in its turn.
 
     The frame two calls below this one is that of the `with`, unless `async_with` has it. See Note
-    [Blocks that are left] in state.py.
+    [Blocks that are left] in transactions.py.
     """
     frame, async_with.frame = async_with.frame, None
     if not atomic.__dict__.get("_pgbackend_blocks"):  # it is a thread's, and nobody else's
@@ -166,7 +169,7 @@ def _leave_elsewhere(
         else:
             if block.opener is not None and block.opener() is not bridge.current_task():
                 block.left = True  # its opener is out of it, however long the end takes
-            with state.inside(wrapper, block), _in_turn(block):
+            with inside(wrapper, block), _in_turn(block):
                 _leave(wrapper, atomic, leave_djangos, exc_info, block)
     finally:
         block.leave()
@@ -237,16 +240,16 @@ def _leave_without_waiting(wrapper: Any, atomic: Any, block: Block) -> None:
     )
     if block.parent is not None:
         if state.named_block(wrapper) is block:
-            state.enter_block(wrapper, block.parent)
+            enter_block(wrapper, block.parent)
         _leave_later(block)
         return
     block.undone = True
     ended = block.transaction.state
     lease = ended.lease
-    with state.inside(wrapper, block):
-        state.end(wrapper, ended)
+    with inside(wrapper, block):
+        end_transaction(wrapper, ended)
     if state.named_block(wrapper) is block:
-        state.enter_block(wrapper, None)
+        enter_block(wrapper, None)
     if lease is not None:
         lease.end_at_home(block.reason)  # the pool rolls back what is open
 
@@ -292,7 +295,7 @@ async def _leave_in_task(atomic: Any, block: Block) -> None:
 
     def roll_back() -> None:
         if not block.ended:
-            with state.inside(wrapper, block), _in_turn(block):
+            with inside(wrapper, block), _in_turn(block):
                 _leave(wrapper, atomic, _djangos_exit, exc_info, block)
 
     await bridge.run(roll_back)
@@ -317,12 +320,12 @@ def _leave(
         if block is None or not block.ended or not block.was_ended_by_others():
             leave_djangos(atomic, *exc_info)
         elif exc_info[0] is None:
-            state.check_not_ended(block)
+            block.check_not_ended()
     finally:
         if block is not None:
             _end_block(wrapper, block)
         if atomic._from_testcase:  # noqa: SLF001
-            state.join_in_tests(wrapper, block.parent if block is not None else None)
+            join_in_tests(wrapper, block.parent if block is not None else None)
     if refusal is not None:
         try:
             raise refusal
@@ -343,7 +346,7 @@ def _leave_what_is_inside(wrapper: Any, block: Block) -> None:
             "which it is in. Close the generator first ('contextlib.aclosing()')"
         )
         error = TransactionManagementError(inner.reason)
-        with state.inside(wrapper, inner):
+        with inside(wrapper, inner):
             _leave(wrapper, inner.atomic, _djangos_exit, (type(error), error, None), inner)
 
 
@@ -358,12 +361,12 @@ def _why_to_roll_back(wrapper: Any, block: Block) -> BaseException | None:
 
 
 def _begin_to_end(wrapper: Any, block: Block, *, failed: bool) -> None:
-    """From here on only the running code sends statements. See Note [Turns] in state.py."""
+    """From here on only the running code sends statements. See Note [Turns] in transactions.py."""
     block.undone = failed or block.transaction.state.needs_rollback
     if failed and not block.ended:
         block.transaction.claim(block)
     if not block.ended:
-        state.enter_block(wrapper, block.transaction.push(block))
+        enter_block(wrapper, block.transaction.push(block))
 
 
 def _end_block(wrapper: Any, block: Block) -> None:
@@ -371,17 +374,17 @@ def _end_block(wrapper: Any, block: Block) -> None:
     if ending is not None and ending.parent is block:
         block.doomed = False
         block.transaction.pop(ending)
-        state.enter_block(wrapper, block)
+        enter_block(wrapper, block)
     if block.parent is not None:
         if not block.ended:
             block.transaction.pop(block)
-        state.enter_block(wrapper, block.parent)
+        enter_block(wrapper, block.parent)
     elif not block.transaction.state.in_atomic_block and not block.ended:
         # Autocommit was not set again: the connection was closed inside the block, or the end of
         # the block was interrupted. The pool rolls back what is open.
         ended = block.transaction.state
         if ended.commit_on_exit or ended.connection is None:
-            state.end(wrapper, ended)
+            end_transaction(wrapper, ended)
             if ended.lease is not None:
                 ended.lease.end()
 

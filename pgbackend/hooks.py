@@ -41,6 +41,7 @@ from django.utils.asyncio import async_unsafe
 
 from . import (
     asgi,
+    block_context,
     blocks,
     checks,
     conf,
@@ -223,10 +224,10 @@ def _hook_sync_to_async() -> None:
     @functools.wraps(call)
     async def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         if generators.carried:
-            state.settle()
+            block_context.settle()
         request.follow()
-        if state.test_blocks:
-            with state.in_tests():
+        if block_context.test_blocks:
+            with block_context.in_tests():
                 return await call(self, *args, **kwargs)
         return await call(self, *args, **kwargs)
 

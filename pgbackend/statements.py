@@ -38,7 +38,7 @@ from .driver.shortcuts import is_psycopgs
 from .driver.vouching import is_vouched
 from .fast.registry import is_on
 from .patches import NO_OTHERS, djangos, lookup
-from .state import Session, State
+from .sessions import Session, State
 
 #: What a wrapper's `cursor()` calls on the wrapper.
 _CALLED = (
