@@ -89,12 +89,7 @@ CODE: Mapping[str, tuple[str, ...]] = {
         "_create_cursor DatabaseWrapper.create_cursor",
     ),
     "blocks": (
-        *_in(
-            "pgbackend.blocks",
-            "_DJANGOS _DJANGOS_ATOMIC _where_nothing_is_open _what_counts _TO_BE_COMMITTED "
-            "_where_most_end _has_djangos_ends _open_outermost _commit_outermost "
-            "_commit_or_roll_back",
-        ),
+        "pgbackend.fast.blocks",
         *_in("pgbackend.base", "DatabaseWrapper.end_pooled DatabaseWrapper.commit_pooled"),
     ),
     "handler": _in(

@@ -34,7 +34,7 @@ from django.utils.functional import cached_property
 from psycopg import IsolationLevel
 from psycopg.pq import TransactionStatus
 
-from . import blocks, conf, driver, frames, hooks, request, state, statements, transactions
+from . import conf, driver, frames, hooks, request, state, statements, transactions
 from .adapters import prepare_template
 from .attributes import follow, names_of, of_connection
 from .block_context import look_again
@@ -47,6 +47,7 @@ from .driver.connection import LEASE_ENDED, ConnectArguments, adopt
 from .driver.errors import LeaseEnded
 from .driver.pool import Lease, Pool, PoolOptions, close_pools, get_pool
 from .driver.vouching import vouching
+from .fast.blocks import called_on as called_for_blocks
 from .fast.install import install as install_shortcuts
 from .fast.registry import is_on
 from .features import DatabaseFeatures
@@ -154,7 +155,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
     #: What `cursor()` calls, unless somebody overrides or patches it; see statements.py.
     cursor_calls: tuple[Any, ...]
-    #: The same for what `Atomic` calls; see blocks.py.
+    #: The same for what `Atomic` calls; see fast/blocks.py.
     block_calls: tuple[Any, ...]
     #: The first of these, which see that there is a connection.
     asks: tuple[Any, ...]
@@ -896,7 +897,7 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
             self._commit_transaction()
 
     def commit_pooled(self, current: State) -> None:
-        """What `commit()` does in the end, where nobody has a say in it; see blocks.py."""
+        """What `commit()` does in the end, where nobody has a say in it; see fast/blocks.py."""
         if current.connection is not None:
             with self.wrap_database_errors:
                 current.connection.commit()
@@ -1004,7 +1005,7 @@ _OWN_ENSURE_CONNECTION = DatabaseWrapper.ensure_connection
 # of SQLite does: nobody sets it.
 DatabaseWrapper.own_names = names_of(DatabaseWrapper) | {"_start_transaction_under_autocommit"}
 DatabaseWrapper.cursor_calls = statements.called_on(DatabaseWrapper)
-DatabaseWrapper.block_calls = blocks.called_on(DatabaseWrapper)
+DatabaseWrapper.block_calls = called_for_blocks(DatabaseWrapper)
 DatabaseWrapper.asks = _asks(DatabaseWrapper)
 
 

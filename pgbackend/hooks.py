@@ -41,8 +41,8 @@ from django.utils.asyncio import async_unsafe
 
 from . import (
     asgi,
+    atomic_blocks,
     block_context,
-    blocks,
     checks,
     conf,
     generators,
@@ -107,7 +107,7 @@ def run_coroutine_function(func: Callable[[], Awaitable[Any]]) -> Any:
 def _hook_atomic() -> None:  # noqa: C901 - five short methods
     """`Atomic` takes its turn among the tasks of its transaction, and knows coroutines.
 
-    See blocks.py.
+    See atomic_blocks.py.
     """
     atomic = transaction.Atomic
     enter, leave, call = atomic.__enter__, atomic.__exit__, atomic.__call__
@@ -116,28 +116,28 @@ def _hook_atomic() -> None:  # noqa: C901 - five short methods
     def __enter__(self: Any) -> None:
         connection = transaction.get_connection(self.using)
         if is_ours(connection):
-            blocks.enter(connection, self, enter)
+            atomic_blocks.enter(connection, self, enter)
         else:
-            blocks.async_with.frame = None
+            atomic_blocks.async_with.frame = None
             enter(self)
 
     @functools.wraps(leave)
     def __exit__(self: Any, *exc_info: Any) -> None:
         connection = transaction.get_connection(self.using)
         if not is_ours(connection):
-            blocks.async_with.frame = None
+            atomic_blocks.async_with.frame = None
             leave(self, *exc_info)
             return
         # Whoever closes a generator by dropping it cannot be given an exception.
         with bridge.postpone_delivery(deliver=exc_info[0] is not GeneratorExit):
-            blocks.leave(connection, self, leave, exc_info)
+            atomic_blocks.leave(connection, self, leave, exc_info)
 
     async def __aenter__(self: Any) -> None:
-        blocks.async_with.frame = sys._getframe(1)
+        atomic_blocks.async_with.frame = sys._getframe(1)
         await bridge.run(self.__enter__)
 
     async def __aexit__(self: Any, *exc_info: Any) -> None:
-        blocks.async_with.frame = sys._getframe(1)
+        atomic_blocks.async_with.frame = sys._getframe(1)
         await bridge.run(self.__exit__, *exc_info)
 
     @functools.wraps(call)

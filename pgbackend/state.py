@@ -319,16 +319,6 @@ def task_sessions() -> Sessions:
     return sessions
 
 
-def session_of_opener(block: Block) -> Session | None:
-    """Return the session of `block`'s database, if the running task has opened `block`."""
-    sessions = named_sessions.get()
-    if sessions is None or sessions is not block.sessions or _get_running_loop() is None:
-        return None
-    if not sessions.belong_to(asyncio.current_task()):
-        return None
-    return sessions.by_key.get(id(block.transaction.settings_dict))
-
-
 def wrappers_of_task() -> list[Any] | None:
     """Return the list of the wrapper objects that were made for the task; it may be changed.
 

@@ -1,7 +1,7 @@
 """Transactions and their blocks: who takes part, whose turn it is, how a block ends.
 
-Tasks may share a `Transaction`; each `atomic` inside of it is a `Block`. `blocks` opens and ends
-them, around Django's own code.
+Tasks may share a `Transaction`; each `atomic` inside of it is a `Block`. `atomic_blocks` opens and
+ends them, around Django's own code.
 
 Note [Turns]
 A transaction is a chain of blocks; exactly one, the innermost, is open for statements. Code runs
@@ -14,7 +14,7 @@ Code that leaves its block with an exception waits for nobody: the blocks that a
 rolled back with it (`claim`).
 
 Note [Blocks that are left]
-A block belongs to its `with`, which remembers it (blocks.py), and not to the context in
+A block belongs to its `with`, which remembers it (atomic_blocks.py), and not to the context in
 which the `with` ends. Generators may be stepped, closed and left by other tasks than the one that
 has opened a block in them; so may the contents of an `ExitStack`. Then
 - code that is called from the generator takes part in its block (`find_place` in block_context.py),
@@ -122,7 +122,7 @@ class Block:
             settle_before_tasks()
 
     def leave_later(self) -> None:
-        """Let a task of its own roll the block back; `blocks` defines this method."""
+        """Let a task of its own roll the block back; `atomic_blocks` defines this method."""
         raise NotImplementedError
 
     def was_ended_by_others(self) -> bool:

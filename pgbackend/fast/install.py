@@ -6,9 +6,11 @@ module the engine does all that the contract promises.
 
 from __future__ import annotations
 
+from . import blocks
 from .registry import switch_driver
 
 
 def install() -> None:
     """Plug in the shortcuts that are on; called once, when the backend is loaded."""
     switch_driver()
+    blocks.install()

@@ -26,7 +26,8 @@ from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 
 import pgbackend
-from pgbackend import aio, base, blocks, driver
+from pgbackend import aio, base, driver
+from pgbackend.fast import blocks
 from tests.conftest import Runner
 from tests.library.models import Book, Entry
 from tests.support.fixtures import pool_of_default, settings_of_default
