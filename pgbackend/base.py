@@ -47,7 +47,6 @@ from .driver.connection import LEASE_ENDED, ConnectArguments, adopt
 from .driver.errors import LeaseEnded
 from .driver.pool import Lease, Pool, PoolOptions, close_pools, get_pool
 from .driver.vouching import vouching
-from .fast.blocks import called_on as called_for_blocks
 from .fast.install import install as install_shortcuts
 from .fast.registry import is_on
 from .features import DatabaseFeatures
@@ -89,7 +88,6 @@ _RUN_HOOKS = if_djangos(PostgresDatabaseWrapper.run_and_clear_commit_hooks)
 _COMMIT = if_djangos(PostgresDatabaseWrapper._commit)  # type: ignore[attr-defined]  # noqa: SLF001
 _CURSOR = if_djangos(PostgresDatabaseWrapper.cursor)
 _CREATE_CURSOR = if_djangos(PostgresDatabaseWrapper.create_cursor)
-install_shortcuts()
 if not is_on("cursors"):
     _CURSOR = _CREATE_CURSOR = None
 _open_cursor: Callable[..., Any] = inspect.unwrap(PostgresDatabaseWrapper.cursor)
@@ -155,8 +153,6 @@ class DatabaseWrapper(PostgresDatabaseWrapper):
 
     #: What `cursor()` calls, unless somebody overrides or patches it; see statements.py.
     cursor_calls: tuple[Any, ...]
-    #: The same for what `Atomic` calls; see fast/blocks.py.
-    block_calls: tuple[Any, ...]
     #: The first of these, which see that there is a connection.
     asks: tuple[Any, ...]
 
@@ -1005,7 +1001,6 @@ _OWN_ENSURE_CONNECTION = DatabaseWrapper.ensure_connection
 # of SQLite does: nobody sets it.
 DatabaseWrapper.own_names = names_of(DatabaseWrapper) | {"_start_transaction_under_autocommit"}
 DatabaseWrapper.cursor_calls = statements.called_on(DatabaseWrapper)
-DatabaseWrapper.block_calls = called_for_blocks(DatabaseWrapper)
 DatabaseWrapper.asks = _asks(DatabaseWrapper)
 
 
@@ -1039,4 +1034,5 @@ def _caller() -> str | None:
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
+install_shortcuts(DatabaseWrapper)
 hooks.install()

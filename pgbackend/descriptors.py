@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import generators
-from .block_context import is_within, named_blocks
+from .block_context import blocks_here, is_within
 from .driver import bridge
 from .driver.bridge import Portal
 from .generators import carried
@@ -36,7 +36,7 @@ def _getter(name: str) -> Callable[[Any], Any]:
     def get(wrapper: Any) -> Any:
         if _get_running_loop() is None:
             if not _unwinding:
-                blocks = named_blocks.get()
+                blocks = blocks_here()
                 if not blocks or blocks is wrapper._own_blocks:
                     return getattr(wrapper._own, name)
         elif type(here := _running()) is Portal:
@@ -45,7 +45,7 @@ def _getter(name: str) -> Callable[[Any], Any]:
                 found is not None
                 and found.context is here.gr_context
                 and found.wrapper is wrapper
-                and found.blocks is named_blocks.get()
+                and found.blocks is blocks_here()
                 and found.settings_dict is wrapper.settings_dict
             ):
                 return getattr(found.state, name)
@@ -62,7 +62,7 @@ def _setter(name: str) -> Callable[[Any, Any], None]:
             return
         if _get_running_loop() is None:
             if not _unwinding:
-                blocks = named_blocks.get()
+                blocks = blocks_here()
                 if not blocks or blocks is wrapper._own_blocks:
                     setattr(wrapper._own, name, value)
                     return

@@ -36,7 +36,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from . import conf
-from .block_context import enter_block, find_place, named_blocks, test_blocks, where_left
+from .block_context import blocks_here, enter_block, find_place, test_blocks, where_left
 from .driver import bridge
 from .driver.bridge import Portal
 from .driver.forks import after_fork
@@ -82,7 +82,7 @@ def in_async_context() -> bool:
 
 def current_block(wrapper: Any) -> Block | None:
     """Return the block that the running code is in, whether or not it is still open."""
-    blocks = named_blocks.get()
+    blocks = blocks_here()
     if blocks and (block := blocks.get(id(wrapper.settings_dict))) is not None:
         if not block.left:
             return None if block.ended and _is_stale_in_thread(block) else block
@@ -98,7 +98,7 @@ def current_block(wrapper: Any) -> Block | None:
 
 def named_block(wrapper: Any) -> Block | None:
     """Return the block that the context names, even if it was left; else `current_block()`."""
-    blocks = named_blocks.get()
+    blocks = blocks_here()
     block = blocks.get(id(wrapper.settings_dict)) if blocks else None
     if block is not None and (block.left or not block.ended):
         return block
@@ -118,7 +118,7 @@ def take_turn(wrapper: Any) -> None:
     """Wait until the running code may send a statement. See Note [Turns] in transactions.py."""
     if carried:
         find_place(wrapper._key)
-    if not named_blocks.get() and not test_blocks and wrapper._own.transaction is None:
+    if not blocks_here() and not test_blocks and wrapper._own.transaction is None:
         return  # in no block: the usual case, without a call of `current_block()`
     block = current_block(wrapper)
     while block is not None and block.transaction.innermost is not block:
@@ -182,7 +182,7 @@ class Found:
 def find(here: bridge.Portal, wrapper: Any) -> Found:
     """Return what the code in portal `here` has looked up, or look it up. See Note [Looking up]."""
     found: Found | None = here.found
-    blocks = named_blocks.get()
+    blocks = blocks_here()
     if found is None or found.context is not here.gr_context:
         sessions = task_sessions()
     elif found.wrapper is not wrapper or found.settings_dict is not wrapper.settings_dict:
@@ -202,11 +202,11 @@ def current_state(wrapper: Any) -> State:
         if type(here := _running()) is Portal:
             return find(here, wrapper).state
     elif not _unwinding:
-        blocks = named_blocks.get()
+        blocks = blocks_here()
         if not blocks or blocks is wrapper._own_blocks:
             own: State = wrapper._own
             return own
-    return _look_up(wrapper, named_blocks.get(), None)
+    return _look_up(wrapper, blocks_here(), None)
 
 
 def state_and_session(wrapper: Any) -> tuple[State, Session | None]:
@@ -251,7 +251,7 @@ def plain_state(wrapper: Any) -> State | None:
 
     Such code is as in Django; return None for any other.
     """
-    if _get_running_loop() is None and not named_blocks.get() and not _unwinding:
+    if _get_running_loop() is None and not blocks_here() and not _unwinding:
         own: State = wrapper._own
         return own
     return None
@@ -264,7 +264,7 @@ def is_at_rest() -> bool:
     """
     if bridge.green() is None:
         return False
-    if named_blocks.get() or test_blocks or pinned_sessions:
+    if blocks_here() or test_blocks or pinned_sessions:
         return False
     observers = _observers.get()
     if observers and any(each.force_debug_cursor for each in observers.values()):

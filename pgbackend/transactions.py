@@ -38,6 +38,7 @@ from django.db.transaction import TransactionManagementError
 
 from . import conf, frames, generators
 from .block_context import (
+    blocks_here,
     enter_block,
     look_again,
     name_of_task,
@@ -193,8 +194,8 @@ class Block:
         lease = self.transaction.state.lease
         if self.parent is None and lease is not None:
             lease.task = None  # others do not wait for the task that has opened it
-        if named_blocks.get().get(self.key) is self:
-            named_blocks.set(with_block(named_blocks.get(), self.key, self.parent))
+        if blocks_here().get(self.key) is self:
+            named_blocks.set(with_block(blocks_here(), self.key, self.parent))
             look_again()
 
     def may_be_left_with_step(self) -> bool:

@@ -30,10 +30,9 @@ from pgbackend.sessions import Scope, Session, State
 from pgbackend.state import named_sessions
 from pgbackend.transactions import Block
 
-from .registry import is_on
-
 _get_running_loop = asyncio._get_running_loop
 _running = bridge.running
+_sessions_here = named_sessions.get
 
 #: The methods that `Atomic` calls on a wrapper, and those that they call.
 _CALLED = (
@@ -41,17 +40,19 @@ _CALLED = (
     *("validate_no_atomic_block", "validate_thread_sharing"),
 )
 _NAMES = frozenset(_CALLED)
-#: These, as a class of wrappers has them; and as they are in Django.
-called_on: Callable[[type[Any]], tuple[Any, ...]] = attrgetter(*_CALLED)
-_DJANGOS = djangos(*called_on(PostgresDatabaseWrapper)) if is_on("blocks") else NO_OTHERS
+_called_on: Callable[[type[Any]], tuple[Any, ...]] = attrgetter(*_CALLED)
+#: These methods as they are in Django; and in the engine, see `install()`.
+_DJANGOS = djangos(*_called_on(PostgresDatabaseWrapper))
 _DJANGOS_ATOMIC = djangos(Atomic.__enter__, Atomic.__exit__)
+_engines = NO_OTHERS
 
 
-def install() -> None:
-    """Let green code open and end outermost blocks in one step, if the shortcut is on."""
-    if is_on("blocks"):
-        atomic_blocks.open_at_once = open_at_once
-        atomic_blocks.commit_at_once = commit_at_once
+def install(wrapper_class: Any) -> None:
+    """Let green code open and end outermost blocks in one step."""
+    global _engines  # noqa: PLW0603 - the class is made after this module
+    _engines = _called_on(wrapper_class)
+    atomic_blocks.open_at_once = open_at_once
+    atomic_blocks.commit_at_once = commit_at_once
 
 
 def open_at_once(here: Portal, wrapper: Any, atomic: Any) -> Block | None:
@@ -99,7 +100,7 @@ _TO_BE_COMMITTED: tuple[Any, ...] = (True, True, True, False, False, [])
 
 def _session_of_opener(block: Block) -> Session | None:
     """Return the session of `block`'s database, if the running task has opened `block`."""
-    sessions = named_sessions.get()
+    sessions = _sessions_here()
     if sessions is None or sessions is not block.sessions or _get_running_loop() is None:
         return None
     if not sessions.belong_to(asyncio.current_task()):
@@ -111,9 +112,9 @@ def _has_djangos_ends(wrapper: Any, scope: Scope) -> bool:
     """Return whether nobody observes how a block begins and ends, or has a say in it."""
     if (
         scope.force_debug_cursor
-        or not all(map(is_, called_on(type(wrapper)), wrapper.block_calls))
+        or not all(map(is_, _called_on(type(wrapper)), _engines))
         or not wrapper.__dict__.keys().isdisjoint(_NAMES)
-        or not all(map(is_, called_on(PostgresDatabaseWrapper), _DJANGOS))
+        or not all(map(is_, _called_on(PostgresDatabaseWrapper), _DJANGOS))
         or _DJANGOS_ATOMIC is NO_OTHERS
     ):
         return False

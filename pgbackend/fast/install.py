@@ -6,11 +6,17 @@ module the engine does all that the contract promises.
 
 from __future__ import annotations
 
+from typing import Any
+
 from . import blocks
-from .registry import switch_driver
+from .registry import is_on, switch_driver
 
 
-def install() -> None:
-    """Plug in the shortcuts that are on; called once, when the backend is loaded."""
+def install(wrapper_class: Any) -> None:
+    """Plug in the shortcuts that are on; called once, when the backend is loaded.
+
+    `wrapper_class` is the engine's `DatabaseWrapper`.
+    """
     switch_driver()
-    blocks.install()
+    if is_on("blocks"):
+        blocks.install(wrapper_class)
