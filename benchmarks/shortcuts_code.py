@@ -62,12 +62,7 @@ CODE: Mapping[str, tuple[str, ...]] = {
     ),
     "cursors": ("pgbackend.fast.cursors",),
     "blocks": (
-        *_in(
-            "pgbackend.blocks",
-            "_DJANGOS _DJANGOS_ATOMIC _where_nothing_is_open _what_counts _TO_BE_COMMITTED "
-            "_where_most_end _has_djangos_ends _open_outermost _commit_outermost "
-            "_commit_or_roll_back",
-        ),
+        "pgbackend.fast.blocks",
         *_in(
             "pgbackend.wrapper.transactions", "Transactions.end_pooled Transactions.commit_pooled"
         ),

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
-from . import frames, state
+from . import block_context, frames
 from .driver import bridge
+from .sessions import Session
 
 __all__ = ["as_async", "atomic", "detached", "pinned", "portal", "run"]
 
@@ -93,7 +94,7 @@ class pinned:  # noqa: N801 - reads as a statement
 
     def __init__(self, using: str = DEFAULT_DB_ALIAS) -> None:
         self.using = using
-        self._session: state.Session | None = None
+        self._session: Session | None = None
 
     def __enter__(self) -> Self:
         wrapper = connections[self.using]
@@ -124,7 +125,7 @@ class Detached:
         self._contexts: list[AbstractContextManager[None]] = []
 
     def __enter__(self) -> Self:
-        context = state.no_blocks(self._keys, frames.of_with(sys._getframe(1)))
+        context = block_context.no_blocks(self._keys, frames.of_with(sys._getframe(1)))
         context.__enter__()
         self._contexts.append(context)
         return self

@@ -14,7 +14,7 @@ from typing import Any
 from asgiref.sync import iscoroutinefunction
 from django.db import transaction
 
-from . import blocks
+from . import atomic_blocks
 from .conf import wrapper_is_ours
 from .driver import bridge
 from .driver.cancellation import postpone_delivery
@@ -27,9 +27,9 @@ def make_enter(enter: Callable[..., None]) -> Callable[..., None]:
     def __enter__(self: Any) -> None:
         connection = transaction.get_connection(self.using)
         if wrapper_is_ours(connection):
-            blocks.enter(connection, self, enter)
+            atomic_blocks.enter(connection, self, enter)
         else:
-            blocks.async_with.frame = None
+            atomic_blocks.async_with.frame = None
             enter(self)
 
     return __enter__
@@ -42,12 +42,12 @@ def make_exit(leave: Callable[..., None]) -> Callable[..., None]:
     def __exit__(self: Any, *exc_info: Any) -> None:
         connection = transaction.get_connection(self.using)
         if not wrapper_is_ours(connection):
-            blocks.async_with.frame = None
+            atomic_blocks.async_with.frame = None
             leave(self, *exc_info)
             return
         # Code that closes a generator by dropping it cannot be given an exception.
         with postpone_delivery(deliver=exc_info[0] is not GeneratorExit):
-            blocks.leave(connection, self, leave, exc_info)
+            atomic_blocks.leave(connection, self, leave, exc_info)
 
     return __exit__
 
@@ -56,7 +56,7 @@ def make_aenter(nothing: None) -> Callable[..., Any]:
     """Return an `Atomic.__aenter__()`, which Django does not have."""
 
     async def __aenter__(self: Any) -> None:
-        blocks.async_with.frame = sys._getframe(1)
+        atomic_blocks.async_with.frame = sys._getframe(1)
         await bridge.run(self.__enter__)
 
     return __aenter__
@@ -66,7 +66,7 @@ def make_aexit(nothing: None) -> Callable[..., Any]:
     """Return an `Atomic.__aexit__()`, which Django does not have."""
 
     async def __aexit__(self: Any, *exc_info: Any) -> None:
-        blocks.async_with.frame = sys._getframe(1)
+        atomic_blocks.async_with.frame = sys._getframe(1)
         await bridge.run(self.__exit__, *exc_info)
 
     return __aexit__

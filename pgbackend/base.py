@@ -9,9 +9,7 @@ a backend, with the shortcuts (`fast`) and with the hooks that reach the rest of
 
 from __future__ import annotations
 
-from typing import Any
-
-from . import blocks, driver, hooks
+from . import driver, hooks
 from .attributes import names_of
 from .client import DatabaseClient
 from .creation import DatabaseCreation
@@ -32,13 +30,9 @@ class DatabaseWrapper(Cursors):
     introspection_class = DatabaseIntrospection
     ops_class = DatabaseOperations
 
-    #: The methods that `Atomic` calls, unless a class overrides them; see blocks.py.
-    block_calls: tuple[Any, ...]
-
 
 install_shortcuts()
 # Django asks each wrapper at the beginning of each block whether it has the last of these, as that
 # of SQLite does: nobody sets it.
 DatabaseWrapper.own_names = names_of(DatabaseWrapper) | {"_start_transaction_under_autocommit"}
-DatabaseWrapper.block_calls = blocks.called_on(DatabaseWrapper)
 hooks.install()

@@ -1,6 +1,6 @@
 """Blocks that a generator carries from one step to the next: found by the frame of their `with`.
 
-Which transaction code is in, its context says (`state`). But a generator has no context of its
+Which transaction code is in, its context says. But a generator has no context of its
 own: each step runs in the context of whoever makes it. Where a generator stands in the midst of an
 `atomic` block, a second task that steps it knows nothing of that block, and the task that left it
 by `break` is in the block still. So such a block is listed here under the frame of the generator,
@@ -32,7 +32,7 @@ GENERATORS = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 
 class Carried(Protocol):
-    """A block, as this module knows it: see `state.Block`."""
+    """A block, as this module knows it: see `transactions.Block`."""
 
     @property
     def key(self) -> int | None:

@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 from asgiref.sync import async_to_sync, sync_to_async
 from django.db import connections, router
 
-from . import conf, generators, request, state
+from . import block_context, conf, generators, request, state
 from .driver import bridge
 
 #: Decides whether a call of a function, with these arguments, runs green and in place.
@@ -143,10 +143,10 @@ def make_call_of_sync_to_async(call: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(call)
     async def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         if generators.carried:
-            state.settle()
+            block_context.settle()
         request.follow()
-        if state.test_blocks:
-            with state.in_tests():
+        if block_context.test_blocks:
+            with block_context.in_tests():
                 return await call(self, *args, **kwargs)
         return await call(self, *args, **kwargs)
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from .driver.lease import Lease
     from .driver.pool import Pool
-    from .state import Block, Key, Scope, Session, State
+    from .sessions import Key, Scope, Session, State
+    from .transactions import Block
 
 
 class Wrapper(Protocol):

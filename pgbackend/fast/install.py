@@ -8,6 +8,7 @@ promises.
 from __future__ import annotations
 
 from . import (
+    blocks,
     comparisons,
     cursors,
     handler,
@@ -25,6 +26,7 @@ from .registry import is_on, switch_driver
 #: the methods that a wrapper has from `cursors`, and a compiler asks the last module first.
 _MODULES = (
     (cursors, ["cursors"]),
+    (blocks, ["blocks"]),
     (statements, ["statements"]),
     (comparisons, ["select", "update"]),
     (select, ["select"]),

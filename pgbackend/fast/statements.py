@@ -57,7 +57,7 @@ from pgbackend.driver.shortcuts import is_psycopgs
 from pgbackend.driver.statement_cursors import Result
 from pgbackend.driver.vouching import is_vouched
 from pgbackend.patches import NO_OTHERS, djangos, lookup
-from pgbackend.state import Session, State
+from pgbackend.sessions import Session, State
 from pgbackend.wrapper.cursors import Cursors
 
 from .registry import is_on

@@ -6,7 +6,7 @@ synchronous code has left open on the wrapper, in this thread or in one that sha
 
 from __future__ import annotations
 
-from pgbackend import state
+from pgbackend import block_context, state, transactions
 from pgbackend.driver import bridge
 
 from .leasing import Leasing
@@ -32,7 +32,7 @@ class Closing(Leasing):
             current.needs_rollback = False  # the next connection is a new one
         if current.transaction is not None and not current.in_atomic_block:
             # A transaction that set_autocommit(False) has begun ends with its connection.
-            state.end(self, current)
+            transactions.end(self, current)
 
     def close_if_unusable_or_obsolete(self) -> None:
         """Close a connection that should not serve another request, unless a test's block has it.
@@ -74,7 +74,7 @@ class Closing(Leasing):
         """Let other threads use this wrapper's connection; from here on it has one of its own."""
         super().inc_thread_sharing()
         self._sharing = (None, False)
-        state.look_again()
+        block_context.look_again()
         if bridge.current() is not None:
             self.ensure_connection()
 
@@ -82,6 +82,6 @@ class Closing(Leasing):
         """Undo `inc_thread_sharing()`; close the connection that nobody would use again."""
         super().dec_thread_sharing()
         self._sharing = (None, False)
-        state.look_again()
+        block_context.look_again()
         if bridge.current() is not None and not self.allow_thread_sharing:
             self._close_own()

@@ -21,8 +21,9 @@ from django.db import DEFAULT_DB_ALIAS
 
 from pgbackend import conf, request, state
 from pgbackend.attributes import follow
+from pgbackend.descriptors import rollback_attribute, scope_attribute, state_attribute
 from pgbackend.driver.vouching import vouching
-from pgbackend.state import Scope, State, rollback_attribute, scope_attribute, state_attribute
+from pgbackend.sessions import Key, Scope, Session, State
 
 from .guards import Guards
 
@@ -82,7 +83,7 @@ class Contexts(Guards):
         return getattr(self, name)
 
     @property
-    def _key(self) -> state.Key:
+    def _key(self) -> Key:
         return id(self.settings_dict)
 
     @property
@@ -105,7 +106,7 @@ class Contexts(Guards):
         self.lent -= 1
         super().dec_thread_sharing()
 
-    def async_session(self) -> state.Session | None:
+    def async_session(self) -> Session | None:
         """Return the task's session in an async context, else None."""
         return state.async_session(self)
 

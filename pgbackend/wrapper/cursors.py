@@ -23,7 +23,7 @@ from pgbackend.driver.connection import LEASE_ENDED
 from pgbackend.driver.cursors import adopt
 from pgbackend.driver.errors import LeaseEnded
 from pgbackend.patches import if_djangos
-from pgbackend.state import State
+from pgbackend.sessions import Session, State
 
 from .transactions import Transactions
 
@@ -81,7 +81,7 @@ class Cursors(Transactions):
         return cursor
 
     def _lease_cursor(
-        self, current: State, session: state.Session | None, name: str | None, compiled: bool
+        self, current: State, session: Session | None, name: str | None, compiled: bool
     ) -> Any:
         djangos_class: Any = PostgresDatabaseWrapper
         lease = self.hold(current, session)

@@ -12,13 +12,14 @@ import asyncio
 from django.db import Error
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
 
-from pgbackend import state
+from pgbackend import state, transactions
 from pgbackend.driver import bridge
 from pgbackend.driver.lease import Lease
 from pgbackend.driver.pool import Pool
 from pgbackend.driver.vouching import vouching
 from pgbackend.patches import if_djangos
-from pgbackend.state import State
+from pgbackend.sessions import Session, State
+from pgbackend.transactions import Transaction
 
 from .connecting import Connecting
 
@@ -50,7 +51,7 @@ class Leasing(Connecting):
             if current.lease is not None:
                 current.lease.connection.close()
                 current.lease.end()
-            state.end(self, current)
+            transactions.end(self, current)
         self.run_on_commit = []
         self.ensure_connection()
 
@@ -73,7 +74,7 @@ class Leasing(Connecting):
             if lease is not None:
                 lease.maybe_end()
 
-    def lease_for(self, current: State, session: state.Session | None) -> Lease | None:
+    def lease_for(self, current: State, session: Session | None) -> Lease | None:
         """Give `current` a connection, if it has none; return the lease if it is new.
 
         `session` is the session of the running task.
@@ -92,7 +93,7 @@ class Leasing(Connecting):
             missing = current.connection is None  # another task may have leased it meanwhile
             return self._take(current, transaction, session) if missing else None
 
-    def hold(self, current: State, session: state.Session | None) -> Lease | None:
+    def hold(self, current: State, session: Session | None) -> Lease | None:
         """Give `current` a connection, if it has none, and pin its lease; the caller unpins it.
 
         Returns None if there is nothing to unpin: a transaction holds the connection, which pins
@@ -124,8 +125,8 @@ class Leasing(Connecting):
     def _take(
         self,
         current: State,
-        transaction: state.Transaction | None,
-        session: state.Session | None,
+        transaction: Transaction | None,
+        session: Session | None,
     ) -> Lease:
         if (
             type(self).ensure_connection is not _OWN_ENSURE_CONNECTION
@@ -151,7 +152,7 @@ class Leasing(Connecting):
                 lease.pin()
         return lease
 
-    def _get_lease(self, transaction: state.Transaction | None) -> Lease:
+    def _get_lease(self, transaction: Transaction | None) -> Lease:
         home = None if transaction is None else transaction.home
         running = asyncio._get_running_loop()
         if home is None or home is running:

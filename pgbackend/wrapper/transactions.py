@@ -17,10 +17,11 @@ from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDataba
 from django.db.backends.utils import debug_transaction
 from psycopg.pq import TransactionStatus
 
-from pgbackend import driver, hops, state
+from pgbackend import driver, hops, state, transactions
 from pgbackend.driver.cancellation import deliver_cancellation, hold_cancellation, postpone_delivery
 from pgbackend.patches import if_djangos
-from pgbackend.state import State
+from pgbackend.sessions import Session, State
+from pgbackend.transactions import Block
 
 from .closing import Closing
 
@@ -95,9 +96,9 @@ class Transactions(Closing):
         super()._set_autocommit(autocommit)
         current = state.current_state(self)
         if autocommit:
-            state.end(self, current)
+            transactions.end(self, current)
         elif current.transaction is None:
-            state.begin(self, current)
+            transactions.begin(self, current)
 
     # --- On connections of the pool ---
 
@@ -117,13 +118,13 @@ class Transactions(Closing):
             current.autocommit = False
             return current
         begun = State(pooled=True)
-        transaction = state.begin(self, begun)
+        transaction = transactions.begin(self, begun)
         if current.lease is not None:
             transaction.lender = state.session(self)
         return begun
 
     def end_pooled(
-        self, current: State, block: state.Block | None, session: state.Session | None = None
+        self, current: State, block: Block | None, session: Session | None = None
     ) -> None:
         """Give the connection of `current` back, end its transaction, and run its hooks.
 
@@ -133,7 +134,7 @@ class Transactions(Closing):
             self._end_lease(current, block)
         now = current
         if current.transaction is not None:
-            state.end(self, current)
+            transactions.end(self, current)
             # Hooks are run by Django, on the state that it finds.
             if session is None or current.run_on_commit:
                 now = state.current_state(self)
@@ -152,7 +153,7 @@ class Transactions(Closing):
                 self.run_and_clear_commit_hooks()
             now.run_commit_hooks_on_set_autocommit_on = False
 
-    def _end_lease(self, current: State, block: state.Block | None) -> None:
+    def _end_lease(self, current: State, block: Block | None) -> None:
         assert current.lease is not None
         if current.connection.closed:
             # Ending it was interrupted by an exception that Django does not catch (GeneratorExit).
@@ -164,7 +165,7 @@ class Transactions(Closing):
         else:
             current.transaction.give_up_lease()
 
-    def _end_on_connection(self, connection: Any, block: state.Block | None) -> None:
+    def _end_on_connection(self, connection: Any, block: Block | None) -> None:
         with self.wrap_database_errors:
             if block is not None and block.moving and not _is_idle(connection):
                 # COMMIT was interrupted while it stood behind the statement of a child task.

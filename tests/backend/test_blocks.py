@@ -26,7 +26,8 @@ from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 
 import pgbackend
-from pgbackend import aio, base, blocks, driver
+from pgbackend import aio, atomic_blocks, base, driver
+from pgbackend.fast import blocks
 from tests.conftest import Runner
 from tests.library.models import Book, Entry
 from tests.support.fixtures import pool_of_default, settings_of_default
@@ -102,6 +103,18 @@ def test_a_flag_that_was_left_is_reset_as_in_sync_code(run: Runner, in_one_step:
     assert run.green(green)
     assert len(in_one_step) == 2
     assert Entry.objects.count() == 1
+
+
+def test_the_plain_way_says_the_same(
+    run: Runner, in_one_step: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(atomic_blocks, "open_at_once", atomic_blocks._never_open)
+    monkeypatch.setattr(atomic_blocks, "commit_at_once", atomic_blocks._never_commit)
+    atomic = transaction.atomic()
+    expected = one_block(atomic)
+    assert run.green(lambda: one_block(atomic)) == expected
+    assert in_one_step == []
+    assert Entry.objects.count() == 2
 
 
 # --- Unusual blocks end as in Django --------------------------------------------------------------

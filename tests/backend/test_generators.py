@@ -18,7 +18,7 @@ from django.db import DatabaseError, connection, transaction
 from django.db.transaction import TransactionManagementError
 
 import pgbackend
-from pgbackend import aio, blocks, generators
+from pgbackend import aio, atomic_blocks, generators
 from pgbackend.driver import bridge
 from tests.conftest import Runner
 from tests.library.models import Entry
@@ -824,9 +824,9 @@ def test_the_frame_of_an_async_with_is_handed_to_no_other_block(run: Runner) -> 
         atomic = transaction.atomic()
         atomic._from_testcase = True  # type: ignore[attr-defined]
         async with atomic:  # which needs no frame
-            assert blocks.async_with.frame is None
+            assert atomic_blocks.async_with.frame is None
             transaction.set_rollback(True)
-        assert blocks.async_with.frame is None
+        assert atomic_blocks.async_with.frame is None
 
     run(main())
 

@@ -21,7 +21,7 @@ from django.db.models.functions import Concat
 from django.db.utils import DataError, InterfaceError, OperationalError, ProgrammingError
 
 import pgbackend
-from pgbackend import aio, state
+from pgbackend import aio, sessions
 from tests.conftest import Runner
 from tests.library.models import Tag
 from tests.support.gate import Gate
@@ -773,7 +773,7 @@ def test_the_end_of_a_task_gives_back_what_it_has_left_open(
         [warning] = warned
         assert warning.category is ResourceWarning
         assert re.search(message, str(warning.message)), str(warning.message)
-        assert not state._pinned
+        assert not sessions.pinned_sessions
         assert await aio.run(open_on_the_server) == 0
         end_of(task)
 
@@ -841,7 +841,7 @@ def test_a_task_that_leaves_pinned_without_a_statement_is_forgotten(run: Runner)
     async def main() -> None:
         await in_a_task(leaves())
         await asyncio.sleep(0)
-        assert not state._pinned
+        assert not sessions.pinned_sessions
         await aio.run(kept[0].__exit__)
 
     run(main())

@@ -288,7 +288,7 @@ def test_a_wrapper_cannot_connect_for_threads_on_the_bare_loop(run: Runner) -> N
 
 
 def test_a_new_wrapper_has_what_djangos_is_made_with() -> None:
-    """No attribute is set on our wrapper while it is made; see `state.state_attribute()`."""
+    """No attribute is set on our wrapper while it is made; see `descriptors.state_attribute()`."""
     djangos = PostgresDatabaseWrapper(connections.settings["default"], "default")
     ours = DatabaseWrapper(connections.settings["default"], "default")
     for part in (ours._own, ours._own_scope):

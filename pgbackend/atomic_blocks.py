@@ -1,13 +1,8 @@
-"""The ends of an `atomic` block: whose turn it is, and what is usual in one step.
+"""Open and end `atomic` blocks: take turns, around Django's own code, and end what was left open.
 
-Around Django's own code, which runs unedited, the block is opened (or its turn awaited), and is
-ended; see Note [Turns] in state.py.
-
-Note [Usual blocks]
-Most blocks begin where nothing is open, and end without an error. `Atomic` looks some twenty names
-of the wrapper up for that, each of which stands for one of the running code's state. Where green
-code opens or ends such a block, and nobody could tell the difference (`_has_djangos_ends()`), it
-is done on the state itself. All others are Django's, step by step.
+`hooks` calls `enter()` and `leave()` in the place of `Atomic.__enter__` and `__exit__`. These call
+Django's own, unedited, when it is the turn of the running code. See Note [Turns] and Note [Blocks
+that are left] in transactions.py.
 """
 
 from __future__ import annotations
@@ -17,42 +12,67 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from operator import attrgetter, is_
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
-from django.db import DatabaseError, Error, transaction
-from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
+from django.db import transaction
 from django.db.transaction import Atomic, TransactionManagementError
 
-from . import conf, frames, state
+from . import frames, state
+from .block_context import enter_block, find_place, inside, join_in_tests
 from .driver import bridge
 from .driver.bridge import Portal
 from .driver.finalizers import is_collecting
-from .fast.registry import is_on
 from .generators import carried
-from .patches import NO_OTHERS, djangos
-from .state import Block, Scope, Session, State
+from .transactions import Block
+from .transactions import end as end_transaction
 
 _get_running_loop = asyncio._get_running_loop
 _running = bridge.running
 
-#: What `Atomic` calls on a wrapper, and what that calls.
-_CALLED = (
-    *("_commit", "_set_autocommit", "commit", "get_autocommit", "set_autocommit"),
-    *("validate_no_atomic_block", "validate_thread_sharing"),
-)
-_NAMES = frozenset(_CALLED)
-#: These as a class of wrappers has them; and what they are in Django.
-called_on: Callable[[type[Any]], tuple[Any, ...]] = attrgetter(*_CALLED)
-_DJANGOS = djangos(*called_on(PostgresDatabaseWrapper)) if is_on("blocks") else NO_OTHERS
-_DJANGOS_ATOMIC = djangos(Atomic.__enter__, Atomic.__exit__)
-#: As it is before `hooks` puts `leave()` around it.
+#: Django's method, before `hooks` puts `leave()` around it.
 _djangos_exit: Any = Atomic.__exit__
 
 
+# --- The seam: an outermost block in one step -----------------------------------------------------
+
+
+class OpenAtOnce(Protocol):
+    """Open a block, and return it; return None if Django must open it."""
+
+    def __call__(self, here: Portal, wrapper: Any, atomic: Any) -> Block | None: ...
+
+
+class CommitAtOnce(Protocol):
+    """Commit `block`, whose `with` in `frame` ends well; return False if Django must end it."""
+
+    def __call__(
+        self, wrapper: Any, atomic: Any, frame: FrameType, block: Block | None
+    ) -> bool: ...
+
+
+def _never_open(here: Portal, wrapper: Any, atomic: Any) -> Block | None:
+    """Leave the block to Django."""
+    return None
+
+
+def _never_commit(wrapper: Any, atomic: Any, frame: FrameType, block: Block | None) -> bool:
+    """Leave the end of the block to Django."""
+    return False
+
+
+#: Green code calls these first, when it opens a block, and when it ends one without an error. These
+#: plain ones leave all to Django. A replacement may do the work where nobody can tell the
+#: difference: `pgbackend.fast.blocks` has one.
+open_at_once: OpenAtOnce = _never_open
+commit_at_once: CommitAtOnce = _never_commit
+
+
+# --- The ends of a `with` -------------------------------------------------------------------------
+
+
 class _AsyncWith(threading.local):
-    """Hands the frame of an `async with` to the synchronous method that is called for it.
+    """Hand the frame of an `async with` to the synchronous method that is called for it.
 
     It is set right before that call, and taken by `enter()` and `leave()`, with no wait in between.
     """
@@ -75,10 +95,9 @@ def enter(wrapper: Any, atomic: Any, enter_djangos: Callable[[Any], None]) -> No
         return
     frame = frames.of_with(frame or sys._getframe(2))
     if carried:
-        state.find_place(wrapper._key)
-    if (current := _where_nothing_is_open(here, wrapper)) is not None:
-        block = _open_outermost(wrapper, atomic, current)
-    else:
+        find_place(wrapper._key)
+    block = open_at_once(here, wrapper, atomic)
+    if block is None:
         _open(wrapper, atomic, enter_djangos)
         block = state.current_block(wrapper)
     if block is not None and block.atomic is None:
@@ -86,6 +105,7 @@ def enter(wrapper: Any, atomic: Any, enter_djangos: Callable[[Any], None]) -> No
 
 
 def _open(wrapper: Any, atomic: Any, enter_djangos: Callable[[Any], None]) -> None:
+    """Let Django open the block, when it is the turn of the running code."""
     wrapper.check_context("transaction.atomic")
     state.take_turn(wrapper)
     if (current := state.current_state(wrapper)).pooled:
@@ -95,18 +115,18 @@ def _open(wrapper: Any, atomic: Any, enter_djangos: Callable[[Any], None]) -> No
     if nested:
         assert parent is not None
         block = parent.transaction.push(parent)
-        state.enter_block(wrapper, block)
+        enter_block(wrapper, block)
     try:
         enter_djangos(atomic)
     except BaseException:
         if nested:
             block.transaction.pop(block)
-            state.enter_block(wrapper, parent)
+            enter_block(wrapper, parent)
         raise
     if nested:
         block.transaction.settle(block)
     if atomic._from_testcase:  # noqa: SLF001
-        state.join_in_tests(wrapper, state.current_block(wrapper))
+        join_in_tests(wrapper, state.current_block(wrapper))
 
 
 def leave(
@@ -115,18 +135,15 @@ def leave(
     """Do what `Atomic.__exit__` does, which is `leave_djangos`, in its turn.
 
     The frame two calls below this one is that of the `with`, unless `async_with` has it. See Note
-    [Blocks that are left] in state.py.
+    [Blocks that are left] in transactions.py.
     """
     frame, async_with.frame = async_with.frame, None
-    if not atomic.__dict__.get("_pgbackend_blocks"):  # it is a thread's, and nobody else's
+    if not atomic.__dict__.get("_pgbackend_blocks"):  # a thread's: no other code meets it
         _leave(wrapper, atomic, leave_djangos, exc_info, state.named_block(wrapper))
         return
     frame = frame or sys._getframe(2)
     here = state.named_block(wrapper)
-    session = None if exc_info[0] is not None else _where_most_end(wrapper, atomic, frame, here)
-    if session is not None:
-        assert here is not None
-        _commit_outermost(wrapper, here, session)
+    if exc_info[0] is None and commit_at_once(wrapper, atomic, frame, here):
         return
     if here is not None and here.atomic is atomic and here.frame is frame and _may_end(frame):
         here.begin_to_leave()
@@ -167,7 +184,7 @@ def _leave_elsewhere(
         else:
             if block.opener is not None and block.opener() is not bridge.current_task():
                 block.left = True  # its opener is out of it, however long the end takes
-            with state.inside(wrapper, block), _in_turn(block):
+            with inside(wrapper, block), _in_turn(block):
                 _leave(wrapper, atomic, leave_djangos, exc_info, block)
     finally:
         block.leave()
@@ -175,7 +192,7 @@ def _leave_elsewhere(
 
 @contextmanager
 def _in_turn(block: Block) -> Iterator[None]:
-    """Let a block that ends elsewhere wait for the statements in flight, which know nothing of it.
+    """Let a block that ends elsewhere wait for the statements in flight, which do not expect it.
 
     One that ends in its own task, with an error, cancels those of its child tasks.
     """
@@ -193,7 +210,7 @@ def _in_turn(block: Block) -> Iterator[None]:
 def _block_of(
     wrapper: Any, atomic: Any, frame: FrameType | None, here: Block | None
 ) -> Block | None:
-    """Return the block that the `with` in `frame` has opened; `here` is what the context names."""
+    """Return the block that the `with` in `frame` has opened; the context names `here`."""
     key = wrapper._key
     opened: list[Block]
     opened = [each for each in atomic.__dict__.get("_pgbackend_blocks", ()) if each.key == key]
@@ -205,7 +222,7 @@ def _block_of(
 
 
 def _may_end(frame: FrameType) -> bool:
-    """Whether the running code may send the statement that ends its block, which is in `frame`.
+    """Return whether the running code may send the statement that ends its block, in `frame`.
 
     The block of a generator may be ended from anywhere: `_leave_elsewhere()` looks closer.
     """
@@ -218,7 +235,7 @@ def _may_end(frame: FrameType) -> bool:
 
 
 def _can_wait(block: Block, here: Block | None) -> bool:
-    """Whether the running code may send a statement that ends `block`."""
+    """Return whether the running code may send a statement that ends `block`."""
     if is_collecting():
         return False
     portal = bridge.current()
@@ -228,8 +245,11 @@ def _can_wait(block: Block, here: Block | None) -> bool:
     return _get_running_loop() is None and block is here
 
 
+# --- Blocks whose end nobody can wait for ---------------------------------------------------------
+
+
 def _leave_without_waiting(wrapper: Any, atomic: Any, block: Block) -> None:
-    """Have `block` rolled back by others, where nothing can be waited for."""
+    """Have `block` rolled back by others, because the running code cannot wait."""
     if block.ended:
         return
     block.reason = block.reason or (
@@ -238,16 +258,16 @@ def _leave_without_waiting(wrapper: Any, atomic: Any, block: Block) -> None:
     )
     if block.parent is not None:
         if state.named_block(wrapper) is block:
-            state.enter_block(wrapper, block.parent)
+            enter_block(wrapper, block.parent)
         _leave_later(block)
         return
     block.undone = True
     ended = block.transaction.state
     lease = ended.lease
-    with state.inside(wrapper, block):
-        state.end(wrapper, ended)
+    with inside(wrapper, block):
+        end_transaction(wrapper, ended)
     if state.named_block(wrapper) is block:
-        state.enter_block(wrapper, None)
+        enter_block(wrapper, None)
     if lease is not None:
         lease.end_at_home(block.reason)  # the pool rolls back what is open
 
@@ -271,6 +291,7 @@ Block.leave_later = _leave_later  # type: ignore[assignment,method-assign]
 
 
 def _doom(block: Block) -> None:
+    """End `block`, and let the block around it be rolled back: no loop can end this one."""
     parent = block.parent
     assert parent is not None
     while not block.ended and block.transaction.innermost is not None:
@@ -279,6 +300,7 @@ def _doom(block: Block) -> None:
 
 
 def _start_to_leave(home: asyncio.AbstractEventLoop, atomic: Any, block: Block) -> None:
+    """Start the task that rolls `block` back. Its loop, `home`, calls this."""
     if block.ended:
         return
     task = asyncio.Task(_leave_in_task(atomic, block), loop=home, context=state.no_context())
@@ -287,16 +309,20 @@ def _start_to_leave(home: asyncio.AbstractEventLoop, atomic: Any, block: Block) 
 
 
 async def _leave_in_task(atomic: Any, block: Block) -> None:
+    """Roll `block` back, in a task of its own."""
     wrapper = transaction.get_connection(atomic.using)
     error = TransactionManagementError(block.reason or "its generator was collected")
     exc_info = (type(error), error, None)
 
     def roll_back() -> None:
         if not block.ended:
-            with state.inside(wrapper, block), _in_turn(block):
+            with inside(wrapper, block), _in_turn(block):
                 _leave(wrapper, atomic, _djangos_exit, exc_info, block)
 
     await bridge.run(roll_back)
+
+
+# --- The end of a block, in its turn --------------------------------------------------------------
 
 
 def _leave(
@@ -318,12 +344,12 @@ def _leave(
         if block is None or not block.ended or not block.was_ended_by_others():
             leave_djangos(atomic, *exc_info)
         elif exc_info[0] is None:
-            state.check_not_ended(block)
+            block.check_not_ended()
     finally:
         if block is not None:
-            _end_block(wrapper, block)
+            end_block(wrapper, block)
         if atomic._from_testcase:  # noqa: SLF001
-            state.join_in_tests(wrapper, block.parent if block is not None else None)
+            join_in_tests(wrapper, block.parent if block is not None else None)
     if refusal is not None:
         try:
             raise refusal
@@ -332,7 +358,7 @@ def _leave(
 
 
 def _leave_what_is_inside(wrapper: Any, block: Block) -> None:
-    """Roll back what the running task has opened inside `block`, and left: a generator has it."""
+    """Roll back blocks inside `block` that the running task has opened in generators, and left."""
     while (inner := block.transaction.innermost) is not block:
         if inner is None or inner.frame is None or inner.frame not in carried:
             return  # another task's, which is waited for
@@ -344,7 +370,7 @@ def _leave_what_is_inside(wrapper: Any, block: Block) -> None:
             "which it is in. Close the generator first ('contextlib.aclosing()')"
         )
         error = TransactionManagementError(inner.reason)
-        with state.inside(wrapper, inner):
+        with inside(wrapper, inner):
             _leave(wrapper, inner.atomic, _djangos_exit, (type(error), error, None), inner)
 
 
@@ -359,131 +385,30 @@ def _why_to_roll_back(wrapper: Any, block: Block) -> BaseException | None:
 
 
 def _begin_to_end(wrapper: Any, block: Block, *, failed: bool) -> None:
-    """From here on only the running code sends statements. See Note [Turns] in state.py."""
+    """Let only the running code send statements. See Note [Turns] in transactions.py."""
     block.undone = failed or block.transaction.state.needs_rollback
     if failed and not block.ended:
         block.transaction.claim(block)
     if not block.ended:
-        state.enter_block(wrapper, block.transaction.push(block))
+        enter_block(wrapper, block.transaction.push(block))
 
 
-def _end_block(wrapper: Any, block: Block) -> None:
+def end_block(wrapper: Any, block: Block) -> None:
+    """Note that `block` has ended, and let the running code be in the one around it."""
     ending = block.transaction.innermost
     if ending is not None and ending.parent is block:
         block.doomed = False
         block.transaction.pop(ending)
-        state.enter_block(wrapper, block)
+        enter_block(wrapper, block)
     if block.parent is not None:
         if not block.ended:
             block.transaction.pop(block)
-        state.enter_block(wrapper, block.parent)
+        enter_block(wrapper, block.parent)
     elif not block.transaction.state.in_atomic_block and not block.ended:
         # Autocommit was not set again: the connection was closed inside the block, or the end of
         # the block was interrupted. The pool rolls back what is open.
         ended = block.transaction.state
         if ended.commit_on_exit or ended.connection is None:
-            state.end(wrapper, ended)
+            end_transaction(wrapper, ended)
             if ended.lease is not None:
                 ended.lease.end()
-
-
-# --- Usual blocks ---------------------------------------------------------------------------------
-
-
-def _where_nothing_is_open(here: Portal, wrapper: Any) -> State | None:
-    """The state of code that is in no block, nor in a transaction that is managed by hand."""
-    found = state.find(here, wrapper)
-    current, session = found.state, found.session
-    if (
-        session is not None
-        and current is session.state  # and so nobody else's turn
-        and current.autocommit
-        and _has_djangos_ends(wrapper, session.scope)
-    ):
-        return current
-    return None
-
-
-_what_counts = attrgetter(
-    *("pooled", "in_atomic_block", "commit_on_exit", "needs_rollback", "closed_in_transaction"),
-    "savepoint_ids",
-)
-_TO_BE_COMMITTED: tuple[Any, ...] = (True, True, True, False, False, [])
-
-
-def _where_most_end(
-    wrapper: Any, atomic: Any, frame: FrameType, block: Block | None
-) -> Session | None:
-    """Return the running task's session, if the end of the `with` in `frame` is just a COMMIT.
-
-    That is, if it ends `block`, which is the outermost one, and in which nothing is open.
-    """
-    here = _running()
-    if (
-        block is not None
-        and block.atomic is atomic
-        and block.frame is frame
-        and block.parent is None
-        and block.transaction.innermost is block
-        and type(here) is Portal
-        and not here.closing
-        and _what_counts(block.transaction.state) == _TO_BE_COMMITTED
-        and wrapper._thread_ident == threading.get_ident()
-        and frame not in carried
-        and (session := state.session_of_opener(block)) is not None
-        and _has_djangos_ends(wrapper, session.scope)
-    ):
-        return session
-    return None
-
-
-def _has_djangos_ends(wrapper: Any, scope: Scope) -> bool:
-    """Whether nobody observes how a block begins and ends, or has a say in it."""
-    if (
-        scope.force_debug_cursor
-        or not all(map(is_, called_on(type(wrapper)), wrapper.block_calls))
-        or not wrapper.__dict__.keys().isdisjoint(_NAMES)
-        or not all(map(is_, called_on(PostgresDatabaseWrapper), _DJANGOS))
-        or _DJANGOS_ATOMIC is NO_OTHERS
-    ):
-        return False
-    return not conf.is_debugging()
-
-
-def _open_outermost(wrapper: Any, atomic: Any, current: State) -> Block | None:
-    current.commit_on_exit = True
-    current.needs_rollback = False
-    begun = wrapper.begin_pooled(current)
-    begun.in_atomic_block = True
-    begun.atomic_blocks.append(atomic)
-    innermost: Block | None = begun.transaction.innermost
-    return innermost
-
-
-def _commit_outermost(wrapper: Any, block: Block, session: Session) -> None:
-    ending = block.transaction.state
-    block.leaving = True
-    try:
-        block_of_end = block.transaction.push(block)  # no statement of others goes with the COMMIT
-        ending.atomic_blocks.pop()
-        ending.in_atomic_block = False  # or nothing might be committed, nor rolled back
-        try:
-            _commit_or_roll_back(wrapper, ending)
-        finally:
-            # Nobody can have closed it inside the block meanwhile: it is no longer marked as one.
-            wrapper.end_pooled(ending, block_of_end, session)
-    finally:
-        if not block.ended:
-            _end_block(wrapper, block)
-        block.leave()
-
-
-def _commit_or_roll_back(wrapper: Any, ending: State) -> None:
-    try:
-        wrapper.commit_pooled(ending)
-    except DatabaseError:
-        try:
-            wrapper.rollback()
-        except Error:
-            wrapper.close()
-        raise

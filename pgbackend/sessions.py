@@ -1,0 +1,342 @@
+"""Keep one task's use of its databases: sessions, their state, and what a task leaves open.
+
+Django keeps the state of a connection on its `DatabaseWrapper`, which tasks may share. So each task
+has a `Session` for each database that it uses, with a `State` (the names that Django keeps, and the
+lease) and a `Scope` (the observers of its statements). `state` looks up those of the running code.
+
+Note [Leases and tasks]
+A task holds at most one lease of an alias: its session's, or its transaction's. A transaction that
+is begun while the session holds one (for an open cursor, or pinned) borrows it, and gives it back.
+Ownership moves in one synchronous step: code here decides and acts without an await in between.
+When a task ends, the leases that it still holds go back to the pool, with a warning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from . import frames
+from .driver import bridge
+from .driver.lease import Lease
+
+if TYPE_CHECKING:
+    from .transactions import Block, Transaction
+
+#: Tells one database from another: the identity of its settings.
+Key: TypeAlias = int
+
+
+class State:
+    """The names that Django keeps about one connection, plus the lease that it is on."""
+
+    # fmt: off
+    NAMES = (
+        "atomic_blocks", "autocommit", "close_at", "closed_in_transaction", "commit_on_exit",
+        "connection", "errors_occurred", "health_check_done", "health_check_enabled",
+        "in_atomic_block", "isolation_level", "needs_rollback", "rollback_exc",
+        "run_commit_hooks_on_set_autocommit_on", "run_on_commit", "savepoint_ids",
+        "savepoint_state",
+    )
+    # fmt: on
+
+    # The values of a new one are on the class, once for all: each request makes one.
+
+    #: Whether a patch of `ensure_connection()` has let a connection be made.
+    asked = False
+    #: Whether its connection is one that the pool has just made; see `state.prepared()`.
+    is_new = False
+    lease: Lease | None = None
+    transaction: Transaction | None = None
+    connection: Any = None
+    in_atomic_block = False
+    savepoint_state = 0
+    commit_on_exit = True
+    needs_rollback = False
+    rollback_exc: BaseException | None = None
+    close_at: float | None = None
+    closed_in_transaction = False
+    errors_occurred = False
+    health_check_enabled = False
+    health_check_done = False
+    run_commit_hooks_on_set_autocommit_on = False
+    isolation_level: Any = None
+
+    def __init__(self, *, pooled: bool = False, autocommit: bool = False) -> None:
+        self.pooled = pooled
+        self.autocommit = autocommit
+        self.savepoint_ids: list[str | None] = []
+        self.atomic_blocks: list[Any] = []
+        self.run_on_commit: list[Any] = []
+
+    def copy(self) -> State:
+        """Return another state with the same values, for `copy.copy(connection)`."""
+        other = State(pooled=self.pooled)
+        for name in self.NAMES:
+            setattr(other, name, getattr(self, name))
+        return other
+
+    def take(self, lease: Lease) -> None:
+        """Use the connection of `lease` from here on, until the lease ends."""
+        self.lease = lease
+        self.connection = lease.connection
+        lease.on_end = self._lease_ended
+
+    def _lease_ended(self) -> None:
+        self.lease = None
+        if not self.in_atomic_block:
+            # Inside a block the dead connection stays, so that it refuses further statements.
+            self.connection = None
+
+
+class Scope:
+    """The observers of some code's statements: Django's query log and its wrappers."""
+
+    NAMES = ("execute_wrappers", "force_debug_cursor", "queries_log")
+    __slots__ = ("_limit", "execute_wrappers", "force_debug_cursor", "log")
+
+    def __init__(self, observer: Scope | None, limit: int) -> None:
+        self.force_debug_cursor: bool = observer is not None and observer.force_debug_cursor
+        self.execute_wrappers: list[Any] = list(observer.execute_wrappers) if observer else []
+        self._limit = limit
+        #: None as long as nobody has looked at it: a deque has room for 64 from the start.
+        self.log: deque[Any] | None = None
+        if observer is not None and observer.force_debug_cursor:
+            self.log = observer.queries_log
+
+    def copy(self) -> Scope:
+        """Return a scope for another task, with the same observers and a log of its own."""
+        return Scope(self, self._limit)
+
+    @property
+    def queries_log(self) -> deque[Any]:
+        if self.log is None:
+            self.log = deque(maxlen=self._limit)
+        return self.log
+
+    @queries_log.setter
+    def queries_log(self, value: deque[Any]) -> None:
+        self.log = value
+
+
+class Session:
+    """One task's use of one database, outside of transactions."""
+
+    # fmt: off
+    __slots__ = (
+        "_together", "at_once", "compiled", "cursor", "key", "pinned_at", "pins", "scope", "state",
+    )
+    # fmt: on
+
+    def __init__(self, together: Sessions, key: Key, scope: Scope, autocommit: bool) -> None:
+        #: All sessions of the task, which know this one by its key.
+        self._together = weakref.ref(together)
+        self.key = key
+        self.scope = scope
+        self.state = State(pooled=True, autocommit=autocommit)
+        #: How many `pinned()` blocks the task is in; and where the first began.
+        self.pins = 0
+        self.pinned_at: str | None = None
+        #: Whether the next cursor is for a statement that the ORM or the backend made.
+        self.compiled = False
+        #: Whether a compiler of Django's asks for that cursor, to fetch all rows; see
+        #: statements.py.
+        self.at_once = False
+        #: The cursor of the compiled statement that is being executed.
+        self.cursor: Any = None
+
+    def pin(self) -> None:
+        """Keep the connection that is held, or the next one, until `unpin()`."""
+        self.pins += 1
+        if self.pins == 1:
+            self.pinned_at = frames.place()
+            self._keep()
+            self.watch()
+            if self.state.lease is not None:
+                self.state.lease.pin()
+
+    def unpin(self) -> None:
+        """Undo one `pin()`; the last lets the connection go, unless a cursor is open on it."""
+        if self.pins == 0:
+            return  # its task has ended meanwhile
+        self.pins -= 1
+        if self.pins == 0:
+            self._keep()
+            if self.state.lease is not None:
+                self.state.lease.unpin()
+
+    def watch(self) -> None:
+        """See that the connection which was leased just now goes back when the task ends."""
+        if (together := self._together()) is not None:
+            together.watch()
+
+    def task_ended(self, task: asyncio.Task[Any]) -> Left | None:
+        """Give back the lease that `task`, which has ended, still holds; return a warning."""
+        pinned, self.pins = self.pins, 0
+        lease = self.state.lease
+        if lease is not None and lease.heir is not None and lease.cursors and not pinned:
+            self.state.lease = self.state.connection = None
+            lease.on_end = None
+            heir, lease.heir = lease.heir, None
+            if heir.inherit(self.key, lease, self.scope):
+                return None
+        return _end_left_over(lease, task, f"pinned() of {self.pinned_at}" if pinned else None)
+
+    def is_at_rest(self) -> bool:
+        """Return whether nothing is open, and nothing is logged."""
+        state = self.state
+        return (
+            state.connection is None
+            and state.lease is None
+            and state.transaction is None
+            and not self.scope.log
+        )
+
+    def _keep(self) -> None:
+        if (together := self._together()) is not None:
+            together.keep()
+
+
+class Sessions:
+    """The sessions of one task.
+
+    They are found through a context variable, which tasks inherit. So they know the task that owns
+    them, and a task that inherits the variable makes its own.
+    """
+
+    # fmt: off
+    __slots__ = (
+        "__weakref__", "blocks", "by_key", "inherited", "owner", "uses_own", "watched", "wrappers",
+    )
+    # fmt: on
+
+    def __init__(self, owner: asyncio.Task[Any] | None) -> None:
+        self.owner = None if owner is None else weakref.ref(owner)
+        self.by_key: dict[Key, Session] = {}
+        #: Whether the end of the task gives back what these still hold.
+        self.watched = False
+        #: The open blocks that the task has opened, the innermost last.
+        self.blocks: list[Block] = []
+        #: Leases that other tasks have passed on to this one, beside those of its sessions.
+        self.inherited: list[weakref.ref[Lease]] = []
+        #: Whether the task has also used the state of a wrapper itself.
+        self.uses_own = False
+        #: The wrapper objects that were made for it; see wrappers.py.
+        self.wrappers: list[Any] = []
+
+    def belong_to(self, task: asyncio.Task[Any] | None) -> bool:
+        """Return whether `task` owns these sessions."""
+        return (None if self.owner is None else self.owner()) is task
+
+    def are_at_rest(self) -> bool:
+        """Return whether nothing is open in any of them, or on a wrapper itself."""
+        if self.uses_own:
+            return False
+        for session in self.by_key.values():  # noqa: SIM110 - asked in each request: no generator
+            if not session.is_at_rest():
+                return False
+        return True
+
+    def watch(self) -> None:
+        """See that the leases which the task still holds when it ends go back to the pool."""
+        if not self.watched:
+            self.watched = True
+            task = None if self.owner is None else self.owner()
+            if task is not None:
+                task.add_done_callback(self.task_ended)
+
+    def task_ended(self, task: asyncio.Task[Any]) -> None:
+        """Roll back the blocks, and end the leases, that `task` has left open; warn of them."""
+        pinned_sessions.pop(task, None)
+        left = [block.orphan(task) for block in tuple(self.blocks)]
+        left += [session.task_ended(task) for session in self.by_key.values()]
+        left += [_end_left_over(ref(), task) for ref in self.inherited]
+        # Last, since a warning may be made an error.
+        _warn_in_time(tuple(filter(None, left)), task.get_loop(), _TURNS_TO_CLOSE)
+
+    def inherit(self, key: Key, lease: Lease, scope: Scope) -> bool:
+        """Take over `lease`, whose task has ended; return False if the owner has ended too.
+
+        `scope` belongs to the session that has had the lease.
+        """
+        task = None if self.owner is None else self.owner()
+        if task is None or task.done():
+            return False
+        self.watch()
+        lease.task = task
+        if key not in self.by_key:
+            self.by_key[key] = Session(self, key, scope.copy(), autocommit=True)
+        session = self.by_key[key]
+        if session.state.lease is None and session.state.connection is None:
+            session.state.take(lease)
+            lease.pins += bool(session.pins)
+        else:
+            self.inherited = [ref for ref in self.inherited if ref() is not None]
+            self.inherited.append(weakref.ref(lease))
+        return True
+
+    def keep(self) -> None:
+        """Let the owner find its sessions again, as long as one of them is pinned.
+
+        asgiref hands whole contexts on: after `sync_to_async(async_to_sync(f))` a task has that of
+        the task which ran `f`, with its sessions in the place of these.
+        """
+        task = None if self.owner is None else self.owner()
+        if task is not None and any(session.pins for session in self.by_key.values()):
+            pinned_sessions[task] = self
+        elif task is not None:
+            pinned_sessions.pop(task, None)
+
+
+#: The sessions of tasks that have pinned one; see `Sessions.keep()`.
+pinned_sessions: dict[asyncio.Task[Any], Sessions] = {}
+
+#: A warning, and a function that tells whether its subject is open still.
+Left: TypeAlias = tuple[str, Callable[[], bool]]
+
+#: How many turns of the loop it takes, at most, until an async generator that nobody refers to any
+#: more is closed, and one that it iterates; with some to spare, where tasks are many.
+_TURNS_TO_CLOSE = 30
+
+
+def _end_left_over(
+    lease: Lease | None, task: asyncio.Task[Any], pinned: str | None = None
+) -> Left | None:
+    """End `lease`, which `task` holds at its end; return a warning."""
+    if lease is None or lease.ended:
+        return None
+    name = f"task {bridge.name_of(task)!r}"
+    left = pinned or f"a cursor or an iterator of {lease.opened_at}"
+    warning = (
+        f"{name} has ended with {left} open, and held its connection of {lease.pool.name!r} until "
+        "now: use 'with', or 'contextlib.aclosing()'"
+    )
+    lease.end(
+        f"this connection went back to the pool with the end of {name}, which had leased it: "
+        "open, use and close a cursor, or an iterator, in one task"
+    )
+
+    def is_open() -> bool:
+        return bool(lease.cursors or lease.pins) and not lease.pool.closed
+
+    return warning, is_open
+
+
+def _warn_in_time(left: Sequence[Left], loop: asyncio.AbstractEventLoop, turns: int) -> None:
+    """Warn of each entry of `left` that is open, unless the loop is about to close it.
+
+    An ``async for`` that is left before its end leaves its generator to the loop, which closes it a
+    turn later: where the task ends with it, that is after its end. There is no warning of something
+    that ends with its loop.
+    """
+    left = [each for each in left if each[1]()]
+    if left and turns:
+        loop.call_soon(_warn_in_time, left, loop, turns - 1, context=contextvars.Context())
+        return
+    for warning, _ in left:
+        warnings.warn(warning, ResourceWarning, stacklevel=2)
