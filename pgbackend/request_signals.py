@@ -88,16 +88,16 @@ send: Callable[..., Any] = _SEND
 
 def make_asend(djangos: Any) -> Any:
     """Return a `Signal.asend()` that calls the receivers of requests as the note says."""
-    if not sends_as_django:
-        return djangos
-    _asend.__wrapped__ = djangos  # type: ignore[attr-defined]
-    return _asend
+    return _asend if sends_as_django else djangos
 
 
 async def _asend(self: Any, sender: Any, **named: Any) -> Any:
     if self is not request_started and self is not request_finished:
         return await _ASEND(self, sender, **named)
     return await _tell(functools.partial(send, self, sender, **named), self, sender, named)
+
+
+_asend.__wrapped__ = _ASEND  # type: ignore[attr-defined]
 
 
 async def _tell(

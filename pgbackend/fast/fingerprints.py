@@ -65,7 +65,11 @@ def find(name: str) -> Any:
 
 def _is_of_package(function: Any, package: str) -> bool:
     """Return whether `package` has made `function`, and it or pgbackend what is around it."""
+    met: set[int] = set()
     while function is not None:
+        if id(function) in met:  # somebody has put it around itself
+            return False
+        met.add(id(function))
         if type(function) is not FunctionType:  # a proxy says that it is what it stands for
             return False
         if function.__globals__["__name__"].partition(".")[0] not in {package, "pgbackend"}:

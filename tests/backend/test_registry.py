@@ -124,11 +124,17 @@ def in_a_function(found: Any) -> Any:
     return patch
 
 
+def in_itself(found: Any) -> Any:
+    patch = in_a_function(found)
+    patch.__wrapped__ = patch
+    return patch
+
+
 def in_a_proxy(found: Any) -> Any:
     return Proxy(found, lambda: None)
 
 
-@pytest.mark.parametrize("wrapped", [in_a_function, in_a_proxy])
+@pytest.mark.parametrize("wrapped", [in_a_function, in_a_proxy, in_itself])
 def test_a_function_that_is_patched_switches_its_shortcuts_off_without_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, wrapped: Any
 ) -> None:
