@@ -1,4 +1,4 @@
-"""How psycopg turns what the server sends into what Django expects, a little sooner.
+"""Loads values of the server as Django expects them, in fewer steps, and notices registrations.
 
 Django keeps the adapters of all connections to come in a template, on which projects register
 loaders and dumpers of their own (`get_adapters_template()`). It is used as it is, not copied: what
@@ -67,7 +67,7 @@ def prepare_template(template: Any, timezone: tzinfo | None) -> None:
 
 
 def _may_be_spared(loader: Any) -> bool:
-    """Whether `loader` is Django's, not a project's own, and puts UTC into moments."""
+    """Return whether `loader` is Django's own, and puts UTC into timestamps."""
     if not issubclass(loader, BaseTzLoader) or issubclass(loader, _Fast):
         return False
     return bool(loader.load is BaseTzLoader.load and loader.timezone is UTC)

@@ -47,12 +47,12 @@ _RESETS = ("always", "dirty", "never")
 
 
 def is_shared(alias: str, settings_dict: Mapping[str, Any]) -> bool:
-    """Whether `settings_dict` is the one of `django.db.connections`, not that of a copy."""
+    """Return whether `settings_dict` is the one of `django.db.connections`, and no copy."""
     return connections.settings.get(alias) is settings_dict
 
 
 def has_foreign_alias() -> bool:
-    """Whether the project uses a database that is not pgbackend's."""
+    """Return whether the project uses a database with another engine."""
     for entry in connections.settings.values():  # asked several times in a request: no generator
         engine = entry["ENGINE"]
         if not (_engines.get(engine) or engine == _DUMMY or engine_is_ours(engine)):
@@ -61,7 +61,7 @@ def has_foreign_alias() -> bool:
 
 
 def alias_is_ours(alias: str) -> bool:
-    """Whether `alias` is a database of pgbackend's; one that there is not is Django's to refuse."""
+    """Return whether pgbackend is the engine of `alias`; Django refuses an unknown alias itself."""
     settings_dict = connections.settings.get(alias)
     return settings_dict is not None and engine_is_ours(settings_dict["ENGINE"])
 
@@ -72,7 +72,7 @@ def wrapper_is_ours(connection: Any) -> bool:
 
 
 def engine_is_ours(engine: str) -> bool:
-    """Whether `engine` names pgbackend, or a backend whose wrapper derives from it."""
+    """Return whether `engine` names pgbackend, or a backend whose wrapper derives from it."""
     try:
         return _engines[engine]
     except KeyError:
@@ -93,7 +93,7 @@ _known_settings: dict[str, Any] = vars(settings)
 
 
 def is_debugging() -> bool:
-    """Whether Django keeps all statements, in `connection.queries`."""
+    """Return whether Django logs all statements, in `connection.queries`."""
     try:
         return bool(_known_settings["DEBUG"])
     except KeyError:
@@ -101,13 +101,13 @@ def is_debugging() -> bool:
 
 
 def most_in_memory() -> int:
-    """How many bytes of a request's body are kept in memory."""
+    """Return how many bytes of a request's body Django keeps in memory."""
     most: int = settings.FILE_UPLOAD_MAX_MEMORY_SIZE
     return most
 
 
 def allows_async_unsafe() -> bool:
-    """Whether `DJANGO_ALLOW_ASYNC_UNSAFE` is set; its meaning is Django's."""
+    """Return whether `DJANGO_ALLOW_ASYNC_UNSAFE` is set, as Django reads it."""
     return bool(os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"))
 
 

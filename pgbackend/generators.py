@@ -39,7 +39,7 @@ class Carried(Protocol):
         """The database that it is a block of, if it is a block."""
 
     def is_lost(self) -> bool:
-        """Whether nobody will ever end it: its loop is closed."""
+        """Return whether nothing will ever end it, since its loop is closed."""
 
     def abandon(self) -> None:
         """Be told that the generator which carries it is about to be closed."""
@@ -55,7 +55,7 @@ _told: dict[FrameType, weakref.ref[Any]] = {}
 
 
 def carries(frame: FrameType) -> bool:
-    """Whether `frame` is that of a generator."""
+    """Return whether `frame` is that of a generator."""
     return bool(frame.f_code.co_flags & GENERATORS)
 
 

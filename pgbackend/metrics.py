@@ -15,7 +15,7 @@ __all__ += ["connections", "remove_hook", "statistics"]
 
 @dataclass(frozen=True, slots=True)
 class Connections:
-    """How many connections this process has open, and how many it may open as it is now."""
+    """Return how many connections this process has open, and how many it may open at most."""
 
     async_open: int
     """Connections of the async pools, open or being opened."""

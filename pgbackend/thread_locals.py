@@ -211,7 +211,7 @@ refused: dict[str, str] = {}
 
 @dataclass
 class _Progress:
-    """How far the search has come."""
+    """Notes how far the search for `threading.local` objects has come."""
 
     exclude: frozenset[str] = frozenset()
     include: frozenset[str] = frozenset()

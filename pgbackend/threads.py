@@ -167,7 +167,7 @@ def _backends() -> Iterable[str]:
 
 
 def _is_backend_djangos(name: str) -> bool:
-    """Whether Django's own methods load a user, and tell what the user may do."""
+    """Return whether Django's own methods load a user, and decide about permissions."""
     if name.startswith("django."):
         return True
     try:
@@ -223,7 +223,7 @@ def _messages(middleware: Any, args: Args) -> bool:
 
 
 def _csrf(middleware: Any, args: Args) -> bool:
-    """A form is parsed for its token; and the view that refuses it may be the project's."""
+    """Return whether a check may block: it parses a form, and calls the view that refuses."""
     if conf.of_project("CSRF_USE_SESSIONS") and sessions_may_block():
         return True
     request = args[0] if args else None
@@ -237,7 +237,7 @@ def _csrf(middleware: Any, args: Args) -> bool:
 
 
 def _length(request: Any) -> int:
-    """How long the body is that a request announces."""
+    """Return the length of the body that a request announces, in bytes."""
     try:
         return int(request.META.get("CONTENT_LENGTH") or 0)
     except (AttributeError, ValueError):
@@ -255,7 +255,7 @@ def _compression(middleware: Any, args: Args) -> bool:
 
 
 def _broken_link(middleware: Any, args: Args) -> bool:
-    """It sends mail."""
+    """Return whether it sends mail, which blocks."""
     return len(args) < 2 or args[1].status_code == 404
 
 
@@ -287,7 +287,7 @@ _MIDDLEWARE: dict[str, Callable[[Any, Args], bool] | None] = {
 
 
 class _Middleware(NamedTuple):
-    """What is known of a class of Django's middleware, which lives as long as the process."""
+    """Describes a class of Django's middleware, for as long as the process lives."""
 
     functions: frozenset[Any]
     """Those of the class; none if somebody has patched one."""
@@ -398,7 +398,7 @@ def _is_of_django(module: Any) -> bool:
 
 
 def _is_djangos_function(function: Any) -> bool:
-    """Whether Django's code defines a function or method: by its globals, whatever it says."""
+    """Return whether Django's code defines a function or method: its globals tell."""
     if type(function) is MethodType:
         function = function.__func__
     return type(function) is FunctionType and _is_of_django(function.__globals__.get("__name__"))

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 #: The directories whose docstrings are read.
-READ = ["benchmarks", "kitchen", "proj", "tests"]
+READ = ["benchmarks", "kitchen", "pgbackend", "proj", "tests"]
 #: Words that point at a thing instead of naming it, or ask a question instead of answering one.
 POINTING = {"How", "That", "Those", "What", "Where", "Whether", "Which", "Who", "Whom", "Whose"}
 _WITH_DOCSTRINGS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

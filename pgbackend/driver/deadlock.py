@@ -39,12 +39,12 @@ def find(asking: Task, holders: Iterable[Task | None], queued: Queued) -> set[Ta
 
 
 def waits_for(task: Task | None, future: asyncio.Future[Any] | None) -> bool:
-    """Whether `task` waits for `future`, and nothing in between."""
+    """Return whether `task` waits for `future` directly."""
     return future is not None and getattr(task, "_fut_waiter", None) is future
 
 
 def _waits_for(task: Task | None, queued: Queued) -> list[Task | None]:
-    """Those of whom one must go on before `task` can; empty if it may go on by other means."""
+    """Return tasks of which one must go on before `task` can; none if it may go on otherwise."""
     future: Any = getattr(task, "_fut_waiter", None)
     if task is None or future is None or future.done():
         return []
@@ -59,7 +59,7 @@ def _waits_for(task: Task | None, queued: Queued) -> list[Task | None]:
 
 
 def _group_of(task: Task) -> Iterable[Task]:
-    """The tasks of the `TaskGroup` at whose end `task` waits, if it does."""
+    """Return the tasks of the `TaskGroup` at whose end `task` waits, if it does."""
     coro: Any = task.get_coro()
     while hasattr(inner := getattr(coro, "cr_await", None), "cr_frame"):
         coro = inner

@@ -1,4 +1,4 @@
-"""What the pool tells to those who listen: frozen records, and the protocol of a listener.
+"""Defines the events of a pool, as frozen records, and the protocol of their listeners.
 
 Data only. A hook is called on the event loop's thread and must not block; what it returns is
 ignored, and an exception in it is logged and does not reach the code that uses the connection.
