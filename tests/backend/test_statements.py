@@ -29,6 +29,7 @@ from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDataba
 from django.db.backends.postgresql.operations import (
     DatabaseOperations as PostgresDatabaseOperations,
 )
+from django.db.backends.signals import connection_created
 from django.db.models import F, Value
 from django.db.models.functions import Length, Now
 from django.db.models.sql import compiler
@@ -40,6 +41,7 @@ from psycopg.types.string import TextLoader
 
 import pgbackend
 from pgbackend import aio, base, driver
+from pgbackend.driver import loops
 from pgbackend.driver.errors import LeaseEnded
 from pgbackend.fast import statements
 from tests.conftest import Runner
@@ -547,7 +549,7 @@ def test_nothing_of_a_statement_is_left_but_its_words(run_once: Runner) -> None:
         Author.objects.filter(name="a secret").update(name="another secret")
         with transaction.atomic():
             list(Author.objects.filter(name="another secret"))
-        [pool] = base.get_pool.__globals__["_by_loop"][asyncio.get_running_loop()].pools.values()
+        [pool] = loops._by_loop[asyncio.get_running_loop()].pools.values()
         [physical] = pool._psycopg.made
         cursor = physical._cursor
         assert (cursor._query, cursor.pgresult, cursor._results) == (None, None, [])
@@ -669,11 +671,11 @@ def test_a_notice_reaches_who_listens_on_every_connection_and_no_former_holder(
         say("three")
         assert twin.closed
 
-    base.connection_created.connect(listen)
+    connection_created.connect(listen)
     try:
         run.green(green)
     finally:
-        base.connection_created.disconnect(listen)
+        connection_created.disconnect(listen)
         with connection.cursor() as cursor:
             cursor.execute("DROP FUNCTION say(text)")
     assert heard == [("all", "one"), ("all", "two"), ("holder", "of a block"), ("all", "three")]
