@@ -145,7 +145,7 @@ class Session:
         #: Whether the next cursor is for a statement that the ORM or the backend made.
         self.compiled = False
         #: Whether a compiler of Django's asks for that cursor, to fetch all rows; see
-        #: statements.py.
+        #: fast/statements.py.
         self.at_once = False
         #: The cursor of the compiled statement that is being executed.
         self.cursor: Any = None
@@ -226,7 +226,7 @@ class Sessions:
         self.inherited: list[weakref.ref[Lease]] = []
         #: Whether the task has also used the state of a wrapper itself.
         self.uses_own = False
-        #: The wrapper objects that were made for it; see wrappers.py.
+        #: The wrapper objects that were made for it; see fast/wrappers.py.
         self.wrappers: list[Any] = []
 
     def belong_to(self, task: asyncio.Task[Any] | None) -> bool:

@@ -191,7 +191,7 @@ class Transactions(Closing):
                 connection.commit()
 
     def commit_pooled(self, current: State) -> None:
-        """Commit as `commit()` does, without its observers; see blocks.py."""
+        """Commit as `commit()` does, without its observers; see fast/blocks.py."""
         if current.connection is not None:
             with self.wrap_database_errors:
                 current.connection.commit()
