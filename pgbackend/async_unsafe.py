@@ -21,8 +21,9 @@ from .driver import bridge
 def make_get_running_loop(get_running_loop: Callable[[], Any]) -> Callable[[], Any]:
     """Return a `get_running_loop()` that finds no loop where the guard of a wrapper asks, green.
 
-    pgbackend's own methods have guards of their own (see wrapper/guards.py), but derived wrappers, mixins and
-    patches carry Django's. Django's still guards other engines, and all else that it is put on.
+    pgbackend's own methods have guards of their own (see wrapper/guards.py), but derived wrappers,
+    mixins and patches carry Django's. Django's still guards other engines, and all else that it
+    is put on.
     """
 
     @functools.wraps(get_running_loop)

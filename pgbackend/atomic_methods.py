@@ -1,6 +1,6 @@
 """The methods of Django's `Atomic` as `hooks` replaces them: for tasks, and for coroutines.
 
-A block takes its turn among the tasks of its transaction (see atomic_blocks.py), `async with atomic()`
+A block takes its turn among the tasks of its transaction (see atomic_blocks.py), `async with`
 works, and `atomic` decorates coroutine functions. For other engines Django's methods are called.
 """
 
