@@ -73,7 +73,7 @@ class GreenCoroutine(Coroutine[Any, Any, T]):
     def __next__(self) -> Any:
         return self.send(None)
 
-    # What asyncio and debuggers look for on a coroutine.
+    # Asyncio and debuggers look for these attributes on a coroutine.
     @property
     def cr_frame(self) -> Any:
         return getattr(self._coro, "cr_frame", None)

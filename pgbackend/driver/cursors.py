@@ -80,7 +80,7 @@ class _LeasedCursor:
     #: Whether a statement of it was about to be sent, and whether one has succeeded.
     _has_begun = False
     _has_succeeded = False
-    #: Where the cursor was opened, if a warning is due when it is never closed.
+    #: The place where the cursor was opened, if a warning is due when it is never closed.
     opened_at: str | None = None
     #: Gives another connection to a cursor that has let its own go.
     renew: Callable[[Any], None] | None = None

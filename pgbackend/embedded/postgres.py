@@ -117,7 +117,7 @@ class Postgres:
             return f"Its log, {self.log}, ends with:\n{tail}"
         return f"There is no log {self.log}."
 
-    # What runs
+    # The running server
 
     def answers(self) -> str | None:
         """Return the socket directory, if a server is ready there."""

@@ -20,8 +20,9 @@ from .directories import own_dir, socket_fits
 from .errors import EmbeddedError
 from .locks import locked
 
-# Where root keeps binaries and data that the unprivileged user cannot reach elsewhere. Owned by
-# root: a predictable name in a directory that all may write could be planted by someone else.
+# The directory in which root keeps binaries and data that the unprivileged user cannot reach
+# elsewhere. Owned by root: a predictable name in a directory that all may write could be planted
+# by someone else.
 ROOT_HOME = Path("/var/lib/pgbackend")
 
 

@@ -19,7 +19,7 @@ from django.db.models.expressions import Col
 #: How many statements are cached for one model, for each shortcut.
 MOST_STATEMENTS = 64
 
-#: What makes a column, where it depends on nothing but the field.
+#: The methods that make a column, where it depends on nothing but the field.
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "get_col": (Field.get_col, ForeignKey.get_col),
     "get_db_converters": (

@@ -55,7 +55,7 @@ _COMPARISONS: dict[type[Any], tuple[Any, ...]] = {
     )
     if (methods := djangos(each.as_sql, each.process_lhs, each.get_rhs_op)) is not NO_OTHERS
 }
-#: What a lookup puts its parameters in.
+#: The type in which a lookup returns its parameters.
 _Params: Any = tuple if django.VERSION >= (6, 0) else list
 
 

@@ -110,8 +110,8 @@ class _CachedColumns:
             opts._pgbackend_columns = cls(made_by, fields, found)  # noqa: SLF001
 
 
-#: What a query of a model's columns has, where nothing has been asked for beside conditions, an
-#: order and limits.
+#: The parts of a query that are empty, or as they were made, in a SELECT of a model's columns with
+#: nothing but conditions, an order and limits.
 _shape = attrgetter(
     *("default_cols", "selected", "select_related", "annotations", "extra", "deferred_loading"),
     *("distinct", "combinator", "group_by", "select_for_update", "explain_info", "extra_tables"),
@@ -160,7 +160,7 @@ def _is_ordered(query: Any) -> bool:
 class Selects(CompiledSelect):
     """A compiler that selects a model's columns from cached parts; see Note [Usual statements]."""
 
-    #: What `get_select()` has found, and the list whose converters were asked for.
+    #: The result of `get_select()`, and the list whose converters were asked for.
     _columns: _CachedColumns | None = None
     _converted: Any = None
 

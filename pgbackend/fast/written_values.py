@@ -21,7 +21,7 @@ PLAIN_TYPES = {
 
 #: The method of the operations that writes ``RETURNING``.
 RETURNING = "returning_columns" if django.VERSION >= (6, 0) else "return_insert_columns"
-#: What operations write an INSERT with, and read what it returns.
+#: The methods of operations that write an INSERT, and read the rows that it returns.
 _inserting_by = attrgetter(
     *("bulk_insert_sql", "insert_statement", "modify_insert_params", "on_conflict_suffix_sql"),
     *(RETURNING, "fetch_returned_rows")
