@@ -122,6 +122,7 @@ def test_servers_end_in_silence_and_leave_no_session(
 ) -> None:
     """The last test of this file ends all servers, by SIGTERM or SIGINT."""
     for server in servers.values():
+        assert server.process.poll() is None, server.output.read_text()
         server.tell_to_end()
     for server in servers.values():
         wait_for(lambda: server.process.poll() is not None, f"{server.name} ends", 15)  # noqa: B023

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from tests.conftest import wait_for
+from tests.support.ports import free_port
 
 _SBIN = ("/usr/sbin", "/usr/local/sbin", "/sbin")
 
@@ -46,7 +46,7 @@ def pgbouncer(conninfo: str, **settings: Any) -> Iterator[dict[str, Any]]:
     account = _account(str(target.get("host", "")))
     home = Path(tempfile.mkdtemp(prefix="pgbouncer"))
     try:
-        port = _free_port()
+        port = free_port()
         config = {
             "listen_addr": "127.0.0.1",
             "listen_port": port,
@@ -91,12 +91,6 @@ def _account(host: str) -> pwd.struct_passwd | None:
     if host.startswith("/"):
         return pwd.getpwuid(os.stat(host).st_uid)
     return pwd.getpwnam("nobody")
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def _answers(bouncer: subprocess.Popen[bytes], parameters: dict[str, Any], log: Path) -> bool:

@@ -13,6 +13,8 @@ from urllib.parse import urlencode
 
 from django.db import connection
 
+from tests.support.ports import free_port
+
 ASGI, WSGI = "tests.contract.servers.asgi:application", "proj.wsgi:application"
 SETTINGS = "tests.contract.servers.settings"
 #: Words that must not be in a process's output when it ends.
@@ -69,9 +71,7 @@ class Server:
     def __init__(self, name: str, folder: Path) -> None:
         self.kind = KINDS[name]
         self.name = name
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            self.port = sock.getsockname()[1]
+        self.port = free_port()
         self.output = folder / f"{name.replace(' ', '-')}.txt"
         with self.output.open("w") as output:
             self.process = subprocess.Popen(
