@@ -107,26 +107,32 @@ def enter(wrapper: Any, atomic: Any, enter_djangos: Callable[[Any], None]) -> No
 def _open(wrapper: Any, atomic: Any, enter_djangos: Callable[[Any], None]) -> None:
     """Let Django open the block, when it is the turn of the running code."""
     wrapper.check_context("transaction.atomic")
-    state.take_turn(wrapper)
-    if (current := state.current_state(wrapper)).pooled:
-        wrapper.begin_if_due(current)
-    parent = state.current_block(wrapper)
-    nested = parent is not None and parent.transaction.state.transaction is not None
-    if nested:
-        assert parent is not None
-        block = parent.transaction.push(parent)
-        enter_block(wrapper, block)
+    block = _push_in_turn(wrapper)
     try:
         enter_djangos(atomic)
     except BaseException:
-        if nested:
+        if block is not None:
             block.transaction.pop(block)
-            enter_block(wrapper, parent)
+            enter_block(wrapper, block.parent)
         raise
-    if nested:
+    if block is not None:
         block.transaction.settle(block)
     if atomic._from_testcase:  # noqa: SLF001
         join_in_tests(wrapper, state.current_block(wrapper))
+
+
+def _push_in_turn(wrapper: Any) -> Block | None:
+    """Open a block inside that of the running code, in its turn; None if it is in none."""
+    while True:
+        state.take_turn(wrapper)
+        if (current := state.current_state(wrapper)).pooled:
+            wrapper.begin_if_due(current)
+        parent = state.current_block(wrapper)
+        if parent is None or parent.transaction.state.transaction is None:
+            return None
+        if (block := parent.transaction.push(parent)) is not None:
+            enter_block(wrapper, block)
+            return block
 
 
 def leave(
@@ -294,9 +300,8 @@ def _doom(block: Block) -> None:
     """End `block`, and let the block around it be rolled back: no loop can end this one."""
     parent = block.parent
     assert parent is not None
-    while not block.ended and block.transaction.innermost is not None:
-        block.transaction.pop(block.transaction.innermost)
-    parent.transaction.state.needs_rollback = True
+    block.transaction.pop(block)
+    parent.transaction.doom(parent, True)
 
 
 def _start_to_leave(home: asyncio.AbstractEventLoop, atomic: Any, block: Block) -> None:
@@ -336,11 +341,9 @@ def _leave(
     refusal = None
     try:
         if block is not None and not block.ended:
-            if exc_info[0] is None and block.transaction.innermost is not block:
-                refusal = _why_to_roll_back(wrapper, block)
+            refusal = _begin_to_end(wrapper, block, failed=exc_info[0] is not None)
             if refusal is not None:
                 exc_info = (type(refusal), refusal, refusal.__traceback__)
-            _begin_to_end(wrapper, block, failed=exc_info[0] is not None)
         if block is None or not block.ended or not block.was_ended_by_others():
             leave_djangos(atomic, *exc_info)
         elif exc_info[0] is None:
@@ -384,27 +387,38 @@ def _why_to_roll_back(wrapper: Any, block: Block) -> BaseException | None:
     return None
 
 
-def _begin_to_end(wrapper: Any, block: Block, *, failed: bool) -> None:
-    """Let only the running code send statements. See Note [Turns] in transactions.py."""
-    block.undone = failed or block.transaction.state.needs_rollback
-    if failed and not block.ended:
-        block.transaction.claim(block)
-    if not block.ended:
-        enter_block(wrapper, block.transaction.push(block))
+def _begin_to_end(wrapper: Any, block: Block, *, failed: bool) -> BaseException | None:
+    """Let only the running code send statements. See Note [Turns] in transactions.py.
+
+    Returns why a block that has not `failed` must be rolled back nevertheless, or None.
+    """
+    refusal = None
+    while not block.ended:
+        if not failed and block.transaction.innermost is not block:
+            refusal = _why_to_roll_back(wrapper, block)
+            failed = refusal is not None
+        block.undone = failed or block.transaction.state.needs_rollback
+        if failed:
+            block.transaction.claim(block)
+        if (ending := block.transaction.push(block)) is not None:
+            enter_block(wrapper, ending)
+            break
+    return refusal
 
 
 def end_block(wrapper: Any, block: Block) -> None:
     """Note that `block` has ended, and let the running code be in the one around it."""
+    if block.parent is not None:
+        block.doomed = False
+        block.transaction.pop(block)
+        enter_block(wrapper, block.parent)
+        return
     ending = block.transaction.innermost
     if ending is not None and ending.parent is block:
         block.doomed = False
         block.transaction.pop(ending)
         enter_block(wrapper, block)
-    if block.parent is not None:
-        if not block.ended:
-            block.transaction.pop(block)
-        enter_block(wrapper, block.parent)
-    elif not block.transaction.state.in_atomic_block and not block.ended:
+    if not block.transaction.state.in_atomic_block and not block.ended:
         # Autocommit was not set again: the connection was closed inside the block, or the end of
         # the block was interrupted. The pool rolls back what is open.
         ended = block.transaction.state

@@ -50,6 +50,11 @@ named_blocks: contextvars.ContextVar[Mapping[Key, Block]] = contextvars.ContextV
 #: Returns them. It is called for each statement: the method of an imported object would cost one
 #: instruction more than this function does, each time.
 blocks_here = named_blocks.get
+#: The blocks that were open when asgiref called the running function in a thread.
+_blocks_of_call: contextvars.ContextVar[Mapping[Key, Block]] = contextvars.ContextVar(
+    "pgbackend.blocks_of_call",
+    default={},  # noqa: B039
+)
 #: The innermost blocks that a test has opened, for contexts that name none.
 test_blocks: dict[Key, Block] = {}
 
@@ -234,6 +239,27 @@ def settle_before_tasks() -> None:
     """Call `settle()` before tasks are made: from here on, contexts may not tell all blocks."""
     if settle not in bridge.before_task:
         bridge.before_task.append(settle)
+
+
+# --- Threads --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def calling_thread() -> Iterator[None]:
+    """Note the blocks that the running code is in, for a thread that inherits its context."""
+    blocks = blocks_here()
+    called = {key: block for key, block in blocks.items() if not block.ended}
+    token = _blocks_of_call.set(called)
+    try:
+        yield
+    finally:
+        _blocks_of_call.reset(token)
+
+
+def is_of_call(block: Block) -> bool:
+    """Return whether the running function was called in a thread while `block` was open."""
+    called = _blocks_of_call.get().get(block.key)
+    return called is not None and is_within(block, called)
 
 
 # --- Transactions of tests ------------------------------------------------------------------------

@@ -74,6 +74,17 @@ def _setter(name: str) -> Callable[[Any, Any], None]:
     return set_
 
 
+_get_needs_rollback = _getter("needs_rollback")
+
+
+def _is_doomed(wrapper: Any) -> bool:
+    """Return `needs_rollback` of the running code's block, not of one that a sibling has open."""
+    if not _get_needs_rollback(wrapper):
+        return False
+    block = current_block(wrapper)
+    return block is None or block.transaction.is_doomed(block)
+
+
 def _doom(wrapper: Any, value: Any) -> None:
     """Set `needs_rollback` of the running code's block, not of one that a sibling has open."""
     if not wrapper._ready:
@@ -82,13 +93,13 @@ def _doom(wrapper: Any, value: Any) -> None:
     called_from = generators.below(wrapper._key) if carried else None
     if called_from is not None and (called_from.ended or not is_within(block, called_from)):
         return  # its code was refused, and whoever makes the step has done nothing wrong
-    if block is None or block.transaction.innermost in (block, None):
+    if block is None:
         current_state(wrapper).needs_rollback = value
-    elif not block.ended:
-        block.doomed = value
+    else:
+        block.transaction.doom(block, value)
 
 
-rollback_attribute = state_attribute("needs_rollback").setter(_doom)
+rollback_attribute = property(_is_doomed, _doom)
 
 
 def scope_attribute(name: str) -> property:

@@ -134,7 +134,7 @@ def make_call_of_async_to_sync(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def make_call_of_sync_to_async(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a `SyncToAsync.__call__()` whose thread inherits the block of a generator.
+    """Return a `SyncToAsync.__call__()` whose thread knows the blocks that it is called in.
 
     asgiref lets the thread inherit the context of the task. In the midst of a generator it gets the
     generator's block, in a test the test's.
@@ -146,7 +146,10 @@ def make_call_of_sync_to_async(call: Callable[..., Any]) -> Callable[..., Any]:
             block_context.settle()
         request.follow()
         if block_context.test_blocks:
-            with block_context.in_tests():
+            with block_context.in_tests(), block_context.calling_thread():
+                return await call(self, *args, **kwargs)
+        if block_context.blocks_here():
+            with block_context.calling_thread():
                 return await call(self, *args, **kwargs)
         return await call(self, *args, **kwargs)
 

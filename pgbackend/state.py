@@ -36,7 +36,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from . import conf
-from .block_context import blocks_here, enter_block, find_place, test_blocks, where_left
+from .block_context import (
+    blocks_here,
+    enter_block,
+    find_place,
+    is_of_call,
+    test_blocks,
+    where_left,
+)
 from .driver import bridge
 from .driver.bridge import Portal
 from .driver.forks import after_fork
@@ -105,13 +112,21 @@ def named_block(wrapper: Any) -> Block | None:
     return current_block(wrapper)
 
 
+def check_not_ended(wrapper: Any) -> None:
+    """Raise `TransactionManagementError` if another thread has just ended the code's block."""
+    block = blocks_here().get(id(wrapper.settings_dict))
+    if block is not None and block.ended:
+        block.check_not_ended()
+
+
 def _is_stale_in_thread(block: Block) -> bool:
     """Return whether `block` has ended, and the code is synchronous: only the thread counts there.
 
     A context that was copied inside a block may be used again after it, as test runners do; but the
-    promises of Django to sync code do not depend on contexts.
+    promises of Django to sync code do not depend on contexts. It is otherwise for a function that
+    was called in a thread while the block was open: its statements are refused, as a task's are.
     """
-    return block.ended and not in_async_context()
+    return block.ended and not in_async_context() and not is_of_call(block)
 
 
 def take_turn(wrapper: Any) -> None:

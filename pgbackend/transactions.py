@@ -12,6 +12,11 @@ A block that is being ended counts as one more, in which only the code that ends
 of others would come after the COMMIT or ROLLBACK that is on its way.
 Code that leaves its block with an exception waits for nobody: the blocks that are open inside are
 rolled back with it (`claim`).
+Threads may take part, too, and another thread may open or end a block between any two instructions.
+So blocks change under a lock (`_changing`); only one of two that open a block at the same time does
+so (`push`); and a statement looks again when it has the connection's lock (`may_send`). Statements
+that came to that lock before the SAVEPOINT, or the end, of a block are sent before it: the block
+has not `begun`.
 
 Note [Blocks that are left]
 A block belongs to its `with`, which remembers it (atomic_blocks.py), and not to the context in
@@ -45,6 +50,7 @@ from .block_context import (
     name_of_thread,
     named_blocks,
     settle_before_tasks,
+    test_blocks,
     where_left,
     with_block,
 )
@@ -56,6 +62,10 @@ from .generators import carried
 from .sessions import Key, Left, Session, Sessions, State
 
 _get_running_loop = asyncio._get_running_loop
+
+#: Held while the blocks of a transaction change, or whether one is to be rolled back. The garbage
+#: collector may end a transaction in the thread that holds it.
+_changing = threading.RLock()
 
 
 class Block:
@@ -72,8 +82,9 @@ class Block:
     claimed = False
     #: Whether it must be rolled back, as was found while a sibling's block was open in it.
     doomed = False
-    #: Whether a statement that opens or ends a block is on its way.
+    #: Whether a statement that opens or ends a block is on its way; and whether one has been sent.
     moving = False
+    begun = False
     #: The `Atomic` of the `with` that has opened it, and the frame of that `with`. None for
     #: transactions that are managed by hand, and for blocks that nobody else can meet.
     atomic: Any = None
@@ -241,8 +252,8 @@ class Transaction:
 
     # fmt: off
     __slots__ = (
-        "home", "innermost", "leasing", "lender", "owner", "settings_dict", "state", "task",
-        "waiters",
+        "changes", "home", "innermost", "leasing", "lender", "owner", "settings_dict", "state",
+        "task", "waiters",
     )
     # fmt: on
 
@@ -259,6 +270,8 @@ class Transaction:
         #: For the first statement, which may be made by two tasks at once.
         self.leasing = ParkingLock() if state.pooled else None
         self.waiters: list[Waiter] = []
+        #: How often its blocks have changed in a way that somebody may wait for.
+        self.changes = 0
         #: The task with which it ends, if it is managed by hand.
         self.task: asyncio.Task[Any] | None = None
 
@@ -301,6 +314,7 @@ class Transaction:
             return
         if lender.state.lease is None and (lender.pins or lease.cursors):
             self.state.lease = self.state.connection = None
+            lease.connection.turns = None
             lender.state.take(lease)
             lease.pins += bool(lender.pins)
         lease.unpin()
@@ -315,20 +329,24 @@ class Transaction:
             return
         timeout = conf.pool_timeout(self.settings_dict)
         deadline = monotonic() + timeout
-        while self.innermost is not block:
+        while True:
+            seen = self.changes
+            if self.innermost is block:
+                return
             if block.left and where_left(block) is not block:
                 return  # it ended meanwhile: the caller looks again where the code is
             block.check_not_ended()
-            in_time = self._wait(max(0.0, deadline - monotonic()))
+            in_time = self._wait(seen, max(0.0, deadline - monotonic()))
             if not in_time and self.innermost is not block:
                 self._give_up(block, timeout)
 
-    def _wait(self, timeout: float | None) -> bool:
-        """Wait for the next change of a block; return False after `timeout` seconds."""
+    def _wait(self, seen: int, timeout: float | None) -> bool:
+        """Wait until there are more than `seen` changes; return False after `timeout` seconds."""
         waiter = Waiter()
         self.waiters.append(waiter)
         try:
-            return waiter.wait(timeout)
+            # `_wake()` counts before it looks who waits: none of the two can miss the other.
+            return self.changes != seen or waiter.wait(timeout)
         finally:
             if waiter in self.waiters:
                 self.waiters.remove(waiter)
@@ -344,52 +362,117 @@ class Transaction:
             "to wait is the pool's 'timeout'.)"
         )
 
-    def push(self, parent: Block) -> Block:
-        """Open a block inside `parent`, which must be the innermost; return the new block.
+    def push(self, parent: Block) -> Block | None:
+        """Open a block inside `parent`; return it, or None if `parent` is not the innermost.
 
         It is marked as moving until `settle()` or `pop()`.
         """
-        self.innermost = Block(self, parent)
-        self.innermost.moving = True
-        return self.innermost
+        block = Block(self, parent)
+        block.moving = True
+        with _changing:
+            if self.innermost is not parent:
+                return None
+            self.innermost = block
+            if parent.ended:  # the collector ended it between the last two lines
+                self.innermost = None
+                return None
+        return block
 
     def settle(self, block: Block) -> None:
         """Note that the statement which opens `block` is done."""
-        block.moving = False
+        block.begun, block.moving = True, False
         self._wake()
 
     def pop(self, block: Block) -> None:
-        """End `block`, which must be the innermost."""
-        block.ended = True
-        if block.sessions is not None:
-            block.forget_task()
-        self.innermost = parent = block.parent
-        if parent is not None and parent.doomed:
-            parent.doomed = False
-            self.state.needs_rollback = True
-        if self.waiters:
-            self._wake()
+        """End `block`, and the blocks inside of it."""
+        parent = block.parent
+        with _changing:
+            if block.ended:
+                return
+            self._end_blocks(parent)
+            if parent is not None and parent.doomed:
+                parent.doomed = False
+                self.state.needs_rollback = True
+        self._wake()
+
+    def _end_blocks(self, parent: Block | None) -> None:
+        """End the innermost block, and those around it as far as `parent`."""
+        block, self.innermost = self.innermost, parent
+        while block is not None and block is not parent:
+            block.ended = True
+            if block.sessions is not None:
+                block.forget_task()
+            block = block.parent
+
+    def doom(self, block: Block, value: bool) -> None:
+        """Set whether `block` must be rolled back: now, or when it is the innermost again."""
+        with _changing:
+            if self.innermost is block or self.innermost is None:
+                self.state.needs_rollback = value
+            elif not block.ended:
+                block.doomed = value
+
+    def is_doomed(self, block: Block) -> bool:
+        """Return whether `block` must be rolled back."""
+        with _changing:
+            is_innermost = self.innermost is block or self.innermost is None
+            return self.state.needs_rollback if is_innermost else block.doomed
+
+    # --- The turn of a statement that has the connection's lock: `driver.turns.Turns` ---
+
+    def may_send(self) -> bool:
+        """Return whether the running code, which has the connection's lock, may send a statement.
+
+        If so, it is about to.
+        """
+        inner = self.innermost
+        block = blocks_here().get(id(self.settings_dict))
+        if block is not None and block is inner:
+            if block.moving:
+                block.begun = True
+            return True
+        if block is None:
+            block = test_blocks.get(id(self.settings_dict))
+        elif block.left:
+            block = where_left(block)
+        if block is None or block.transaction is not self:
+            return True  # of no block, and so with nobody to take turns with
+        while inner is not block:
+            if inner is None or not inner.moving or inner.begun:
+                return False
+            inner = inner.parent
+        return True
+
+    def end_is_sent(self) -> None:
+        """Note that COMMIT or ROLLBACK is about to be sent."""
+        if self.innermost is not None:
+            self.innermost.begun = True
 
     def claim(self, block: Block) -> None:
         """End the blocks that are open inside `block`, which is about to be rolled back.
 
         It waits only for a statement that opens or ends one: Django must write its outcome down.
         """
-        while self.innermost is not block and not block.ended:
-            inner = self.innermost
-            assert inner is not None  # or all have ended
-            if inner.moving and self._wait_held():
+        while True:
+            seen, inner = self.changes, self.innermost
+            if inner is block or inner is None or block.ended:
+                return
+            if inner.moving and self._wait_held(seen):
                 continue
-            # Django wrote these down when it opened the block; they are gone if it is being ended.
-            del self.state.savepoint_ids[-1:], self.state.atomic_blocks[-1:]
-            inner.claimed = inner.undone = True
-            self.pop(inner)
+            with _changing:
+                if self.innermost is not inner:
+                    continue  # its own thread has begun to end it, just now
+                # Django wrote these down when it opened the block; if it is being ended, they are
+                # gone.
+                del self.state.savepoint_ids[-1:], self.state.atomic_blocks[-1:]
+                inner.claimed = inner.undone = True
+                self.pop(inner)
 
-    def _wait_held(self) -> bool:
-        """Wait for the next change, also if cancelled; return False if the code cannot wait."""
+    def _wait_held(self, seen: int) -> bool:
+        """Wait as `_wait()` does, also if cancelled; return False if the code cannot wait."""
         here = bridge.current()
         try:
-            self._wait(None)
+            self._wait(seen, None)
         except asyncio.CancelledError as exc:
             if here is None:
                 raise
@@ -402,12 +485,16 @@ class Transaction:
         """End all blocks of the transaction that are still open."""
         if self.task is not None:
             self.task.remove_done_callback(self._task_done)
-        while self.innermost is not None:
-            self.pop(self.innermost)
+        with _changing:
+            self._end_blocks(None)
+        self._wake()
         self.owner = None
 
     def _wake(self) -> None:
         """Let the waiting code look whether it is its turn."""
+        self.changes += 1
+        if not self.waiters:
+            return
         waiters, self.waiters = self.waiters, []
         for waiter in waiters:
             waiter.wake()
@@ -425,5 +512,7 @@ def end(wrapper: Any, state: State) -> None:
     """End the transaction on `state`, if there is one: statements of its tasks are refused."""
     transaction, state.transaction = state.transaction, None
     if transaction is not None:
+        if not state.pooled and state.connection is not None:
+            state.connection.turns = None
         transaction.end()
         enter_block(wrapper, None)

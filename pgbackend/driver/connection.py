@@ -44,6 +44,7 @@ from .recovery import (
 )
 from .shortcuts import looking
 from .socket_watch import Watch
+from .turns import Turns
 from .unpooled import add_own_connection
 
 RV = TypeVar("RV")
@@ -112,6 +113,8 @@ class Connection(psycopg.Connection[Any]):
     lent_class: type[Connection]
     #: Whether the end of a transaction waits for the statement of another task to end.
     ends_in_turn = False
+    #: The turns of the tasks and threads whose transaction it is in; None if nobody shares it.
+    turns: Turns | None = None
     #: Whether the cursor that is about to send a statement has seen whether it is vouched for.
     has_looked = False
     _lease_ended = False
@@ -221,7 +224,7 @@ class Connection(psycopg.Connection[Any]):
         assert self.physical is not None
         self.physical.forget_holder(types_seen=self.lease is None or self.lease.types_seen)
         self._lease_ended = True
-        self.lease = None  # a cycle would be left to the garbage collector
+        self.lease = self.turns = None  # a cycle would be left to the garbage collector
 
     def is_waited_for(self) -> bool:
         """Return whether somebody waits right now for the end of a statement on this twin."""
@@ -490,6 +493,16 @@ class Connection(psycopg.Connection[Any]):
         finally:
             self._committing = False
         deliver_cancellation()
+
+    def _commit_gen(self) -> PQGen[None]:
+        if self.turns is not None:
+            self.turns.end_is_sent()
+        return super()._commit_gen()
+
+    def _rollback_gen(self) -> PQGen[None]:
+        if self.turns is not None:
+            self.turns.end_is_sent()
+        return super()._rollback_gen()
 
     def back_to_autocommit(self) -> None:
         """Set ``autocommit = True``, in one step if nothing has to be waited for."""

@@ -24,6 +24,7 @@ from .errors import LeaseEnded
 from .parking import caller
 from .prepared import PreparingCursor
 from .recovery import limit_clean_up
+from .turns import TurnTakenError, check_turn
 from .vouching import is_vouched
 
 RV = TypeVar("RV")
@@ -82,8 +83,10 @@ class _LeasedCursor:
     _has_succeeded = False
     #: The place where the cursor was opened, if a warning is due when it is never closed.
     opened_at: str | None = None
-    #: Gives another connection to a cursor that has let its own go.
+    #: Gives another connection to a cursor that has let its own go, when it is its turn.
     renew: Callable[[Any], None] | None = None
+    #: Whether its statements take turns with those of others in the same transaction.
+    takes_turns = False
 
     def __init__(self, connection: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(connection, *args, **kwargs)  # type: ignore[call-arg]  # a mixin
@@ -91,8 +94,11 @@ class _LeasedCursor:
             self.hold()
 
     def hold(self) -> None:
-        """Count as a holder of the connection's lease."""
-        self._conn.lease.cursor_opened(self)
+        """Count as a holder of the connection's lease. Raises `LeaseEnded`."""
+        lease = self._conn.lease
+        if lease is None:
+            self._conn.refuse()
+        lease.cursor_opened(self)
         self._holds = True
 
     def let_go(self) -> None:
@@ -100,10 +106,12 @@ class _LeasedCursor:
         if not self._holds:
             return
         self._holds = False
-        if self._conn.lease is not None:
-            self._conn.lease.cursor_closed(self)
-        elif self._conn.left_open is not None:
-            self._conn.left_open.pop(id(self), None)
+        # Read into variables: another thread may end the lease meanwhile.
+        lease, left_open = self._conn.lease, self._conn.left_open
+        if lease is not None:
+            lease.cursor_closed(self)
+        elif left_open is not None:
+            left_open.pop(id(self), None)
 
     # --- Statements ---
 
@@ -196,13 +204,15 @@ class _LeasedCursor:
         Elsewhere if nothing was ever sent on the cursor, and its lease has ended: another task has
         ended the transaction while the statement waited for its turn, say. The cursor is moved to
         the connection of the code as it is now, which may be in no block. Not if the block of a
-        COPY, or the rows of a stream, have begun (`has_begun`).
+        COPY, or the rows of a stream, have begun (`has_begun`). A statement that has lost its turn
+        is sent again in any case, when it is its turn.
         """
         in_vain = isinstance(exc, BlockEndedError) or (
             isinstance(exc, LeaseEnded) and not self._has_begun and self._conn.lease is None
         )
+        lost_turn = isinstance(exc, TurnTakenError)
         self._statement_failed()
-        if has_begun or not in_vain or self._holds or self.renew is None:
+        if self.renew is None or not (lost_turn or (in_vain and not has_begun and not self._holds)):
             return False
         self.renew(self)
         return True
@@ -232,6 +242,11 @@ class _LeasedCursor:
         self.hold()
 
     # A class of the user's may override `execute()`, and send more in it: all that passes here.
+
+    def _start_query(self, query: Any = None) -> PQGen[None]:
+        if self.takes_turns:
+            check_turn(self._conn)
+        return super()._start_query(query)  # type: ignore[misc,no-any-return]
 
     def _execute_gen(self, query: Any, *args: Any, **kwargs: Any) -> PQGen[None]:
         self._note(query)
@@ -330,8 +345,9 @@ class _LeasedServerCursor(_LeasedCursor):
     why_gone: Callable[[], Exception | None] | None = None
 
     def _statement_failed(self) -> None:
-        if self._conn.lease is not None:
-            self._conn.lease.dirty = True  # it may be open on the server
+        lease = self._conn.lease
+        if lease is not None:
+            lease.dirty = True  # it may be open on the server
         self.let_go()
 
     def _declare_gen(self, query: Any, *args: Any, **kwargs: Any) -> PQGen[None]:

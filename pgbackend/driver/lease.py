@@ -142,6 +142,7 @@ class Lease:
             return physical.run_statement(connection, query, params)
         # A cursor of the user's own class may send more than this statement: vouch for it alone.
         with self.connection.cursor() as cursor, vouching((query,)):
+            cursor.takes_turns = True
             if adapt is not None:
                 adapt(cursor)
             cursor.execute(query, params)

@@ -25,6 +25,7 @@ from psycopg.pq import ExecStatus, TransactionStatus
 
 from .begin import BEGIN, NotBegunError, seen_for_begin
 from .cursors import abilities
+from .turns import check_turn
 
 _IDLE = TransactionStatus.IDLE
 _TUPLES_OK = ExecStatus.TUPLES_OK
@@ -56,6 +57,10 @@ class _StatementCursor:
         self._tx.set_pgresult(None)
         return result
 
+    def _start_query(self, query: Any = None) -> PQGen[None]:
+        check_turn(self._conn)
+        return super()._start_query(query)  # type: ignore[misc,no-any-return]
+
 
 class _ClientStatementCursor(_StatementCursor):
     """Run a statement in fewer steps than psycopg's (a mixin of `ClientCursor`, which sends text).
@@ -83,6 +88,8 @@ class _ClientStatementCursor(_StatementCursor):
                 result = conn.wait(self._run_gen())
             else:
                 with conn.lock:
+                    if conn.turns is not None:
+                        check_turn(conn)
                     result = conn.wait(self._run_gen_in_turn(query, params))
         except e._NO_TRACEBACK as exc:  # noqa: SLF001 - as psycopg does
             raise exc.with_traceback(None)  # noqa: B904 - it is the same

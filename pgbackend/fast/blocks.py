@@ -86,8 +86,10 @@ def commit_at_once(wrapper: Any, atomic: Any, frame: FrameType, block: Block | N
         and frame not in carried
         and (session := _session_of_opener(block)) is not None
         and _has_djangos_ends(wrapper, session.scope)
+        # No statement of others goes with the COMMIT.
+        and (block_of_end := block.transaction.push(block)) is not None
     ):
-        _commit_outermost(wrapper, block, session)
+        _commit_outermost(wrapper, block, block_of_end, session)
         return True
     return False
 
@@ -133,12 +135,11 @@ def _open_outermost(wrapper: Any, atomic: Any, current: State) -> Block | None:
     return innermost
 
 
-def _commit_outermost(wrapper: Any, block: Block, session: Session) -> None:
+def _commit_outermost(wrapper: Any, block: Block, block_of_end: Block, session: Session) -> None:
     """Commit, and end `block`, as `Atomic.__exit__()` does where there is no error."""
     ending = block.transaction.state
     block.leaving = True
     try:
-        block_of_end = block.transaction.push(block)  # no statement of others goes with the COMMIT
         ending.atomic_blocks.pop()
         ending.in_atomic_block = False  # or nothing might be committed, nor rolled back
         try:

@@ -55,6 +55,7 @@ from pgbackend.driver.lease import Lease
 from pgbackend.driver.pool import Pool
 from pgbackend.driver.shortcuts import is_psycopgs
 from pgbackend.driver.statement_cursors import Result
+from pgbackend.driver.turns import TurnTakenError
 from pgbackend.driver.vouching import is_vouched
 from pgbackend.patches import NO_OTHERS, djangos, lookup
 from pgbackend.sessions import Session, State
@@ -182,20 +183,19 @@ def _execute_on_lease(  # noqa: PLR0913, PLR0917 - without a call in between
     wrapper: Any, current: State, session: Session, sql: Any, params: Any, soils: bool
 ) -> Result:
     """Use the connection that is held already, or from here on, when it is the statement's turn."""
-    here: Any = _running()  # a portal, which knows what was found until its next step
-    found, missing = here.found, current.connection is None
+    missing = current.connection is None
     pinned: Lease | None = wrapper.hold(current, session)
     try:
-        if missing and here.found is not found:  # it has waited, while others had their turns
-            state.take_turn(wrapper)
-            if current.needs_rollback:
-                _refuse(wrapper, current)
+        if missing and current.needs_rollback:  # it may have waited, while others had their turns
+            _refuse(wrapper, current)
         if current.lease is None:
             current.connection._check_connection_ok()  # noqa: SLF001 - raises
             raise LeaseEnded(LEASE_ENDED)
         if soils:
             current.lease.dirty = True
         return current.lease.execute(sql, params, partial(adapting, wrapper.timezone))
+    except TurnTakenError:
+        pass
     except LeaseEnded:
         if (block := state.named_block(wrapper)) is not None:
             block.say_why_it_ended()
@@ -203,6 +203,7 @@ def _execute_on_lease(  # noqa: PLR0913, PLR0917 - without a call in between
     finally:
         if pinned is not None:
             pinned.unpin()
+    return execute(wrapper, sql, params, soils)
 
 
 class StatementCursor:

@@ -10,9 +10,11 @@ import asyncio
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any
 
+from django.db import InterfaceError
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
 
 from pgbackend import frames, state
@@ -22,6 +24,7 @@ from pgbackend.driver.bridge import Portal
 from pgbackend.driver.connection import LEASE_ENDED
 from pgbackend.driver.cursors import adopt
 from pgbackend.driver.errors import LeaseEnded
+from pgbackend.driver.turns import let_take_turns
 from pgbackend.patches import if_djangos
 from pgbackend.sessions import Session, State
 
@@ -72,7 +75,10 @@ class Cursors(Transactions):
         state.take_turn(self)
         current, session = state.state_and_session(self)
         if not current.pooled:
-            return super()._cursor(name)
+            cursor = super()._cursor(name)
+            if self.lent or current is not self._own or _get_running_loop() is not None:
+                let_take_turns(cursor.cursor, partial(state.take_turn, self))
+            return cursor
         compiled = session is not None and session.compiled
         current = self.begin_if_due(current)
         cursor = self._lease_cursor(current, session, name, compiled)
@@ -84,7 +90,8 @@ class Cursors(Transactions):
         self, current: State, session: Session | None, name: str | None, compiled: bool
     ) -> Any:
         djangos_class: Any = PostgresDatabaseWrapper
-        lease = self.hold(current, session)
+        pinned = self.hold(current, session)
+        lease = current.lease
         wrapped = None
         try:
             if djangos_class._cursor is not _DJANGOS_CURSOR:
@@ -94,17 +101,21 @@ class Cursors(Transactions):
                 self.close_if_health_check_failed()
                 with self.wrap_database_errors:
                     cursor = self.create_cursor(name)
-            if current.lease is not None:
+            if lease is not None:
                 if name and (block := state.named_block(self)) is not None:
                     cursor.why_gone = block.why_cursors_are_gone
                 if name or not compiled:
-                    current.lease.opened_at = frames.place()
+                    lease.opened_at = frames.place()
                 if not compiled:
                     cursor.opened_at = _caller()
-                cursor.renew = self._renew
+                cursor.renew, cursor.takes_turns = self._renew, True
+        except (AttributeError, InterfaceError):
+            # The transaction, and its lease, may have ended meanwhile.
+            state.check_not_ended(self)
+            raise
         finally:
-            if lease is not None:
-                lease.unpin()
+            if pinned is not None:
+                pinned.unpin()
         return wrapped or self._prepare_cursor(cursor)
 
     def _renew(self, cursor: Any) -> None:
@@ -112,6 +123,7 @@ class Cursors(Transactions):
         state.take_turn(self)
         current, session = state.state_and_session(self)
         if not current.pooled:
+            state.check_not_ended(self)
             return  # psycopg refuses
         current = self.begin_if_due(current)
         lease = self.hold(current, session)

@@ -87,6 +87,7 @@ class Leasing(Connecting):
             return None
         transaction = current.transaction
         if transaction is None:
+            state.check_not_ended(self)
             return self._take(current, None, session)
         assert transaction.leasing is not None
         with transaction.leasing:
@@ -144,6 +145,7 @@ class Leasing(Connecting):
         if transaction is not None:
             lease.pin()
             lease.task = transaction.owner  # the task that has begun the block ends the lease
+            lease.connection.turns = transaction
             # psycopg begins with the first statement.
             lease.connection._autocommit = False  # noqa: SLF001
         elif session is not None:

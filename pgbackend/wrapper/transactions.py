@@ -98,7 +98,7 @@ class Transactions(Closing):
         if autocommit:
             transactions.end(self, current)
         elif current.transaction is None:
-            transactions.begin(self, current)
+            current.connection.turns = transactions.begin(self, current)
 
     # --- On connections of the pool ---
 
@@ -106,6 +106,7 @@ class Transactions(Closing):
         """Begin a transaction if AUTOCOMMIT is off and there is none; return the state to use."""
         if current.transaction is not None or current.autocommit:
             return current
+        state.check_not_ended(self)
         self.set_autocommit(False)
         return state.current_state(self)
 

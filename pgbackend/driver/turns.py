@@ -1,0 +1,109 @@
+"""Turns: whether the code that has come to a connection's lock may still send its statement.
+
+Tasks and threads may share a transaction. Each waits for its turn before it sends a statement; but
+before it has the connection's lock, a thread may have opened or ended a block of the transaction.
+Whoever lends the connection says by `Turns` whether that is so. A statement that has lost its turn
+is not sent: `TurnTakenError` lets the cursor wait for its turn anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from psycopg.abc import PQGen
+
+from .errors import LeaseEnded
+
+_TURN_TAKEN = (
+    "a block that another task or thread has opened or ended in the same transaction came before "
+    "this statement, which was not sent"
+)
+
+
+class Turns(Protocol):
+    """The turns of the tasks and threads that share a connection."""
+
+    def may_send(self) -> bool:
+        """Return whether the running code, which has the connection's lock, may send a statement.
+
+        If so, it is about to.
+        """
+
+    def end_is_sent(self) -> None:
+        """Note that COMMIT or ROLLBACK is about to be sent."""
+
+
+class TurnTakenError(LeaseEnded):
+    """A statement was not sent, because a block was opened or ended before it."""
+
+
+def check_turn(connection: Any) -> None:
+    """Raise `TurnTakenError` if it is not the turn of the running code."""
+    if connection.turns is not None and not connection.turns.may_send():
+        raise TurnTakenError(_TURN_TAKEN)
+
+
+class _TurnTakingCursor:
+    """Send a statement that has lost its turn when it is its turn again (a mixin).
+
+    It is for a connection of one's own, which others use while its thread waits for them. Cursors
+    of a lease have a way of their own; see cursors.py.
+    """
+
+    _conn: Any
+    #: Waits for the turn of the running code; raises if its block has ended.
+    take_turn: Callable[[], None]
+
+    def _start_query(self, query: Any = None) -> PQGen[None]:
+        check_turn(self._conn)
+        return super()._start_query(query)  # type: ignore[misc,no-any-return]
+
+    def execute(self, *args: Any, **kwargs: Any) -> Any:
+        while True:
+            try:
+                return super().execute(*args, **kwargs)  # type: ignore[misc]
+            except TurnTakenError:
+                self.take_turn()
+
+    def executemany(self, *args: Any, **kwargs: Any) -> None:
+        while True:
+            try:
+                return super().executemany(*args, **kwargs)  # type: ignore[misc,no-any-return]
+            except TurnTakenError:
+                self.take_turn()
+
+    @contextlib.contextmanager
+    def copy(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        with contextlib.ExitStack() as stack:
+            while True:
+                try:
+                    copy = stack.enter_context(super().copy(*args, **kwargs))  # type: ignore[misc]
+                    break
+                except TurnTakenError:
+                    self.take_turn()
+            yield copy
+
+    def stream(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        while True:
+            try:
+                yield from super().stream(*args, **kwargs)  # type: ignore[misc]
+                return
+            except TurnTakenError:
+                self.take_turn()
+
+
+@functools.lru_cache(maxsize=64)
+def _turn_taking_class(cursor_class: type[Any]) -> type[Any]:
+    names = {"__module__": __name__}
+    return type(cursor_class.__name__, (_TurnTakingCursor, cursor_class), names)
+
+
+def let_take_turns(cursor: Any, take_turn: Callable[[], None]) -> None:
+    """Let `cursor` wait by `take_turn` whenever a statement of it has lost its turn."""
+    if not isinstance(cursor, _TurnTakingCursor):
+        cls: Any = type(cursor)
+        cursor.__class__ = _turn_taking_class(cls)
+    cursor.take_turn = take_turn
