@@ -70,8 +70,9 @@ class Watch:
         return self.ready
 
     def _stop_writing(self) -> None:
-        self.loop.remove_writer(self.fd)
         self.writing = False
+        if not self.loop.is_closed():
+            self.loop.remove_writer(self.fd)
 
     def _wake(self, ready: int) -> None:
         self.ready |= ready
@@ -119,3 +120,5 @@ class Watch:
             self.reading = self.told = False
             if not self.loop.is_closed():
                 self.loop.remove_reader(self.fd)
+        if self.writing:
+            self._stop_writing()

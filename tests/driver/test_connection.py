@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import socket
 import threading
 from collections.abc import Callable
@@ -749,6 +751,38 @@ def test_a_wait_that_follows_an_error_of_the_socket_ends_too(run: Runner) -> Non
         theirs.send(b"the rest will never come")
         theirs.close()
         assert run.green(wait_twice) == [Wait.R, Wait.R]
+
+
+def test_a_watch_that_was_stopped_touches_no_socket_of_the_same_number(run: Runner) -> None:
+    """A connection that is closed while its task waits to write: its number is used again."""
+    ours, theirs = socket.socketpair()
+    others, _ = pair = socket.socketpair()
+    with ours, theirs, pair[0], pair[1]:
+        ours.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                ours.send(b"x" * 65536)  # until it cannot be written to
+
+        def wait(watch: Watch) -> int:
+            portal = bridge.current()
+            assert portal is not None
+            return watch.wait(portal, Wait.RW, None)
+
+        async def main() -> None:
+            loop = asyncio.get_running_loop()
+            watch = Watch(loop, ours.fileno())
+            waiting = asyncio.create_task(bridge.run(wait, watch))
+            await asyncio.sleep(0)
+            watch.stop()
+            os.dup2(others.fileno(), ours.fileno())  # as if that number were given out again
+            called = asyncio.Event()
+            loop.add_writer(ours.fileno(), called.set)
+            await waiting
+            called.clear()
+            await asyncio.wait_for(called.wait(), 5)  # unless the watch has removed the writer
+            loop.remove_writer(ours.fileno())
+
+        run(main())
 
 
 def test_a_reply_wakes_the_one_who_waits_once(
