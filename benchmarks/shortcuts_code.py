@@ -35,7 +35,7 @@ CODE: Mapping[str, tuple[str, ...]] = {
             f"{_FAST}.select",
             "_for_select _SELECT _CachedColumns _shape _SHAPE _selects_a_model _names_its_table "
             "_is_usual _is_ordered Selects._is_djangos Selects.get_select Selects.as_sql "
-            "Selects._select Selects._usual_statement Selects._limits Selects._compile_where "
+            "Selects._select Selects._cached_select Selects._limits Selects._compile_where "
             "Selects.get_converters Selects.has_composite_fields install",
         ),
     ),
@@ -58,7 +58,7 @@ CODE: Mapping[str, tuple[str, ...]] = {
             f"{_FAST}.written_values",
             "RETURNING _inserting_by _INSERT_BY are_returned_rows_djangos",
         ),
-        "pgbackend.wrapper.leasing:Leasing.pool_alone",
+        "pgbackend.wrapper.leasing:Leasing.acquire_pool",
     ),
     "cursors": ("pgbackend.fast.cursors",),
     "blocks": (

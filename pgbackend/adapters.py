@@ -50,11 +50,11 @@ class Template(AdaptersMap):
 
 
 def prepare_template(template: Any, timezone: tzinfo | None) -> None:
-    """Let Django's `template` load moments without repeating what is done, and tell of changes.
+    """Let Django's `template` load timestamps without repeating what is done, and tell of changes.
 
-    Django puts its `timezone` into each moment that psycopg has loaded, in Python. Where both are
-    UTC it is there already, and psycopg's loader, which is C code, may do it alone. Connections of
-    Django's own engine load the same.
+    Django puts its `timezone` into each timestamp that psycopg has loaded, in Python. Where both
+    are UTC it is there already, and psycopg's loader, which is C code, may do it alone. Connections
+    of Django's own engine load the same.
     """
     if all(template is not get_adapters_template(use_tz, timezone) for use_tz in (True, False)):
         return  # somebody's own

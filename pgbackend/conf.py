@@ -210,7 +210,7 @@ def pool_options(alias: str, settings_dict: Mapping[str, Any]) -> dict[str, Any]
     return options
 
 
-def twin_class(alias: str, settings_dict: Mapping[str, Any]) -> type[Connection]:
+def facade_class(alias: str, settings_dict: Mapping[str, Any]) -> type[Connection]:
     """Return the class of the connections that user code sees."""
     given = settings_dict["OPTIONS"].get("pool")
     cls = given.get("connection_class", Connection) if isinstance(given, Mapping) else Connection
@@ -272,6 +272,6 @@ def _green_callback(fn: Callable[[Connection], Any]) -> Callable[[AsyncConnectio
     """Let a callback that was written for the synchronous pool serve the asynchronous one."""
 
     async def callback(connection: AsyncConnection) -> None:
-        await bridge.run(fn, connection.twin)
+        await bridge.run(fn, connection.facade)
 
     return callback

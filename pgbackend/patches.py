@@ -17,12 +17,12 @@ def lookup(names: str, **owners: Any) -> Callable[[], tuple[Any, ...]]:
     return partial(attrgetter(*names.split()), SimpleNamespace(**owners))
 
 
-def if_djangos(function: Any) -> Any:
+def if_unpatched(function: Any) -> Any:
     """Return `function`, to be compared with later; None, like no other, if it is not Django's."""
     return function if _is_djangos(function) else None
 
 
-def djangos(*functions: Any) -> tuple[Any, ...]:
+def unpatched(*functions: Any) -> tuple[Any, ...]:
     """Return functions, to be compared with later; `NO_OTHERS` if one is not Django's.
 
     What wraps a function has globals of its own, whatever it says of itself. Compare by

@@ -25,7 +25,7 @@ from django.http import HttpResponse
 
 from . import conf, state
 from .driver import bridge
-from .patches import NO_OTHERS, djangos, if_djangos
+from .patches import NO_OTHERS, if_unpatched, unpatched
 from .threads import is_all_djangos
 
 # --- The receivers of Django's that tidy up -------------------------------------------------------
@@ -71,7 +71,7 @@ def nothing_to_tidy_up() -> bool:
 
 def is_djangos_receiver(receiver: Any) -> bool:
     """Return whether a receiver is a function of Django's, or stands for one."""
-    return id(receiver) in tidying or if_djangos(receiver) is not None
+    return id(receiver) in tidying or if_unpatched(receiver) is not None
 
 
 # --- Sending --------------------------------------------------------------------------------------
@@ -79,7 +79,7 @@ def is_djangos_receiver(receiver: Any) -> bool:
 
 _SEND, _ASEND = Signal.send, Signal.asend
 #: Whether these are Django's own; else they are left as they are.
-sends_as_django = djangos(_SEND, _ASEND) is not NO_OTHERS
+sends_as_django = unpatched(_SEND, _ASEND) is not NO_OTHERS
 
 #: Call the receivers of a signal of requests: a seam. Django's `Signal.send()` asks each whether it
 #: lives; the shortcut ``signals`` remembers them.

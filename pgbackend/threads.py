@@ -324,7 +324,7 @@ def _learn(cls: type[Any]) -> _Middleware | None:
 def is_all_djangos(thing: Any, args: Args = ()) -> bool:
     """Return whether all code that `thing` may run is Django's own, whatever it is, and holds.
 
-    `patches.djangos()` asks less: whether a function is what Django has written.
+    `patches.unpatched()` asks less: whether a function is what Django has written.
 
     `args` are those of the call, for middleware that a decorator holds: it must not block, either.
     """

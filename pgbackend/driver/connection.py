@@ -6,7 +6,7 @@ this driver decides that: green, the greenlet is parked and the loop serves othe
 thread blocks. Everything above it works unchanged in every context: psycopg's cursors, server-side
 cursors, COPY, executemany and pipelines.
 
-A `Connection` is the DB-API's connection: one of its own, or a *twin* that the pool lends with a
+A `Connection` is the DB-API's connection: one of its own, or a *facade* that the pool lends with a
 lease, on the socket of a pooled connection (pooled.py).
 """
 
@@ -79,37 +79,37 @@ class ConnectArguments(dict[str, Any]):
 
 
 class Physical(Protocol):
-    """The pooled connection of a twin, as far as the twin knows it: see `AsyncConnection`."""
+    """The pooled connection of a facade, as far as the facade knows it: see `AsyncConnection`."""
 
     watch: Watch
     listener: weakref.ref[Connection]
 
     def forget_holder(self, *, types_seen: bool) -> None:
-        """Undo what the holder of a twin may have changed for all twins of this connection."""
+        """Undo what the holder of a facade may have changed for all facades of this connection."""
 
 
 class Connection(psycopg.Connection[Any]):
     """A psycopg connection that is green in a green context, and blocking elsewhere.
 
     Opened by `connect()` it is a connection of its own, like psycopg's; lent by a pool it is a
-    twin, valid until `end_lease()`.
+    facade, valid until `end_lease()`.
     """
 
     __module__ = "pgbackend.driver"
 
-    #: The pooled connection that this one is a twin of, or None.
+    #: The pooled connection that this one is a facade of, or None.
     physical: Physical | None = None
-    #: Called when a cursor of a twin is opened and closed; see `pool.Lease`.
+    #: Called when a cursor of a facade is opened and closed; see `pool.Lease`.
     lease: Any = None
     #: The `prepare_threshold` that each lease begins with.
     given_threshold: int | None = None
-    #: The message of the error for using a twin whose lease is over.
+    #: The message of the error for using a facade whose lease is over.
     end_reason = LEASE_ENDED
     #: The cursors that were open when its lease ended, as the lease counted them.
     left_open: dict[int, bool] | None = None
-    #: How many waits of a twin do without the pool's watch: waits of threads and other loops.
+    #: How many waits of a facade do without the pool's watch: waits of threads and other loops.
     waits_elsewhere = 0
-    #: The class of the twins that are lent.
+    #: The class of the facades that are lent.
     lent_class: type[Connection]
     #: Whether the end of a transaction waits for the statement of another task to end.
     ends_in_turn = False
@@ -164,7 +164,7 @@ class Connection(psycopg.Connection[Any]):
         self, name: str = "", *, binary: bool = False, row_factory: Any = None, **kwargs: Any
     ) -> Any:
         """Return a cursor, as psycopg does; its class is derived from `cursor_factory`."""
-        if self.physical is not None or name:  # a twin's factories are made once
+        if self.physical is not None or name:  # a facade's factories are made once
             cursor = super().cursor(name, binary=binary, row_factory=row_factory, **kwargs)
             return cursor if self.lease is None else adopt(cursor)
         if self.pgconn.status != _OK:
@@ -192,18 +192,18 @@ class Connection(psycopg.Connection[Any]):
     # --- Leases ---
 
     def lend(self, lease: Any) -> Connection:
-        """Return a twin of this twin for `lease`: same session, an identity of its own."""
-        twin: Connection = object.__new__(self.lent_class)
-        twin.__dict__.update(self.__dict__)
-        twin.lease = lease
-        twin.lock = ParkingLock()  # type: ignore[assignment]
-        twin._listen_alone()
+        """Return a facade of this facade for `lease`: same session, an identity of its own."""
+        facade: Connection = object.__new__(self.lent_class)
+        facade.__dict__.update(self.__dict__)
+        facade.lease = lease
+        facade.lock = ParkingLock()  # type: ignore[assignment]
+        facade._listen_alone()
         # A former holder may have changed it: the session has one manager of prepared statements.
-        twin._prepared.prepare_threshold = self.given_threshold
-        return twin
+        facade._prepared.prepare_threshold = self.given_threshold
+        return facade
 
     def _listen_alone(self) -> None:
-        """Give notices and notifications to this twin's handlers, and to no former holder's."""
+        """Give notices and notifications to this facade's handlers, and to no former holder's."""
         self._notice_handlers = [*self._notice_handlers]
         self._notify_handlers = [*self._notify_handlers]
         self._notifies_backlog = deque()
@@ -216,7 +216,7 @@ class Connection(psycopg.Connection[Any]):
         self._notify_handlers.clear()
 
     def __del__(self) -> None:  # type: ignore[override]  # psycopg's argument is its own
-        if self.physical is None:  # a twin is not reported as left open: the pool has it
+        if self.physical is None:  # a facade is not reported as left open: the pool has it
             super().__del__()
 
     def end_lease(self) -> None:
@@ -227,12 +227,12 @@ class Connection(psycopg.Connection[Any]):
         self.lease = self.turns = None  # a cycle would be left to the garbage collector
 
     def is_waited_for(self) -> bool:
-        """Return whether somebody waits right now for the end of a statement on this twin."""
+        """Return whether somebody waits right now for the end of a statement on this facade."""
         assert self.physical is not None
         return self.waits_elsewhere > 0 or self.physical.watch.future is not None
 
     def refuse(self) -> NoReturn:
-        """Raise the error for using a twin whose lease is over."""
+        """Raise the error for using a facade whose lease is over."""
         if self._closed_by_holder:
             raise e.OperationalError("the connection is closed")
         raise LeaseEnded(self.end_reason)
@@ -252,7 +252,7 @@ class Connection(psycopg.Connection[Any]):
         return self._lease_ended or self._closed_by_holder or self.pgconn.status == _BAD
 
     def close(self) -> None:
-        """Close the connection to the server; a twin whose lease is over is left alone."""
+        """Close the connection to the server; a facade whose lease is over is left alone."""
         if self._lease_ended:
             return
         self._stop_watch()
@@ -260,7 +260,7 @@ class Connection(psycopg.Connection[Any]):
         self._closed_by_holder = self.physical is not None
 
     def close_in_turn(self) -> None:
-        """Close a twin, whose lease is about to end, after the statement that another waits for.
+        """Close a facade, whose lease is about to end, after the statement that another waits for.
 
         A caller that cannot wait has the later statements refused; the pool closes the connection.
         """
@@ -314,7 +314,7 @@ class Connection(psycopg.Connection[Any]):
     ) -> RV:
         """Run `gen` to its end: green, by parking the greenlet; otherwise by blocking.
 
-        Raises `LeaseEnded` on a twin whose lease is over, before a byte is sent.
+        Raises `LeaseEnded` on a facade whose lease is over, before a byte is sent.
         """
         portal = running()
         if type(portal) is not Portal:

@@ -62,7 +62,7 @@ def own_class(cursor_class: Any, prepares: bool) -> Any:
 
 
 class _LeasedCursor:
-    """Make a cursor of a twin a holder of its lease (a mixin).
+    """Make a cursor of a facade a holder of its lease (a mixin).
 
     The cursor holds the connection from when it is made until it is closed or collected. But a
     cursor whose first statement fails has left nothing in the session that anybody might count on,
@@ -90,7 +90,7 @@ class _LeasedCursor:
 
     def __init__(self, connection: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(connection, *args, **kwargs)  # type: ignore[call-arg]  # a mixin
-        if connection.lease is not None:  # a twin that is being prepared is nobody's yet
+        if connection.lease is not None:  # a facade that is being prepared is nobody's yet
             self.hold()
 
     def hold(self) -> None:
@@ -383,7 +383,7 @@ def leased_class(cursor_class: type[Any]) -> type[Any]:
 
 
 def adopt(cursor: Any) -> Any:
-    """Make a cursor that was made without the factories of its twin a holder of the lease."""
+    """Make a cursor that was made without the factories of its facade a holder of the lease."""
     if not isinstance(cursor, _LeasedCursor) and isinstance(cursor, psycopg.Cursor):
         cls: Any = leased_class(type(cursor))  # type: ignore[arg-type]  # a class has a hash
         cursor.__class__ = cls

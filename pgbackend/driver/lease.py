@@ -107,12 +107,12 @@ class Lease:
 
     @property
     def connection(self) -> Connection:
-        """Return the twin that the holder uses; it is made when first asked for."""
+        """Return the facade that the holder uses; it is made when first asked for."""
         if self._connection is None:
             if self.ended:
                 raise errors.LeaseEnded(LEASE_ENDED)
             self.cursors = {}
-            self._connection = self.physical.twin.lend(self)
+            self._connection = self.physical.facade.lend(self)
         return self._connection
 
     def __repr__(self) -> str:

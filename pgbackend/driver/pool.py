@@ -341,7 +341,7 @@ class Pool:
             self._put(physical)
         else:
             resets = self._resets_dirty if lease.dirty else self._resets_all
-            self._own(self._restore(physical, resets), physical)
+            self._run_owned(self._restore(physical, resets), physical)
 
     def _put(self, physical: AsyncConnection) -> None:
         """Hand the connection to psycopg_pool in this very step, if that need not wait.
@@ -353,9 +353,9 @@ class Pool:
             waits_for = put.send(None)
         except StopIteration:
             return
-        self._own(bridge.resume(put, waits_for), physical)
+        self._run_owned(bridge.resume(put, waits_for), physical)
 
-    def _own(self, coro: Coroutine[Any, Any, Any], physical: AsyncConnection) -> None:
+    def _run_owned(self, coro: Coroutine[Any, Any, Any], physical: AsyncConnection) -> None:
         """Run `coro` in a task that belongs to the pool and knows nothing of the caller's."""
         task = _plain_task(coro, self.loop)
         self.tasks[task] = physical
@@ -385,7 +385,7 @@ class Pool:
                 await physical.rollback()
                 if reset:
                     await physical.execute("DISCARD ALL")
-                    physical.twin.forget_handlers()
+                    physical.facade.forget_handlers()
                     await self.configure(physical)
         except Exception as exc:
             logger.info("closing a connection of %r that could not be reset: %s", self.name, exc)
@@ -401,7 +401,7 @@ class Pool:
         limit = max(2.0, self._psycopg.timeout)
         try:
             async with asyncio.timeout(limit):
-                await bridge.run(self.options.initialise, physical.twin)
+                await bridge.run(self.options.initialise, physical.facade)
         except TimeoutError:
             physical.close_now()
             raise psycopg.errors.ConnectionTimeout(

@@ -1,8 +1,8 @@
-"""The connections that the pool keeps: opened, checked and closed; each lends twins.
+"""The connections that the pool keeps: opened, checked and closed; each lends facades.
 
-`AsyncConnection` is what the pool opens, checks and closes. A *twin* is a `Connection` on the same
-`pgconn`; the pool lends a fresh one with each lease, so that anything that a former holder kept
-(connection, cursors, COPY) is refused instead of running in somebody else's transaction.
+`AsyncConnection` is what the pool opens, checks and closes. A *facade* is a `Connection` on the
+same `pgconn`; the pool lends a fresh one with each lease, so that anything that a former holder
+kept (connection, cursors, COPY) is refused instead of running in somebody else's transaction.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _OTHER_METHODS = (
 
 
 class _LentConnection:
-    """Make a twin of the kind that is lent (a mixin): it notices what its holder may change.
+    """Make a facade of the kind that is lent (a mixin): it notices what its holder may change.
 
     It notes when its types are looked at, since its holder may register one. And it lets the
     session be reset after each statement that its cursor does not look at: of a COPY,
@@ -80,20 +80,20 @@ class _LentConnection:
 
 
 @functools.lru_cache(maxsize=64)
-def _lent_class(twin_class: Any) -> Any:
-    names = {"__module__": twin_class.__module__, "__qualname__": twin_class.__qualname__}
-    return type(twin_class.__name__, (_LentConnection, twin_class), names)
+def _lent_class(facade_class: Any) -> Any:
+    names = {"__module__": facade_class.__module__, "__qualname__": facade_class.__qualname__}
+    return type(facade_class.__name__, (_LentConnection, facade_class), names)
 
 
 class AsyncConnection(psycopg.AsyncConnection[Any]):
-    """The connection that the pool keeps, and that lends its twins."""
+    """The connection that the pool keeps, and that lends its facades."""
 
     __module__ = "pgbackend.driver"
 
     watch: Watch
-    #: The twin that the others are copies of; it is lent to nobody.
-    twin: Connection
-    #: The twin whose handlers are given the server's notices and notifications.
+    #: The facade that the others are copies of; it is lent to nobody.
+    facade: Connection
+    #: The facade whose handlers are given the server's notices and notifications.
     listener: weakref.ref[Connection]
     #: The cursor of `run_statement()`, while no statement uses it.
     _cursor: Any = None
@@ -102,36 +102,36 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     _disowned = False
 
     @classmethod
-    async def connect(  # type: ignore[override]  # cursors are its twins'
+    async def connect(  # type: ignore[override]  # cursors are its facades'
         cls,
         conninfo: str = "",
         *,
         cursor_factory: Any = None,
-        twin_class: type[Connection] = Connection,
+        facade_class: type[Connection] = Connection,
         **kwargs: Any,
     ) -> Self:
-        """Open a connection; `cursor_factory` and `twin_class` are for its twins."""
+        """Open a connection; `cursor_factory` and `facade_class` are for its facades."""
         self = await super().connect(conninfo, **kwargs)
         self.watch = Watch(asyncio.get_running_loop(), self.pgconn.socket)
-        self._grow_twin(twin_class, cursor_factory)
+        self._make_facade(facade_class, cursor_factory)
         return self
 
-    def _grow_twin(self, twin_class: type[Connection], cursor_factory: Any) -> None:
-        """Make the twin of which the others are copies."""
-        twin = twin_class(self.pgconn)
-        twin.physical = self
-        twin.lent_class = _lent_class(twin_class)  # type: ignore[arg-type]  # a class has a hash
-        twin._autocommit = self._autocommit  # noqa: SLF001
-        twin._adapters = self.adapters  # noqa: SLF001
+    def _make_facade(self, facade_class: type[Connection], cursor_factory: Any) -> None:
+        """Make the facade of which the others are copies."""
+        facade = facade_class(self.pgconn)
+        facade.physical = self
+        facade.lent_class = _lent_class(facade_class)  # type: ignore[arg-type]  # a class has a hash
+        facade._autocommit = self._autocommit  # noqa: SLF001
+        facade._adapters = self.adapters  # noqa: SLF001
         # One session has one set of prepared statements.
-        twin._prepared = self._prepared  # noqa: SLF001
-        twin.given_threshold = self.prepare_threshold
-        twin._pool = None  # noqa: SLF001 - the pool closes it
+        facade._prepared = self._prepared  # noqa: SLF001
+        facade.given_threshold = self.prepare_threshold
+        facade._pool = None  # noqa: SLF001 - the pool closes it
         factory = cursor_factory or psycopg.Cursor
         if _Probe.is_needed():
             factory = _Probe.wrapped_factory(self.pgconn, factory)
-        twin.cursor_factory = leased_class(factory)
-        twin.server_cursor_factory = leased_class(psycopg.ServerCursor)
+        facade.cursor_factory = leased_class(factory)
+        facade.server_cursor_factory = leased_class(psycopg.ServerCursor)
         self._cursor_class = statement_class(factory)
         self._seen_for_run, plain = looking(
             "run",
@@ -144,49 +144,49 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         )
         # A class of the user's would miss being asked for a cursor.
         is_plain = (
-            twin_class.cursor is Connection.cursor
-            and twin.row_factory is tuple_row
+            facade_class.cursor is Connection.cursor
+            and facade.row_factory is tuple_row
             and factory.__module__.partition(".")[0] in ("psycopg", "django")
         )
         self._run = plain if is_plain else NO_OTHERS
-        self.twin = twin
-        self._hears_itself = self.listener = weakref.ref(twin)
+        self.facade = facade
+        self._hears_itself = self.listener = weakref.ref(facade)
         me = weakref.ref(self)  # as psycopg has it: the handler does not keep the connection alive
-        self.pgconn.notice_handler = functools.partial(_hear, me, twin._notice_handler)  # noqa: SLF001
-        self.pgconn.notify_handler = functools.partial(_hear, me, twin._notify_handler)  # noqa: SLF001
+        self.pgconn.notice_handler = functools.partial(_hear, me, facade._notice_handler)  # noqa: SLF001
+        self.pgconn.notify_handler = functools.partial(_hear, me, facade._notify_handler)  # noqa: SLF001
 
     # --- Statements of which nothing but the rows is left ---
-    # Note [Statements without a twin] in statement_cursors.py
+    # Note [Statements without a facade] in statement_cursors.py
 
     def run_statement(self, connection: Connection | None, query: Any, params: Any) -> Result:
-        """Execute `query` on a twin, or on the twin that is lent to nobody; fetch all rows.
+        """Execute `query` on a facade, or on the facade that is lent to nobody; fetch all rows.
 
         The caller holds the lease, and does nothing else meanwhile. Errors are psycopg's.
         """
         if connection is None:
-            connection = self.twin
+            connection = self.facade
             connection._prepared.prepare_threshold = connection.given_threshold  # noqa: SLF001
         cursor, self._cursor = self._cursor or self._new_cursor(), None
         cursor._conn = connection  # noqa: SLF001
         if connection.lease is not None and connection.lease.types_seen:
             cursor._last_query = None  # noqa: SLF001 - its holder may have registered a type
         result: Result = cursor.run(query, params)
-        cursor._conn = self.twin  # noqa: SLF001
+        cursor._conn = self.facade  # noqa: SLF001
         self._cursor = cursor
         return result
 
     def _new_cursor(self) -> Any:
         """Return the first cursor, or one more while a task of the same transaction uses that."""
-        cursor = self._cursor_class(self.twin)
+        cursor = self._cursor_class(self.facade)
         cursor._adapters = self.adapters  # noqa: SLF001 - no copy: a type may be registered
         return cursor
 
     def makes_cursors_of(self, connection: Connection | None) -> bool:
-        """Return whether a cursor of a twin would do the same as that of `run_statement()`."""
+        """Return whether a cursor of a facade would do the same as that of `run_statement()`."""
         return all(map(is_, self._seen_for_run(), self._run)) and (
             connection is None
             or (
-                connection.cursor_factory is self.twin.cursor_factory
+                connection.cursor_factory is self.facade.cursor_factory
                 and connection.row_factory is tuple_row
             )
         )
@@ -196,7 +196,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         return 0 if self.pgconn.status == _BAD else self.pgconn.backend_pid
 
     def forget_holder(self, *, types_seen: bool) -> None:
-        """Undo what the holder of a twin may have changed for all twins of this connection."""
+        """Undo what the holder of a facade may have changed for all facades of this connection."""
         self.listener = self._hears_itself
         if types_seen:
             self.forget_types()
@@ -282,7 +282,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
 def _hear(
     me: weakref.ref[AsyncConnection], handler: Callable[[Any, Any], None], message: Any
 ) -> None:
-    """Give a notice or notification to the twin that listens now."""
+    """Give a notice or notification to the facade that listens now."""
     if (physical := me()) is not None:
         handler(physical.listener, message)
 

@@ -83,7 +83,7 @@ class _Making:
             self.renewed_by_others = True
 
 
-class _Place(TimedByQueue, WaitingClient[AsyncConnection]):
+class _GreenWaiter(TimedByQueue, WaitingClient[AsyncConnection]):
     """A client that waits in a greenlet, and its own condition: its place in the queue."""
 
     __slots__ = ("deadline", "future")
@@ -191,29 +191,29 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
             return None
         stats, queue = self._stats, self._waiting
         stats[self._REQUESTS_NUM] += 1
-        place = _Place(self.owner.loop)
-        queue.append(place)
-        # The garbage collector may have given a connection back before this place was in the queue.
-        if self._pool and queue.withdraw(place):
+        waiter = _GreenWaiter(self.owner.loop)
+        queue.append(waiter)
+        # The garbage collector may have given a connection back before the waiter was in the queue.
+        if self._pool and queue.withdraw(waiter):
             stats[self._REQUESTS_NUM] -= 1
             return self.take_free(began)
         stats[self._REQUESTS_QUEUED] += 1
         task = asyncio.current_task()  # its coroutine may be closed by another task
         try:
-            queue.time(place, timeout)
-            if not portal.wait_for(place.future):
-                place.error = PsycopgPoolTimeout("no connection came in time")
-            if place.error is not None:
-                raise place.error
+            queue.time(waiter, timeout)
+            if not portal.wait_for(waiter.future):
+                waiter.error = PsycopgPoolTimeout("no connection came in time")
+            if waiter.error is not None:
+                raise waiter.error
         except BaseException as exc:
             stats[self._REQUESTS_ERRORS] += not isinstance(exc, GeneratorExit)
-            self._leave_queue(place)
+            self._leave_queue(waiter)
             raise
         finally:
             queue.by_task.pop(task, None)
             stats[self._REQUESTS_WAIT_MS] += int(1000 * (monotonic() - began))
             del task  # which knows this frame by the traceback of its cancellation
-        connection = place.conn
+        connection = waiter.conn
         assert connection is not None
         connection._pool = self  # noqa: SLF001 - as `getconn()` does
         return connection

@@ -1,11 +1,11 @@
 """Cursors for statements of which nothing but the rows is left: executed, fetched, and over.
 
-Note [Statements without a twin]
+Note [Statements without a facade]
 Most statements are the ORM's own, outside of a transaction. No other code ever sees the connection
-or the cursor of such a statement. So it is run on the twin that is lent to nobody, by one cursor
+or the cursor of such a statement. So it is run on the facade that is lent to nobody, by one cursor
 that is as good as new before each statement (`AsyncConnection.run_statement()`). When the cursor
 runs the same statement again, it still has what psycopg has looked up for it; unless a holder of a
-twin has looked at the twin's types meanwhile, and so may have registered one.
+facade has looked at the facade's types meanwhile, and so may have registered one.
 """
 
 from __future__ import annotations

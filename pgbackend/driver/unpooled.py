@@ -10,12 +10,12 @@ from typing import Any
 
 import psycopg
 
-_own: set[weakref.ref[psycopg.Connection[Any]]] = set()
+_unpooled: set[weakref.ref[psycopg.Connection[Any]]] = set()
 
 
 def add_own_connection(connection: psycopg.Connection[Any]) -> None:
     """Count `connection` for as long as it lives and is open."""
-    _own.add(weakref.ref(connection, _own.discard))
+    _unpooled.add(weakref.ref(connection, _unpooled.discard))
 
 
 def own_connections() -> int:
@@ -23,10 +23,10 @@ def own_connections() -> int:
 
     Other threads open and drop theirs meanwhile: so the set is copied, in one step.
     """
-    opened = [ref() for ref in list(_own)]
+    opened = [ref() for ref in list(_unpooled)]
     return sum(connection is not None and not connection.closed for connection in opened)
 
 
 def forget_own_connections() -> None:
     """Stop counting the connections so far: after a fork they are the parent's."""
-    _own.clear()
+    _unpooled.clear()

@@ -25,7 +25,7 @@ from pgbackend.atomic_blocks import end_block
 from pgbackend.driver import bridge
 from pgbackend.driver.bridge import Portal
 from pgbackend.generators import carried
-from pgbackend.patches import NO_OTHERS, djangos
+from pgbackend.patches import NO_OTHERS, unpatched
 from pgbackend.sessions import Scope, Session, State
 from pgbackend.state import named_sessions
 from pgbackend.transactions import Block
@@ -43,8 +43,8 @@ _CALLED = (
 _NAMES = frozenset(_CALLED)
 _called_on: Callable[[type[Any]], tuple[Any, ...]] = attrgetter(*_CALLED)
 #: These methods as they are in Django; and in the engine, see `install()`.
-_DJANGOS = djangos(*_called_on(PostgresDatabaseWrapper))
-_DJANGOS_ATOMIC = djangos(Atomic.__enter__, Atomic.__exit__)
+_DJANGOS = unpatched(*_called_on(PostgresDatabaseWrapper))
+_DJANGOS_ATOMIC = unpatched(Atomic.__enter__, Atomic.__exit__)
 _engines = NO_OTHERS
 
 

@@ -20,7 +20,7 @@ from django.db.models.sql.where import AND, WhereNode
 
 from pgbackend import expressions
 from pgbackend.compiler import COMPILERS, CompiledStatement, put_before
-from pgbackend.patches import NO_OTHERS, djangos, if_djangos, lookup
+from pgbackend.patches import NO_OTHERS, if_unpatched, lookup, unpatched
 
 _PLAIN_EXPRESSIONS = expressions.plain
 
@@ -35,11 +35,11 @@ _for_comparison = lookup(
     lookups=lookups,
     Col=Col,
 )
-_COMPILE = if_djangos(django_compiler.SQLCompiler.compile)
-_WHERE = if_djangos(WhereNode.as_sql)
-_COMPARISON = djangos(*_for_comparison())
+_COMPILE = if_unpatched(django_compiler.SQLCompiler.compile)
+_WHERE = if_unpatched(WhereNode.as_sql)
+_COMPARISON = unpatched(*_for_comparison())
 #: It casts nothing for comparisons; nor does the older method, which Django 5.2 asks, too.
-_CAST = if_djangos(DatabaseOperations.lookup_cast)
+_CAST = if_unpatched(DatabaseOperations.lookup_cast)
 _OLD_CAST = getattr(DatabaseOperations, "field_cast_sql", None)
 
 #: Lookups that compare a column, as it is, with a value; and the methods that make them do so.
@@ -53,7 +53,7 @@ _COMPARISONS: dict[type[Any], tuple[Any, ...]] = {
         *(lookups.LessThanOrEqual, lookups.IntegerLessThanOrEqual),
         *(related_lookups.RelatedGreaterThanOrEqual, related_lookups.RelatedLessThanOrEqual),
     )
-    if (methods := djangos(each.as_sql, each.process_lhs, each.get_rhs_op)) is not NO_OTHERS
+    if (methods := unpatched(each.as_sql, each.process_lhs, each.get_rhs_op)) is not NO_OTHERS
 }
 #: The type in which a lookup returns its parameters.
 _Params: Any = tuple if django.VERSION >= (6, 0) else list

@@ -21,7 +21,7 @@ from pgbackend import state
 from pgbackend.adapters import adapting
 from pgbackend.driver import bridge
 from pgbackend.driver.bridge import Portal
-from pgbackend.patches import djangos, if_djangos, lookup
+from pgbackend.patches import if_unpatched, lookup, unpatched
 from pgbackend.wrapper.cursors import Cursors
 
 _get_running_loop = asyncio._get_running_loop
@@ -32,8 +32,8 @@ _plain_cursor = Cursors.cursor
 _plain_create_cursor = Cursors.create_cursor
 
 #: Django's `cursor()` and `create_cursor()`, which somebody may patch later.
-_CURSOR = if_djangos(PostgresDatabaseWrapper.cursor)
-_CREATE_CURSOR = if_djangos(PostgresDatabaseWrapper.create_cursor)
+_CURSOR = if_unpatched(PostgresDatabaseWrapper.cursor)
+_CREATE_CURSOR = if_unpatched(PostgresDatabaseWrapper.create_cursor)
 #: Django's `cursor()` without its guard, for which `cursor()` here asks.
 _open_cursor: Callable[..., Any] = inspect.unwrap(PostgresDatabaseWrapper.cursor)
 
@@ -48,7 +48,7 @@ _djangos_asks = lookup(
     its=PostgresDatabaseWrapper,
     base=BaseDatabaseWrapper,
 )
-_DJANGO_ASKS = djangos(*_djangos_asks())
+_DJANGO_ASKS = unpatched(*_djangos_asks())
 
 
 def cursor(self: Cursors) -> Any:

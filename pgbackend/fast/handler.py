@@ -24,7 +24,7 @@ from django.core.handlers.asgi import ASGIHandler
 from pgbackend import conf, hooks, state
 from pgbackend.driver import bridge
 from pgbackend.hooks import Hook
-from pgbackend.patches import if_djangos
+from pgbackend.patches import if_unpatched
 from pgbackend.request_signals import close, is_method
 
 from .wrappers import give_back, lent
@@ -44,7 +44,7 @@ def install() -> None:
 
 def _replace_handle(djangos: Any) -> Any:
     """Return `handle()`, or what is there, if somebody has patched it."""
-    if if_djangos(djangos) is None:
+    if if_unpatched(djangos) is None:
         return djangos
     handle.__wrapped__ = djangos  # type: ignore[attr-defined]
     return handle

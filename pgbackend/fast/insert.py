@@ -22,7 +22,7 @@ from django.db.models.sql import compiler as sql_compiler
 
 from pgbackend import expressions
 from pgbackend.compiler import CompiledInsert, SQLInsertCompiler, put_before
-from pgbackend.patches import djangos, lookup
+from pgbackend.patches import lookup, unpatched
 
 from . import statements
 from .cached_fields import MOST_STATEMENTS, FieldAnswers, are_plain, is_plain_column
@@ -38,7 +38,7 @@ _for_insert = lookup(
     base=sql_compiler.SQLInsertCompiler,
     ops=BaseDatabaseOperations,
 )
-_INSERT = djangos(*_for_insert())
+_INSERT = unpatched(*_for_insert())
 
 #: Whether Django writes DEFAULT without preparing it.
 _LEAVES_DEFAULTS = django.VERSION >= (6, 1)
@@ -86,7 +86,7 @@ class _CachedInsert:
         self.answers = FieldAnswers([*fields, *returning_fields, *returned], ops)
 
     @classmethod
-    def of(cls, made_by: Any, returning_fields: Any) -> _CachedInsert | None:
+    def for_compiler(cls, made_by: Any, returning_fields: Any) -> _CachedInsert | None:
         """Return the SQL for the row that `made_by` inserts; None if a field has a say in it."""
         query: Any = made_by.query
         fields, opts = query.fields, query.model._meta  # noqa: SLF001
@@ -112,22 +112,26 @@ class Inserts(CompiledInsert):
     """A compiler that inserts one row by cached SQL, and in one step with the row that returns."""
 
     def as_sql(self: Any) -> Any:
-        cached = _CachedInsert.of(self, self.returning_fields or ()) if self._is_usual() else None
-        return super().as_sql() if cached is None else [self._usual_statement(cached)]
+        cached = (
+            _CachedInsert.for_compiler(self, self.returning_fields or ())
+            if self._is_usual()
+            else None
+        )
+        return super().as_sql() if cached is None else [self._cached_insert(cached)]
 
     def execute_sql(self: Any, returning_fields: Any = None) -> Any:
         if (
             _get_running_loop() is None
             or not self._is_usual()
             or not statements.is_executed_by_django(self)
-            or (cached := _CachedInsert.of(self, returning_fields or ())) is None
+            or (cached := _CachedInsert.for_compiler(self, returning_fields or ())) is None
             or not statements.can_execute(self.connection)
         ):
             return super().execute_sql(returning_fields)
         self.returning_fields = returning_fields
         connection = self.connection
         noted = expressions.noted
-        sql, params = self._usual_statement(cached)
+        sql, params = self._cached_insert(cached)
         _, rows = statements.execute(connection, sql, params, expressions.noted is not noted)
         if not returning_fields:
             return []
@@ -152,7 +156,7 @@ class Inserts(CompiledInsert):
             and are_returned_rows_djangos(self.connection)
         )
 
-    def _usual_statement(self, cached: _CachedInsert) -> tuple[str, tuple[Any, ...]]:
+    def _cached_insert(self, cached: _CachedInsert) -> tuple[str, tuple[Any, ...]]:
         self.returning_params = cached.returning_params
         values = self._prepared_values()
         for value in values:

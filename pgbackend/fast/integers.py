@@ -23,7 +23,7 @@ from django.db.models import (
 )
 from django.db.models.fields import AutoFieldMixin
 
-from pgbackend.patches import djangos, lookup
+from pgbackend.patches import lookup, unpatched
 
 _INTEGER_FIELDS = {
     *(BigIntegerField, IntegerField, SmallIntegerField),
@@ -43,7 +43,7 @@ _for_integers = lookup(
     Field=Field,
     ops=DatabaseOperations,
 )
-_INTEGERS = djangos(*_for_integers())
+_INTEGERS = unpatched(*_for_integers())
 
 
 class Integers(NamedTuple):
@@ -55,7 +55,7 @@ class Integers(NamedTuple):
     kind: Any
 
     @classmethod
-    def of(cls, column: Any, ops: Any, sent: Any) -> Integers | None:
+    def for_column(cls, column: Any, ops: Any, sent: Any) -> Integers | None:
         """Return those of `column`, for which Django has `sent` one; None if others prepare it."""
         field = column.target
         if (

@@ -3,12 +3,12 @@
 Django makes an object by `Model.from_db()` and `Model.__init__()`, which ask each field for its
 name, and look for defaults and keywords that a row never leaves to them: half of the instructions
 of a query for a hundred rows (`benchmarks/cost.py --instructions`). So where both are Django's own,
-a `Maker` stands in for the model where Django's `ModelIterable` asks a compiler for models and
-their columns (`klass_info`). Its `from_db()` does the same, written out for the fields of the
+a `RowConstructor` stands in for the model where Django's `ModelIterable` asks a compiler for models
+and their columns (`klass_info`). Its `from_db()` does the same, written out for the fields of the
 model, as `dataclasses` writes an `__init__()`. All other code that reads `klass_info` finds the
 model.
 
-Note [Makers]
+Note [Row constructors]
 A model is left alone if it has an `__init__`, a `__new__`, a `__setattr__` or a `from_db` of its
 own (asked for each query, since tools patch them), or if somebody listens to its `pre_init` or
 `post_init`. Attributes are set, so fields with descriptors have their say; but for the key of a
@@ -32,17 +32,17 @@ from django.db.models.query import ModelIterable
 from django.db.models.signals import post_init, pre_init
 
 from pgbackend.compiler import CompiledStatement, SQLCompiler, put_before
-from pgbackend.patches import NO_OTHERS, djangos, if_djangos
+from pgbackend.patches import NO_OTHERS, if_unpatched, unpatched
 
 #: The methods that make an object, as a class has them.
 _making = attrgetter("__init__", "__new__", "__setattr__", "from_db.__func__")
 _MAKING: Any = _making(Model)
-if djangos(Model.__init__, Model.from_db.__func__) is NO_OTHERS:  # type: ignore[attr-defined]
+if unpatched(Model.__init__, Model.from_db.__func__) is NO_OTHERS:  # type: ignore[attr-defined]
     _MAKING = NO_OTHERS
 
-_SET_KEY = if_djangos(ForeignKeyDeferredAttribute.__set__)
+_SET_KEY = if_unpatched(ForeignKeyDeferredAttribute.__set__)
 #: The code that makes objects of rows, whoever calls it.
-_ITERATING: Any = getattr(if_djangos(ModelIterable.__iter__), "__code__", None)
+_ITERATING: Any = getattr(if_unpatched(ModelIterable.__iter__), "__code__", None)
 
 #: Whether the state of an object that ends clears what it has cached, and makes it for that.
 _STATE_CLEARS = hasattr(models_base.ModelState, "__del__")
@@ -51,8 +51,8 @@ _SOURCE = """\
 def from_db(db, field_names, values, *, fetch_mode=None):
     if (
         len(values) != {count}
-        or pre_init.receivers != maker.pre_init
-        or post_init.receivers != maker.post_init
+        or pre_init.receivers != constructor.pre_init
+        or post_init.receivers != constructor.post_init
     ):
         return from_django(db, field_names, values, fetch_mode)
     new = make(model)
@@ -68,7 +68,7 @@ def from_db(db, field_names, values, *, fetch_mode=None):
 
 
 class _KlassInfo:
-    """Shows a compiler's `klass_info` to Django's `ModelIterable` with makers instead of models."""
+    """Shows `klass_info` to Django's `ModelIterable` with row constructors instead of models."""
 
     def __get__(self, made_by: Any, cls: Any) -> Any:
         if made_by is None:
@@ -79,7 +79,7 @@ class _KlassInfo:
             and sys._getframe(1).f_code is _ITERATING
             and type(made_by) is SQLCompiler
         ):
-            return _with_makers(found)
+            return _with_constructors(found)
         return found
 
     def __set__(self, made_by: Any, value: Any) -> None:
@@ -87,41 +87,45 @@ class _KlassInfo:
 
 
 class MakesObjects(CompiledStatement):
-    """A compiler whose rows become objects by makers, unless somebody has derived from it."""
+    """A compiler whose rows are made by row constructors, unless somebody has derived from it."""
 
     klass_info = _KlassInfo()
 
 
-def _with_makers(klass_info: Any) -> Any:
+def _with_constructors(klass_info: Any) -> Any:
     changed = {**klass_info, "model": standing_for(klass_info["model"])}
     if related := klass_info.get("related_klass_infos"):
-        changed["related_klass_infos"] = [*map(_with_makers, related)]
+        changed["related_klass_infos"] = [*map(_with_constructors, related)]
     return changed
 
 
 def standing_for(model: Any) -> Any:
-    """Return the maker of `model`; itself where a maker would make anything else than Django."""
+    """Return the row constructor of `model`, or `model` where Django would make anything else."""
     try:
         if type(model.from_db) is not MethodType or not all(map(is_, _making(model), _MAKING)):
             return model
     except AttributeError:  # `from_db` is no method
         return model
     opts = model._meta  # noqa: SLF001
-    maker: Maker | None = opts.__dict__.get("_pgbackend_maker")
-    if maker is None or maker.fields is not opts.concrete_fields or maker.is_stale():
+    constructor: RowConstructor | None = opts.__dict__.get("_pgbackend_row_constructor")
+    if (
+        constructor is None
+        or constructor.fields is not opts.concrete_fields
+        or constructor.is_stale()
+    ):
         if not _can_be_written(model, opts.concrete_fields):
             return model
-        maker = opts._pgbackend_maker = Maker(model, opts.concrete_fields)  # noqa: SLF001
-    if pre_init.receivers != maker.pre_init or post_init.receivers != maker.post_init:
+        constructor = opts._pgbackend_row_constructor = RowConstructor(model, opts.concrete_fields)  # noqa: SLF001
+    if pre_init.receivers != constructor.pre_init or post_init.receivers != constructor.post_init:
         # Before they are asked: another thread's may come in between.
         listening = pre_init.receivers.copy(), post_init.receivers.copy()
         if pre_init.has_listeners(model) or post_init.has_listeners(model):
             return model
-        maker.pre_init, maker.post_init = listening
-    return maker
+        constructor.pre_init, constructor.post_init = listening
+    return constructor
 
 
-class Maker:
+class RowConstructor:
     """Stands for a model where objects are made of rows; all else is the model's."""
 
     __slots__ = ("descriptors", "fields", "from_db", "keys", "model", "post_init", "pre_init")
@@ -167,13 +171,13 @@ def _is_a_name(attname: str) -> bool:
     return attname.isascii() and attname.isidentifier() and not keyword.iskeyword(attname)
 
 
-def _write_from_db(maker: Maker) -> Callable[..., Any]:
+def _write_from_db(constructor: RowConstructor) -> Callable[..., Any]:
     """Write `from_db()` for the fields of a model."""
-    model: Any = maker.model
-    names = [field.attname for field in maker.fields]
+    model: Any = constructor.model
+    names = [field.attname for field in constructor.fields]
     source = _SOURCE.format(
         count=len(names),
-        targets=", ".join([_target(maker, name) for name in names]),
+        targets=", ".join([_target(constructor, name) for name in names]),
         and_more="state.fields_cache = {}" if _STATE_CLEARS else "",
     )
 
@@ -185,7 +189,7 @@ def _write_from_db(maker: Maker) -> Callable[..., Any]:
         "ModelState": models_base.ModelState,
         "from_django": from_django,
         "make": object.__new__,
-        "maker": maker,
+        "constructor": constructor,
         "model": model,
         "post_init": post_init,
         "pre_init": pre_init,
@@ -201,11 +205,11 @@ def _is_a_key(descriptor: Any) -> bool:
     return type(descriptor) is ForeignKeyDeferredAttribute and type(descriptor).__set__ is _SET_KEY
 
 
-def _target(maker: Maker, attname: str) -> str:
-    """Return what the value of a field is assigned to; see Note [Makers]."""
-    return f"new.__dict__[{attname!r}]" if attname in maker.keys else f"new.{attname}"
+def _target(constructor: RowConstructor, attname: str) -> str:
+    """Return what the value of a field is assigned to; see Note [Row constructors]."""
+    return f"new.__dict__[{attname!r}]" if attname in constructor.keys else f"new.{attname}"
 
 
 def install() -> None:
-    """Let the compiler of SELECTs say that makers are the models of its rows."""
+    """Let the compiler of SELECTs say that row constructors are the models of its rows."""
     put_before(SQLCompiler, MakesObjects)

@@ -28,7 +28,7 @@ from django.db.models.sql import Query
 from django.db.models.sql.datastructures import BaseTable
 
 from pgbackend.compiler import CompiledSelect, SQLCompiler, put_before
-from pgbackend.patches import djangos, lookup
+from pgbackend.patches import lookup, unpatched
 
 from .cached_fields import MOST_STATEMENTS, FieldAnswers, are_plain, is_plain_column
 from .comparisons import QUOTES_ALIKE, comparison_in, is_plain_comparison
@@ -42,7 +42,7 @@ _for_select = lookup(
     its=django_compiler.SQLCompiler,
     Col=Col,
 )
-_SELECT = djangos(*_for_select())
+_SELECT = unpatched(*_for_select())
 _KNOWN = is_on("known")
 
 
@@ -73,7 +73,7 @@ class _CachedColumns:
         self.statements: dict[Any, tuple[str, Integers | None]] = {}
 
     @classmethod
-    def of(cls, query: Any, ops: Any) -> _CachedColumns | None:
+    def for_query(cls, query: Any, ops: Any) -> _CachedColumns | None:
         """Return what is cached for the model of `query`, unless it is stale."""
         opts = query.model._meta  # noqa: SLF001
         cached: _CachedColumns | None = opts.__dict__.get("_pgbackend_columns")
@@ -145,7 +145,7 @@ def _names_its_table(query: Any) -> bool:
 
 
 def _is_usual(query: Any) -> bool:
-    """Return whether `query` has no parts that `_usual_statement()` does not put in."""
+    """Return whether `query` has no parts that `_cached_select()` does not put in."""
     return type(query) is Query and query.model is not None and _shape(query) == _SHAPE
 
 
@@ -172,7 +172,7 @@ class Selects(CompiledSelect):
         query: Any = self.query
         if with_col_aliases or not self._is_djangos() or not _selects_a_model(query):
             return super().get_select(with_col_aliases=with_col_aliases)
-        self._columns = cached = _CachedColumns.of(query, self.connection.ops)
+        self._columns = cached = _CachedColumns.for_query(query, self.connection.ops)
         if cached is not None:
             query.get_initial_alias()  # which counts that the table is used
             return cached.selected_of(query.model)
@@ -190,12 +190,12 @@ class Selects(CompiledSelect):
         ordered = _is_ordered(query)
         if _KNOWN and only is not None and not ordered and len(query.alias_map) == 1:
             made = self._known_statement(with_limits, only)
-            made = made or self._usual_statement(with_limits, only, ordered)
+            made = made or self._cached_select(with_limits, only, ordered)
         else:  # other parts may count what they use
             refcounts_before = query.alias_refcount.copy()
             query.get_initial_alias()
             try:
-                made = self._usual_statement(with_limits, only, ordered)
+                made = self._cached_select(with_limits, only, ordered)
             finally:
                 query.reset_refcounts(refcounts_before)
         return made or super().as_sql(with_limits=with_limits)
@@ -203,7 +203,7 @@ class Selects(CompiledSelect):
     def _known_statement(self, with_limits: bool, only: Any) -> tuple[str, tuple[Any, ...]] | None:
         """Return the statement with one comparison, its SQL from the cache; None if it cannot."""
         query: Any = self.query
-        cached = _CachedColumns.of(query, self.connection.ops)
+        cached = _CachedColumns.for_query(query, self.connection.ops)
         if (
             cached is None
             or type(query.alias_map.get(cached.table)) is not BaseTable
@@ -230,7 +230,7 @@ class Selects(CompiledSelect):
         if sql is None:
             where, _ = self.compile(only)
             sql = f"{cached.from_} WHERE {where}{self._limits(with_limits)}"
-            cached.keep(key, sql, Integers.of(only.lhs, self.connection.ops, params[0]))
+            cached.keep(key, sql, Integers.for_column(only.lhs, self.connection.ops, params[0]))
         return sql, tuple(params)
 
     def _select(self, cached: _CachedColumns) -> None:
@@ -243,7 +243,7 @@ class Selects(CompiledSelect):
         self.col_count = len(self.select)
         self.has_extra_select = False
 
-    def _usual_statement(
+    def _cached_select(
         self: Any, with_limits: bool, only: Any, ordered: bool
     ) -> tuple[str, tuple[Any, ...]] | None:
         """Return what `as_sql()` returns, with the same left on this compiler; None if it cannot.
@@ -251,7 +251,11 @@ class Selects(CompiledSelect):
         `only` is the comparison that the conditions consist of, if it is one.
         """
         query = self.query
-        cached = _CachedColumns.of(query, self.connection.ops) if _names_its_table(query) else None
+        cached = (
+            _CachedColumns.for_query(query, self.connection.ops)
+            if _names_its_table(query)
+            else None
+        )
         if cached is None:
             return None
         self._select(cached)

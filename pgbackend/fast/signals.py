@@ -15,7 +15,7 @@ from django.dispatch import Signal
 
 from pgbackend import hooks, request_signals
 from pgbackend.hooks import Hook
-from pgbackend.patches import if_djangos
+from pgbackend.patches import if_unpatched
 from pgbackend.request_signals import (
     is_djangos_receiver,
     nothing_to_tidy_up,
@@ -46,7 +46,7 @@ def _replace_send(signal: Signal, original: Any) -> Callable[..., Any]:
 
 
 _SEND = Signal.send
-_LIVE = if_djangos(Signal._live_receivers)  # noqa: SLF001 - to see whether somebody patches it
+_LIVE = if_unpatched(Signal._live_receivers)  # noqa: SLF001 - to see whether somebody patches it
 #: By signal: what was connected to it when somebody looked, and the receivers that this stands for;
 #: none if one of them may come and go, is awaited, or is not for every sender.
 _known: dict[Signal, tuple[list[Any], list[Any]]] = {}

@@ -57,7 +57,7 @@ from pgbackend.driver.shortcuts import is_psycopgs
 from pgbackend.driver.statement_cursors import Result
 from pgbackend.driver.turns import TurnTakenError
 from pgbackend.driver.vouching import is_vouched
-from pgbackend.patches import NO_OTHERS, djangos, lookup
+from pgbackend.patches import NO_OTHERS, lookup, unpatched
 from pgbackend.sessions import Session, State
 from pgbackend.wrapper.cursors import Cursors
 
@@ -83,7 +83,7 @@ _running = bridge.running
 
 def _is_own(*functions: Any) -> bool:
     """Return whether `functions`, the last two psycopg's, are what has been released."""
-    return djangos(*functions[:-2]) is not NO_OTHERS and all(map(is_psycopgs, functions[-2:]))
+    return unpatched(*functions[:-2]) is not NO_OTHERS and all(map(is_psycopgs, functions[-2:]))
 
 
 #: These, as a class of wrappers has them; and the functions of Django and psycopg that they call.
@@ -107,7 +107,7 @@ _for_executing = lookup(
     "sql.SQLUpdateCompiler.execute_sql sql.cursor_iter",
     sql=sql_compiler,
 )
-_EXECUTE = djangos(*_for_executing()) if is_on("statements") else NO_OTHERS
+_EXECUTE = unpatched(*_for_executing()) if is_on("statements") else NO_OTHERS
 _COMPILERS = frozenset(COMPILERS)
 
 
@@ -156,7 +156,7 @@ def execute(wrapper: Any, sql: Any, params: Any = None, soils: bool = False) -> 
             or session.pins
         ):
             return _execute_on_lease(wrapper, current, session, sql, params, soils)
-        pool: Pool = wrapper.pool_alone()
+        pool: Pool = wrapper.acquire_pool()
         return pool.execute(sql, params, partial(adapting, wrapper.timezone))
 
 

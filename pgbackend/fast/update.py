@@ -16,7 +16,7 @@ from django.db.backends.postgresql import compiler as django_compiler
 from django.db.models.expressions import Col, CombinedExpression, Value
 
 from pgbackend.compiler import CompiledUpdate, SQLUpdateCompiler, put_before
-from pgbackend.patches import djangos, lookup
+from pgbackend.patches import lookup, unpatched
 
 from .comparisons import QUOTES_ALIKE, comparison_in
 from .written_values import PLAIN_TYPES, has_placeholder
@@ -30,7 +30,7 @@ _for_update = lookup(
     Value=Value,
     Col=Col,
 )
-_UPDATE = djangos(*_for_update())
+_UPDATE = unpatched(*_for_update())
 
 #: Whether Django sends NULL as a parameter.
 _SENDS_NULL = django.VERSION >= (6, 1)
@@ -67,9 +67,9 @@ class Updates(CompiledUpdate):
     """A compiler that writes an UPDATE with one comparison from the parts that there are."""
 
     def as_sql(self) -> Any:
-        return self._usual_statement() or super().as_sql()
+        return self._cached_update() or super().as_sql()
 
-    def _usual_statement(self: Any) -> tuple[str, tuple[Any, ...]] | None:
+    def _cached_update(self: Any) -> tuple[str, tuple[Any, ...]] | None:
         """Return what `as_sql()` returns where a column is one value; None if Django must."""
         query = self.query
         only = comparison_in(query.where)

@@ -11,7 +11,7 @@ from uuid import UUID
 import django
 from django.db.backends.postgresql.operations import DatabaseOperations
 
-from pgbackend.patches import djangos
+from pgbackend.patches import unpatched
 
 #: Types of which no value is an expression, nor a model's instance.
 PLAIN_TYPES = {
@@ -28,7 +28,7 @@ _inserting_by = attrgetter(
     if django.VERSION >= (6, 0)
     else (RETURNING, "fetch_returned_insert_columns"),
 )
-_INSERT_BY = djangos(*_inserting_by(DatabaseOperations))
+_INSERT_BY = unpatched(*_inserting_by(DatabaseOperations))
 
 
 def has_placeholder(field: Any) -> bool:

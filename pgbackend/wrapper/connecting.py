@@ -108,7 +108,7 @@ class Connecting(Contexts):
         return PoolOptions(
             connect=ConnectArguments(
                 params,
-                twin_class=conf.twin_class(self.alias, self.settings_dict),
+                facade_class=conf.facade_class(self.alias, self.settings_dict),
             ),
             pool=conf.pool_options(self.alias, self.settings_dict),
             initialise=functools.partial(self._initialise, params),

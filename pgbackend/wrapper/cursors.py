@@ -25,7 +25,7 @@ from pgbackend.driver.connection import LEASE_ENDED
 from pgbackend.driver.cursors import adopt
 from pgbackend.driver.errors import LeaseEnded
 from pgbackend.driver.turns import let_take_turns
-from pgbackend.patches import if_djangos
+from pgbackend.patches import if_unpatched
 from pgbackend.sessions import Session, State
 
 from .transactions import Transactions
@@ -34,7 +34,7 @@ from .transactions import Transactions
 _get_running_loop = asyncio._get_running_loop
 _running = bridge.running
 
-_DJANGOS_CURSOR = if_djangos(PostgresDatabaseWrapper._cursor)  # type: ignore[attr-defined]
+_DJANGOS_CURSOR = if_unpatched(PostgresDatabaseWrapper._cursor)  # type: ignore[attr-defined]
 
 
 class Cursors(Transactions):

@@ -20,7 +20,7 @@ from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDataba
 from pgbackend import state
 from pgbackend.driver import bridge
 from pgbackend.driver.bridge import Portal
-from pgbackend.patches import if_djangos
+from pgbackend.patches import if_unpatched
 
 CURE = (
     "the ORM was called on the event loop, outside of pgbackend's greenlets ({name}()). Requests "
@@ -40,7 +40,7 @@ def guarded(name: str) -> Callable[..., Any]:
     afterwards) is called as it is. The patch may call the method that it has replaced, which it has
     found here: then Django's is called, and not the patch once more.
     """
-    unsafe = if_djangos(getattr(PostgresDatabaseWrapper, name))
+    unsafe = if_unpatched(getattr(PostgresDatabaseWrapper, name))
     method = inspect.unwrap(getattr(PostgresDatabaseWrapper, name))
 
     @functools.wraps(method)

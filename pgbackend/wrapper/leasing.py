@@ -17,13 +17,13 @@ from pgbackend.driver import bridge
 from pgbackend.driver.lease import Lease
 from pgbackend.driver.pool import Pool
 from pgbackend.driver.vouching import vouching
-from pgbackend.patches import if_djangos
+from pgbackend.patches import if_unpatched
 from pgbackend.sessions import Session, State
 from pgbackend.transactions import Transaction
 
 from .connecting import Connecting
 
-_ENSURE_CONNECTION = if_djangos(PostgresDatabaseWrapper.ensure_connection)
+_ENSURE_CONNECTION = if_unpatched(PostgresDatabaseWrapper.ensure_connection)
 
 
 class _InThePool:
@@ -114,7 +114,7 @@ class Leasing(Connecting):
                 lease.pins -= 1
             # The garbage collector has freed the holder of the lease, since it was looked at.
 
-    def pool_alone(self) -> Pool:
+    def acquire_pool(self) -> Pool:
         """Return the pool to lease a connection from, for one statement in no transaction."""
         if (
             type(self).ensure_connection is not _OWN_ENSURE_CONNECTION

@@ -19,17 +19,17 @@ from psycopg.pq import TransactionStatus
 
 from pgbackend import driver, hops, state, transactions
 from pgbackend.driver.cancellation import deliver_cancellation, hold_cancellation, postpone_delivery
-from pgbackend.patches import if_djangos
+from pgbackend.patches import if_unpatched
 from pgbackend.sessions import Session, State
 from pgbackend.transactions import Block
 
 from .closing import Closing
 
-_GET_AUTOCOMMIT = if_djangos(PostgresDatabaseWrapper.get_autocommit)
-_SET_AUTOCOMMIT = if_djangos(PostgresDatabaseWrapper.set_autocommit)
-_SET_ON_CONNECTION = if_djangos(PostgresDatabaseWrapper._set_autocommit)  # type: ignore[attr-defined]  # noqa: SLF001
-_RUN_HOOKS = if_djangos(PostgresDatabaseWrapper.run_and_clear_commit_hooks)
-_COMMIT = if_djangos(PostgresDatabaseWrapper._commit)  # type: ignore[attr-defined]  # noqa: SLF001
+_GET_AUTOCOMMIT = if_unpatched(PostgresDatabaseWrapper.get_autocommit)
+_SET_AUTOCOMMIT = if_unpatched(PostgresDatabaseWrapper.set_autocommit)
+_SET_ON_CONNECTION = if_unpatched(PostgresDatabaseWrapper._set_autocommit)  # type: ignore[attr-defined]  # noqa: SLF001
+_RUN_HOOKS = if_unpatched(PostgresDatabaseWrapper.run_and_clear_commit_hooks)
+_COMMIT = if_unpatched(PostgresDatabaseWrapper._commit)  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 class Transactions(Closing):

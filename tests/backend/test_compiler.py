@@ -44,7 +44,7 @@ from tests.library.models import Tag
 @pytest.fixture(autouse=True)
 def _nothing_is_known() -> Iterator[None]:
     for model in (Dish, Order, OrderLine, Section, Tag):
-        for name in ("_pgbackend_columns", "_pgbackend_inserts", "_pgbackend_maker"):
+        for name in ("_pgbackend_columns", "_pgbackend_inserts", "_pgbackend_row_constructor"):
             vars(model._meta).pop(name, None)
     yield
 

@@ -64,8 +64,8 @@ def told(obj: Any) -> Any:
 
 def made_by_both(model: Any, values: tuple[Any, ...], **options: Any) -> tuple[Any, Any]:
     names = [field.attname for field in model._meta.concrete_fields]
-    maker = objects.standing_for(model)
-    return tuple(each.from_db("default", names, values, **options) for each in (maker, model))  # type: ignore[return-value]
+    constructor = objects.standing_for(model)
+    return tuple(each.from_db("default", names, values, **options) for each in (constructor, model))  # type: ignore[return-value]
 
 
 class Loud:
@@ -160,8 +160,8 @@ def test_an_object_has_the_fetch_mode_of_its_query() -> None:
 
 def test_a_row_with_fewer_columns_is_given_to_django() -> None:
     model = a_model(a=models.IntegerField(), b=models.IntegerField())
-    maker = objects.standing_for(model)
-    ours, djangos = (each.from_db("other", ["id", "b"], (1, 3)) for each in (maker, model))
+    constructor = objects.standing_for(model)
+    ours, djangos = (each.from_db("other", ["id", "b"], (1, 3)) for each in (constructor, model))
     assert told(ours) == told(djangos)
     assert ours.get_deferred_fields() == {"a"}
 
@@ -280,7 +280,7 @@ def test_fields_that_come_later_are_set() -> None:
     assert ours.b == 3
 
 
-def test_a_child_of_a_model_is_not_made_by_its_parents_maker() -> None:
+def test_a_child_of_a_model_is_not_made_by_its_parents_constructor() -> None:
     class Child(Parent):
         class Meta:
             app_label = "library"
@@ -292,11 +292,11 @@ def test_a_child_of_a_model_is_not_made_by_its_parents_maker() -> None:
 
 
 def test_all_else_is_the_models() -> None:
-    maker = objects.standing_for(Author)
-    assert maker._meta is Author._meta
-    assert maker.objects.model is Author
+    constructor = objects.standing_for(Author)
+    assert constructor._meta is Author._meta
+    assert constructor.objects.model is Author
     with pytest.raises(AttributeError, match="Author"):
-        _ = maker.nothing
+        _ = constructor.nothing
 
 
 def test_a_model_that_nobody_needs_is_forgotten() -> None:
@@ -360,8 +360,11 @@ def test_who_listens_to_another_model_hears_nothing(signal: Signal, heard: list[
     signal.connect(listening[id(heard)], sender=Book)
     assert is_stood_for(Author)
     assert not is_stood_for(Book)
-    maker = objects.standing_for(Author)
-    assert (maker.pre_init, maker.post_init) == (pre_init.receivers, post_init.receivers)
+    constructor = objects.standing_for(Author)
+    assert (constructor.pre_init, constructor.post_init) == (
+        pre_init.receivers,
+        post_init.receivers,
+    )
     assert Author.objects.get().name == "a"
     assert not heard
 
@@ -437,12 +440,12 @@ def test_related_objects_are_made_so_too() -> None:
     made = OrderLine.objects.select_related("dish__section").query.get_compiler("default")
     made.as_sql()
     assert made.klass_info["model"] is OrderLine  # all but Django's ModelIterable see the model
-    lines: Any = objects._with_makers(made.klass_info)
+    lines: Any = objects._with_constructors(made.klass_info)
     (dishes,) = lines["related_klass_infos"]
     (sections,) = dishes["related_klass_infos"]
-    makers = [each["model"] for each in (lines, dishes, sections)]
-    assert [(type(each), each.model) for each in makers] == [
-        (objects.Maker, model) for model in (OrderLine, Dish, Section)
+    constructors = [each["model"] for each in (lines, dishes, sections)]
+    assert [(type(each), each.model) for each in constructors] == [
+        (objects.RowConstructor, model) for model in (OrderLine, Dish, Section)
     ]
 
 

@@ -21,7 +21,7 @@ from pgbackend import conf
 from pgbackend.driver.shortcuts import Switches, switches
 from pgbackend.fast import fingerprints, registry
 from pgbackend.fast.registry import DISTRIBUTIONS, SHORTCUTS
-from pgbackend.patches import NO_OTHERS, djangos
+from pgbackend.patches import NO_OTHERS, unpatched
 from tests.support.counting import Proxy
 from tests.support.processes import Program, run_all
 
@@ -141,7 +141,7 @@ def test_a_function_that_is_patched_switches_its_shortcuts_off_without_a_warning
     """Sentry and OpenTelemetry patch functions; a patch does not mean a new release."""
     name = "django.db.models.sql.compiler:SQLCompiler.as_sql"
     patch = wrapped(fingerprints.find(name))
-    assert djangos(patch) is NO_OTHERS
+    assert unpatched(patch) is NO_OTHERS
     module = __import__("django.db.models.sql.compiler", fromlist=["SQLCompiler"])
     monkeypatch.setattr(module.SQLCompiler, "as_sql", patch)
     with caplog.at_level(logging.WARNING, "pgbackend.shortcuts"):

@@ -555,7 +555,7 @@ def test_nothing_of_a_statement_is_left_but_its_words(run_once: Runner) -> None:
         assert (cursor._query, cursor.pgresult, cursor._results) == (None, None, [])
         assert (cursor._merged.query, cursor._merged.params) == (b"", None)
         assert b"secret" not in repr([cursor._last_query, cursor._merged.template]).encode()
-        assert cursor._conn is physical.twin
+        assert cursor._conn is physical.facade
 
     run_once.green(green)
 
@@ -599,14 +599,14 @@ def test_a_type_that_is_registered_in_a_block_is_known_at_once(
         found = [asked.get().found]
         with transaction.atomic():
             found.append(asked.get().found)
-            twin = connection.connection
-            adapters = twin.adapters
+            facade = connection.connection
+            adapters = facade.adapters
             adapters.register_loader("text", Shouting)
             found.append(asked.get().found)
             adapters.register_loader("text", Whispering)
             found.append(asked.get().found)
         found.append(asked.get().found)
-        twin.adapters.register_loader("text", Shouting)  # its lease is over
+        facade.adapters.register_loader("text", Shouting)  # its lease is over
         found.append(asked.get().found)
         with transaction.atomic():
             Author.objects.count()
@@ -631,9 +631,9 @@ def test_a_prepare_threshold_of_a_holder_is_not_the_next_ones(run_once: Runner) 
             Author.objects.count()
             connection.ensure_connection()
             with connection.cursor() as cursor:
-                twin = cursor.connection
+                facade = cursor.connection
             found = [prepared()]
-        twin._prepared.prepare_threshold = 0
+        facade._prepared.prepare_threshold = 0
         return [*found, *(prepared() for _ in range(8))]
 
     with pytest.MonkeyPatch.context() as patches:
@@ -665,11 +665,11 @@ def test_a_notice_reaches_who_listens_on_every_connection_and_no_former_holder(
         say("one")
         with transaction.atomic():
             Author.objects.count()
-            twin = connection.connection
-            twin.add_notice_handler(lambda diagnostic: heard.append(("holder", "of a block")))
+            facade = connection.connection
+            facade.add_notice_handler(lambda diagnostic: heard.append(("holder", "of a block")))
             say("two")
         say("three")
-        assert twin.closed
+        assert facade.closed
 
     connection_created.connect(listen)
     try:

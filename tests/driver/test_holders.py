@@ -696,7 +696,7 @@ class _OfTheUsers(psycopg.ClientCursor[Any]):
     """Derives a class of cursors that the backend has not seen."""
 
 
-@pytest.mark.parametrize("where", ["on the twin", "on the lease"])
+@pytest.mark.parametrize("where", ["on the facade", "on the lease"])
 @pytest.mark.parametrize("name", ["", "c"])
 def test_cursors_of_factories_of_the_users_hold_the_lease(
     run: Runner, pools: Pools, where: str, name: str
@@ -707,7 +707,7 @@ def test_cursors_of_factories_of_the_users_hold_the_lease(
     async def main() -> None:
         pool = pools()
         lease = await green(pool.lease)
-        connection: Any = lease.physical.twin if where == "on the twin" else lease.connection
+        connection: Any = lease.physical.facade if where == "on the facade" else lease.connection
         connection.cursor_factory, connection.server_cursor_factory = _OfTheUsers, OnServer
         cursor = lease.connection.cursor(name, **({"withhold": True} if name else {}))
         assert isinstance(cursor, OnServer if name else _OfTheUsers)
@@ -875,7 +875,7 @@ def test_a_thread_that_uses_a_connection_keeps_it_beyond_the_loop(pools: Pools, 
 
     async def main() -> threading.Thread:
         lease = await green(pools().lease)
-        assert not lease.connection.closed, "a thread's statements are on a twin"
+        assert not lease.connection.closed, "a thread's statements are on a facade"
         thread = threading.Thread(target=lambda: rows.extend(execute(lease, gate.sql)))
         thread.start()
         await gate.reached()
