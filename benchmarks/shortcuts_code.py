@@ -72,7 +72,7 @@ CODE: Mapping[str, tuple[str, ...]] = {
     "wrappers": ("pgbackend.fast.wrappers",),
     "lease": _in(_ADAPTER, "PsycopgPool.take_free PsycopgPool.put_free"),
     "queue": (
-        *_in(_ADAPTER, "_Place PsycopgPool.wait_free"),
+        *_in(_ADAPTER, "_GreenWaiter PsycopgPool.wait_free"),
         *_in("pgbackend.driver.waiting", "TimedByQueue WaitingQueue"),
         "pgbackend.driver.pool:Pool._wait",
     ),
