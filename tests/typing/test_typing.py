@@ -11,7 +11,6 @@ import os
 import re
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,6 @@ ROOT = HERE.parents[1]
 FILES = sorted(HERE.glob("*/[!_]*.py"))
 #: A place and what is said of it.
 Messages = dict[tuple[str, int], str]
-
-
-def needs(*packages: str) -> None:
-    for package in packages:
-        try:
-            version(package)
-        except PackageNotFoundError:
-            pytest.skip(f"{package} is not installed: it is in the dependency group 'types'")
 
 
 def output_of(module: str, *arguments: str | Path, **environment: str) -> str:
@@ -51,7 +42,6 @@ def output_of(module: str, *arguments: str | Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def messages_of_mypy(tmp_path_factory: pytest.TempPathFactory) -> Messages:
-    needs("mypy", "django-stubs")
     said = output_of(
         "mypy",
         *("--strict", "--follow-imports=silent", "--config-file=", "--output=json"),
@@ -68,7 +58,6 @@ def messages_of_mypy(tmp_path_factory: pytest.TempPathFactory) -> Messages:
 
 
 def report_of_pyright(*arguments: str | Path) -> dict[str, Any]:
-    needs("pyright", "django-stubs")
     # --verifytypes finds packages by the first interpreter of the PATH, whatever it is told.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     said = output_of(
