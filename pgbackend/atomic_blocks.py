@@ -24,6 +24,7 @@ from .driver import bridge
 from .driver.bridge import Portal
 from .driver.finalizers import is_collecting
 from .generators import carried
+from .protocols import Wrapper
 from .transactions import Block
 from .transactions import end as end_transaction
 
@@ -40,23 +41,23 @@ _djangos_exit: Any = Atomic.__exit__
 class OpenAtOnce(Protocol):
     """Open a block, and return it; return None if Django must open it."""
 
-    def __call__(self, here: Portal, wrapper: Any, atomic: Any) -> Block | None: ...
+    def __call__(self, here: Portal, wrapper: Wrapper, atomic: Any) -> Block | None: ...
 
 
 class CommitAtOnce(Protocol):
     """Commit `block`, whose `with` in `frame` ends well; return False if Django must end it."""
 
     def __call__(
-        self, wrapper: Any, atomic: Any, frame: FrameType, block: Block | None
+        self, wrapper: Wrapper, atomic: Any, frame: FrameType, block: Block | None
     ) -> bool: ...
 
 
-def _never_open(here: Portal, wrapper: Any, atomic: Any) -> Block | None:
+def _never_open(here: Portal, wrapper: Wrapper, atomic: Any) -> Block | None:
     """Leave the block to Django."""
     return None
 
 
-def _never_commit(wrapper: Any, atomic: Any, frame: FrameType, block: Block | None) -> bool:
+def _never_commit(wrapper: Wrapper, atomic: Any, frame: FrameType, block: Block | None) -> bool:
     """Leave the end of the block to Django."""
     return False
 
@@ -83,7 +84,7 @@ class _AsyncWith(threading.local):
 async_with = _AsyncWith()
 
 
-def enter(wrapper: Any, atomic: Any, enter_djangos: Callable[[Any], None]) -> None:
+def enter(wrapper: Wrapper, atomic: Any, enter_djangos: Callable[[Any], None]) -> None:
     """Do what `Atomic.__enter__` does, which is `enter_djangos`, in its turn.
 
     The frame two calls below this one is that of the `with`, unless `async_with` has it.
@@ -104,7 +105,7 @@ def enter(wrapper: Any, atomic: Any, enter_djangos: Callable[[Any], None]) -> No
         block.remember(atomic, frame, here.found.sessions)
 
 
-def _open(wrapper: Any, atomic: Any, enter_djangos: Callable[[Any], None]) -> None:
+def _open(wrapper: Wrapper, atomic: Any, enter_djangos: Callable[[Any], None]) -> None:
     """Let Django open the block, when it is the turn of the running code."""
     wrapper.check_context("transaction.atomic")
     block = _push_in_turn(wrapper)
@@ -121,7 +122,7 @@ def _open(wrapper: Any, atomic: Any, enter_djangos: Callable[[Any], None]) -> No
         join_in_tests(wrapper, state.current_block(wrapper))
 
 
-def _push_in_turn(wrapper: Any) -> Block | None:
+def _push_in_turn(wrapper: Wrapper) -> Block | None:
     """Open a block inside that of the running code, in its turn; None if it is in none."""
     while True:
         state.take_turn(wrapper)
@@ -136,7 +137,7 @@ def _push_in_turn(wrapper: Any) -> Block | None:
 
 
 def leave(
-    wrapper: Any, atomic: Any, leave_djangos: Callable[..., None], exc_info: tuple[Any, ...]
+    wrapper: Wrapper, atomic: Any, leave_djangos: Callable[..., None], exc_info: tuple[Any, ...]
 ) -> None:
     """Do what `Atomic.__exit__` does, which is `leave_djangos`, in its turn.
 
@@ -167,7 +168,7 @@ def leave(
 
 
 def _leave_elsewhere(
-    wrapper: Any,
+    wrapper: Wrapper,
     atomic: Any,
     leave_djangos: Callable[..., None],
     exc_info: tuple[Any, ...],
@@ -214,7 +215,7 @@ def _in_turn(block: Block) -> Iterator[None]:
 
 
 def _block_of(
-    wrapper: Any, atomic: Any, frame: FrameType | None, here: Block | None
+    wrapper: Wrapper, atomic: Any, frame: FrameType | None, here: Block | None
 ) -> Block | None:
     """Return the block that the `with` in `frame` has opened; the context names `here`."""
     key = wrapper._key
@@ -254,7 +255,7 @@ def _can_wait(block: Block, here: Block | None) -> bool:
 # --- Blocks whose end nobody can wait for ---------------------------------------------------------
 
 
-def _leave_without_waiting(wrapper: Any, atomic: Any, block: Block) -> None:
+def _leave_without_waiting(wrapper: Wrapper, atomic: Any, block: Block) -> None:
     """Have `block` rolled back by others, because the running code cannot wait."""
     if block.ended:
         return
@@ -331,7 +332,7 @@ async def _leave_in_task(atomic: Any, block: Block) -> None:
 
 
 def _leave(
-    wrapper: Any,
+    wrapper: Wrapper,
     atomic: Any,
     leave_djangos: Callable[..., None],
     exc_info: tuple[Any, ...],
@@ -360,7 +361,7 @@ def _leave(
             del refusal, exc_info  # it knows this frame by its traceback
 
 
-def _leave_what_is_inside(wrapper: Any, block: Block) -> None:
+def _leave_what_is_inside(wrapper: Wrapper, block: Block) -> None:
     """Roll back blocks inside `block` that the running task has opened in generators, and left."""
     while (inner := block.transaction.innermost) is not block:
         if inner is None or inner.frame is None or inner.frame not in carried:
@@ -377,7 +378,7 @@ def _leave_what_is_inside(wrapper: Any, block: Block) -> None:
             _leave(wrapper, inner.atomic, _djangos_exit, (type(error), error, None), inner)
 
 
-def _why_to_roll_back(wrapper: Any, block: Block) -> BaseException | None:
+def _why_to_roll_back(wrapper: Wrapper, block: Block) -> BaseException | None:
     """Wait until nothing is open inside `block`; return why it must be rolled back instead."""
     try:
         _leave_what_is_inside(wrapper, block)
@@ -387,7 +388,7 @@ def _why_to_roll_back(wrapper: Any, block: Block) -> BaseException | None:
     return None
 
 
-def _begin_to_end(wrapper: Any, block: Block, *, failed: bool) -> BaseException | None:
+def _begin_to_end(wrapper: Wrapper, block: Block, *, failed: bool) -> BaseException | None:
     """Let only the running code send statements. See Note [Turns] in transactions.py.
 
     Returns why a block that has not `failed` must be rolled back nevertheless, or None.
@@ -406,7 +407,7 @@ def _begin_to_end(wrapper: Any, block: Block, *, failed: bool) -> BaseException 
     return refusal
 
 
-def end_block(wrapper: Any, block: Block) -> None:
+def end_block(wrapper: Wrapper, block: Block) -> None:
     """Note that `block` has ended, and let the running code be in the one around it."""
     if block.parent is not None:
         block.doomed = False

@@ -40,7 +40,8 @@ def make_async_generator(in_threads: Callable[..., AsyncIterator[Any]]) -> Calla
         try:
             while ready := await bridge.run(_take, rows, min(self.chunk_size, _AT_A_TIME)):
                 if maker is not None:
-                    state.leave_to(maker, connections[self.queryset.db])
+                    wrapper: Any = connections[self.queryset.db]  # pgbackend's
+                    state.leave_to(maker, wrapper)
                 for item in ready:
                     yield item
         finally:

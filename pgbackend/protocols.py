@@ -24,6 +24,8 @@ class Wrapper(Protocol):
     # Django's
 
     alias: str
+    own_names: frozenset[str]
+    follows_request: bool
     settings_dict: dict[str, Any]
     queries_limit: int
     _thread_ident: int

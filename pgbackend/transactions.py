@@ -59,6 +59,7 @@ from .driver.errors import PortalClosed
 from .driver.lease import Lease
 from .driver.parking import ParkingLock, Waiter
 from .generators import carried
+from .protocols import Wrapper
 from .sessions import Key, Left, Session, Sessions, State
 
 _get_running_loop = asyncio._get_running_loop
@@ -500,7 +501,7 @@ class Transaction:
             waiter.wake()
 
 
-def begin(wrapper: Any, state: State) -> Transaction:
+def begin(wrapper: Wrapper, state: State) -> Transaction:
     """Begin a transaction on `state`, with the running code in its outermost block."""
     state.transaction = transaction = Transaction(state, wrapper.settings_dict)
     assert transaction.innermost is not None
@@ -508,7 +509,7 @@ def begin(wrapper: Any, state: State) -> Transaction:
     return transaction
 
 
-def end(wrapper: Any, state: State) -> None:
+def end(wrapper: Wrapper, state: State) -> None:
     """End the transaction on `state`, if there is one: statements of its tasks are refused."""
     transaction, state.transaction = state.transaction, None
     if transaction is not None:
