@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from django.db import transaction
-from django.db.transaction import Atomic, TransactionManagementError
+from django.db.transaction import TransactionManagementError
 
 from . import frames, state
 from .block_context import enter_block, find_place, inside, join_in_tests
@@ -24,7 +24,7 @@ from .driver import bridge
 from .driver.bridge import Portal
 from .driver.finalizers import is_collecting
 from .generators import carried
-from .protocols import Wrapper
+from .protocols import Atomic, Wrapper
 from .transactions import Block
 from .transactions import end as end_transaction
 
@@ -32,7 +32,7 @@ _get_running_loop = asyncio._get_running_loop
 _running = bridge.running
 
 #: Django's method, before `hooks` puts `leave()` around it.
-_djangos_exit: Any = Atomic.__exit__
+_djangos_exit: Callable[..., None] = transaction.Atomic.__exit__
 
 
 # --- The seam: an outermost block in one step -----------------------------------------------------
@@ -41,23 +41,23 @@ _djangos_exit: Any = Atomic.__exit__
 class OpenAtOnce(Protocol):
     """Open a block, and return it; return None if Django must open it."""
 
-    def __call__(self, here: Portal, wrapper: Wrapper, atomic: Any) -> Block | None: ...
+    def __call__(self, here: Portal, wrapper: Wrapper, atomic: Atomic) -> Block | None: ...
 
 
 class CommitAtOnce(Protocol):
     """Commit `block`, whose `with` in `frame` ends well; return False if Django must end it."""
 
     def __call__(
-        self, wrapper: Wrapper, atomic: Any, frame: FrameType, block: Block | None
+        self, wrapper: Wrapper, atomic: Atomic, frame: FrameType, block: Block | None
     ) -> bool: ...
 
 
-def _never_open(here: Portal, wrapper: Wrapper, atomic: Any) -> Block | None:
+def _never_open(here: Portal, wrapper: Wrapper, atomic: Atomic) -> Block | None:
     """Leave the block to Django."""
     return None
 
 
-def _never_commit(wrapper: Wrapper, atomic: Any, frame: FrameType, block: Block | None) -> bool:
+def _never_commit(wrapper: Wrapper, atomic: Atomic, frame: FrameType, block: Block | None) -> bool:
     """Leave the end of the block to Django."""
     return False
 
@@ -84,13 +84,13 @@ class _AsyncWith(threading.local):
 async_with = _AsyncWith()
 
 
-def enter(wrapper: Wrapper, atomic: Any, enter_djangos: Callable[[Any], None]) -> None:
+def enter(wrapper: Wrapper, atomic: Atomic, enter_djangos: Callable[[Atomic], None]) -> None:
     """Do what `Atomic.__enter__` does, which is `enter_djangos`, in its turn.
 
     The frame two calls below this one is that of the `with`, unless `async_with` has it.
     """
     frame, async_with.frame = async_with.frame, None
-    here: Any = _running()  # without a call of `bridge.green()`
+    here = _running()  # without a call of `bridge.green()`
     if type(here) is not Portal or _get_running_loop() is None or atomic._from_testcase:  # noqa: SLF001
         _open(wrapper, atomic, enter_djangos)
         return
@@ -105,7 +105,7 @@ def enter(wrapper: Wrapper, atomic: Any, enter_djangos: Callable[[Any], None]) -
         block.remember(atomic, frame, here.found.sessions)
 
 
-def _open(wrapper: Wrapper, atomic: Any, enter_djangos: Callable[[Any], None]) -> None:
+def _open(wrapper: Wrapper, atomic: Atomic, enter_djangos: Callable[[Atomic], None]) -> None:
     """Let Django open the block, when it is the turn of the running code."""
     wrapper.check_context("transaction.atomic")
     block = _push_in_turn(wrapper)
@@ -137,7 +137,7 @@ def _push_in_turn(wrapper: Wrapper) -> Block | None:
 
 
 def leave(
-    wrapper: Wrapper, atomic: Any, leave_djangos: Callable[..., None], exc_info: tuple[Any, ...]
+    wrapper: Wrapper, atomic: Atomic, leave_djangos: Callable[..., None], exc_info: tuple[Any, ...]
 ) -> None:
     """Do what `Atomic.__exit__` does, which is `leave_djangos`, in its turn.
 
@@ -169,7 +169,7 @@ def leave(
 
 def _leave_elsewhere(
     wrapper: Wrapper,
-    atomic: Any,
+    atomic: Atomic,
     leave_djangos: Callable[..., None],
     exc_info: tuple[Any, ...],
     block: Block,
@@ -215,7 +215,7 @@ def _in_turn(block: Block) -> Iterator[None]:
 
 
 def _block_of(
-    wrapper: Wrapper, atomic: Any, frame: FrameType | None, here: Block | None
+    wrapper: Wrapper, atomic: Atomic, frame: FrameType | None, here: Block | None
 ) -> Block | None:
     """Return the block that the `with` in `frame` has opened; the context names `here`."""
     key = wrapper._key
@@ -255,7 +255,7 @@ def _can_wait(block: Block, here: Block | None) -> bool:
 # --- Blocks whose end nobody can wait for ---------------------------------------------------------
 
 
-def _leave_without_waiting(wrapper: Wrapper, atomic: Any, block: Block) -> None:
+def _leave_without_waiting(wrapper: Wrapper, atomic: Atomic, block: Block) -> None:
     """Have `block` rolled back by others, because the running code cannot wait."""
     if block.ended:
         return
@@ -305,7 +305,7 @@ def _doom(block: Block) -> None:
     parent.transaction.doom(parent, True)
 
 
-def _start_to_leave(home: asyncio.AbstractEventLoop, atomic: Any, block: Block) -> None:
+def _start_to_leave(home: asyncio.AbstractEventLoop, atomic: Atomic | None, block: Block) -> None:
     """Start the task that rolls `block` back. Its loop, `home`, calls this."""
     if block.ended:
         return
@@ -314,8 +314,9 @@ def _start_to_leave(home: asyncio.AbstractEventLoop, atomic: Any, block: Block) 
     task.add_done_callback(_leaving.discard)
 
 
-async def _leave_in_task(atomic: Any, block: Block) -> None:
+async def _leave_in_task(atomic: Atomic | None, block: Block) -> None:
     """Roll `block` back, in a task of its own."""
+    assert atomic is not None
     wrapper = transaction.get_connection(atomic.using)
     error = TransactionManagementError(block.reason or "its generator was collected")
     exc_info = (type(error), error, None)
@@ -333,7 +334,7 @@ async def _leave_in_task(atomic: Any, block: Block) -> None:
 
 def _leave(
     wrapper: Wrapper,
-    atomic: Any,
+    atomic: Atomic,
     leave_djangos: Callable[..., None],
     exc_info: tuple[Any, ...],
     block: Block | None,
@@ -364,7 +365,7 @@ def _leave(
 def _leave_what_is_inside(wrapper: Wrapper, block: Block) -> None:
     """Roll back blocks inside `block` that the running task has opened in generators, and left."""
     while (inner := block.transaction.innermost) is not block:
-        if inner is None or inner.frame is None or inner.frame not in carried:
+        if inner is None or inner.atomic is None or inner.frame not in carried:
             return  # another task's, which is waited for
         opener = None if inner.opener is None else inner.opener()
         if opener is None or opener is not bridge.current_task():

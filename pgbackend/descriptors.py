@@ -34,7 +34,7 @@ def state_attribute(name: str) -> property:
 
 
 def _getter(name: str) -> Callable[[Any], Any]:
-    def get(wrapper: Wrapper) -> Any:
+    def get(wrapper: Wrapper) -> object:
         if _get_running_loop() is None:
             if not _unwinding:
                 blocks = blocks_here()
@@ -56,7 +56,7 @@ def _getter(name: str) -> Callable[[Any], Any]:
 
 
 def _setter(name: str) -> Callable[[Any, Any], None]:
-    def set_(wrapper: Wrapper, value: Any) -> None:
+    def set_(wrapper: Wrapper, value: object) -> None:
         if not wrapper._ready:
             # `__init__()` sets what the new state and scope have already; and it must not reset
             # those of a transaction that others are in.
@@ -86,7 +86,7 @@ def _is_doomed(wrapper: Wrapper) -> bool:
     return block is None or block.transaction.is_doomed(block)
 
 
-def _doom(wrapper: Wrapper, value: Any) -> None:
+def _doom(wrapper: Wrapper, value: bool) -> None:
     """Set `needs_rollback` of the running code's block, not of one that a sibling has open."""
     if not wrapper._ready:
         return
@@ -106,7 +106,7 @@ rollback_attribute = property(_is_doomed, _doom)
 def scope_attribute(name: str) -> property:
     """Return a property of the wrapper that stands for `name` of the current scope."""
 
-    def get(wrapper: Wrapper) -> Any:
+    def get(wrapper: Wrapper) -> object:
         if _get_running_loop() is None:
             return getattr(wrapper._own_scope, name)
         if type(here := _running()) is Portal:
@@ -121,7 +121,7 @@ def scope_attribute(name: str) -> property:
             return getattr(found.scope, name)
         return getattr(current_scope(wrapper), name)
 
-    def set_(wrapper: Wrapper, value: Any) -> None:
+    def set_(wrapper: Wrapper, value: object) -> None:
         if not wrapper._ready:
             return
         setattr(current_scope(wrapper), name, value)

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from .transactions import Block
 
 
+class Atomic(Protocol):
+    """An `Atomic` of Django's, with the blocks that it has opened and that have not ended."""
+
+    using: str | None
+    _from_testcase: bool
+    _pgbackend_blocks: list[Block]
+
+
 class Wrapper(Protocol):
     """A `DatabaseWrapper` of pgbackend: the members that parts below it use."""
 
@@ -43,7 +51,7 @@ class Wrapper(Protocol):
 
     _own: State
     _own_scope: Scope
-    _own_blocks: Any
+    _own_blocks: Mapping[Key, Block] | None
     _ready: bool
     lent: int
 

@@ -46,6 +46,7 @@ from .block_context import (
 )
 from .driver import bridge
 from .driver.bridge import Portal
+from .driver.connection import Connection
 from .driver.forks import after_fork
 from .generators import carried
 from .protocols import Wrapper
@@ -67,7 +68,7 @@ _observers: contextvars.ContextVar[Mapping[Key, Scope]] = contextvars.ContextVar
     default={},  # noqa: B039
 )
 #: The wrappers of the thread that waits for the running code, by alias.
-_lent: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar(
+_lent: contextvars.ContextVar[Mapping[str, Wrapper]] = contextvars.ContextVar(
     "pgbackend.lent",
     default={},  # noqa: B039
 )
@@ -172,7 +173,11 @@ class Found:
     # fmt: on
 
     def __init__(
-        self, context: Any, wrapper: Wrapper, blocks: Mapping[Key, Block], sessions: Sessions
+        self,
+        context: contextvars.Context | None,
+        wrapper: Wrapper,
+        blocks: Mapping[Key, Block],
+        sessions: Sessions,
     ) -> None:
         #: The first step of an eager task enters another one; see bridge.py.
         self.context = context
@@ -303,7 +308,7 @@ def has_joined_test(wrapper: Wrapper) -> bool:
 
 
 @contextmanager
-def prepared(wrapper: Wrapper, connection: Any) -> Iterator[None]:
+def prepared(wrapper: Wrapper, connection: Connection) -> Iterator[None]:
     """Let the running code use `connection`, which the pool has just made, for a while."""
     state = State(autocommit=True)
     state.connection = connection
@@ -316,7 +321,7 @@ def prepared(wrapper: Wrapper, connection: Any) -> Iterator[None]:
         enter_block(wrapper, None)
 
 
-def being_prepared(wrapper: Wrapper) -> Any:
+def being_prepared(wrapper: Wrapper) -> Connection | None:
     """Return the connection that `prepared()` lets the running code use, or None."""
     state = current_state(wrapper)
     return state.connection if state.is_new else None
@@ -414,7 +419,7 @@ def observe(wrapper: Wrapper) -> None:
 
 
 @contextmanager
-def lending(wrappers: Mapping[str, Any]) -> Iterator[None]:
+def lending(wrappers: Mapping[str, Wrapper]) -> Iterator[None]:
     """Let loops that are started from here find the wrappers of this thread, by their aliases.
 
     See Note [Lent wrappers].
@@ -431,7 +436,7 @@ def lending(wrappers: Mapping[str, Any]) -> Iterator[None]:
         _lent.set(before)
 
 
-def lent(alias: str) -> Any:
+def lent(alias: str) -> Wrapper | None:
     """Return the wrapper of the thread that waits for the running code; None if there is none."""
     return _lent.get().get(alias)
 

@@ -59,7 +59,7 @@ from .driver.errors import PortalClosed
 from .driver.lease import Lease
 from .driver.parking import ParkingLock, Waiter
 from .generators import carried
-from .protocols import Wrapper
+from .protocols import Atomic, Wrapper
 from .sessions import Key, Left, Session, Sessions, State
 
 _get_running_loop = asyncio._get_running_loop
@@ -88,7 +88,7 @@ class Block:
     begun = False
     #: The `Atomic` of the `with` that has opened it, and the frame of that `with`. None for
     #: transactions that are managed by hand, and for blocks that nobody else can meet.
-    atomic: Any = None
+    atomic: Atomic | None = None
     frame: FrameType | None = None
     #: Whether that frame is of a generator that a context manager is made of.
     in_context_manager = False
@@ -121,7 +121,7 @@ class Block:
         """Return the name of the task or thread that has opened it, for messages."""
         return name_of_thread(self.thread) if self.task is None else f"task {self.task!r}"
 
-    def remember(self, atomic: Any, frame: FrameType | None, sessions: Sessions) -> None:
+    def remember(self, atomic: Atomic, frame: FrameType | None, sessions: Sessions) -> None:
         """Note the `with` that has opened this block. See Note [Blocks that are left]."""
         self.atomic, self.frame, self.sessions = atomic, frame, sessions
         atomic.__dict__.setdefault("_pgbackend_blocks", []).append(self)
