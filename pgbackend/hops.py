@@ -73,7 +73,7 @@ def _bound_like(method: Any, function: Any) -> Any:
     return function
 
 
-def run_coroutine_function(func: Callable[[], Awaitable[Any]]) -> Any:
+def run_coroutine_function(func: Callable[[], Awaitable[Any]]) -> object:
     """Call the coroutine function `func` from synchronous code, green or not."""
     if bridge.current() is not None:
         return bridge.await_(func())

@@ -386,7 +386,7 @@ def _in_dict(referrer: dict[Any, Any], original: threading.local) -> Replace:
     return in_dict
 
 
-def _replace_in_list(referrer: list[Any], original: threading.local, new: Any) -> None:
+def _replace_in_list(referrer: list[Any], original: threading.local, new: object) -> None:
     referrer[:] = [new if each is original else each for each in referrer]
 
 
