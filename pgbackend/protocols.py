@@ -2,6 +2,7 @@
 
 `DatabaseWrapper` is assembled above all the parts that work on it. A class that a project derives
 from it is a `Wrapper` too; a wrapper of another engine is not.
+Django's `Atomic` has a protocol too: the stubs of Django leave out what pgbackend needs of it.
 """
 
 from __future__ import annotations
