@@ -83,7 +83,7 @@ CODE: Mapping[str, tuple[str, ...]] = {
     )
     + _in(
         "pgbackend.driver.statement_cursors",
-        "_StatementCursor _ClientStatementCursor statement_class",
+        "StatementCursor _ClientStatementCursor statement_class",
     ),
     "begin": _in("pgbackend.driver.begin", "BEGIN BeginningCursor NotBegunError"),
     "portals": _in("pgbackend.driver.bridge", "_keep_portal"),

@@ -7,7 +7,7 @@ loaded when they are first used; importing the package imports neither Django no
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from . import aio as aio
@@ -47,7 +47,7 @@ _HOMES = {
 # Not for type checkers: for them, each name that is not imported above is an error.
 if not TYPE_CHECKING:
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name: str) -> object:
         if name in ("aio", "metrics"):
             return import_module(f".{name}", __name__)
         try:

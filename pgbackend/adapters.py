@@ -8,7 +8,7 @@ not for code to close; they are replaced, so that the next lease has one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from datetime import UTC, tzinfo
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from django.db.backends.postgresql.psycopg_any import (
     register_tzloader,
 )
 from psycopg import adapters
+from psycopg.abc import AdaptContext, Dumper, Loader
 from psycopg.adapt import AdaptersMap
 from psycopg.postgres import types
 from psycopg.pq import Format
@@ -35,15 +36,15 @@ class Template(AdaptersMap):
     registered: dict[Any, Any]
     """What has been registered last: who registers the same again changes nothing."""
 
-    def register_dumper(self, cls: Any, dumper: Any) -> None:
+    def register_dumper(self, cls: type | str | None, dumper: type[Dumper]) -> None:
         super().register_dumper(cls, dumper)
         self._tell((cls, dumper.format), dumper)
 
-    def register_loader(self, oid: Any, loader: Any) -> None:
+    def register_loader(self, oid: int | str, loader: type[Loader]) -> None:
         super().register_loader(oid, loader)
         self._tell((oid, loader.format), loader)
 
-    def _tell(self, what: Any, by: Any) -> None:
+    def _tell(self, what: Hashable, by: object) -> None:
         if self.registered.get(what) is not by:
             self.registered[what] = by
             renew_pools()
@@ -66,7 +67,7 @@ def prepare_template(template: Any, timezone: tzinfo | None) -> None:
         template.__class__ = Template
 
 
-def _may_be_spared(loader: Any) -> bool:
+def _may_be_spared(loader: type[Any]) -> bool:
     """Return whether `loader` is Django's own, and puts UTC into timestamps."""
     if not issubclass(loader, BaseTzLoader) or issubclass(loader, _Fast):
         return False
@@ -77,9 +78,9 @@ class _Fast:
     """Marks the loaders that are made here."""
 
 
-def _without_detour(djangos: Any) -> Any:
+def _without_detour(djangos: Any) -> type[Loader]:
     class UTCLoader(_Fast, djangos):  # type: ignore[misc]
-        def __new__(cls, oid: int, context: Any = None) -> Any:
+        def __new__(cls, oid: int, context: AdaptContext | None = None) -> Any:
             # The session's, which may have been set since it was prepared.
             if _timezone_of(context) == b"UTC":
                 return _PSYCOPGS(oid, context)
@@ -88,15 +89,14 @@ def _without_detour(djangos: Any) -> Any:
     return UTCLoader
 
 
-def _timezone_of(context: Any) -> bytes | None:
+def _timezone_of(context: AdaptContext | None) -> bytes | None:
     connection = None if context is None else context.connection
     if connection is None:
         return None
-    zone: bytes | None = connection.pgconn.parameter_status(b"TimeZone")
-    return zone
+    return connection.pgconn.parameter_status(b"TimeZone")
 
 
-def adapting(timezone: Any, adapters: Any) -> Callable[[Any], None] | None:
+def adapting(timezone: tzinfo | None, adapters: AdaptersMap) -> Callable[[Any], None] | None:
     """Return a function that lets a cursor load timestamps in `timezone`; None if it does."""
     loader: Any = adapters.get_loader(_TIMESTAMPTZ, Format.TEXT)
     return None if loader.timezone == timezone else partial(register_tzloader, timezone)

@@ -15,8 +15,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from asgiref.sync import AsyncToSync, iscoroutinefunction
+from django.core.handlers.base import BaseHandler
 from django.db import connections, transaction
 from django.db.utils import ConnectionHandler
+from django.http import HttpRequest
 
 from . import conf, request, state, thread_locals
 from .driver import bridge
@@ -30,7 +32,7 @@ def make_call(call: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(call)
-    async def __call__(self: Any, scope: Any, receive: Any, send: Any) -> Any:
+    async def __call__(self: object, scope: object, receive: object, send: object) -> object:
         token = request.begin()
         try:
             return await bridge.drive(call(self, scope, receive, send))
@@ -44,7 +46,7 @@ def make_call_of_test_client(call: Callable[..., Any]) -> Callable[..., Any]:
     """Return an `AsyncClientHandler.__call__()` that runs each request in a portal."""
 
     @functools.wraps(call)
-    async def __call__(self: Any, scope: Any) -> Any:
+    async def __call__(self: object, scope: object) -> object:
         token = request.begin()  # what its middleware sets is not the test's
         try:
             return await bridge.portal(call(self, scope))
@@ -61,7 +63,7 @@ def make_view_atomic(make: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(make)
-    def hooked(self: Any, view: Callable[..., Any]) -> Callable[..., Any]:
+    def hooked(self: BaseHandler, view: Callable[..., Any]) -> Callable[..., Any]:
         for settings_dict in connections.settings.values():  # in each request: no generator
             if settings_dict["ATOMIC_REQUESTS"]:
                 break
@@ -90,7 +92,7 @@ def make_view_atomic(make: Callable[..., Any]) -> Callable[..., Any]:
 _loops_of_threads: Mapping[Any, Any] = AsyncToSync.loop_thread_executors
 
 
-def new_wrapper(create: Callable[..., Any], handler: ConnectionHandler, alias: str) -> Any:
+def new_wrapper(create: Callable[..., Any], handler: ConnectionHandler, alias: str) -> object:
     """Return the wrapper object of an alias for green code that has none yet: a new one.
 
     A seam: the shortcut ``wrappers`` returns that of a request which has ended, if there is one.
@@ -106,7 +108,7 @@ def make_create_connection(create: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(create)
-    def create_connection(self: ConnectionHandler, alias: str) -> Any:
+    def create_connection(self: ConnectionHandler, alias: str) -> object:
         if self is not connections:
             return create(self, alias)
         if asyncio._get_running_loop() in _loops_of_threads:
@@ -130,7 +132,7 @@ def make_load_middleware(load: Callable[..., None]) -> Callable[..., None]:
     """
 
     @functools.wraps(load)
-    def load_middleware(self: Any, is_async: bool = False) -> None:
+    def load_middleware(self: BaseHandler, is_async: bool = False) -> None:
         load(self, is_async)
         thread_locals.look_at_new_modules()
 
@@ -144,7 +146,7 @@ def make_resolve_request(resolve: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(resolve)
-    def resolve_request(self: Any, request: Any) -> Any:
+    def resolve_request(self: BaseHandler, request: HttpRequest) -> object:
         match = resolve(self, request)
         thread_locals.go_on()
         return match

@@ -27,7 +27,7 @@ def make_get_running_loop(get_running_loop: Callable[[], Any]) -> Callable[[], A
     """
 
     @functools.wraps(get_running_loop)
-    def hooked() -> Any:
+    def hooked() -> object:
         here = bridge.current()
         if here is not None and _guards_ours(sys._getframe(1)):
             raise RuntimeError("no event loop that this call would block")

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from django.db import transaction
-from django.db.transaction import Atomic, TransactionManagementError
+from django.db.transaction import TransactionManagementError
 
 from . import frames, state
 from .block_context import enter_block, find_place, inside, join_in_tests
@@ -24,6 +24,7 @@ from .driver import bridge
 from .driver.bridge import Portal
 from .driver.finalizers import is_collecting
 from .generators import carried
+from .protocols import Atomic, Wrapper
 from .transactions import Block
 from .transactions import end as end_transaction
 
@@ -31,7 +32,7 @@ _get_running_loop = asyncio._get_running_loop
 _running = bridge.running
 
 #: Django's method, before `hooks` puts `leave()` around it.
-_djangos_exit: Any = Atomic.__exit__
+_djangos_exit: Callable[..., None] = transaction.Atomic.__exit__
 
 
 # --- The seam: an outermost block in one step -----------------------------------------------------
@@ -40,23 +41,23 @@ _djangos_exit: Any = Atomic.__exit__
 class OpenAtOnce(Protocol):
     """Open a block, and return it; return None if Django must open it."""
 
-    def __call__(self, here: Portal, wrapper: Any, atomic: Any) -> Block | None: ...
+    def __call__(self, here: Portal, wrapper: Wrapper, atomic: Atomic) -> Block | None: ...
 
 
 class CommitAtOnce(Protocol):
     """Commit `block`, whose `with` in `frame` ends well; return False if Django must end it."""
 
     def __call__(
-        self, wrapper: Any, atomic: Any, frame: FrameType, block: Block | None
+        self, wrapper: Wrapper, atomic: Atomic, frame: FrameType, block: Block | None
     ) -> bool: ...
 
 
-def _never_open(here: Portal, wrapper: Any, atomic: Any) -> Block | None:
+def _never_open(here: Portal, wrapper: Wrapper, atomic: Atomic) -> Block | None:
     """Leave the block to Django."""
     return None
 
 
-def _never_commit(wrapper: Any, atomic: Any, frame: FrameType, block: Block | None) -> bool:
+def _never_commit(wrapper: Wrapper, atomic: Atomic, frame: FrameType, block: Block | None) -> bool:
     """Leave the end of the block to Django."""
     return False
 
@@ -83,13 +84,13 @@ class _AsyncWith(threading.local):
 async_with = _AsyncWith()
 
 
-def enter(wrapper: Any, atomic: Any, enter_djangos: Callable[[Any], None]) -> None:
+def enter(wrapper: Wrapper, atomic: Atomic, enter_djangos: Callable[[Atomic], None]) -> None:
     """Do what `Atomic.__enter__` does, which is `enter_djangos`, in its turn.
 
     The frame two calls below this one is that of the `with`, unless `async_with` has it.
     """
     frame, async_with.frame = async_with.frame, None
-    here: Any = _running()  # without a call of `bridge.green()`
+    here = _running()  # without a call of `bridge.green()`
     if type(here) is not Portal or _get_running_loop() is None or atomic._from_testcase:  # noqa: SLF001
         _open(wrapper, atomic, enter_djangos)
         return
@@ -104,7 +105,7 @@ def enter(wrapper: Any, atomic: Any, enter_djangos: Callable[[Any], None]) -> No
         block.remember(atomic, frame, here.found.sessions)
 
 
-def _open(wrapper: Any, atomic: Any, enter_djangos: Callable[[Any], None]) -> None:
+def _open(wrapper: Wrapper, atomic: Atomic, enter_djangos: Callable[[Atomic], None]) -> None:
     """Let Django open the block, when it is the turn of the running code."""
     wrapper.check_context("transaction.atomic")
     block = _push_in_turn(wrapper)
@@ -121,7 +122,7 @@ def _open(wrapper: Any, atomic: Any, enter_djangos: Callable[[Any], None]) -> No
         join_in_tests(wrapper, state.current_block(wrapper))
 
 
-def _push_in_turn(wrapper: Any) -> Block | None:
+def _push_in_turn(wrapper: Wrapper) -> Block | None:
     """Open a block inside that of the running code, in its turn; None if it is in none."""
     while True:
         state.take_turn(wrapper)
@@ -136,7 +137,7 @@ def _push_in_turn(wrapper: Any) -> Block | None:
 
 
 def leave(
-    wrapper: Any, atomic: Any, leave_djangos: Callable[..., None], exc_info: tuple[Any, ...]
+    wrapper: Wrapper, atomic: Atomic, leave_djangos: Callable[..., None], exc_info: tuple[Any, ...]
 ) -> None:
     """Do what `Atomic.__exit__` does, which is `leave_djangos`, in its turn.
 
@@ -167,8 +168,8 @@ def leave(
 
 
 def _leave_elsewhere(
-    wrapper: Any,
-    atomic: Any,
+    wrapper: Wrapper,
+    atomic: Atomic,
     leave_djangos: Callable[..., None],
     exc_info: tuple[Any, ...],
     block: Block,
@@ -214,7 +215,7 @@ def _in_turn(block: Block) -> Iterator[None]:
 
 
 def _block_of(
-    wrapper: Any, atomic: Any, frame: FrameType | None, here: Block | None
+    wrapper: Wrapper, atomic: Atomic, frame: FrameType | None, here: Block | None
 ) -> Block | None:
     """Return the block that the `with` in `frame` has opened; the context names `here`."""
     key = wrapper._key
@@ -254,7 +255,7 @@ def _can_wait(block: Block, here: Block | None) -> bool:
 # --- Blocks whose end nobody can wait for ---------------------------------------------------------
 
 
-def _leave_without_waiting(wrapper: Any, atomic: Any, block: Block) -> None:
+def _leave_without_waiting(wrapper: Wrapper, atomic: Atomic, block: Block) -> None:
     """Have `block` rolled back by others, because the running code cannot wait."""
     if block.ended:
         return
@@ -304,7 +305,7 @@ def _doom(block: Block) -> None:
     parent.transaction.doom(parent, True)
 
 
-def _start_to_leave(home: asyncio.AbstractEventLoop, atomic: Any, block: Block) -> None:
+def _start_to_leave(home: asyncio.AbstractEventLoop, atomic: Atomic | None, block: Block) -> None:
     """Start the task that rolls `block` back. Its loop, `home`, calls this."""
     if block.ended:
         return
@@ -313,8 +314,9 @@ def _start_to_leave(home: asyncio.AbstractEventLoop, atomic: Any, block: Block) 
     task.add_done_callback(_leaving.discard)
 
 
-async def _leave_in_task(atomic: Any, block: Block) -> None:
+async def _leave_in_task(atomic: Atomic | None, block: Block) -> None:
     """Roll `block` back, in a task of its own."""
+    assert atomic is not None
     wrapper = transaction.get_connection(atomic.using)
     error = TransactionManagementError(block.reason or "its generator was collected")
     exc_info = (type(error), error, None)
@@ -331,8 +333,8 @@ async def _leave_in_task(atomic: Any, block: Block) -> None:
 
 
 def _leave(
-    wrapper: Any,
-    atomic: Any,
+    wrapper: Wrapper,
+    atomic: Atomic,
     leave_djangos: Callable[..., None],
     exc_info: tuple[Any, ...],
     block: Block | None,
@@ -360,10 +362,10 @@ def _leave(
             del refusal, exc_info  # it knows this frame by its traceback
 
 
-def _leave_what_is_inside(wrapper: Any, block: Block) -> None:
+def _leave_what_is_inside(wrapper: Wrapper, block: Block) -> None:
     """Roll back blocks inside `block` that the running task has opened in generators, and left."""
     while (inner := block.transaction.innermost) is not block:
-        if inner is None or inner.frame is None or inner.frame not in carried:
+        if inner is None or inner.atomic is None or inner.frame not in carried:
             return  # another task's, which is waited for
         opener = None if inner.opener is None else inner.opener()
         if opener is None or opener is not bridge.current_task():
@@ -377,7 +379,7 @@ def _leave_what_is_inside(wrapper: Any, block: Block) -> None:
             _leave(wrapper, inner.atomic, _djangos_exit, (type(error), error, None), inner)
 
 
-def _why_to_roll_back(wrapper: Any, block: Block) -> BaseException | None:
+def _why_to_roll_back(wrapper: Wrapper, block: Block) -> BaseException | None:
     """Wait until nothing is open inside `block`; return why it must be rolled back instead."""
     try:
         _leave_what_is_inside(wrapper, block)
@@ -387,7 +389,7 @@ def _why_to_roll_back(wrapper: Any, block: Block) -> BaseException | None:
     return None
 
 
-def _begin_to_end(wrapper: Any, block: Block, *, failed: bool) -> BaseException | None:
+def _begin_to_end(wrapper: Wrapper, block: Block, *, failed: bool) -> BaseException | None:
     """Let only the running code send statements. See Note [Turns] in transactions.py.
 
     Returns why a block that has not `failed` must be rolled back nevertheless, or None.
@@ -406,7 +408,7 @@ def _begin_to_end(wrapper: Any, block: Block, *, failed: bool) -> BaseException 
     return refusal
 
 
-def end_block(wrapper: Any, block: Block) -> None:
+def end_block(wrapper: Wrapper, block: Block) -> None:
     """Note that `block` has ended, and let the running code be in the one around it."""
     if block.parent is not None:
         block.doomed = False

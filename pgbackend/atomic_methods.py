@@ -18,13 +18,14 @@ from . import atomic_blocks
 from .conf import wrapper_is_ours
 from .driver import bridge
 from .driver.cancellation import postpone_delivery
+from .protocols import Atomic
 
 
 def make_enter(enter: Callable[..., None]) -> Callable[..., None]:
     """Return an `Atomic.__enter__()` that begins a block of the running task."""
 
     @functools.wraps(enter)
-    def __enter__(self: Any) -> None:
+    def __enter__(self: Atomic) -> None:
         connection = transaction.get_connection(self.using)
         if wrapper_is_ours(connection):
             atomic_blocks.enter(connection, self, enter)
@@ -39,7 +40,7 @@ def make_exit(leave: Callable[..., None]) -> Callable[..., None]:
     """Return an `Atomic.__exit__()` that ends a block of the running task."""
 
     @functools.wraps(leave)
-    def __exit__(self: Any, *exc_info: Any) -> None:
+    def __exit__(self: Atomic, *exc_info: Any) -> None:
         connection = transaction.get_connection(self.using)
         if not wrapper_is_ours(connection):
             atomic_blocks.async_with.frame = None
@@ -55,7 +56,7 @@ def make_exit(leave: Callable[..., None]) -> Callable[..., None]:
 def make_aenter(nothing: None) -> Callable[..., Any]:
     """Return an `Atomic.__aenter__()`, which Django does not have."""
 
-    async def __aenter__(self: Any) -> None:
+    async def __aenter__(self: transaction.Atomic) -> None:
         atomic_blocks.async_with.frame = sys._getframe(1)
         await bridge.run(self.__enter__)
 
@@ -65,7 +66,7 @@ def make_aenter(nothing: None) -> Callable[..., Any]:
 def make_aexit(nothing: None) -> Callable[..., Any]:
     """Return an `Atomic.__aexit__()`, which Django does not have."""
 
-    async def __aexit__(self: Any, *exc_info: Any) -> None:
+    async def __aexit__(self: transaction.Atomic, *exc_info: Any) -> None:
         atomic_blocks.async_with.frame = sys._getframe(1)
         await bridge.run(self.__exit__, *exc_info)
 
@@ -82,7 +83,7 @@ def make_call(call: Callable[..., Any]) -> Callable[..., Any]:
             return decorated
 
         @functools.wraps(func)
-        async def inner(*args: Any, **kwargs: Any) -> Any:
+        async def inner(*args: object, **kwargs: object) -> object:
             async with self._recreate_cm():
                 return await func(*args, **kwargs)
 

@@ -30,9 +30,10 @@ from django.db import connections
 
 from . import request, state
 from .driver import bridge
+from .protocols import Wrapper
 
 _plainly = object.__setattr__
-_MISSING: Any = object()
+_MISSING = object()
 
 
 class _OfConnection:
@@ -40,12 +41,12 @@ class _OfConnection:
 
     __slots__ = ("before", "connection", "value")
 
-    def __init__(self, value: Any, before: Any, connection: Any) -> None:
+    def __init__(self, value: object, before: object, connection: object) -> None:
         self.value = value
         self.before = before
         self.connection = connection
 
-    def seen_by(self, wrapper: Any) -> Any:
+    def seen_by(self, wrapper: Wrapper) -> object:
         """Return what `wrapper` shows, whose code may be on another connection by now."""
         if state.current_state(wrapper).connection is self.connection is not None:
             return self.value
@@ -53,14 +54,14 @@ class _OfConnection:
         return before.seen_by(wrapper) if type(before) is _OfConnection else before
 
 
-def _set(self: Any, name: str, value: Any) -> None:
+def _set(self: Wrapper, name: str, value: object) -> None:
     if name in self.own_names:
         _plainly(self, name, value)
     else:
         _set_of_others(self, name, value)
 
 
-def _get(self: Any, name: str) -> Any:
+def _get(self: Wrapper, name: str) -> object:
     if name not in self.own_names:
         value = _value_of(self, name)
         if value is not _MISSING:
@@ -68,7 +69,7 @@ def _get(self: Any, name: str) -> Any:
     raise _missing(self, name)
 
 
-def _delete(self: Any, name: str) -> None:
+def _delete(self: Wrapper, name: str) -> None:
     if name in self.own_names or name in self.__dict__:
         object.__delattr__(self, name)
     elif _value_of(self, name) is _MISSING:
@@ -77,14 +78,14 @@ def _delete(self: Any, name: str) -> None:
         _put(self, name, _MISSING)
 
 
-def _missing(wrapper: Any, name: str) -> AttributeError:
+def _missing(wrapper: Wrapper, name: str) -> AttributeError:
     return AttributeError(f"{type(wrapper).__name__!r} object has no attribute {name!r}")
 
 
 _METHODS = {"__setattr__": _set, "__getattr__": _get, "__delattr__": _delete}
 
 
-def follow(wrapper: Any) -> None:
+def follow(wrapper: Wrapper) -> None:
     """Let the attributes of `wrapper` follow requests, from here on.
 
     Its class is changed for that, since to set any attribute takes longer then: code in threads
@@ -115,22 +116,22 @@ def _is_patch(cls: type[Any], name: str) -> bool:
 class _FollowingDefault:
     """In the place of an attribute of a derived class, which is set on its objects: the default."""
 
-    def __init__(self, name: str, default: Any) -> None:
+    def __init__(self, name: str, default: object) -> None:
         self.name = name
         self.default = default
 
-    def __get__(self, wrapper: Any, cls: type[Any]) -> Any:
+    def __get__(self, wrapper: Wrapper | None, cls: type[Any]) -> object:
         value = _MISSING if wrapper is None else _value_of(wrapper, self.name)
         return self.default if value is _MISSING else value
 
-    def __set__(self, wrapper: Any, value: Any) -> None:
+    def __set__(self, wrapper: Wrapper, value: object) -> None:
         _put(wrapper, self.name, value)
 
-    def __delete__(self, wrapper: Any) -> None:
+    def __delete__(self, wrapper: Wrapper) -> None:
         _put(wrapper, self.name, _MISSING)
 
 
-def _set_of_others(wrapper: Any, name: str, value: Any) -> None:
+def _set_of_others(wrapper: Wrapper, name: str, value: object) -> None:
     cls = type(wrapper)
     found = _of_class(cls, name)
     if type(found) is not _FollowingDefault:
@@ -142,14 +143,14 @@ def _set_of_others(wrapper: Any, name: str, value: Any) -> None:
     _put(wrapper, name, value)
 
 
-def _of_class(cls: type[Any], name: str) -> Any:
+def _of_class(cls: type[Any], name: str) -> object:
     for each in cls.__mro__:
         if name in each.__dict__:
             return each.__dict__[name]
     return _MISSING
 
 
-def _put(wrapper: Any, name: str, value: Any) -> None:
+def _put(wrapper: Wrapper, name: str, value: object) -> None:
     """Let attribute `name` have `value`, where the running code is."""
     if wrapper._noted and (noted := wrapper._noted.get(_who_runs())) is not None:
         noted.setdefault(name, _raw(wrapper, name))
@@ -160,7 +161,7 @@ def _put(wrapper: Any, name: str, value: Any) -> None:
         wrapper.__dict__["_attributes"] = {**wrapper._attributes, name: value}
 
 
-def _is_published(wrapper: Any) -> bool:
+def _is_published(wrapper: Wrapper) -> bool:
     """Return whether `wrapper` is one that `django.db.connections` has: it may still be made."""
     if wrapper._published:
         return True
@@ -173,7 +174,7 @@ def _is_published(wrapper: Any) -> bool:
     return True
 
 
-def _raw(wrapper: Any, name: str) -> Any:
+def _raw(wrapper: Wrapper, name: str) -> object:
     """Return the value as it is kept, or `_MISSING`."""
     if request.follows() and _is_published(wrapper):
         values = request.values_of(("connection", wrapper.alias))
@@ -182,13 +183,13 @@ def _raw(wrapper: Any, name: str) -> Any:
     return wrapper._attributes.get(name, _MISSING)
 
 
-def _value_of(wrapper: Any, name: str) -> Any:
+def _value_of(wrapper: Wrapper, name: str) -> object:
     value = _raw(wrapper, name)
     return value.seen_by(wrapper) if type(value) is _OfConnection else value
 
 
 @contextmanager
-def of_connection(wrapper: Any) -> Iterator[None]:
+def of_connection(wrapper: Wrapper) -> Iterator[None]:
     """Let attributes that are set in this block be in force on the connection that is used in it.
 
     See Note [Attributes of a connection].

@@ -35,6 +35,7 @@ from . import generators
 from .driver import bridge
 from .driver.forks import after_fork
 from .generators import carried
+from .protocols import Wrapper
 from .sessions import Key
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def where_left(block: Block) -> Block | None:
     return found
 
 
-def enter_block(wrapper: Any, block: Block | None) -> None:
+def enter_block(wrapper: Wrapper, block: Block | None) -> None:
     """Let the running code, and tasks that it starts, be in `block`; in none if that is None."""
     blocks, key = blocks_here(), id(wrapper.settings_dict)
     if type(blocks) is _Here or len(blocks) > (key in blocks):
@@ -159,7 +160,7 @@ def with_block(before: Mapping[Key, Block], key: Key, block: Block | None) -> Ma
 
 
 @contextmanager
-def inside(wrapper: Any, block: Block) -> Iterator[None]:
+def inside(wrapper: Wrapper, block: Block) -> Iterator[None]:
     """Let the running code be in `block` for the length of a `with`, wherever it is."""
     before = blocks_here()
     settle_before_tasks()
@@ -265,7 +266,7 @@ def is_of_call(block: Block) -> bool:
 # --- Transactions of tests ------------------------------------------------------------------------
 
 
-def join_in_tests(wrapper: Any, block: Block | None) -> None:
+def join_in_tests(wrapper: Wrapper, block: Block | None) -> None:
     """Let async contexts that are in no transaction take part in `block` (None: no longer)."""
     if block is None:
         test_blocks.pop(wrapper._key, None)

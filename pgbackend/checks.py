@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from django.core import checks
 
 from . import thread_locals
@@ -15,7 +13,7 @@ _CURE = (
 )
 
 
-def check_thread_locals(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
+def check_thread_locals(app_configs: object, **kwargs: object) -> list[checks.CheckMessage]:
     """Return a message that lists the thread-locals that were converted, and one for each other."""
     messages: list[checks.CheckMessage] = []
     if thread_locals.converted:

@@ -35,10 +35,10 @@ class CompiledStatement:
     connection: Any
     query: Any
 
-    def compile(self, node: Any) -> Any:
+    def compile(self, node: object) -> tuple[str, Any]:
         if type(node) not in _PLAIN_EXPRESSIONS:
             expressions.look_at(node)
-        return super().compile(node)  # type: ignore[misc]
+        return super().compile(node)  # type: ignore[misc,no-any-return]
 
     def execute_sql(self, *args: Any, **kwargs: Any) -> Any:
         session = self.connection.async_session()
@@ -80,8 +80,8 @@ class CompiledStatement:
             vars(self).pop("as_sql", None)
 
     def _as_known_sql(
-        self, texts: list[str], as_sql: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Any:
+        self, texts: list[str], as_sql: Callable[..., Any], *args: object, **kwargs: object
+    ) -> object:
         noted = expressions.noted
         made = as_sql(*args, **kwargs)
         if expressions.noted is noted and expressions.writes_as_django(type(self)):
@@ -93,13 +93,15 @@ class CompiledSelect(CompiledStatement):
     """A compiler that looks at selected fields, and at the parts of a SELECT."""
 
     def get_select(self, with_col_aliases: bool = False) -> tuple[Any, Any, Any]:
-        found: Any = super().get_select(with_col_aliases=with_col_aliases)  # type: ignore[misc]
+        found: tuple[Any, Any, Any] = super().get_select(with_col_aliases=with_col_aliases)  # type: ignore[misc]
         expressions.look_at_selected(found[0])
-        return found  # type: ignore[no-any-return]
+        return found
 
-    def as_sql(self, with_limits: bool = True, with_col_aliases: bool = False) -> Any:
+    def as_sql(
+        self, with_limits: bool = True, with_col_aliases: bool = False
+    ) -> tuple[str, tuple[Any, ...]]:
         expressions.look_at_parts(self)
-        return super().as_sql(  # type: ignore[misc]
+        return super().as_sql(  # type: ignore[misc,no-any-return]
             with_limits=with_limits, with_col_aliases=with_col_aliases
         )
 
@@ -107,21 +109,21 @@ class CompiledSelect(CompiledStatement):
 class CompiledInsert(CompiledStatement):
     """A compiler that looks at the fields that an INSERT writes."""
 
-    def as_sql(self) -> Any:
+    def as_sql(self) -> list[tuple[str, tuple[Any, ...]]]:
         for field in self.query.fields:
             expressions.look_at_written(field)
-        return super().as_sql()  # type: ignore[misc]
+        return super().as_sql()  # type: ignore[misc,no-any-return]
 
 
 class CompiledUpdate(CompiledStatement):
     """A compiler that looks at the fields that an UPDATE sets, and marks one that returns rows."""
 
-    def as_sql(self) -> Any:
+    def as_sql(self) -> tuple[str, tuple[Any, ...]]:
         for field, _, _ in self.query.values:
             expressions.look_at_written(field)
-        return super().as_sql()  # type: ignore[misc]
+        return super().as_sql()  # type: ignore[misc,no-any-return]
 
-    def execute_returning_sql(self, returning_fields: Any) -> Any:  # Django 6.0 and later
+    def execute_returning_sql(self, returning_fields: object) -> Any:  # Django 6.0 and later
         # Without fields it is `execute_sql()`, which marks the statement itself.
         session = self.connection.async_session() if returning_fields else None
         if session is None:

@@ -11,7 +11,7 @@ import difflib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from inspect import iscoroutinefunction
-from typing import Any
+from typing import Any, TypeGuard
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -19,6 +19,7 @@ from django.db import connections
 
 from .driver import Connection, bridge
 from .driver.pooled import AsyncConnection
+from .protocols import Wrapper
 
 #: Defaults that are right without any setting: nothing is held by an idle process, and a request
 #: that cannot be served for lack of connections fails before its client gives up.
@@ -66,7 +67,7 @@ def alias_is_ours(alias: str) -> bool:
     return settings_dict is not None and engine_is_ours(settings_dict["ENGINE"])
 
 
-def wrapper_is_ours(connection: Any) -> bool:
+def wrapper_is_ours(connection: object) -> TypeGuard[Wrapper]:
     """Return whether `connection` is a `DatabaseWrapper` of pgbackend's."""
     return hasattr(connection, "async_session")
 

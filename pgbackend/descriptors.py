@@ -16,6 +16,7 @@ from .block_context import blocks_here, is_within
 from .driver import bridge
 from .driver.bridge import Portal
 from .generators import carried
+from .protocols import Wrapper
 from .state import current_block, current_scope, current_state, find, observe
 
 _get_running_loop = asyncio._get_running_loop
@@ -33,7 +34,7 @@ def state_attribute(name: str) -> property:
 
 
 def _getter(name: str) -> Callable[[Any], Any]:
-    def get(wrapper: Any) -> Any:
+    def get(wrapper: Wrapper) -> object:
         if _get_running_loop() is None:
             if not _unwinding:
                 blocks = blocks_here()
@@ -55,7 +56,7 @@ def _getter(name: str) -> Callable[[Any], Any]:
 
 
 def _setter(name: str) -> Callable[[Any, Any], None]:
-    def set_(wrapper: Any, value: Any) -> None:
+    def set_(wrapper: Wrapper, value: object) -> None:
         if not wrapper._ready:
             # `__init__()` sets what the new state and scope have already; and it must not reset
             # those of a transaction that others are in.
@@ -77,7 +78,7 @@ def _setter(name: str) -> Callable[[Any, Any], None]:
 _get_needs_rollback = _getter("needs_rollback")
 
 
-def _is_doomed(wrapper: Any) -> bool:
+def _is_doomed(wrapper: Wrapper) -> bool:
     """Return `needs_rollback` of the running code's block, not of one that a sibling has open."""
     if not _get_needs_rollback(wrapper):
         return False
@@ -85,7 +86,7 @@ def _is_doomed(wrapper: Any) -> bool:
     return block is None or block.transaction.is_doomed(block)
 
 
-def _doom(wrapper: Any, value: Any) -> None:
+def _doom(wrapper: Wrapper, value: bool) -> None:
     """Set `needs_rollback` of the running code's block, not of one that a sibling has open."""
     if not wrapper._ready:
         return
@@ -105,7 +106,7 @@ rollback_attribute = property(_is_doomed, _doom)
 def scope_attribute(name: str) -> property:
     """Return a property of the wrapper that stands for `name` of the current scope."""
 
-    def get(wrapper: Any) -> Any:
+    def get(wrapper: Wrapper) -> object:
         if _get_running_loop() is None:
             return getattr(wrapper._own_scope, name)
         if type(here := _running()) is Portal:
@@ -120,7 +121,7 @@ def scope_attribute(name: str) -> property:
             return getattr(found.scope, name)
         return getattr(current_scope(wrapper), name)
 
-    def set_(wrapper: Any, value: Any) -> None:
+    def set_(wrapper: Wrapper, value: object) -> None:
         if not wrapper._ready:
             return
         setattr(current_scope(wrapper), name, value)

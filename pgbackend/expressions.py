@@ -10,6 +10,7 @@ their own, but are compiled in between.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -19,7 +20,7 @@ from django.db.models.sql.where import ExtraWhere
 
 #: Another object whenever a part has been compiled that is not Django's own. It is never one that
 #: it was before: what another thread notes at the same time may cost a reset, and hides nothing.
-noted: Any = object()
+noted = object()
 
 #: Classes of which no object needs to be looked at.
 plain: set[type[Any]] = set()
@@ -98,7 +99,7 @@ def look_at_parts(compiler: Any) -> None:
         note()
 
 
-def look_at_selected(select: Any) -> None:
+def look_at_selected(select: Iterable[tuple[object, object, object]]) -> None:
     """Look at fields that are selected: some say themselves how."""
     for expression, _, _ in select:
         field = getattr(expression, "__dict__", {}).get("output_field")
@@ -106,12 +107,12 @@ def look_at_selected(select: Any) -> None:
             _look_at_field(field, _SELECTING)
 
 
-def look_at_written(field: Any) -> None:
+def look_at_written(field: object) -> None:
     """Look at a field that a statement sets, or a value of it: some say themselves how."""
     _look_at_field(field, _PLACING)
 
 
-def _look_at_field(field: Any, names: frozenset[str]) -> None:
+def _look_at_field(field: object, names: frozenset[str]) -> None:
     kind = type(field)
     if kind in _plain_fields:
         return

@@ -78,7 +78,7 @@ class Hook:
             and all(map(_is_installed, self.modules))
         )
 
-    def find_target(self) -> Any:
+    def find_target(self) -> object:
         """Return the object whose attribute is rebound.
 
         Raises `ImproperlyConfigured` if it, or its attribute, is missing.
@@ -107,7 +107,7 @@ class Hook:
         )
 
 
-def _has(target: Any, attribute: str) -> bool:
+def _has(target: object, attribute: str) -> bool:
     """Return whether an object has an attribute; a class must not have it from `type` only."""
     if not inspect.isclass(target):
         return hasattr(target, attribute)
@@ -375,8 +375,8 @@ class Rebound:
     """A hook that is installed: what was there, and what is there now."""
 
     hook: Hook
-    original: Any
-    replacement: Any
+    original: object
+    replacement: object
 
 
 #: The hooks that are installed, each once.

@@ -18,7 +18,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
-from asgiref.sync import async_to_sync, sync_to_async
+from asgiref.sync import AsyncToSync, async_to_sync, sync_to_async
 from django.db import connections, router
 
 from . import block_context, conf, generators, request, state
@@ -37,13 +37,13 @@ def make_sync_to_async(policy: Policy) -> Callable[[Any], Callable[..., Any]]:
 
 
 def _hop(policy: Policy) -> Callable[..., Any]:
-    def hop(func: Callable[..., Any] | None = None, **options: Any) -> Any:
+    def hop(func: Callable[..., Any] | None = None, **options: Any) -> object:
         if func is None:
             return functools.partial(hop, **options)
         if policy is of_the_orm and not conf.has_foreign_alias():
             return functools.partial(bridge.run, func)  # whatever its arguments will be
 
-        async def call(*args: Any, **kwargs: Any) -> Any:
+        async def call(*args: object, **kwargs: object) -> object:
             if policy(func, args, kwargs):
                 return await bridge.run(func, *args, **kwargs)
             return await sync_to_async(func, **options)(*args, **kwargs)
@@ -53,14 +53,14 @@ def _hop(policy: Policy) -> Callable[..., Any]:
     return hop
 
 
-def make_async_to_sync(original: Any) -> Callable[..., Any]:
+def make_async_to_sync(original: object) -> Callable[..., Any]:
     """Return an `async_to_sync` whose coroutines are green, on whatever loop they run."""
     return _green_async_to_sync
 
 
 def _green_async_to_sync(func: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
     @functools.wraps(func)
-    async def green(*args: Any, **kwargs: Any) -> Any:
+    async def green(*args: object, **kwargs: object) -> object:
         return await bridge.portal(func(*args, **kwargs))  # type: ignore[arg-type]
 
     return async_to_sync(_bound_like(func, green))
@@ -73,7 +73,7 @@ def _bound_like(method: Any, function: Any) -> Any:
     return function
 
 
-def run_coroutine_function(func: Callable[[], Awaitable[Any]]) -> Any:
+def run_coroutine_function(func: Callable[[], Awaitable[Any]]) -> object:
     """Call the coroutine function `func` from synchronous code, green or not."""
     if bridge.current() is not None:
         return bridge.await_(func())
@@ -123,10 +123,12 @@ def make_call_of_async_to_sync(call: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(call)
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self: AsyncToSync[..., Any], *args: object, **kwargs: object) -> object:
         if bridge.current() is not None:
             return bridge.await_(self.awaitable(*args, **kwargs))
-        ours = {alias: connections[alias] for alias in connections if conf.alias_is_ours(alias)}
+        ours: dict[str, Any] = {
+            alias: connections[alias] for alias in connections if conf.alias_is_ours(alias)
+        }
         with state.lending(ours), request.lend():
             return call(self, *args, **kwargs)
 
@@ -141,7 +143,7 @@ def make_call_of_sync_to_async(call: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(call)
-    async def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+    async def __call__(self: object, *args: object, **kwargs: object) -> object:
         if generators.carried:
             block_context.settle()
         request.follow()

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from itertools import islice
 from typing import Any
 
 from django.db import connections
-from django.db.models.query import BaseIterable
+from django.db.models.query import BaseIterable, QuerySet
+from django.db.models.sql.query import RawQuery
 
 from . import conf, state
 from .driver import bridge
 from .driver.cursors import let_go
+from .sessions import Sessions
 
 #: How many objects are made of a chunk's rows at a time: few enough to be in the processor's cache
 #: when they are looked at.
@@ -40,7 +42,8 @@ def make_async_generator(in_threads: Callable[..., AsyncIterator[Any]]) -> Calla
         try:
             while ready := await bridge.run(_take, rows, min(self.chunk_size, _AT_A_TIME)):
                 if maker is not None:
-                    state.leave_to(maker, connections[self.queryset.db])
+                    wrapper: Any = connections[self.queryset.db]  # pgbackend's
+                    state.leave_to(maker, wrapper)
                 for item in ready:
                     yield item
         finally:
@@ -50,7 +53,7 @@ def make_async_generator(in_threads: Callable[..., AsyncIterator[Any]]) -> Calla
     return _async_generator
 
 
-def _take(rows: Any, size: int) -> list[Any]:
+def _take(rows: Iterable[Any], size: int) -> list[Any]:
     return list(islice(rows, size))
 
 
@@ -73,7 +76,7 @@ def make_aiterator(original: Callable[..., AsyncIterator[Any]]) -> Callable[...,
 
     @functools.wraps(original)
     def aiterator(
-        self: Any, chunk_size: int | None = default, *args: Any, **kwargs: Any
+        self: Any, chunk_size: int | None = default, *args: object, **kwargs: object
     ) -> AsyncIterator[Any]:
         ours = conf.alias_is_ours(self.db)
         if ours and bridge.current_task() is not None:
@@ -95,7 +98,7 @@ def make_aiterator(original: Callable[..., AsyncIterator[Any]]) -> Callable[...,
     return aiterator
 
 
-def _known_by(maker: Any, queryset: Any) -> Any:
+def _known_by(maker: Sessions, queryset: QuerySet[Any]) -> QuerySet[Any]:
     """Return a copy of `queryset` that knows the sessions of the caller of `aiterator()`.
 
     The iterable of its rows, which Django makes at the first step, knows its QuerySet. The caller's
@@ -115,7 +118,7 @@ def make_aiter(original: Callable[..., AsyncIterator[Any]]) -> Callable[..., Any
     """
 
     @functools.wraps(original)
-    def __aiter__(self: Any) -> Any:
+    def __aiter__(self: QuerySet[Any]) -> AsyncIterator[Any]:
         return _FetchedRows(self) if conf.alias_is_ours(self.db) else original(self)
 
     return __aiter__
@@ -128,7 +131,7 @@ class _FetchedRows:
 
     def __init__(self, queryset: Any) -> None:
         self._queryset = queryset
-        self._rows: Any = None
+        self._rows: AsyncIterator[Any] | None = None
 
     def __aiter__(self) -> _FetchedRows:
         return self
@@ -137,7 +140,7 @@ class _FetchedRows:
         next_row: Awaitable[Any] = self._first() if self._rows is None else self._rows.__anext__()
         return next_row
 
-    async def _first(self) -> Any:
+    async def _first(self) -> object:
         await bridge.run(self._queryset._fetch_all)  # noqa: SLF001 - it is Django's, and so is this
         self._rows = _each(self._queryset._result_cache)  # noqa: SLF001
         return await self._rows.__anext__()
@@ -156,7 +159,7 @@ def make_execute_query(execute: Callable[[Any], None]) -> Callable[[Any], None]:
     """
 
     @functools.wraps(execute)
-    def _execute_query(self: Any) -> None:
+    def _execute_query(self: RawQuery) -> None:
         execute(self)
         if conf.alias_is_ours(self.using):
             let_go(getattr(self.cursor, "cursor", None))

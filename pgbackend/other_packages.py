@@ -26,14 +26,14 @@ def make_call_of_consumer(call: Callable[..., Any]) -> Callable[..., Any]:
     call_green = make_call(call)
 
     @functools.wraps(call)
-    async def __call__(self: Any, scope: Any, receive: Any, send: Any) -> Any:
+    async def __call__(self: object, scope: object, receive: object, send: object) -> object:
         thread_locals.go_on()  # consumers are loaded when the handler of requests has been made
         return await call_green(self, scope, receive, send)
 
     return __call__
 
 
-def make_sync_to_async_of_consumer(original: Any) -> Callable[..., Any]:
+def make_sync_to_async_of_consumer(original: object) -> Callable[..., Any]:
     """Return a `sync_to_async` for the `close_old_connections` that precedes each message.
 
     It is called in place, and in the thread: asgiref's one thread, for consumers have none of their
@@ -41,7 +41,7 @@ def make_sync_to_async_of_consumer(original: Any) -> Callable[..., Any]:
     """
 
     def hop(func: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        async def call(*args: Any, **kwargs: Any) -> None:
+        async def call(*args: object, **kwargs: object) -> None:
             await bridge.run(func, *args, **kwargs)
             if SyncToAsync.single_thread_executor._threads:  # noqa: SLF001 - nothing else tells
                 await sync_to_async(func, **options)(*args, **kwargs)
@@ -51,7 +51,7 @@ def make_sync_to_async_of_consumer(original: Any) -> Callable[..., Any]:
     return hop
 
 
-def make_local_of_silk(by_thread: Any) -> Local:
+def make_local_of_silk(by_thread: object) -> Local:
     """Return the storage of django-silk's collector, kept by context and not by thread.
 
     It collects in the thread of its middleware, a synchronous one, in which Django would run the

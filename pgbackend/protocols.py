@@ -2,6 +2,7 @@
 
 `DatabaseWrapper` is assembled above all the parts that work on it. A class that a project derives
 from it is a `Wrapper` too; a wrapper of another engine is not.
+Django's `Atomic` has a protocol too: the stubs of Django leave out what pgbackend needs of it.
 """
 
 from __future__ import annotations
@@ -18,12 +19,22 @@ if TYPE_CHECKING:
     from .transactions import Block
 
 
+class Atomic(Protocol):
+    """An `Atomic` of Django's, with the blocks that it has opened and that have not ended."""
+
+    using: str | None
+    _from_testcase: bool
+    _pgbackend_blocks: list[Block]
+
+
 class Wrapper(Protocol):
     """A `DatabaseWrapper` of pgbackend: the members that parts below it use."""
 
     # Django's
 
     alias: str
+    own_names: frozenset[str]
+    follows_request: bool
     settings_dict: dict[str, Any]
     queries_limit: int
     _thread_ident: int
@@ -41,7 +52,7 @@ class Wrapper(Protocol):
 
     _own: State
     _own_scope: Scope
-    _own_blocks: Any
+    _own_blocks: Mapping[Key, Block] | None
     _ready: bool
     lent: int
 

@@ -52,7 +52,7 @@ def _where_needed(receiver: Callable[..., None]) -> Callable[..., None]:
     """
 
     @functools.wraps(receiver)
-    def called(**kwargs: Any) -> None:
+    def called(**kwargs: object) -> None:
         if not nothing_to_tidy_up():
             receiver(**kwargs)
 
@@ -69,7 +69,7 @@ def nothing_to_tidy_up() -> bool:
     return state.is_at_rest() and not conf.has_foreign_alias()
 
 
-def is_djangos_receiver(receiver: Any) -> bool:
+def is_djangos_receiver(receiver: object) -> bool:
     """Return whether a receiver is a function of Django's, or stands for one."""
     return id(receiver) in tidying or if_unpatched(receiver) is not None
 
@@ -86,12 +86,12 @@ sends_as_django = unpatched(_SEND, _ASEND) is not NO_OTHERS
 send: Callable[..., Any] = _SEND
 
 
-def make_asend(djangos: Any) -> Any:
+def make_asend(djangos: Callable[..., Any]) -> Callable[..., Any]:
     """Return a `Signal.asend()` that calls the receivers of requests as the note says."""
     return _asend if sends_as_django else djangos
 
 
-async def _asend(self: Any, sender: Any, **named: Any) -> Any:
+async def _asend(self: Signal, sender: object, **named: object) -> object:
     if self is not request_started and self is not request_finished:
         return await _ASEND(self, sender, **named)
     return await _tell(functools.partial(send, self, sender, **named), self, sender, named)
@@ -103,11 +103,11 @@ _asend.__wrapped__ = _ASEND  # type: ignore[attr-defined]
 async def _tell(
     tell: Callable[[], Any],
     signal: Signal,
-    sender: Any,
+    sender: object,
     named: dict[str, Any],
     *,
     may_block: bool = False,
-) -> Any:
+) -> object:
     """Call `tell`, which calls the receivers of a request's signal."""
     thread_in_use = may_block or _thread_in_use()
     if not thread_in_use and not conf.has_foreign_alias():
@@ -131,7 +131,7 @@ def _thread_in_use() -> bool:
 # --- Closing the response -------------------------------------------------------------------------
 
 
-def make_sync_to_async(original: Any) -> Callable[..., Any]:
+def make_sync_to_async(original: object) -> Callable[..., Any]:
     """Return the `sync_to_async` of a handler, which does without its thread for `close()`."""
     return _hop_of_response
 
@@ -168,6 +168,6 @@ def _closing_may_block(response: Any) -> bool:
 _CLOSE_RESPONSE, _CLOSE_REQUEST = HttpResponse.close, ASGIRequest.close
 
 
-def is_method(method: Any, function: Any) -> bool:
+def is_method(method: object, function: object) -> bool:
     """Return whether a method is still this function: it may have been overridden, or patched."""
     return type(method) is MethodType and method.__func__ is function

@@ -10,7 +10,7 @@ from django.db.backends.postgresql.schema import DatabaseSchemaEditor as Postgre
 class DatabaseSchemaEditor(PostgresSchemaEditor):
     connection: Any
 
-    def quote_value(self, value: Any) -> str:
+    def quote_value(self, value: object) -> str:
         # Django asks `connection.connection` for the types that are registered on it. Before the
         # first statement, and between two of them outside of a transaction, there is none here.
         if self.connection.connection is not None or self.connection.async_session() is None:

@@ -21,6 +21,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import psycopg
+from psycopg import IsolationLevel
+
 from . import frames
 from .driver import bridge
 from .driver.lease import Lease
@@ -65,7 +68,7 @@ class State:
     health_check_enabled = False
     health_check_done = False
     run_commit_hooks_on_set_autocommit_on = False
-    isolation_level: Any = None
+    isolation_level: IsolationLevel | None = None
 
     def __init__(self, *, pooled: bool = False, autocommit: bool = False) -> None:
         self.pooled = pooled
@@ -148,7 +151,7 @@ class Session:
         #: fast/statements.py.
         self.at_once = False
         #: The cursor of the compiled statement that is being executed.
-        self.cursor: Any = None
+        self.cursor: psycopg.Cursor[Any] | None = None
 
     def pin(self) -> None:
         """Keep the connection that is held, or the next one, until `unpin()`."""

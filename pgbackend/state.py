@@ -46,8 +46,10 @@ from .block_context import (
 )
 from .driver import bridge
 from .driver.bridge import Portal
+from .driver.connection import Connection
 from .driver.forks import after_fork
 from .generators import carried
+from .protocols import Wrapper
 from .sessions import Key, Scope, Session, Sessions, State, pinned_sessions
 from .transactions import Block, begin
 
@@ -66,7 +68,7 @@ _observers: contextvars.ContextVar[Mapping[Key, Scope]] = contextvars.ContextVar
     default={},  # noqa: B039
 )
 #: The wrappers of the thread that waits for the running code, by alias.
-_lent: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar(
+_lent: contextvars.ContextVar[Mapping[str, Wrapper]] = contextvars.ContextVar(
     "pgbackend.lent",
     default={},  # noqa: B039
 )
@@ -87,7 +89,7 @@ def in_async_context() -> bool:
 # --- Blocks ---------------------------------------------------------------------------------------
 
 
-def current_block(wrapper: Any) -> Block | None:
+def current_block(wrapper: Wrapper) -> Block | None:
     """Return the block that the running code is in, whether or not it is still open."""
     blocks = blocks_here()
     if blocks and (block := blocks.get(id(wrapper.settings_dict))) is not None:
@@ -103,7 +105,7 @@ def current_block(wrapper: Any) -> Block | None:
     return own.transaction.innermost
 
 
-def named_block(wrapper: Any) -> Block | None:
+def named_block(wrapper: Wrapper) -> Block | None:
     """Return the block that the context names, even if it was left; else `current_block()`."""
     blocks = blocks_here()
     block = blocks.get(id(wrapper.settings_dict)) if blocks else None
@@ -112,7 +114,7 @@ def named_block(wrapper: Any) -> Block | None:
     return current_block(wrapper)
 
 
-def check_not_ended(wrapper: Any) -> None:
+def check_not_ended(wrapper: Wrapper) -> None:
     """Raise `TransactionManagementError` if another thread has just ended the code's block."""
     block = blocks_here().get(id(wrapper.settings_dict))
     if block is not None and block.ended:
@@ -129,7 +131,7 @@ def _is_stale_in_thread(block: Block) -> bool:
     return block.ended and not in_async_context() and not is_of_call(block)
 
 
-def take_turn(wrapper: Any) -> None:
+def take_turn(wrapper: Wrapper) -> None:
     """Wait until the running code may send a statement. See Note [Turns] in transactions.py."""
     if carried:
         find_place(wrapper._key)
@@ -141,7 +143,7 @@ def take_turn(wrapper: Any) -> None:
         block = current_block(wrapper)
 
 
-def state_in_turn(wrapper: Any) -> tuple[State, Session | None]:
+def state_in_turn(wrapper: Wrapper) -> tuple[State, Session | None]:
     """Wait for the turn of the running code; return its state, and its session."""
     here = _running()
     if type(here) is Portal and _get_running_loop() is not None:
@@ -171,7 +173,11 @@ class Found:
     # fmt: on
 
     def __init__(
-        self, context: Any, wrapper: Any, blocks: Mapping[Key, Block], sessions: Sessions
+        self,
+        context: contextvars.Context | None,
+        wrapper: Wrapper,
+        blocks: Mapping[Key, Block],
+        sessions: Sessions,
     ) -> None:
         #: The first step of an eager task enters another one; see bridge.py.
         self.context = context
@@ -194,7 +200,7 @@ class Found:
             sessions.uses_own = True
 
 
-def find(here: bridge.Portal, wrapper: Any) -> Found:
+def find(here: bridge.Portal, wrapper: Wrapper) -> Found:
     """Return what the code in portal `here` has looked up, or look it up. See Note [Looking up]."""
     found: Found | None = here.found
     blocks = blocks_here()
@@ -211,7 +217,7 @@ def find(here: bridge.Portal, wrapper: Any) -> Found:
     return found
 
 
-def current_state(wrapper: Any) -> State:
+def current_state(wrapper: Wrapper) -> State:
     """Return the state that the names of `wrapper` stand for, here and now."""
     if _get_running_loop() is not None:
         if type(here := _running()) is Portal:
@@ -224,7 +230,7 @@ def current_state(wrapper: Any) -> State:
     return _look_up(wrapper, blocks_here(), None)
 
 
-def state_and_session(wrapper: Any) -> tuple[State, Session | None]:
+def state_and_session(wrapper: Wrapper) -> tuple[State, Session | None]:
     """Return both `current_state()` and `async_session()`."""
     here = _running()
     if type(here) is Portal and _get_running_loop() is not None:
@@ -233,7 +239,7 @@ def state_and_session(wrapper: Any) -> tuple[State, Session | None]:
     return current_state(wrapper), async_session(wrapper)
 
 
-def _look_up(wrapper: Any, blocks: Mapping[Key, Block], known: Session | None) -> State:
+def _look_up(wrapper: Wrapper, blocks: Mapping[Key, Block], known: Session | None) -> State:
     """Return the state of code whose context names `blocks`; `known` is its session, if known."""
     if blocks:
         block = blocks.get(id(wrapper.settings_dict))
@@ -261,7 +267,7 @@ def _look_up(wrapper: Any, blocks: Mapping[Key, Block], known: Session | None) -
     return (known or session(wrapper)).state
 
 
-def plain_state(wrapper: Any) -> State | None:
+def plain_state(wrapper: Wrapper) -> State | None:
     """Return the wrapper's own state if the running code is synchronous and in no transaction.
 
     Such code is as in Django; return None for any other.
@@ -290,19 +296,19 @@ def is_at_rest() -> bool:
     return sessions.are_at_rest()
 
 
-def is_of_test(wrapper: Any) -> bool:
+def is_of_test(wrapper: Wrapper) -> bool:
     """Return whether the running code is in a transaction of a test."""
     block = test_blocks.get(wrapper._key)
     return block is not None and current_state(wrapper) is block.transaction.state
 
 
-def has_joined_test(wrapper: Any) -> bool:
+def has_joined_test(wrapper: Wrapper) -> bool:
     """Return whether the code is in a test's transaction that another wrapper has opened."""
     return is_of_test(wrapper) and current_state(wrapper) is not wrapper._own
 
 
 @contextmanager
-def prepared(wrapper: Any, connection: Any) -> Iterator[None]:
+def prepared(wrapper: Wrapper, connection: Connection) -> Iterator[None]:
     """Let the running code use `connection`, which the pool has just made, for a while."""
     state = State(autocommit=True)
     state.connection = connection
@@ -315,7 +321,7 @@ def prepared(wrapper: Any, connection: Any) -> Iterator[None]:
         enter_block(wrapper, None)
 
 
-def being_prepared(wrapper: Any) -> Any:
+def being_prepared(wrapper: Wrapper) -> Connection | None:
     """Return the connection that `prepared()` lets the running code use, or None."""
     state = current_state(wrapper)
     return state.connection if state.is_new else None
@@ -345,7 +351,7 @@ def wrappers_of_task() -> list[Any] | None:
     return sessions.wrappers
 
 
-def leave_to(heir: Sessions, wrapper: Any) -> None:
+def leave_to(heir: Sessions, wrapper: Wrapper) -> None:
     """Let the lease that the running task holds pass on to `heir` when the task ends.
 
     It is for an iterator that was made by one task, and is stepped by another.
@@ -356,12 +362,12 @@ def leave_to(heir: Sessions, wrapper: Any) -> None:
         session.state.lease.heir = heir
 
 
-def session(wrapper: Any) -> Session:
+def session(wrapper: Wrapper) -> Session:
     """Return the running task's session, made at first use. Only in an async context."""
     return _session_of(task_sessions(), wrapper)
 
 
-def async_session(wrapper: Any) -> Session | None:
+def async_session(wrapper: Wrapper) -> Session | None:
     """Return the session in an async context, if `wrapper` stands for its alias; else None."""
     if _get_running_loop() is None:
         return None
@@ -371,7 +377,7 @@ def async_session(wrapper: Any) -> Session | None:
     return session(wrapper) if wrapper._shared and in_async_context() else None
 
 
-def _session_of(sessions: Sessions, wrapper: Any) -> Session:
+def _session_of(sessions: Sessions, wrapper: Wrapper) -> Session:
     """Return the session for `wrapper`'s database, made at first use."""
     try:
         return sessions.by_key[id(wrapper.settings_dict)]
@@ -382,7 +388,7 @@ def _session_of(sessions: Sessions, wrapper: Any) -> Session:
         return sessions.by_key.setdefault(id(settings_dict), new)
 
 
-def current_scope(wrapper: Any) -> Scope:
+def current_scope(wrapper: Wrapper) -> Scope:
     """Return the observers of the running code's statements."""
     own: Scope = wrapper._own_scope
     if _get_running_loop() is None:
@@ -393,7 +399,7 @@ def current_scope(wrapper: Any) -> Scope:
     return session(wrapper).scope if wrapper._shared and in_async_context() else own
 
 
-def _new_scope(wrapper: Any, observer: Scope | None) -> Scope:
+def _new_scope(wrapper: Wrapper, observer: Scope | None) -> Scope:
     """Return a scope for a task, with the observers of its starter, or of the waiting thread."""
     if not wrapper.lent or not is_borrowed(wrapper):
         return Scope(observer, wrapper.queries_limit)
@@ -404,7 +410,7 @@ def _new_scope(wrapper: Any, observer: Scope | None) -> Scope:
     return scope
 
 
-def observe(wrapper: Any) -> None:
+def observe(wrapper: Wrapper) -> None:
     """Let the observers of this code see tasks that are started from here on, too."""
     _observers.set({**_observers.get(), wrapper._key: current_scope(wrapper)})
 
@@ -413,7 +419,7 @@ def observe(wrapper: Any) -> None:
 
 
 @contextmanager
-def lending(wrappers: Mapping[str, Any]) -> Iterator[None]:
+def lending(wrappers: Mapping[str, Wrapper]) -> Iterator[None]:
     """Let loops that are started from here find the wrappers of this thread, by their aliases.
 
     See Note [Lent wrappers].
@@ -430,12 +436,12 @@ def lending(wrappers: Mapping[str, Any]) -> Iterator[None]:
         _lent.set(before)
 
 
-def lent(alias: str) -> Any:
+def lent(alias: str) -> Wrapper | None:
     """Return the wrapper of the thread that waits for the running code; None if there is none."""
     return _lent.get().get(alias)
 
 
-def is_borrowed(wrapper: Any) -> bool:
+def is_borrowed(wrapper: Wrapper) -> bool:
     """Return whether the running code has `wrapper` from the thread that waits for it."""
     return (
         wrapper.lent > 0 and wrapper._thread_ident != threading.get_ident() and in_async_context()

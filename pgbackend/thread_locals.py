@@ -54,7 +54,7 @@ _THREAD_BOUND = (
     *(sqlite3.Connection, sqlite3.Cursor, asyncio.AbstractEventLoop, threading.Thread),
     type(threading.RLock()),
 )
-_MISSING: Any = object()
+_MISSING = object()
 _get = threading.local.__getattribute__
 _set = threading.local.__setattr__
 _delete = threading.local.__delattr__
@@ -72,7 +72,7 @@ class Converted:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Its arguments: `__init__` is called with them in each new context."""
 
-    def values(self, owner: Any) -> Mapping[str, Any]:
+    def values(self, owner: object) -> Mapping[str, Any]:
         """Return the attributes in this context; a class with an `__init__` gives the first."""
         values = request.values_of(self)
         if values is None:
@@ -114,7 +114,7 @@ class Following(threading.local):
             return bound
         return _plainly(self, name)
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         cls: Any = type(self)
         converted: Converted = cls._converted
         if not request.follows() or isinstance(value, _THREAD_BOUND):
@@ -169,7 +169,7 @@ class _Attributes(MutableMapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         return self._converted.values(self._local)[name]
 
-    def __setitem__(self, name: str, value: Any) -> None:
+    def __setitem__(self, name: str, value: object) -> None:
         request.change(self._converted, {**self._converted.values(self._local), name: value})
 
     def __delitem__(self, name: str) -> None:
@@ -319,7 +319,7 @@ def _of_module(name: str, module: ModuleType) -> Iterator[tuple[str, threading.l
                     yield f"{dotted}.{inner}", each, partial(set_plainly, value, inner)
 
 
-def _attributes_of(value: Any) -> list[tuple[str, Any]]:
+def _attributes_of(value: object) -> list[tuple[str, Any]]:
     """Return what `value` has in its dictionary, and wake no lazy object."""
     try:
         kept = type.__dict__["__dict__"].__get__(value) if isinstance(value, type) else None
@@ -329,7 +329,7 @@ def _attributes_of(value: Any) -> list[tuple[str, Any]]:
     return list(kept.items())
 
 
-def _is_local(value: Any) -> bool:
+def _is_local(value: object) -> bool:
     # By its type: `isinstance()` would wake lazy objects.
     return issubclass(type(value), threading.local) and not issubclass(type(value), Following)
 
@@ -353,7 +353,7 @@ def _add_other_places(
                 places[id(original)].append(_place_in(referrer, original))
 
 
-def _place_in(referrer: Any, original: threading.local) -> Replace | str:
+def _place_in(referrer: object, original: threading.local) -> Replace | str:
     if isinstance(referrer, dict):
         return _in_dict(referrer, original)
     if isinstance(referrer, list):
@@ -365,7 +365,7 @@ def _place_in(referrer: Any, original: threading.local) -> Replace | str:
     if not names or isinstance(referrer, type):
         return f"a {type(referrer).__name__} refers to it, which cannot be changed"
 
-    def in_attributes(new: Any) -> None:
+    def in_attributes(new: object) -> None:
         for name in names:
             object.__setattr__(referrer, name, new)
 
@@ -376,7 +376,7 @@ def _in_dict(referrer: dict[Any, Any], original: threading.local) -> Replace:
     owner = _class_of(referrer)
     keys = [key for key, value in referrer.items() if value is original]
 
-    def in_dict(new: Any) -> None:
+    def in_dict(new: object) -> None:
         for key in keys:
             if owner is None:
                 referrer[key] = new
@@ -386,11 +386,11 @@ def _in_dict(referrer: dict[Any, Any], original: threading.local) -> Replace:
     return in_dict
 
 
-def _replace_in_list(referrer: list[Any], original: threading.local, new: Any) -> None:
+def _replace_in_list(referrer: list[Any], original: threading.local, new: object) -> None:
     referrer[:] = [new if each is original else each for each in referrer]
 
 
-def _slots_of(referrer: Any) -> Iterator[str]:
+def _slots_of(referrer: object) -> Iterator[str]:
     for cls in type(referrer).__mro__:
         for name, member in vars(cls).items():
             if inspect.ismemberdescriptor(member):

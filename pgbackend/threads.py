@@ -207,22 +207,22 @@ def cache_may_block(alias: str) -> bool:
     return backend not in (*_CACHES_IN_MEMORY, _CACHE_IN_A_TABLE)
 
 
-def _session(middleware: Any, args: Args) -> bool:
+def _session(middleware: object, args: Args) -> bool:
     return sessions_may_block()
 
 
-def _user(middleware: Any, args: Args) -> bool:
+def _user(middleware: object, args: Args) -> bool:
     return users_may_block()
 
 
-def _messages(middleware: Any, args: Args) -> bool:
+def _messages(middleware: object, args: Args) -> bool:
     storage = conf.of_project("MESSAGE_STORAGE")
     if storage == "django.contrib.messages.storage.cookie.CookieStorage":
         return False
     return sessions_may_block() or not storage.startswith("django.")
 
 
-def _csrf(middleware: Any, args: Args) -> bool:
+def _csrf(middleware: object, args: Args) -> bool:
     """Return whether a check may block: it parses a form, and calls the view that refuses."""
     if conf.of_project("CSRF_USE_SESSIONS") and sessions_may_block():
         return True
@@ -248,13 +248,13 @@ def _cache(middleware: Any, args: Args) -> bool:
     return cache_may_block(middleware.cache_alias)
 
 
-def _compression(middleware: Any, args: Args) -> bool:
+def _compression(middleware: object, args: Args) -> bool:
     """To compress takes a millisecond for as much as this; a thread of zlib's leaves the loop."""
     response = args[1] if len(args) > 1 else None
     return response is not None and not response.streaming and len(response.content) > 32 * 1024
 
 
-def _broken_link(middleware: Any, args: Args) -> bool:
+def _broken_link(middleware: object, args: Args) -> bool:
     """Return whether it sends mail, which blocks."""
     return len(args) < 2 or args[1].status_code == 404
 
@@ -293,7 +293,7 @@ class _Middleware(NamedTuple):
     """Those of the class; none if somebody has patched one."""
     may_block: Callable[[Any, Args], bool] | None
 
-    def runs_in_place(self, middleware: Any, args: Args) -> bool:
+    def runs_in_place(self, middleware: object, args: Args) -> bool:
         blocks = self.may_block
         return bool(self.functions) and (blocks is None or not blocks(middleware, args))
 
@@ -321,7 +321,7 @@ def _learn(cls: type[Any]) -> _Middleware | None:
 # --- Note [Django's own code] ---------------------------------------------------------------------
 
 
-def is_all_djangos(thing: Any, args: Args = ()) -> bool:
+def is_all_djangos(thing: object, args: Args = ()) -> bool:
     """Return whether all code that `thing` may run is Django's own, whatever it is, and holds.
 
     `patches.unpatched()` asks less: whether a function is what Django has written.
@@ -339,7 +339,7 @@ class _Look:
         #: What has been met, by identity: closures may hold themselves.
         self._met: dict[int, Any] = {}
 
-    def is_all_djangos(self, thing: Any) -> bool:
+    def is_all_djangos(self, thing: object) -> bool:
         if id(thing) in self._met:
             return True
         self._met[id(thing)] = thing
@@ -393,11 +393,11 @@ _PLAIN = {
 }
 
 
-def _is_of_django(module: Any) -> bool:
+def _is_of_django(module: object) -> bool:
     return isinstance(module, str) and (module.startswith("django.") or module in _PLAIN)
 
 
-def _is_djangos_function(function: Any) -> bool:
+def _is_djangos_function(function: object) -> bool:
     """Return whether Django's code defines a function or method: its globals tell."""
     if type(function) is MethodType:
         function = function.__func__

@@ -59,6 +59,7 @@ from .driver.errors import PortalClosed
 from .driver.lease import Lease
 from .driver.parking import ParkingLock, Waiter
 from .generators import carried
+from .protocols import Atomic, Wrapper
 from .sessions import Key, Left, Session, Sessions, State
 
 _get_running_loop = asyncio._get_running_loop
@@ -87,7 +88,7 @@ class Block:
     begun = False
     #: The `Atomic` of the `with` that has opened it, and the frame of that `with`. None for
     #: transactions that are managed by hand, and for blocks that nobody else can meet.
-    atomic: Any = None
+    atomic: Atomic | None = None
     frame: FrameType | None = None
     #: Whether that frame is of a generator that a context manager is made of.
     in_context_manager = False
@@ -120,7 +121,7 @@ class Block:
         """Return the name of the task or thread that has opened it, for messages."""
         return name_of_thread(self.thread) if self.task is None else f"task {self.task!r}"
 
-    def remember(self, atomic: Any, frame: FrameType | None, sessions: Sessions) -> None:
+    def remember(self, atomic: Atomic, frame: FrameType | None, sessions: Sessions) -> None:
         """Note the `with` that has opened this block. See Note [Blocks that are left]."""
         self.atomic, self.frame, self.sessions = atomic, frame, sessions
         atomic.__dict__.setdefault("_pgbackend_blocks", []).append(self)
@@ -500,7 +501,7 @@ class Transaction:
             waiter.wake()
 
 
-def begin(wrapper: Any, state: State) -> Transaction:
+def begin(wrapper: Wrapper, state: State) -> Transaction:
     """Begin a transaction on `state`, with the running code in its outermost block."""
     state.transaction = transaction = Transaction(state, wrapper.settings_dict)
     assert transaction.innermost is not None
@@ -508,7 +509,7 @@ def begin(wrapper: Any, state: State) -> Transaction:
     return transaction
 
 
-def end(wrapper: Any, state: State) -> None:
+def end(wrapper: Wrapper, state: State) -> None:
     """End the transaction on `state`, if there is one: statements of its tasks are refused."""
     transaction, state.transaction = state.transaction, None
     if transaction is not None:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,27 @@ def test_every_public_name_is_found_where_it_is_said_to_be() -> None:
     assert set(pgbackend.__all__) <= set(dir(pgbackend))
     with pytest.raises(AttributeError):
         pgbackend.no_such_name
+
+
+def _annotations(tree: ast.AST) -> Iterator[ast.expr]:
+    """Yield the annotations of arguments, results and variables."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.AnnAssign):
+            yield node.annotation
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            args = node.args
+            given = [*args.args, *args.kwonlyargs, args.vararg, args.kwarg]
+            found = [each.annotation for each in given if each is not None]
+            yield from filter(None, [*found, node.returns])
+
+
+def test_few_annotations_of_the_engine_are_a_bare_any() -> None:
+    rooms = {PACKAGE / name for name in ("embedded", "fast", "gis")}
+    paths = [path for path in PACKAGE.rglob("*.py") if not rooms & set(path.parents)]
+    found = [each for path in paths for each in _annotations(ast.parse(path.read_text()))]
+    bare = [each for each in found if isinstance(each, ast.Name) and each.id == "Any"]
+    assert len(found) > 2000
+    assert len(bare) <= 0.08 * len(found)
 
 
 def test_the_launcher_needs_the_standard_library_only() -> None:

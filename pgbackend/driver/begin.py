@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from operator import is_
-from typing import Any
+from typing import Protocol
 
 import psycopg
-from psycopg.abc import PQGen
+from psycopg._queries import PostgresQuery
+from psycopg.abc import Params, PQGen, Query
 from psycopg.pq import DiagnosticField, ExecStatus, TransactionStatus
+from psycopg.pq.abc import PGconn, PGresult
 
 from .shortcuts import looking
 
@@ -36,6 +38,20 @@ class NotBegunError(Exception):
     """Neither BEGIN nor the statement sent with it was executed, or BEGIN was sent alone."""
 
 
+class _Connection(Protocol):
+    """A connection of this driver, whose `_start_query()` may be replaced for one statement."""
+
+    has_looked: bool
+    _autocommit: bool
+    _pipeline: object
+    _start_query: Callable[[], PQGen[None]]
+
+    @property
+    def pgconn(self) -> PGconn: ...
+
+    def _get_tx_start_command(self) -> bytes: ...
+
+
 class BeginningCursor:
     """Send BEGIN in one message with a transaction's first statement (a mixin of `ClientCursor`).
 
@@ -44,13 +60,15 @@ class BeginningCursor:
     statement that was cancelled while the server parsed it is never sent again: nothing has begun.
     """
 
-    _conn: Any
-    _pgconn: Any
-    _query: Any
+    _conn: _Connection
+    _pgconn: PGconn
+    _query: PostgresQuery
     _execute_send: Callable[..., None]
-    _check_results: Callable[[list[Any]], None]
+    _check_results: Callable[[list[PGresult]], None]
 
-    def _execute_gen(self, query: Any, params: Any = None, **kwargs: Any) -> PQGen[None]:
+    def _execute_gen(
+        self, query: Query, params: Params | None = None, **kwargs: object
+    ) -> PQGen[None]:
         conn = self._conn
         if (
             conn._autocommit  # noqa: SLF001
@@ -61,7 +79,7 @@ class BeginningCursor:
             return super()._execute_gen(query, params, **kwargs)  # type: ignore[misc,no-any-return]
         return self._begin_gen(query, params, **kwargs)
 
-    def _begin_gen(self, query: Any, params: Any, **kwargs: Any) -> PQGen[None]:
+    def _begin_gen(self, query: Query, params: Params | None, **kwargs: object) -> PQGen[None]:
         execute_gen = self._execute_plainly_gen
         # Set on the objects: methods of the class would make every other statement slower.
         self._conn._start_query = _nothing  # noqa: SLF001
@@ -78,7 +96,9 @@ class BeginningCursor:
             self._conn.has_looked = False
         yield from execute_gen(query, params, **kwargs)
 
-    def _send_with_begin(self, query: Any, *, binary: bool | None = None, **kwargs: Any) -> None:
+    def _send_with_begin(
+        self, query: PostgresQuery, *, binary: bool | None = None, **kwargs: object
+    ) -> None:
         del self._conn._start_query, self._execute_send  # noqa: SLF001
         if binary:
             self._execute_send(query, binary=binary, **kwargs)  # raises: text only
@@ -86,25 +106,27 @@ class BeginningCursor:
         begin = self._conn._get_tx_start_command()  # noqa: SLF001
         self._pgconn.send_query(begin + b"; " + query.query)
 
-    def _check_with_begin(self, results: list[Any]) -> None:
+    def _check_with_begin(self, results: list[PGresult]) -> None:
         del self._check_results
         self._drop_begun(results)
         self._check_results(results)
 
-    def _drop_begun(self, results: list[Any]) -> None:
+    def _drop_begun(self, results: list[PGresult]) -> None:
         """Remove the result of BEGIN from `results`; raise `NotBegunError` to send it alone."""
         if len(results) > 1:
             del results[0]
         elif self._may_be_sent_again(results[0]):
             raise NotBegunError
 
-    def _execute_plainly_gen(self, query: Any, params: Any, **kwargs: Any) -> PQGen[None]:
+    def _execute_plainly_gen(
+        self, query: Query, params: Params | None, **kwargs: object
+    ) -> PQGen[None]:
         return super()._execute_gen(query, params, **kwargs)  # type: ignore[misc,no-any-return]
 
-    def _may_be_sent_again(self, result: Any) -> bool:
+    def _may_be_sent_again(self, result: PGresult) -> bool:
         """Return whether `result` says that nothing was executed, and not due to a cancellation."""
         if result.status != ExecStatus.FATAL_ERROR:
             return True  # the result of BEGIN: there was no statement
         if self._pgconn.transaction_status != _IDLE:
             return False
-        return bool(result.error_field(DiagnosticField.SQLSTATE) != b"57014")  # query_canceled
+        return result.error_field(DiagnosticField.SQLSTATE) != b"57014"  # query_canceled

@@ -87,7 +87,7 @@ class Portal(greenlet):
         self.loop: asyncio.AbstractEventLoop | None = None
         #: Whether a function runs in it, and what the last one returned, or raised.
         self.working = False
-        self.returned: Any = None
+        self.returned: object = None
         self.raised: BaseException | None = None
         self.closing = False
         #: The exception that its task throws into it, like an argument of the switch: greenlet's
@@ -117,7 +117,7 @@ class Portal(greenlet):
         outer: Any = self.parent  # the greenlet whose context is that of the step
         return outer.gr_context is task.get_context()  # type: ignore[attr-defined]  # since 3.12
 
-    def suspend(self, yielded: Any) -> Any:
+    def suspend(self, yielded: object) -> object:
         """Give `yielded` to the task and wait until the task is stepped again."""
         if self.closing or collecting or self.gr_context is not self.context:
             self._check_may_wait()
@@ -243,7 +243,7 @@ def current_task() -> asyncio.Task[Any] | None:
 
 def frames_below() -> Iterator[FrameType]:
     """Yield, for each portal that the caller is in, the frame that it was switched to from."""
-    here: Any = getcurrent()
+    here: greenlet | None = getcurrent()
     while isinstance(here, Portal):
         here = here.parent
         if here is not None and here.gr_frame is not None:
@@ -445,7 +445,7 @@ def _unwind(portal: Portal) -> None:
 unwinding: list[Portal] = []
 
 
-def _throw(portal: Portal, exc: BaseException) -> Any:
+def _throw(portal: Portal, exc: BaseException) -> object:
     portal.thrown = exc
     if asyncio._get_running_loop() is not None:
         return portal.switch()
@@ -540,7 +540,9 @@ def portal(coro: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
     return coro if type(coro) is GreenCoroutine else GreenCoroutine(coro, drive)
 
 
-def first_step(coro: Coroutine[Any, Any, Any]) -> Any:
+def first_step(
+    coro: Coroutine[asyncio.Future[Any] | None, Any, Any],
+) -> asyncio.Future[Any] | None:
     """Take the first step of `coro` in a callback of the loop; return what it waits for.
 
     A task must go on with it: see `resume()`. Raises what `coro` raises; that is `NotGreen` where
@@ -553,9 +555,10 @@ def first_step(coro: Coroutine[Any, Any, Any]) -> Any:
         _mine.outside_of_tasks = False
 
 
-async def resume(coro: Coroutine[Any, Any, Any], waits_for: Any) -> Any:
+async def resume(coro: Coroutine[Any, Any, T], waits_for: asyncio.Future[Any] | None) -> T:
     """Go on with a coroutine whose first step was taken elsewhere."""
-    return await Resumed(coro, waits_for)
+    result: T = await Resumed(coro, waits_for)
+    return result
 
 
 def name_of(task: asyncio.Task[Any]) -> str:

@@ -27,12 +27,14 @@ import psycopg
 from psycopg import errors as e
 from psycopg.abc import PQGen
 from psycopg.pq import ConnStatus, Format, TransactionStatus
+from psycopg.pq.abc import PGconn
 
 from .bridge import INTERRUPTIONS, Portal, await_, check_may_wait, current, let_step_end, running
 from .cancellation import deliver_cancellation, finish, hold_cancellation
 from .cursors import BLOCK_ENDED, BlockEndedError, adopt, own_class
 from .errors import LeaseEnded, NothingCommitted, OutcomeUnknown
 from .parking import Caller, ParkingLock, caller
+from .protocols import Lease
 from .recovery import (
     CLEANUP_BUDGET,
     WAIT_INTERVAL,
@@ -97,10 +99,12 @@ class Connection(psycopg.Connection[Any]):
 
     __module__ = "pgbackend.driver"
 
+    #: Held while a statement is in flight, from its first byte to the last of its result.
+    lock: ParkingLock  # type: ignore[assignment]  # not psycopg's kind
     #: The pooled connection that this one is a facade of, or None.
     physical: Physical | None = None
     #: Called when a cursor of a facade is opened and closed; see `pool.Lease`.
-    lease: Any = None
+    lease: Lease | None = None
     #: The `prepare_threshold` that each lease begins with.
     given_threshold: int | None = None
     #: The message of the error for using a facade whose lease is over.
@@ -125,10 +129,10 @@ class Connection(psycopg.Connection[Any]):
     _last_yield = 0.0
     _kept_busy = False
 
-    def __init__(self, pgconn: Any, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, pgconn: PGconn, *args: Any, **kwargs: Any) -> None:
         super().__init__(pgconn, *args, **kwargs)
         # Tasks that take part in one transaction share its connection, one at a time, in turn.
-        self.lock = ParkingLock()  # type: ignore[assignment]
+        self.lock = ParkingLock()
 
     @classmethod
     def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
@@ -191,12 +195,12 @@ class Connection(psycopg.Connection[Any]):
 
     # --- Leases ---
 
-    def lend(self, lease: Any) -> Connection:
+    def lend(self, lease: Lease) -> Connection:
         """Return a facade of this facade for `lease`: same session, an identity of its own."""
         facade: Connection = object.__new__(self.lent_class)
         facade.__dict__.update(self.__dict__)
         facade.lease = lease
-        facade.lock = ParkingLock()  # type: ignore[assignment]
+        facade.lock = ParkingLock()
         facade._listen_alone()
         # A former holder may have changed it: the session has one manager of prepared statements.
         facade._prepared.prepare_threshold = self.given_threshold
@@ -284,7 +288,7 @@ class Connection(psycopg.Connection[Any]):
         another task steps. Statements of other tasks wait for the end of the block.
         """
         callers = {caller(), beginner}
-        lock: Any = self.lock
+        lock = self.lock
 
         def refuse() -> None:
             if caller() not in callers:

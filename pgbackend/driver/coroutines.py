@@ -19,7 +19,7 @@ async def as_coroutine(awaitable: Awaitable[T]) -> T:
     return await awaitable
 
 
-def exception_to_throw(exc: BaseException) -> Any:
+def exception_to_throw(exc: BaseException) -> BaseException | type[BaseException]:
     """Return what to throw into a coroutine for `exc`.
 
     An exception that is thrown lives for as long as the call does: until the coroutine waits for an
@@ -50,12 +50,12 @@ class GreenCoroutine(Coroutine[Any, Any, T]):
     def __repr__(self) -> str:
         return f"<green {self._coro!r}>"
 
-    def send(self, value: Any) -> Any:
+    def send(self, value: object) -> object:
         if self._driver is None:
             self._driver = self._drive(self._coro)
         return self._driver.send(value)
 
-    def throw(self, *args: Any) -> Any:
+    def throw(self, *args: Any) -> object:
         try:
             return (self._driver or self._coro).throw(*args)
         finally:
@@ -70,12 +70,12 @@ class GreenCoroutine(Coroutine[Any, Any, T]):
     def __iter__(self) -> GreenCoroutine[T]:
         return self
 
-    def __next__(self) -> Any:
+    def __next__(self) -> object:
         return self.send(None)
 
     # Asyncio and debuggers look for these attributes on a coroutine.
     @property
-    def cr_frame(self) -> Any:
+    def cr_frame(self) -> object:
         return getattr(self._coro, "cr_frame", None)
 
     @property
@@ -83,22 +83,24 @@ class GreenCoroutine(Coroutine[Any, Any, T]):
         return bool(getattr(self._coro, "cr_running", False))
 
     @property
-    def cr_code(self) -> Any:
+    def cr_code(self) -> object:
         return getattr(self._coro, "cr_code", None)
 
     @property
-    def cr_await(self) -> Any:
+    def cr_await(self) -> object:
         return getattr(self._coro, "cr_await", None)
 
 
 class Resumed:
     """The rest of a coroutine whose first step was taken elsewhere, and yielded `waits_for`."""
 
-    def __init__(self, coro: Coroutine[Any, Any, Any], waits_for: Any) -> None:
+    def __init__(
+        self, coro: Coroutine[Any, Any, Any], waits_for: asyncio.Future[Any] | None
+    ) -> None:
         self.coro = coro
         self.waits_for = waits_for
 
-    def __await__(self) -> Any:
+    def __await__(self) -> Generator[Any, Any, Any]:
         if self.waits_for is not None:
             self.waits_for._asyncio_future_blocking = True  # noqa: SLF001
         waits_for = self.waits_for

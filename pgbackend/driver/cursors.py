@@ -12,11 +12,12 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import psycopg
-from psycopg.abc import PQGen
+from psycopg.abc import PQGen, Query
 from psycopg.pq import PipelineStatus, TransactionStatus
+from psycopg.pq.abc import PGconn
 
 from .begin import BeginningCursor
 from .cancellation import hold_cancellation, hold_when_closed
@@ -27,7 +28,11 @@ from .recovery import limit_clean_up
 from .turns import TurnTakenError, check_turn
 from .vouching import is_vouched
 
+if TYPE_CHECKING:
+    from .connection import Connection
+
 RV = TypeVar("RV")
+T = TypeVar("T")
 
 _get_running_loop = asyncio._get_running_loop
 _ACTIVE = TransactionStatus.ACTIVE
@@ -70,8 +75,8 @@ class _LeasedCursor:
     QuerySet). Another statement on it takes a connection again.
     """
 
-    _conn: Any
-    _pgconn: Any
+    _conn: Connection
+    _pgconn: PGconn
     _close: Callable[[], None]
     closed: bool
     #: Whether this is a server-side cursor, which has a name.
@@ -84,11 +89,11 @@ class _LeasedCursor:
     #: The place where the cursor was opened, if a warning is due when it is never closed.
     opened_at: str | None = None
     #: Gives another connection to a cursor that has let its own go, when it is its turn.
-    renew: Callable[[Any], None] | None = None
+    renew: Callable[[_LeasedCursor], None] | None = None
     #: Whether its statements take turns with those of others in the same transaction.
     takes_turns = False
 
-    def __init__(self, connection: Any, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, connection: Connection, *args: object, **kwargs: object) -> None:
         super().__init__(connection, *args, **kwargs)  # type: ignore[call-arg]  # a mixin
         if connection.lease is not None:  # a facade that is being prepared is nobody's yet
             self.hold()
@@ -115,11 +120,11 @@ class _LeasedCursor:
 
     # --- Statements ---
 
-    def execute(self, *args: Any, **kwargs: Any) -> Any:
+    def execute(self, *args: object, **kwargs: object) -> Self:
         if not self._holds:
             self._hold_again()
         try:
-            result = super().execute(*args, **kwargs)  # type: ignore[misc]
+            result: Self = super().execute(*args, **kwargs)  # type: ignore[misc]
         except BaseException as exc:
             if self._goes_elsewhere(exc):
                 return self.execute(*args, **kwargs)
@@ -127,7 +132,7 @@ class _LeasedCursor:
         self._has_succeeded = True
         return result
 
-    def executemany(self, *args: Any, **kwargs: Any) -> None:
+    def executemany(self, *args: object, **kwargs: object) -> None:
         if not self._holds:
             self._hold_again()
         try:
@@ -143,7 +148,7 @@ class _LeasedCursor:
         return None
 
     @contextlib.contextmanager
-    def copy(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+    def copy(self, *args: object, **kwargs: object) -> Iterator[Any]:
         if not self._holds:
             self._hold_again()
         entered = goes_elsewhere = False
@@ -170,7 +175,7 @@ class _LeasedCursor:
             with self.copy(*args, **kwargs) as copy:
                 yield copy
 
-    def stream(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+    def stream(self, *args: object, **kwargs: object) -> Iterator[Any]:
         if not self._holds:
             self._hold_again()
         beginner = caller()
@@ -232,7 +237,7 @@ class _LeasedCursor:
         if self.renew is not None:
             self.renew(self)
 
-    def move_to(self, connection: psycopg.Connection[Any]) -> None:
+    def move_to(self, connection: Connection) -> None:
         """Make this a cursor of `connection` from now on; its options stay."""
         me: Any = self
         self._conn, self._pgconn = connection, connection.pgconn
@@ -243,12 +248,12 @@ class _LeasedCursor:
 
     # A class of the user's may override `execute()`, and send more in it: all that passes here.
 
-    def _start_query(self, query: Any = None) -> PQGen[None]:
+    def _start_query(self, query: Query | None = None) -> PQGen[None]:
         if self.takes_turns:
             check_turn(self._conn)
         return super()._start_query(query)  # type: ignore[misc,no-any-return]
 
-    def _execute_gen(self, query: Any, *args: Any, **kwargs: Any) -> PQGen[None]:
+    def _execute_gen(self, query: Query, *args: object, **kwargs: object) -> PQGen[None]:
         self._note(query)
         try:
             yield from super()._execute_gen(query, *args, **kwargs)  # type: ignore[misc]
@@ -256,7 +261,7 @@ class _LeasedCursor:
             self._close_if_copying(exc)
             raise
 
-    def _note(self, query: Any) -> None:
+    def _note(self, query: Query) -> None:
         """Let the session be reset after this statement, unless the statement is vouched for."""
         self._has_begun = True
         lease = self._conn.lease
@@ -350,7 +355,7 @@ class _LeasedServerCursor(_LeasedCursor):
             lease.dirty = True  # it may be open on the server
         self.let_go()
 
-    def _declare_gen(self, query: Any, *args: Any, **kwargs: Any) -> PQGen[None]:
+    def _declare_gen(self, query: Query, *args: object, **kwargs: object) -> PQGen[None]:
         self._note(query)
         return super()._declare_gen(query, *args, **kwargs)  # type: ignore[misc,no-any-return]
 
@@ -358,7 +363,7 @@ class _LeasedServerCursor(_LeasedCursor):
         if self.why_gone is None or self.why_gone() is None:
             yield from super()._close_gen()  # type: ignore[misc]
 
-    def _fetch_gen(self, *args: Any, **kwargs: Any) -> PQGen[Any]:
+    def _fetch_gen(self, *args: object, **kwargs: object) -> PQGen[Any]:
         if self.why_gone is not None and (reason := self.why_gone()) is not None:
             raise reason
         fetch_gen = super()._fetch_gen(*args, **kwargs)  # type: ignore[misc]
@@ -382,7 +387,7 @@ def leased_class(cursor_class: type[Any]) -> type[Any]:
     return type(cursor_class.__name__, bases, names)
 
 
-def adopt(cursor: Any) -> Any:
+def adopt(cursor: T) -> T:
     """Make a cursor that was made without the factories of its facade a holder of the lease."""
     if not isinstance(cursor, _LeasedCursor) and isinstance(cursor, psycopg.Cursor):
         cls: Any = leased_class(type(cursor))  # type: ignore[arg-type]  # a class has a hash
@@ -391,7 +396,7 @@ def adopt(cursor: Any) -> Any:
     return cursor
 
 
-def let_go(cursor: Any) -> None:
+def let_go(cursor: object) -> None:
     """Let a cursor hold its connection no longer: its rows are all in memory."""
     if isinstance(cursor, _LeasedCursor):
         cursor.let_go()

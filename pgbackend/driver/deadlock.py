@@ -45,7 +45,7 @@ def waits_for(task: Task | None, future: asyncio.Future[Any] | None) -> bool:
 
 def _waits_for(task: Task | None, queued: Queued) -> list[Task | None]:
     """Return tasks of which one must go on before `task` can; none if it may go on otherwise."""
-    future: Any = getattr(task, "_fut_waiter", None)
+    future: asyncio.Future[Any] | None = getattr(task, "_fut_waiter", None)
     if task is None or future is None or future.done():
         return []
     holders = queued(task)

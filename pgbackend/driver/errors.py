@@ -7,7 +7,7 @@ Django wraps it like any other error of the driver; what only a mistake in a pro
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psycopg
 import psycopg.errors
@@ -60,6 +60,6 @@ class NothingCommitted(psycopg.OperationalError):
 
 if not TYPE_CHECKING:
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name: str) -> object:
         # `Database.errors.UniqueViolation`: code for psycopg takes this module for its `errors`.
         return getattr(psycopg.errors, name)

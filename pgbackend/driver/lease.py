@@ -26,10 +26,13 @@ from functools import partial
 from time import monotonic
 from typing import Any, Protocol, TypeAlias
 
+from psycopg.abc import Params
+
 from . import bridge, errors
 from .connection import LEASE_ENDED, Connection
 from .finalizers import is_collecting
 from .pooled import AsyncConnection
+from .protocols import LeasedCursor
 from .statement_cursors import Result, result_of
 from .vouching import vouching
 
@@ -130,7 +133,7 @@ class Lease:
         """Name the task that holds the connection, for messages."""
         return bridge.name_of(self.task) if self.task is not None else "no task"
 
-    def execute(self, query: Any, params: Any, adapting: Adapting) -> Result:
+    def execute(self, query: str, params: Params | None, adapting: Adapting) -> Result:
         """Execute a statement, green, fetch all its rows, and leave no cursor open.
 
         The caller vouches for the statement, or has marked the lease as dirty. Errors are
@@ -165,7 +168,7 @@ class Lease:
         """Tell whether nothing but open cursors keeps the lease."""
         return not self.ended and not self.pins
 
-    def cursor_opened(self, cursor: Any) -> None:
+    def cursor_opened(self, cursor: LeasedCursor) -> None:
         """Count `cursor` as a holder. Raises `LeaseEnded`."""
         if self.cursors is None:
             raise errors.LeaseEnded(LEASE_ENDED)
@@ -173,7 +176,7 @@ class Lease:
             self.connection.refuse()
         self.cursors[id(cursor)] = cursor.is_on_server
 
-    def cursor_closed(self, cursor: Any) -> None:
+    def cursor_closed(self, cursor: LeasedCursor) -> None:
         """Count `cursor` no longer; the caller may be the garbage collector, in any thread."""
         if self.cursors is not None:
             self.cursors.pop(id(cursor), None)
@@ -214,7 +217,7 @@ class Lease:
         if connection is not None:
             connection.end_reason, connection.left_open = reason, self.cursors
             if connection.waits_elsewhere or self.physical.watch.future is not None:
-                lock: Any = connection.lock  # a ParkingLock
+                lock = connection.lock
                 lock.refuse = connection.refuse
                 if self._waits_for_statement():
                     return
@@ -240,7 +243,7 @@ class Lease:
         """Tell whether a statement is in flight, whose end will then go on with the lease's."""
         if self._connection is None:
             return False
-        lock: Any = self._connection.lock  # a ParkingLock
+        lock = self._connection.lock
         if not lock.locked():
             return False
         lock.on_free = self._when_free
@@ -252,7 +255,7 @@ class Lease:
     def _when_free(self) -> None:
         """Go on when a statement has ended; called by whoever releases the connection's lock."""
         assert self._connection is not None
-        lock: Any = self._connection.lock  # a ParkingLock
+        lock = self._connection.lock
         lock.on_free = None
         if self.ended:
             self._connection.end_lease()  # before another thread finds the lock free

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Hashable
 from typing import Any
 
 from .exits import stand_still_at_exit
@@ -90,7 +90,7 @@ def _sweep() -> None:
         _by_loop.pop(loop).close()
 
 
-def close_pools(owner: Any) -> None:
+def close_pools(owner: Hashable) -> None:
     """Close the pools whose key begins with `owner`, on all loops; from any thread.
 
     When it returns, their free connections are closed.

@@ -36,7 +36,7 @@ class Waiter:
             self._event = threading.Event()
         else:
             self._loop = asyncio.get_running_loop()
-            self._future: asyncio.Future[None] = self._loop.create_future()
+            self._future: asyncio.Future[bool] = self._loop.create_future()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for `wake()`; return False when `timeout` seconds passed first."""
@@ -44,7 +44,7 @@ class Waiter:
             return self._event.wait(timeout)
         timer = None if timeout is None else self._loop.call_later(timeout, self._set, False)
         try:
-            return bool(self._portal.wait_for(self._future))
+            return self._portal.wait_for(self._future)
         finally:
             if timer is not None:
                 timer.cancel()
@@ -60,7 +60,7 @@ class Waiter:
             except RuntimeError:  # the loop was closed, and the waiter with it
                 pass
 
-    def _set(self, value: Any) -> None:
+    def _set(self, value: bool) -> None:
         if not self._future.done():
             self._future.set_result(value)
 

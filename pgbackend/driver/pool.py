@@ -29,6 +29,7 @@ from time import monotonic
 from typing import Any, Literal, TypeAlias
 
 import psycopg
+from psycopg.abc import Params
 from psycopg.pq import PipelineStatus, TransactionStatus
 
 from . import bridge, deadlock, errors, events
@@ -166,7 +167,7 @@ class Pool:
             events.emit(events.Leased(self.name, physical.pid(), waited))
         return lease
 
-    def execute(self, query: Any, params: Any, adapting: Adapting) -> Result:
+    def execute(self, query: str, params: Params | None, adapting: Adapting) -> Result:
         """Execute a statement on a connection that is leased for it alone, and fetch all its rows.
 
         Arguments and errors are those of `Lease.execute()`, and of `lease()`.

@@ -19,18 +19,21 @@ from psycopg import waiting
 from psycopg._cursor_base import BaseCursor
 from psycopg._preparing import PrepareManager
 from psycopg._queries import PostgresClientQuery
-from psycopg.abc import PQGen
+from psycopg.abc import Params, PQGen, PQGenConn, Query
+from psycopg.adapt import AdaptersMap
 from psycopg.pq import ConnStatus, DiagnosticField, TransactionStatus
+from psycopg.pq.abc import PGconn
 from psycopg.rows import tuple_row
 from psycopg.waiting import Wait
 
 from .bridge import INTERRUPTIONS
 from .connection import Connection
 from .cursors import leased_class
+from .protocols import Lease
 from .recovery import CLEANUP_BUDGET, WAIT_INTERVAL, ask_to_cancel
 from .shortcuts import NO_OTHERS, looking
 from .socket_watch import Watch
-from .statement_cursors import Result, statement_class
+from .statement_cursors import Result, StatementCursor, statement_class
 
 RV = TypeVar("RV")
 
@@ -60,17 +63,17 @@ class _LentConnection:
     `executemany()` and `stream()`, or on a cursor that was made without its factories.
     """
 
-    lease: Any
+    lease: Lease | None
     physical: AsyncConnection
     has_looked: bool
 
     @property
-    def adapters(self) -> Any:
+    def adapters(self) -> AdaptersMap:
         if self.lease is not None:
             self.lease.types_seen = True
         else:  # a former holder looks at them
             self.physical.forget_types()
-        return super().adapters  # type: ignore[misc]
+        return super().adapters  # type: ignore[misc,no-any-return]
 
     def _start_query(self) -> PQGen[None]:
         if not self.has_looked and self.lease is not None:
@@ -96,7 +99,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     #: The facade whose handlers are given the server's notices and notifications.
     listener: weakref.ref[Connection]
     #: The cursor of `run_statement()`, while no statement uses it.
-    _cursor: Any = None
+    _cursor: StatementCursor | None = None
     #: When it was given back, by `time.monotonic()`, if it needed no reset.
     free_since = 0.0
     _disowned = False
@@ -106,7 +109,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         cls,
         conninfo: str = "",
         *,
-        cursor_factory: Any = None,
+        cursor_factory: type[psycopg.Cursor[Any]] | None = None,
         facade_class: type[Connection] = Connection,
         **kwargs: Any,
     ) -> Self:
@@ -116,7 +119,9 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         self._make_facade(facade_class, cursor_factory)
         return self
 
-    def _make_facade(self, facade_class: type[Connection], cursor_factory: Any) -> None:
+    def _make_facade(
+        self, facade_class: type[Connection], cursor_factory: type[psycopg.Cursor[Any]] | None
+    ) -> None:
         """Make the facade of which the others are copies."""
         facade = facade_class(self.pgconn)
         facade.physical = self
@@ -127,7 +132,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         facade._prepared = self._prepared  # noqa: SLF001
         facade.given_threshold = self.prepare_threshold
         facade._pool = None  # noqa: SLF001 - the pool closes it
-        factory = cursor_factory or psycopg.Cursor
+        factory: Any = cursor_factory or psycopg.Cursor
         if _Probe.is_needed():
             factory = _Probe.wrapped_factory(self.pgconn, factory)
         facade.cursor_factory = leased_class(factory)
@@ -158,7 +163,9 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     # --- Statements of which nothing but the rows is left ---
     # Note [Statements without a facade] in statement_cursors.py
 
-    def run_statement(self, connection: Connection | None, query: Any, params: Any) -> Result:
+    def run_statement(
+        self, connection: Connection | None, query: Query, params: Params | None
+    ) -> Result:
         """Execute `query` on a facade, or on the facade that is lent to nobody; fetch all rows.
 
         The caller holds the lease, and does nothing else meanwhile. Errors are psycopg's.
@@ -170,14 +177,14 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         cursor._conn = connection  # noqa: SLF001
         if connection.lease is not None and connection.lease.types_seen:
             cursor._last_query = None  # noqa: SLF001 - its holder may have registered a type
-        result: Result = cursor.run(query, params)
+        result = cursor.run(query, params)
         cursor._conn = self.facade  # noqa: SLF001
         self._cursor = cursor
         return result
 
-    def _new_cursor(self) -> Any:
+    def _new_cursor(self) -> StatementCursor:
         """Return the first cursor, or one more while a task of the same transaction uses that."""
-        cursor = self._cursor_class(self.facade)
+        cursor: StatementCursor = self._cursor_class(self.facade)
         cursor._adapters = self.adapters  # noqa: SLF001 - no copy: a type may be registered
         return cursor
 
@@ -280,7 +287,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
 
 
 def _hear(
-    me: weakref.ref[AsyncConnection], handler: Callable[[Any, Any], None], message: Any
+    me: weakref.ref[AsyncConnection], handler: Callable[[Any, Any], None], message: object
 ) -> None:
     """Give a notice or notification to the facade that listens now."""
     if (physical := me()) is not None:
@@ -295,7 +302,7 @@ class _Probe(psycopg.Connection[Any]):
     open already, and the cursor factory that results is used.
     """
 
-    _opened: Any = None
+    _opened: PGconn
 
     @classmethod
     def is_needed(cls) -> bool:
@@ -305,17 +312,17 @@ class _Probe(psycopg.Connection[Any]):
         return bool(connect.__func__.__globals__["__name__"] != "psycopg.connection")
 
     @classmethod
-    def wrapped_factory(cls, pgconn: Any, factory: type[Any]) -> type[Any]:
+    def wrapped_factory(cls, pgconn: PGconn, factory: type[Any]) -> type[Any]:
         probing: type[_Probe] = type("Connection", (cls,), {"_opened": pgconn})
         wrapped: type[Any] = probing.connect(cursor_factory=factory).cursor_factory
         return wrapped
 
     @classmethod
-    def _get_connection_params(cls, conninfo: str, **kwargs: Any) -> dict[str, Any]:
+    def _get_connection_params(cls, conninfo: str, **kwargs: object) -> dict[str, Any]:
         return {"host": "/"}  # no name to resolve
 
     @classmethod
-    def _connect_gen(cls, conninfo: str = "") -> Any:
+    def _connect_gen(cls, conninfo: str = "") -> PQGenConn[Self]:
         self = cls(cls._opened)
         self._pool = None  # not to be reported as left open
         yield from ()

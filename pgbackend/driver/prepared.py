@@ -6,7 +6,7 @@ from typing import Any
 
 import psycopg
 from psycopg import errors as e
-from psycopg.abc import PQGen
+from psycopg.abc import Params, PQGen, Query
 from psycopg.pq import TransactionStatus
 
 _IDLE = TransactionStatus.IDLE
@@ -21,10 +21,15 @@ class PreparingCursor:
     transaction prepares anew.
     """
 
-    _conn: Any
+    _conn: psycopg.Connection[Any]
 
     def _execute_gen(
-        self, query: Any, params: Any = None, *, prepare: bool | None = None, **kwargs: Any
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        prepare: bool | None = None,
+        **kwargs: object,
     ) -> PQGen[None]:
         execute_gen = super()._execute_gen  # type: ignore[misc]
         try:
@@ -35,7 +40,7 @@ class PreparingCursor:
                 raise
         yield from execute_gen(query, params, prepare=False, **kwargs)
 
-    def executemany(self, *args: Any, **kwargs: Any) -> None:
+    def executemany(self, *args: object, **kwargs: object) -> None:
         try:
             super().executemany(*args, **kwargs)  # type: ignore[misc]
         except (e.FeatureNotSupported, e.InvalidSqlStatementName) as exc:
@@ -48,4 +53,4 @@ class PreparingCursor:
         stale_plan = exc.diag.source_function == "RevalidateCachedQuery"
         if isinstance(exc, e.FeatureNotSupported) and not stale_plan:
             return False
-        return bool(self._conn._prepared.clear())  # noqa: SLF001
+        return self._conn._prepared.clear()  # noqa: SLF001

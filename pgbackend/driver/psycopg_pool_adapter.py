@@ -24,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 from types import CodeType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import psycopg_pool
 from psycopg_pool.base import AttemptWithBackoff
@@ -97,7 +97,7 @@ class _GreenWaiter(TimedByQueue, WaitingClient[AsyncConnection]):
         self.deadline = 0.0
 
     @property
-    def _cond(self) -> Any:  # type: ignore[override]  # nobody sets it
+    def _cond(self) -> Self:  # type: ignore[override]  # nobody sets it
         return self
 
 
@@ -248,7 +248,7 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         finally:
             self.checking.discard(conn)
 
-    def _leave_queue(self, client: Any) -> None:
+    def _leave_queue(self, client: WaitingClient[AsyncConnection] | None) -> None:
         """Let `client` wait no more, and give back a connection that has just come for it."""
         if client is None:
             return

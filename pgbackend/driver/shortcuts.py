@@ -46,7 +46,7 @@ NO_OTHERS: tuple[Any, ...] = (None,)
 
 
 def looking(
-    name: str, names: str, **owners: Any
+    name: str, names: str, **owners: object
 ) -> tuple[Callable[[], tuple[Any, ...]], tuple[Any, ...]]:
     """Return a function that looks the state of a shortcut up, and its result if that may be taken.
 
@@ -60,7 +60,7 @@ def looking(
     return seen, ((True, *functions) if all(map(is_psycopgs, functions)) else NO_OTHERS)
 
 
-def is_psycopgs(function: Any) -> bool:
+def is_psycopgs(function: object) -> bool:
     """Tell whether psycopg has made a function.
 
     A function that wraps one has globals of its own. A proxy, as tracing tools make them, says that

@@ -13,19 +13,24 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from operator import is_
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import psycopg
 from psycopg import errors as e
 from psycopg import generators
 from psycopg._queries import PostgresClientQuery
-from psycopg.abc import PQGen
-from psycopg.adapt import Transformer
+from psycopg.abc import Params, PQGen, Query
+from psycopg.abc import Transformer as AnyTransformer
+from psycopg.adapt import AdaptersMap, Transformer
 from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.pq.abc import PGconn, PGresult
 
 from .begin import BEGIN, NotBegunError, seen_for_begin
 from .cursors import abilities
 from .turns import check_turn
+
+if TYPE_CHECKING:
+    from .connection import Connection
 
 _IDLE = TransactionStatus.IDLE
 _TUPLES_OK = ExecStatus.TUPLES_OK
@@ -40,14 +45,16 @@ def result_of(cursor: Any) -> Result:
     return cursor.rowcount, rows
 
 
-class _StatementCursor:
+class StatementCursor:
     """Run a statement so that nothing of it is left in the cursor afterwards (a mixin)."""
 
-    _conn: Any
+    _conn: Connection
     _reset: Callable[[], None]
-    _tx: Any
+    _tx: AnyTransformer
+    _adapters: AdaptersMap
+    _last_query: Query | None
 
-    def run(self, query: Any, params: Any) -> Result:
+    def run(self, query: Query, params: Params | None) -> Result:
         """Execute a statement and fetch all its rows."""
         if self._conn.lease is not None:
             self._conn.has_looked = True  # the caller has seen whether it is vouched for
@@ -57,28 +64,26 @@ class _StatementCursor:
         self._tx.set_pgresult(None)
         return result
 
-    def _start_query(self, query: Any = None) -> PQGen[None]:
+    def _start_query(self, query: Query | None = None) -> PQGen[None]:
         check_turn(self._conn)
         return super()._start_query(query)  # type: ignore[misc,no-any-return]
 
 
-class _ClientStatementCursor(_StatementCursor):
+class _ClientStatementCursor(StatementCursor):
     """Run a statement in fewer steps than psycopg's (a mixin of `ClientCursor`, which sends text).
 
     It takes fewer still for the statement that it has executed last, as `executemany()` does.
     """
 
-    _conn: Any
-    _pgconn: Any
-    _last_query: Any
-    pgresult: Any
-    _check_results: Callable[[list[Any]], None]
-    _drop_begun: Callable[[list[Any]], None]
+    _pgconn: PGconn
+    pgresult: PGresult
+    _check_results: Callable[[list[PGresult]], None]
+    _drop_begun: Callable[[list[PGresult]], None]
     _execute_plainly_gen: Callable[..., PQGen[None]]
     #: The last statement, and how its parameters are put into it.
     _merged: PostgresClientQuery = None  # type: ignore[assignment]
 
-    def run(self, query: Any, params: Any) -> Result:
+    def run(self, query: Query, params: Params | None) -> Result:
         conn = self._conn
         if conn._pipeline:  # noqa: SLF001
             return super().run(query, params)
@@ -95,7 +100,7 @@ class _ClientStatementCursor(_StatementCursor):
             raise exc.with_traceback(None)  # noqa: B904 - it is the same
         return self._fetch(result)
 
-    def _merge(self, query: Any, params: Any) -> None:
+    def _merge(self, query: Query, params: Params | None) -> None:
         merged = self._merged
         if query == self._last_query and type(params) is tuple and merged._order is None:  # noqa: SLF001
             literal = self._tx.as_literal
@@ -111,18 +116,18 @@ class _ClientStatementCursor(_StatementCursor):
         self._merged.convert(query, params)
         self._last_query = query
 
-    def _run_gen(self, begin: bytes = b"") -> PQGen[Any]:
+    def _run_gen(self, begin: bytes = b"") -> PQGen[PGresult]:
         merged = self._merged
         self._pgconn.send_query(begin + merged.query)
         merged.query, merged.params = b"", None  # they may be secret
-        results = yield from generators.execute(self._pgconn)
+        results: list[PGresult] = yield from generators.execute(self._pgconn)
         if begin:
             self._drop_begun(results)
         self._check_results(results)
         yield from self._conn._prepared.maintain_gen(self._conn)  # noqa: SLF001
         return results[0]
 
-    def _run_gen_in_turn(self, query: Any, params: Any) -> PQGen[Any]:
+    def _run_gen_in_turn(self, query: Query, params: Params | None) -> PQGen[PGresult]:
         conn = self._conn
         if conn._autocommit or conn.pgconn.transaction_status != _IDLE:  # noqa: SLF001
             result = yield from self._run_gen()
@@ -141,7 +146,7 @@ class _ClientStatementCursor(_StatementCursor):
             self._reset()
         return result
 
-    def _fetch(self, result: Any) -> Result:
+    def _fetch(self, result: PGresult) -> Result:
         if result.status != _TUPLES_OK:
             count = result.command_tuples
             return (-1 if count is None else count), None
@@ -156,6 +161,6 @@ class _ClientStatementCursor(_StatementCursor):
 def statement_class(cursor_class: type[Any]) -> type[Any]:
     """Return `cursor_class`, with `run()`."""
     on_client = issubclass(cursor_class, psycopg.ClientCursor)
-    runs = _ClientStatementCursor if on_client else _StatementCursor
+    runs = _ClientStatementCursor if on_client else StatementCursor
     bases: Any = (runs, *abilities(cursor_class), cursor_class)
     return type(cursor_class.__name__, bases, {"__module__": __name__})

@@ -11,9 +11,9 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
-from psycopg.abc import PQGen
+from psycopg.abc import PQGen, Query
 
 from .errors import LeaseEnded
 
@@ -36,11 +36,18 @@ class Turns(Protocol):
         """Note that COMMIT or ROLLBACK is about to be sent."""
 
 
+class SharedConnection(Protocol):
+    """A connection that tasks and threads may share."""
+
+    @property
+    def turns(self) -> Turns | None: ...
+
+
 class TurnTakenError(LeaseEnded):
     """A statement was not sent, because a block was opened or ended before it."""
 
 
-def check_turn(connection: Any) -> None:
+def check_turn(connection: SharedConnection) -> None:
     """Raise `TurnTakenError` if it is not the turn of the running code."""
     if connection.turns is not None and not connection.turns.may_send():
         raise TurnTakenError(_TURN_TAKEN)
@@ -53,22 +60,22 @@ class _TurnTakingCursor:
     of a lease have a way of their own; see cursors.py.
     """
 
-    _conn: Any
+    _conn: SharedConnection
     #: Waits for the turn of the running code; raises if its block has ended.
     take_turn: Callable[[], None]
 
-    def _start_query(self, query: Any = None) -> PQGen[None]:
+    def _start_query(self, query: Query | None = None) -> PQGen[None]:
         check_turn(self._conn)
         return super()._start_query(query)  # type: ignore[misc,no-any-return]
 
-    def execute(self, *args: Any, **kwargs: Any) -> Any:
+    def execute(self, *args: object, **kwargs: object) -> Self:
         while True:
             try:
-                return super().execute(*args, **kwargs)  # type: ignore[misc]
+                return super().execute(*args, **kwargs)  # type: ignore[misc,no-any-return]
             except TurnTakenError:
                 self.take_turn()
 
-    def executemany(self, *args: Any, **kwargs: Any) -> None:
+    def executemany(self, *args: object, **kwargs: object) -> None:
         while True:
             try:
                 return super().executemany(*args, **kwargs)  # type: ignore[misc,no-any-return]
@@ -76,7 +83,7 @@ class _TurnTakingCursor:
                 self.take_turn()
 
     @contextlib.contextmanager
-    def copy(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+    def copy(self, *args: object, **kwargs: object) -> Iterator[Any]:
         with contextlib.ExitStack() as stack:
             while True:
                 try:
@@ -86,7 +93,7 @@ class _TurnTakingCursor:
                     self.take_turn()
             yield copy
 
-    def stream(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+    def stream(self, *args: object, **kwargs: object) -> Iterator[Any]:
         while True:
             try:
                 yield from super().stream(*args, **kwargs)  # type: ignore[misc]

@@ -12,7 +12,6 @@ import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
 
 _texts: ContextVar[Collection[str]] = ContextVar("_texts", default=())
 
@@ -36,7 +35,7 @@ def vouching(texts: Collection[str]) -> Iterator[None]:
         _texts.set(outer)
 
 
-def is_vouched(query: Any) -> bool:
+def is_vouched(query: object) -> bool:
     """Tell whether somebody vouches for a statement with this text, or with comments around it."""
     texts = _texts.get()
     if not texts or not isinstance(query, str):

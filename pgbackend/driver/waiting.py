@@ -74,7 +74,7 @@ class TimedByQueue(Notified):
 
     __slots__ = ()
 
-    conn: Any
+    conn: object
     """The connection that has come for the client."""
     error: BaseException | None
     """The reason why none will come."""
@@ -123,7 +123,7 @@ class WaitingQueue(deque[Any]):
             client._cond = Condition()  # noqa: SLF001
         super().append(client)
 
-    def withdraw(self, client: Any) -> bool:
+    def withdraw(self, client: TimedByQueue) -> bool:
         """Take out a client that has just been put in; False if it has been served meanwhile."""
         if client.conn is not None:
             return False

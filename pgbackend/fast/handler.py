@@ -171,7 +171,7 @@ class _Connected:
     def _begin_to_listen(self) -> None:
         listening = self._listen()
         try:
-            waits_for = bridge.first_step(listening)
+            waits_for: Any = bridge.first_step(listening)
         except (RequestAborted, AssertionError) as exc:
             self._hear(exc)
         except Exception:  # if it has another reason, the task will meet it, too

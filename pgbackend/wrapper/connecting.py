@@ -18,7 +18,7 @@ from psycopg import IsolationLevel
 
 from pgbackend import conf, driver, state
 from pgbackend.adapters import prepare_template
-from pgbackend.driver.connection import ConnectArguments
+from pgbackend.driver.connection import ConnectArguments, Connection
 from pgbackend.driver.loops import close_pools, get_pool
 from pgbackend.driver.pool import Pool, PoolOptions
 
@@ -116,7 +116,7 @@ class Connecting(Contexts):
             soiled_unless_vouched=True,
         )
 
-    def _initialise(self, params: dict[str, Any], connection: driver.Connection) -> None:
+    def _initialise(self, params: dict[str, Any], connection: Connection) -> None:
         """Prepare a connection of the async pool as `connect()` prepares its own.
 
         `get_new_connection()` returns it, so that derived wrappers do to it what they do there.
@@ -130,7 +130,7 @@ class Connecting(Contexts):
     # --- The level of isolation ---
 
     @property
-    def isolation_level(self) -> Any:
+    def isolation_level(self) -> IsolationLevel | None:
         """Return the level of transactions: the connection's, or that of all in the pool."""
         current = state.current_state(self)
         if current.pooled and current.isolation_level is None:
@@ -138,7 +138,7 @@ class Connecting(Contexts):
         return current.isolation_level
 
     @isolation_level.setter
-    def isolation_level(self, level: Any) -> None:
+    def isolation_level(self, level: IsolationLevel | None) -> None:
         if self._ready:
             state.current_state(self).isolation_level = level
 

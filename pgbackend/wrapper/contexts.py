@@ -24,6 +24,7 @@ from pgbackend.attributes import follow
 from pgbackend.descriptors import rollback_attribute, scope_attribute, state_attribute
 from pgbackend.driver.vouching import vouching
 from pgbackend.sessions import Key, Scope, Session, State
+from pgbackend.transactions import Block
 
 from .guards import Guards
 
@@ -43,7 +44,7 @@ class Contexts(Guards):
     _ready = False
     #: The settings that were looked at last, and whether a wrapper with these is shared.
     _sharing: tuple[Any, bool] = (None, False)
-    _own_blocks: Any = None
+    _own_blocks: Mapping[Key, Block] | None = None
     #: How often it is lent; see Note [Lent wrappers] in state.py.
     lent = 0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -165,7 +165,7 @@ class Cursors(Transactions):
             state.take_turn(self)
         super().validate_no_broken_transaction()
 
-    def execute_wrapper(self, wrapper: Callable[..., Any]) -> Any:
+    def execute_wrapper(self, wrapper: Callable[..., Any]) -> AbstractContextManager[None]:
         return self._observed_wrapper(wrapper)
 
     @contextmanager

@@ -44,7 +44,7 @@ def guarded(name: str) -> Callable[..., Any]:
     method = inspect.unwrap(getattr(PostgresDatabaseWrapper, name))
 
     @functools.wraps(method)
-    def guard(self: Guards, *args: Any, **kwargs: Any) -> Any:
+    def guard(self: Guards, *args: object, **kwargs: object) -> object:
         if _get_running_loop() is not None and type(_running()) is not Portal:
             self.check_context(name)
         if getattr(PostgresDatabaseWrapper, name) is unsafe or name in self._in_patches:

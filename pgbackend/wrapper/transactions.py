@@ -258,7 +258,7 @@ def _awaited(func: Callable[[], Any]) -> Callable[[], Any]:
         return func
 
     @functools.wraps(func)
-    def call() -> Any:
+    def call() -> object:
         return hops.run_coroutine_function(func)
 
     return call
