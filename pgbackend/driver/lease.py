@@ -1,19 +1,19 @@
-"""Leases: who holds a pooled connection, by what, and how the hold ends.
+"""Leases: how a task or thread holds a pooled connection, and how the hold ends.
 
-`Pool.lease()` makes a `Lease`, which lends a connection to one task or thread. The lease counts
-what holds the connection, and gives it back to its pool when nothing does any more.
+`Pool.lease()` makes a `Lease`, which lends a connection to one task or thread. The lease counts its
+holders, and gives the connection back to the pool when there are none left.
 
 Note [Holders]
-A lease ends with the last of its holders: open cursors, pins, and statements in flight. Each kind
-is counted in one place: cursors in `Lease.cursors`, pins in `Lease.pins`. A statement is in flight
-as long as the connection's lock is held, which psycopg holds from the first byte that is sent to
-the last that is read (of a COPY or a stream, to its end). So a cursor or an iterator that ends
-while a statement is in flight (freed by the garbage collector, or closed by another task) only
-takes itself out of the count, and the end of the statement ends the lease (`ParkingLock.on_free`).
+The holders of a lease are open cursors (`Lease.cursors`), pins (`Lease.pins`), and statements in
+flight. A statement is in flight as long as the connection's lock is held: psycopg acquires the lock
+before it sends the first byte of a statement, and releases it after it has read the last (for a
+COPY or a stream, at its end). So a cursor or an iterator that ends while a statement is in flight
+(freed by the garbage collector, or closed by another task) only leaves the count; the end of the
+statement then ends the lease (`ParkingLock.on_free`).
 
-`Lease.end()` is for callers that know that nobody needs the connection any more: at the end of a
-transaction, or of the task. It refuses at once every use that comes after it; but a statement that
-another task waits for right now is not touched: the connection goes back when that has ended.
+`Lease.end()` is for callers that know that nobody needs the connection any more, at the end of a
+transaction or of the task. From then on, new statements are refused. A statement that another task
+is waiting for goes on: the connection is given back at the end of that statement.
 """
 
 from __future__ import annotations
@@ -36,33 +36,34 @@ from .protocols import LeasedCursor
 from .statement_cursors import Result, result_of
 from .vouching import vouching
 
-#: Returns what prepares a cursor on a connection with these adapters; None if nothing need.
+#: Takes a connection's adapters; returns a function that adapts a cursor before it executes a
+#: statement, or None if the cursor needs nothing.
 Adapting: TypeAlias = Callable[[Any], Callable[[Any], None] | None]
 
 
 class LendingPool(Protocol):
-    """The pool of a lease, as leases and the code that has one know it."""
+    """The part of a pool that its leases, and the holders of leases, use."""
 
     name: str
     closed: bool
     thread: int
     """The identity of the thread that the pool's event loop runs in."""
     leases: dict[int, weakref.ref[Lease]]
-    """The leases that have not ended, by number."""
+    """The leases that have not ended, by their `id()`."""
     soiled_unless_vouched: bool
-    """Whether a statement that nobody vouches for makes its lease dirty."""
+    """Whether a statement makes its lease dirty unless code vouches for it (vouching.py)."""
 
     def release(self, lease: Lease, /) -> None:
-        """Take the connection of `lease` back; from any thread."""
+        """Take back the connection of `lease`. May be called from any thread."""
 
     def call_at_home(self, func: Callable[[], None], /) -> bool:
-        """Let the pool's loop call `func`, from another thread; False if the loop is closed."""
+        """Make the pool's loop call `func` soon; return False if the loop is closed."""
 
 
 class Lease:
     """One task's hold on a connection, from its first statement to the end of the last.
 
-    It ends with the last of its holders: see Note [Holders].
+    The lease ends with the last of its holders: see Note [Holders].
     """
 
     __slots__ = (
@@ -87,30 +88,30 @@ class Lease:
         self.pool = pool
         self.physical = physical
         self.since = monotonic()
-        #: The task that holds the connection, on which its return depends. None: a thread holds it,
-        #: or nobody any more.
+        #: The task that holds the connection, and must go on before the connection can come back.
+        #: None if a thread holds the connection, or nobody does any more.
         self.task = asyncio.current_task()
         self.pins = 0
-        #: The open cursors by number, and whether each is on the server, whose session keeps what
-        #: is left of it. None until there is a connection to make a cursor on.
+        #: The open cursors by `id()`, and whether each is server-side, and so must be closed by a
+        #: reset if it is left open. None until the facade is made.
         self.cursors: dict[int, bool] | None = None
-        #: Whether a statement may have changed the state of the session.
+        #: Whether a statement may have changed the server session, so that the pool resets it.
         self.dirty = False
         self.ended = False
         self._given_back = False
         self.on_end: Callable[[], None] | None = None
-        #: The one to whom the lease passes when its task ends; the driver only keeps it.
+        #: The successor that takes the lease over when its task ends; the driver only stores it.
         self.heir: Any = None
         #: The place in the user's code where the last cursor was opened, for messages.
         self.opened_at: str | None = None
         self._connection: Connection | None = None
-        #: Whether the holder has looked at the connection's types, and so may have registered one.
+        #: Whether the holder has read the facade's `adapters`, and so may have registered a type.
         self.types_seen = False
         pool.leases[id(self)] = weakref.ref(self)
 
     @property
     def connection(self) -> Connection:
-        """Return the facade that the holder uses; it is made when first asked for."""
+        """Return the facade that is lent to the holder; the first access makes it."""
         if self._connection is None:
             if self.ended:
                 raise errors.LeaseEnded(LEASE_ENDED)
@@ -130,20 +131,20 @@ class Lease:
 
     @property
     def holder(self) -> str:
-        """Name the task that holds the connection, for messages."""
+        """Return the name of the task that holds the connection, for messages."""
         return bridge.name_of(self.task) if self.task is not None else "no task"
 
     def execute(self, query: str, params: Params | None, adapting: Adapting) -> Result:
         """Execute a statement, green, fetch all its rows, and leave no cursor open.
 
-        The caller vouches for the statement, or has marked the lease as dirty. Errors are
-        psycopg's.
+        `adapting` says how to adapt the cursor. The caller vouches for the statement (vouching.py),
+        or has marked the lease as dirty. Raises psycopg's errors.
         """
         physical, connection = self.physical, self._connection
         adapt = adapting(physical.adapters)
         if adapt is None and physical.makes_cursors_of(connection):
             return physical.run_statement(connection, query, params)
-        # A cursor of the user's own class may send more than this statement: vouch for it alone.
+        # A cursor of a user's class may send more statements: vouch for this one only.
         with self.connection.cursor() as cursor, vouching((query,)):
             cursor.takes_turns = True
             if adapt is not None:
@@ -152,24 +153,25 @@ class Lease:
             return result_of(cursor)
 
     def can_wait(self) -> bool:
-        """Tell whether the caller may send a statement.
+        """Return whether the running code may send a statement.
 
-        It may if it holds the lease, and runs where something can wait for the reply.
+        The code must hold the lease, and be able to wait for the reply: in a portal that is not
+        being closed, or in a thread without a loop.
         """
         portal = bridge.current()
         if portal is None:
-            # Not the garbage collector: its thread may be in the midst of another statement.
+            # A finalizer may not: the collector may have interrupted another statement's code.
             return asyncio._get_running_loop() is None and not is_collecting()
         if portal.closing or is_collecting():
             return False
         return asyncio.current_task() is self.task or self.pins > 0
 
     def is_held_by_cursors(self) -> bool:
-        """Tell whether nothing but open cursors keeps the lease."""
+        """Return whether the lease has not ended, and only open cursors hold it, no pin."""
         return not self.ended and not self.pins
 
     def cursor_opened(self, cursor: LeasedCursor) -> None:
-        """Count `cursor` as a holder. Raises `LeaseEnded`."""
+        """Count `cursor` as a holder; raise `LeaseEnded` if the lease has ended."""
         if self.cursors is None:
             raise errors.LeaseEnded(LEASE_ENDED)
         if self.ended:
@@ -177,7 +179,10 @@ class Lease:
         self.cursors[id(cursor)] = cursor.is_on_server
 
     def cursor_closed(self, cursor: LeasedCursor) -> None:
-        """Count `cursor` no longer; the caller may be the garbage collector, in any thread."""
+        """Remove `cursor` from the holders, and end the lease if there are none left.
+
+        The garbage collector may call this, in any thread.
+        """
         if self.cursors is not None:
             self.cursors.pop(id(cursor), None)
         if self.pins or self.cursors or self.ended:
@@ -190,17 +195,17 @@ class Lease:
         self.pins += 1
 
     def unpin(self) -> None:
-        """Take one `pin()` back, and end if it was the last holder."""
+        """Undo one `pin()`, and end the lease if it has no other holder."""
         self.pins -= 1
         self.maybe_end()
 
     def maybe_end(self) -> None:
-        """End if nothing holds the connection any more."""
+        """End the lease if no cursor and no pin holds it."""
         if not self.cursors and not self.pins and not self.ended:
             self.end()
 
     def end(self, reason: str = LEASE_ENDED) -> None:
-        """Give the connection back, from any thread, without waiting; see Note [Holders].
+        """End the lease, without waiting: see Note [Holders]. May be called from any thread.
 
         `reason` is the message of the error that a later use of the connection raises.
         """
@@ -225,22 +230,22 @@ class Lease:
         self._give_back()
 
     def end_at_home(self, reason: str = LEASE_ENDED) -> None:
-        """Call `end()` in the pool's own thread, which sees the statement in flight."""
+        """Call `end()` in the thread of the pool's loop: it cannot miss a statement in flight."""
         end = partial(self.end, reason)
         if threading.get_ident() == self.pool.thread or not self.pool.call_at_home(end):
             end()
 
     def _note_streams(self) -> None:
-        """Let the session be reset if a server-side cursor is open in it."""
+        """Mark the lease dirty if a server-side cursor is still open, for a reset to close it."""
         if self.cursors:
             self.dirty = self.dirty or any(self.cursors.values())
 
     def is_in_thread(self) -> bool:
-        """Tell whether a thread waits for the end of a statement on this connection."""
+        """Return whether a thread, or another loop, waits for a statement on this connection."""
         return self._connection is not None and self._connection.waits_elsewhere > 0
 
     def _waits_for_statement(self) -> bool:
-        """Tell whether a statement is in flight, whose end will then go on with the lease's."""
+        """Return whether a statement is in flight; if so, its end will call `_when_free()`."""
         if self._connection is None:
             return False
         lock = self._connection.lock
@@ -253,7 +258,7 @@ class Lease:
         return False
 
     def _when_free(self) -> None:
-        """Go on when a statement has ended; called by whoever releases the connection's lock."""
+        """Call `_go_on()` when a statement has ended, in the thread that releases the lock."""
         assert self._connection is not None
         lock = self._connection.lock
         lock.on_free = None
@@ -264,7 +269,7 @@ class Lease:
             self._go_on()
 
     def _go_on(self) -> None:
-        """End if nothing holds the connection any more, or else with the statement in flight."""
+        """End the lease if it has no holders; let a statement in flight do so at its end."""
         held = not self.ended and (self.cursors or self.pins)
         if held or self._given_back or self._waits_for_statement():
             return
@@ -278,14 +283,14 @@ class Lease:
         connection = self._connection
         if connection is not None:
             connection.end_lease()
-            # The thread had looked whether it still could before `end_lease()` refused it.
+            # Such a thread had passed its check just before `end_lease()` began to refuse.
             if connection.waits_elsewhere and self._waits_for_statement():
                 return
         self._given_back = True
         self.pool.release(self)
 
     def disown(self) -> None:
-        """End in a forked child, without touching the connection, which is the parent's."""
+        """End the lease in a forked child, and leave the connection alone: it is the parent's."""
         self.ended = self._given_back = True
         if self._connection is not None:
             self._connection.end_lease()

@@ -1,9 +1,10 @@
-"""The pools of this process: one for each event loop and name, from its first use to its end.
+"""The pools of this process: one for each event loop and database, until the loop ends.
 
-`get_pool()` finds or makes the pool of the running loop. A pool ends with its loop: an event loop
-that ends well closes its async generators, and one of these belongs to the pools of each loop. The
-pools of loops that were closed in another way are swept up at the next occasion. `close_pools()`
-and `renew_pools()` reach the pools of all loops, from any thread. A forked child forgets them all.
+`get_pool()` finds or makes the pool of the running loop. A pool ends with its loop: a runner like
+`asyncio.run()` closes the async generators of its loop at the end, and this module keeps one in
+each loop, which then closes the loop's pools. Pools of loops that were closed without that are
+closed at the next call of a function here. `close_pools()` and `renew_pools()` reach the pools of
+all loops, from any thread. A forked child forgets all pools.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from .forks import after_fork
 from .pool import Pool, PoolOptions, PoolStatistics
 from .unpooled import forget_own_connections
 
-#: Seconds to wait until the thread of another loop has closed its pool.
+#: Seconds that `close_pools()` waits until the thread of another loop has closed its pool.
 CLOSE_TIMEOUT = 5.0
 
 
@@ -27,7 +28,7 @@ class _LoopPools:
 
     def __init__(self) -> None:
         self.pools: dict[Any, Pool] = {}
-        # An event loop that ends well closes its async generators: that is how its end is noticed.
+        # A runner closes the async generators of its loop: that is how the end is noticed.
         self._sentinel = self._close_with_loop()
         try:
             self._sentinel.__anext__().send(None)
@@ -41,7 +42,7 @@ class _LoopPools:
             tasks = [task for pool in self.pools.values() for task in pool.tasks]
             self.close()
             if tasks and asyncio._get_running_loop() is not None:
-                await asyncio.wait(tasks)  # they are cancelled: a turn of the loop or two
+                await asyncio.wait(tasks)  # not for long: `close()` has cancelled them
 
     def close(self) -> None:
         """Close and forget the pools."""
@@ -51,7 +52,7 @@ class _LoopPools:
 
 
 _by_loop: dict[asyncio.AbstractEventLoop, _LoopPools] = {}
-#: The pools that a forked child inherited: kept, because to collect them could write to the
+#: The pools that a forked child inherited: kept alive, since their finalizers could write to the
 #: parent's sockets.
 _inherited: list[Any] = []
 
@@ -69,7 +70,7 @@ def _forget_pools() -> None:
 def get_pool(key: tuple[Any, ...], name: str, options: Callable[[], PoolOptions]) -> Pool:
     """Return the pool for `key` on the running loop; make it from `options()` at first use.
 
-    The first part of the key is the owner, by which `close_pools()` knows the pool.
+    `key[0]` is the owner of the pool, which `close_pools()` takes; `name` is for messages.
     """
     loop = asyncio.get_running_loop()
     try:
@@ -91,9 +92,10 @@ def _sweep() -> None:
 
 
 def close_pools(owner: Hashable) -> None:
-    """Close the pools whose key begins with `owner`, on all loops; from any thread.
+    """Close the pools whose key begins with `owner`, on all loops. May be called from any thread.
 
-    When it returns, their free connections are closed.
+    On return their free connections are closed, unless the thread of a loop was busy for longer
+    than `CLOSE_TIMEOUT`.
     """
     _sweep()
     for loop, loop_pools in list(_by_loop.items()):
@@ -116,9 +118,9 @@ def _close_and_tell(pool: Pool, closed: threading.Event) -> None:
 
 
 def renew_pools() -> None:
-    """Let connections that are open be replaced, on all loops, before the next lease.
+    """Replace the open connections of all pools, on all loops: see `Pool.renew()`.
 
-    From any thread; each loop does it in its own.
+    May be called from any thread; each pool is renewed in the thread of its loop.
     """
     _sweep()
     for loop, loop_pools in list(_by_loop.items()):
@@ -130,7 +132,7 @@ def renew_pools() -> None:
 
 
 def statistics() -> list[PoolStatistics]:
-    """Return the statistics of every pool of this process, on all its loops."""
+    """Return the statistics of every open pool of this process, on all its loops."""
     return [
         pool.statistics()
         for loop_pools in list(_by_loop.values())

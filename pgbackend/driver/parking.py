@@ -1,6 +1,6 @@
 """Waiting for a turn: green code parks its greenlet, other code blocks its thread.
 
-A `Waiter` is one caller that waits to be woken; a `ParkingLock` hands a lock from one to the next.
+A `Waiter` lets one caller wait until it is woken; a `ParkingLock` is a lock whose callers wait so.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any, TypeAlias
 
 from .bridge import current, current_task
 
-#: A task, and the thread that it runs in.
+#: A task, or None, and the identity of the thread that runs.
 Caller: TypeAlias = tuple[Any, int]
 
 
 def caller() -> Caller:
-    """Return the running task, if there is one, and the running thread."""
+    """Return the running task, or None, and the identity of the running thread."""
     return current_task(), threading.get_ident()
 
 
@@ -57,7 +57,7 @@ class Waiter:
         else:
             try:
                 self._loop.call_soon_threadsafe(self._set, True)
-            except RuntimeError:  # the loop was closed, and the waiter with it
+            except RuntimeError:  # the loop was closed: nobody waits any more
                 pass
 
     def _set(self, value: bool) -> None:
@@ -68,9 +68,9 @@ class Waiter:
 class ParkingLock:
     """A fair lock whose waiters park their greenlet, or block their thread when not green.
 
-    It is handed over in the order of arrival, so a waiter that was served and then interrupted
-    hands it on. Free, it costs little more than the `threading.Lock` inside it, for which nobody
-    ever waits.
+    Waiters get the lock in the order of arrival. A waiter that is interrupted just after it was
+    given the lock passes it on. While the lock is free, to acquire it costs little more than the
+    `threading.Lock` inside, on which no thread ever blocks.
     """
 
     __slots__ = ("_lock", "_waiters", "on_free", "refuse")
@@ -78,10 +78,9 @@ class ParkingLock:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiters: deque[Waiter] = deque()
-        #: Called when the lock has become free, until it is set to None; in the thread that has
-        #: released the lock.
+        #: Called each time the lock becomes free, in the thread that releases it.
         self.on_free: Callable[[], None] | None = None
-        #: Raises the error of callers that come, or wait, while the lock is not to be waited for.
+        #: Called before and after a caller waits for the lock; raises an error to refuse it.
         self.refuse: Callable[[], None] | None = None
 
     def acquire(self) -> None:
@@ -92,7 +91,7 @@ class ParkingLock:
         self._maybe_refuse()
         waiter = Waiter()
         self._waiters.append(waiter)
-        if self._lock.acquire(False):  # it became free before the waiter could be seen
+        if self._lock.acquire(False):  # released before the waiter was queued: wake the first
             self.release()
         try:
             waiter.wait()
@@ -109,14 +108,14 @@ class ParkingLock:
         try:
             self._waiters.remove(waiter)
         except ValueError:
-            self.release()  # served already: the lock is this waiter's to hand on
+            self.release()  # given the lock already: pass it on
 
     def release(self, *exc_info: object) -> None:
         waiters = self._waiters
         while True:
             if not waiters:
                 self._lock.release()
-                # A waiter that came in between, in another thread, has seen the lock held.
+                # A caller in another thread may have queued just before: it saw the lock held.
                 if not waiters or not self._lock.acquire(False):
                     # Read into a variable: another thread may set it to None meanwhile.
                     if (on_free := self.on_free) is not None:
@@ -133,4 +132,4 @@ class ParkingLock:
         return self._lock.locked()
 
     __enter__ = acquire
-    __exit__ = release  # itself, and not a call of it: each statement takes the lock
+    __exit__ = release  # the same function, to save a call: each statement takes the lock
