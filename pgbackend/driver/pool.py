@@ -9,7 +9,7 @@ tasks that wait. `Pool` adds what psycopg_pool cannot promise by itself:
 - a connection that the server has closed is noticed before a statement is sent, without a ping;
 - a task that waits for a connection is told at once why none can be made (`attempts.py`), or that
   none can come free because all holders wait for each other (`deadlock.py`);
-- changes of the session by one lease do not reach the next one (`Pool._restore`);
+- changes that one lease makes to the server session do not reach the next (`Pool._restore`);
 - the pool ends with its event loop, and does not cross a fork (`Pool.close`, `Pool.disown`).
 """
 
@@ -63,11 +63,11 @@ class PoolOptions:
     pool: Mapping[str, Any]
     """Arguments of `psycopg_pool.AsyncConnectionPool`, by its own names."""
     initialise: Callable[[Connection], None]
-    """Prepares the session of a new connection, green; called again after a reset."""
+    """Sets up a new connection, green; called again after each reset."""
     session_reset: SessionReset = "dirty"
-    """The leases after which the session is reset: see `Pool._restore`."""
+    """After which leases the server session is reset: see `Pool._restore`."""
     soiled_unless_vouched: bool = False
-    """True if a statement that nobody vouches for makes its lease dirty: see vouching.py."""
+    """Whether a statement makes its lease dirty unless code vouches for it (vouching.py)."""
 
     def __repr__(self) -> str:
         return f"<PoolOptions {dict(self.pool)!r}>"  # `connect` holds the password
@@ -98,15 +98,18 @@ class PoolStatistics:
     requests_errors: int
     """Leases that could not be given."""
     connections_made: int
-    """Connections opened, or tried to."""
+    """Attempts to open a connection."""
     connections_errors: int
-    """Connections that could not be opened."""
+    """Attempts to open a connection that failed."""
     connections_lost: int
     """Connections found dead in the pool."""
 
 
 class Pool:
-    """The connections of one name on one event loop. Not thread-safe, except `release()`."""
+    """The connections of one name on one event loop.
+
+    Not thread-safe, except `release()` and `call_at_home()`.
+    """
 
     def __init__(
         self,
@@ -118,17 +121,17 @@ class Pool:
         self.name = name
         self.options = options
         self.loop = loop
-        #: The pools of the loop, also those that are made later, and this one if it is in use.
+        #: All pools of the loop, by key; pools that are made later are added to this mapping.
         self._siblings = siblings
         self.thread = threading.get_ident()
         self.closed = False
         self._resets_all = options.session_reset == "always"
         self.soiled_unless_vouched = options.soiled_unless_vouched
         self._resets_dirty = options.session_reset != "never"
-        #: The leases that have not ended, by number. The references are weak: a lease that nobody
-        #: refers to any more must be collected, which gives its connection back.
+        #: The leases that have not ended, by their `id()`. The references are weak: a lease that
+        #: nobody refers to any more must be collected, which gives its connection back.
         self.leases: dict[int, weakref.ref[Lease]] = {}
-        #: The pool's own tasks, and the connection that each tidies up after a lease.
+        #: The pool's own tasks, and the connection that each resets or puts back.
         self.tasks: dict[asyncio.Task[Any], AsyncConnection] = {}
         self._psycopg = PsycopgPool(
             self, kwargs=self._connect_arguments(), **{"name": name, **options.pool}
@@ -139,8 +142,8 @@ class Pool:
         """Return the arguments of `connect()`, with a limit on the time that it may take."""
         arguments = ConnectArguments(self.options.connect, autocommit=True)
         if "PGCONNECT_TIMEOUT" not in os.environ:
-            # psycopg's default is 130 s: for so long, attempts that meet a silent link would count
-            # as connections of the pool, when nobody waits for them any more.
+            # By psycopg's default, an attempt on a silent link would take a slot of the pool for
+            # 130 s, long after the tasks that wait for it have given up.
             timeout = self.options.pool.get("timeout", 30.0)
             arguments.setdefault("connect_timeout", max(2, round(timeout)))
         return arguments
@@ -155,7 +158,11 @@ class Pool:
     # --- Lease ---
 
     def lease(self) -> Lease:
-        """Take a connection, green. Raises an error of `errors` about pools, or the server's."""
+        """Take a connection, and wait for one, green, if none is free.
+
+        Raises `PoolTimeout`, `PoolDeadlock`, `PoolQueueFull`, `PoolClosed`, or the error of the
+        last attempt to connect.
+        """
         check_not_collecting()
         started = monotonic()
         physical = self._psycopg.take_free(started) or self._wait(started)
@@ -168,9 +175,9 @@ class Pool:
         return lease
 
     def execute(self, query: str, params: Params | None, adapting: Adapting) -> Result:
-        """Execute a statement on a connection that is leased for it alone, and fetch all its rows.
+        """Take a connection, execute one statement on it, and fetch all rows of the statement.
 
-        Arguments and errors are those of `Lease.execute()`, and of `lease()`.
+        The arguments are those of `Lease.execute()`. Raises what that and `lease()` raise.
         """
         lease = self.lease()
         try:
@@ -179,7 +186,10 @@ class Pool:
             lease.end()
 
     def _wait(self, started: float) -> AsyncConnection | None:
-        """Wait until a connection comes free, if nothing else need be done; else return None."""
+        """Wait for a free connection without a coroutine; return None if `_get()` is needed.
+
+        `started` is the time at which the lease was asked for.
+        """
         portal = bridge.current()
         if portal is None or self.closed:
             return None
@@ -192,12 +202,15 @@ class Pool:
             raise self._closed_error() from None
 
     async def _get(self, started: float, found: AsyncConnection | None) -> AsyncConnection:
-        """Wait for a connection, by psycopg_pool's way; `found` is a free one that was dead."""
+        """Return a connection from psycopg_pool's `getconn()`.
+
+        `found` is a dead connection, taken from the free ones, which is replaced first; or None.
+        """
         if found is not None:
             await self._psycopg.replace(found)
         if self.closed:
             raise self._closed_error()
-        while not self._psycopg.is_open:  # the task that opens it may be cancelled
+        while not self._psycopg.is_open:  # a loop: the task that opens it may be cancelled
             await self._open()
         while True:
             self._psycopg.check_failure()
@@ -218,7 +231,7 @@ class Pool:
             await self._psycopg.replace(physical)
 
     async def _open(self) -> None:
-        """Open psycopg_pool's pool, with workers that inherit nothing from the task that asks."""
+        """Open psycopg_pool's pool, whose workers inherit nothing from the running task."""
         if self._opened is None:
             self._opened = self.loop.create_future()
             try:
@@ -239,7 +252,7 @@ class Pool:
     def _closed_error(self) -> errors.PoolClosed:
         return errors.PoolClosed(
             f"the pool {self.name!r} is closed: its event loop ends, or close_pool() was called. "
-            "What is started afterwards gets a new one; await what uses the database before"
+            "Await the tasks that use the database before that; a task started later gets a new one"
         )
 
     def _timed_out(self, waited: float) -> errors.PoolTimeout:
@@ -263,14 +276,14 @@ class Pool:
     def holders(self) -> list[asyncio.Task[Any] | None]:
         """Return the tasks of which one must end its lease before another task can have one.
 
-        None stands for a holder that is not known, or for a connection that may still be opened.
+        The list contains None for a holder that is no task, or if a connection may still be opened.
         """
         held = self.held()
         return [lease.task for lease in held] if len(held) >= self._psycopg.max_size else [None]
 
     def check_deadlock(self, task: asyncio.Task[Any]) -> None:
-        """Raise `PoolDeadlock` if `task`, which begins to wait, would wait for itself."""
-        if self._newest_works():  # as it nearly always does: then nobody waits for ever
+        """Raise `PoolDeadlock` if `task`, which is about to wait, would wait for itself."""
+        if self._newest_works():  # the usual case, and no deadlock: a lease that will end
             return
         circle = deadlock.find(task, self.holders(), self._queued)
         if circle is None:
@@ -287,18 +300,19 @@ class Pool:
             f"all {self._psycopg.max_size} are held by tasks that wait for each other: {holders}. "
             f"Raise 'max_size' in {self._setting()}, or need no second connection while one is "
             "held: let the inner code take part in the transaction instead of being detached, or "
-            "run it before or after the block; take the databases in one order everywhere"
+            "run it before or after the atomic block; use several databases in the same order "
+            "everywhere"
         )
 
     def _newest_works(self) -> bool:
-        """Tell whether the newest lease's holder waits for the server, and for nothing else."""
+        """Return whether the holder of the newest lease waits for the server, and nothing else."""
         for ref in reversed(self.leases.values()):
             lease = ref()
             return lease is not None and deadlock.waits_for(lease.task, lease.physical.watch.future)
         return False
 
     def _queued(self, task: asyncio.Task[Any]) -> list[asyncio.Task[Any] | None] | None:
-        """Return the holders of the pool that `task` waits for; None if it waits for none."""
+        """Return the holders of the pool in whose queue `task` waits; None if it is in no queue."""
         for pool in self._siblings.values():
             if pool._psycopg.is_waiting(task):  # noqa: SLF001 - another pool's
                 return pool.holders()
@@ -307,7 +321,7 @@ class Pool:
     # --- Release: decide, then act; nothing is awaited by the task that held the lease ---
 
     def release(self, lease: Lease) -> None:
-        """Take back the connection of `lease`, whose end has been marked; from any thread."""
+        """Take back the connection of `lease`, which has ended. May be called from any thread."""
         if threading.get_ident() == self.thread and not self.loop.is_closed():
             self._release(lease)
         elif not self.call_at_home(partial(self._release, lease)):
@@ -315,7 +329,7 @@ class Pool:
             lease.physical.pgconn.finish()
 
     def call_at_home(self, func: Callable[[], None]) -> bool:
-        """Let the loop call `func`, from another thread; False if the loop is closed."""
+        """Make the pool's loop call `func` soon; return False if the loop is closed."""
         try:
             self.loop.call_soon_threadsafe(func)
         except RuntimeError:
@@ -323,7 +337,7 @@ class Pool:
         return True
 
     def _release(self, lease: Lease) -> None:
-        """Put the connection of `lease` back, or let a task of the pool restore it before."""
+        """Put the connection of `lease` back, or start a task that restores it before."""
         if self.leases.pop(id(lease), None) is None:
             return  # two threads have ended the lease at once
         physical = lease.physical
@@ -337,7 +351,7 @@ class Pool:
                 self._put(physical)
         elif status == _UNKNOWN:
             self._put(physical)
-        elif self.closed:  # the loop may not live as long as a reset takes
+        elif self.closed:  # the loop may end before a reset would
             physical.close_now()
             self._put(physical)
         else:
@@ -345,9 +359,9 @@ class Pool:
             self._run_owned(self._restore(physical, resets), physical)
 
     def _put(self, physical: AsyncConnection) -> None:
-        """Hand the connection to psycopg_pool in this very step, if that need not wait.
+        """Give the connection to psycopg_pool at once, if that need not wait.
 
-        If it must (the lock of psycopg_pool is held for a moment), a task of the pool goes on.
+        If psycopg_pool's lock is held at the moment, a task of the pool waits for it.
         """
         put = self._psycopg.putconn(physical)
         try:
@@ -357,31 +371,32 @@ class Pool:
         self._run_owned(bridge.resume(put, waits_for), physical)
 
     def _run_owned(self, coro: Coroutine[Any, Any, Any], physical: AsyncConnection) -> None:
-        """Run `coro` in a task that belongs to the pool and knows nothing of the caller's."""
+        """Run `coro`, which has `physical`, in a task of the pool's that inherits nothing."""
         task = _plain_task(coro, self.loop)
         self.tasks[task] = physical
         task.add_done_callback(self._owned_done)
 
     def _owned_done(self, task: asyncio.Task[Any]) -> None:
-        """Close the connection of a task of the pool that was cancelled before it could."""
+        """Forget a task of the pool that is done; close its connection if it was cancelled."""
         physical = self.tasks.pop(task)
         if task.cancelled() and not physical.closed:
-            # asyncio.run(), which ends, has cancelled it before its first step.
+            # At its end, asyncio.run() has cancelled the task before its first step.
             physical.close_now()
             self._put(physical)
 
     async def _restore(self, physical: AsyncConnection, reset: bool) -> None:
-        """Bring a session back to the state of a new one, or close it, and put it back.
+        """Roll back, reset the server session if `reset`, and put the connection back.
 
         ``DISCARD ALL`` undoes SET, SET ROLE, LISTEN, temporary tables, advisory locks, cursors and
-        prepared statements; then the session is prepared like a new one.
+        prepared statements; then the connection is set up like a new one. If any of this fails, the
+        connection is closed and replaced.
         """
         try:
             async with asyncio.timeout(CLEANUP_BUDGET):
                 if physical.pgconn.pipeline_status != PipelineStatus.OFF:
                     raise psycopg.InterfaceError("the connection was left in pipeline mode")
                 if physical.pgconn.transaction_status == TransactionStatus.ACTIVE:
-                    await physical.cancel_safe(timeout=CLEANUP_BUDGET)  # or the server works on
+                    await physical.cancel_safe(timeout=CLEANUP_BUDGET)  # else the server goes on
                     raise psycopg.InterfaceError("the connection was left in the midst of a reply")
                 await physical.rollback()
                 if reset:
@@ -398,7 +413,7 @@ class Pool:
             self._put(physical)
 
     async def configure(self, physical: AsyncConnection) -> None:
-        """Prepare the session of a new connection, or close it if that takes too long."""
+        """Set up a new connection; close it if that fails, or takes too long."""
         limit = max(2.0, self._psycopg.timeout)
         try:
             async with asyncio.timeout(limit):
@@ -406,16 +421,16 @@ class Pool:
         except TimeoutError:
             physical.close_now()
             raise psycopg.errors.ConnectionTimeout(
-                f"the server did not answer within {limit:g} s while a session was prepared"
+                f"the server did not answer within {limit:g} s while a new connection was set up"
             ) from None
         except BaseException:
             physical.close_now()
             raise
 
     def renew(self) -> None:
-        """Replace all connections before the next lease: what they are made with has changed.
+        """Replace all connections, since something that is registered when they are made changed.
 
-        A lease keeps its connection to its end.
+        A connection that is leased now is replaced when the lease ends.
         """
         self._psycopg.renew()
 
@@ -424,8 +439,8 @@ class Pool:
     def close(self) -> None:
         """Close the connections that are not in use now, and the others when they are given back.
 
-        Those that are not in use are free, or on their way to or from a worker, which is cancelled.
-        If the loop is closed, only a thread can still use one.
+        A free connection is not in use, nor is one that a worker of psycopg_pool has: the worker is
+        cancelled. If the loop is closed, only a connection that a thread waits for is in use.
         """
         if self.closed:
             return
@@ -441,13 +456,13 @@ class Pool:
         for task, physical in list(self.tasks.items()):
             coro: Any = task.get_coro()
             if inspect.getcoroutinestate(coro) == inspect.CORO_CREATED:
-                physical.close_now()  # a task that is cancelled before its first step does nothing
+                physical.close_now()  # cancelled before its first step, the task would not do it
             task.cancel()
         if not self.loop.is_closed():
             self._psycopg.fail_waiting_soon(self._closed_error())
 
     def disown(self) -> None:
-        """Leave all connections to the parent process: send no byte, also while code unwinds."""
+        """Send nothing more on any connection: after a fork they belong to the parent process."""
         self.closed = True
         for lease in self.held():
             lease.disown()
@@ -455,7 +470,7 @@ class Pool:
             physical.disown()
 
     def statistics(self) -> PoolStatistics:
-        """Return counts of what the pool does now, and has done since it was opened."""
+        """Return the counts of the pool: see `PoolStatistics`."""
         stats = self._psycopg.get_stats()
         return PoolStatistics(
             alias=self.name,
@@ -478,8 +493,8 @@ class Pool:
 def _plain_task(
     coro: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop
 ) -> asyncio.Task[Any]:
-    """Start a task that inherits nothing: no context variables, and no greenlet.
+    """Start a task that inherits nothing from the running code: no context variables, no portal.
 
-    Nor do the tasks that it starts.
+    Nor do the tasks that the new task starts.
     """
     return asyncio.Task(coro, loop=loop, context=contextvars.Context())

@@ -1,14 +1,14 @@
-"""Adapts psycopg_pool: all that overrides or touches the inside of its async pool.
+"""Adapts psycopg_pool: all code that overrides or uses private parts of its async pool.
 
 `psycopg_pool.AsyncConnectionPool` opens, expires and replaces connections, and queues the tasks
 that wait for one. `PsycopgPool` is that pool with a few of its private methods overridden, each for
 the reason that its docstring or comment gives:
 
-- a free connection is taken, given back, and waited for without a coroutine where none is needed
+- connections are taken, given back, and waited for without a coroutine where none is needed
   (`take_free`, `put_free`, `wait_free`: shortcuts, beside psycopg_pool's own way);
-- the queue asks for deadlocks, and knows which task each client in it belongs to (`waiting.py`);
-- why a connection could not be made reaches those who wait for it (`_connect`, `attempts.py`);
-- a cancellation is never swallowed, and never costs a place of the pool (`waiting.py`,
+- the queue looks for deadlocks, and knows the task of each client that waits (`waiting.py`);
+- the tasks that wait for a connection are told why none can be made (`_connect`, `attempts.py`);
+- a cancellation is never swallowed, and never loses a slot of the pool (`waiting.py`,
   `_getconn_unchecked`, `worker`);
 - connections can be replaced all at once (`renew`), and the pool ends without waiting (`abandon`).
 
@@ -45,38 +45,38 @@ from .waiting import Alarm, QueueOwner, TimedByQueue, WaitingQueue
 
 logger = logging.getLogger("pgbackend.driver")
 
-#: The errors of psycopg_pool, which the pool above raises in its own words.
+#: The errors of psycopg_pool, for which `Pool` raises errors of its own.
 PsycopgPoolTimeout = psycopg_pool.PoolTimeout
 PsycopgPoolFull = psycopg_pool.TooManyRequests
 PsycopgPoolClosed = psycopg_pool.PoolClosed
 
-#: How often a connection is made anew because of what is registered while it is made.
+#: How often a connection is made anew because the pool was renewed while it was made.
 MAX_REMAKES = 4
 
 
 class Owner(QueueOwner, Protocol):
-    """The pool that a `PsycopgPool` works for, as the latter knows it."""
+    """The part of a `Pool` that its `PsycopgPool` uses."""
 
     closed: bool
 
     async def configure(self, physical: AsyncConnection, /) -> None:
-        """Prepare the session of a new connection."""
+        """Set up a new connection."""
 
 
 class _WorkerCancelled(BaseException):
-    """The loop ends while a worker connects: not an error to log, and not one to go on after."""
+    """A worker was cancelled while it connected: it must stop, without logging an error."""
 
 
 @dataclass(slots=True, eq=False)
 class _Making:
-    """Notes whether the pool was renewed since a task began to make a connection."""
+    """A connection that a task is making, and whether the pool has been renewed since it began."""
 
     task_id: int
     renewed_by_itself: bool = False
     renewed_by_others: bool = False
 
     def note(self, task_id: int) -> None:
-        """Note that the task of this number has renewed the pool."""
+        """Record that the task with the `id()` `task_id` has renewed the pool."""
         if task_id == self.task_id:
             self.renewed_by_itself = True
         else:
@@ -84,7 +84,7 @@ class _Making:
 
 
 class _GreenWaiter(TimedByQueue, WaitingClient[AsyncConnection]):
-    """A client that waits in a greenlet, and its own condition: its place in the queue."""
+    """A client in the queue that waits in a greenlet, and is its own condition."""
 
     __slots__ = ("deadline", "future")
 
@@ -102,7 +102,7 @@ class _GreenWaiter(TimedByQueue, WaitingClient[AsyncConnection]):
 
 
 class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
-    """psycopg_pool's async pool, which works for a pool of ours, its `owner`."""
+    """psycopg_pool's async pool, with some methods overridden, for the `Pool` that owns it."""
 
     _waiting: WaitingQueue
 
@@ -112,14 +112,14 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         )
         self.owner = owner
         self._waiting = WaitingQueue(owner)
-        #: Every connection: free, leased, or on its way between the two.
+        #: All connections that were made and still exist: free, leased, being checked or reset.
         self.made: weakref.WeakSet[AsyncConnection] = weakref.WeakSet()
         #: The connections that are being made, for `renew()`.
         self._being_made: set[_Making] = set()
         #: The connections on which the user's `check` runs: no longer free, and not leased yet.
         self.checking: set[AsyncConnection] = set()
         self.attempts = Attempts()
-        #: Held by an attempt to connect, as long as there is no connection.
+        #: Held by an attempt to connect while the pool has no open connection.
         self._only_attempt = asyncio.Lock()
         self._attempt_slots = asyncio.Semaphore(MAX_ATTEMPTS)
         self._regrowing: asyncio.TimerHandle | None = None
@@ -128,7 +128,7 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
 
     @property
     def is_open(self) -> bool:
-        """Tell whether the pool was opened; it may have been closed since."""
+        """Return whether the pool was opened; it may have been closed since."""
         return self._opened
 
     def _start_workers(self) -> None:
@@ -140,8 +140,8 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
     async def worker(cls, q: asyncio.Queue[MaintenanceTask]) -> None:
         """Run the tasks of the pool, until it is closed or this worker is cancelled.
 
-        psycopg_pool's own goes on after a cancellation that finds it connecting; asyncio.run(),
-        which cancels once and waits, would then never return.
+        psycopg_pool's own worker goes on if it is cancelled while it connects; asyncio.run(), which
+        cancels each task once and waits for its end, would then never return.
         """
         worker = asyncio.current_task()
         assert worker is not None
@@ -156,12 +156,12 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
     # --- Taking a connection, and giving it back ---
 
     def take_free(self, now: float) -> AsyncConnection | None:
-        """Do what `getconn()` does when it need not wait, without an await; else return None.
+        """Take a free connection, as `getconn()` would, but without an await.
 
-        It takes the connection that came back last, where psycopg_pool takes them in turn: what it
-        needs is in the processors' caches still, here and on the server. But a firewall in between
-        may forget a connection that is silent for long, so one that was free for more than
-        `max_idle` comes first.
+        Returns None if none is free, or only `getconn()` will do. Takes the connection that came
+        back last, where psycopg_pool takes them in turn: the memory of its server process is still
+        in the processor's caches. But a firewall may drop a connection that is silent for long; so
+        one that has been free for more than `max_idle` is taken first. `now` is `monotonic()`.
         """
         free = self._pool
         if (
@@ -175,15 +175,16 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         self._stats[self._REQUESTS_NUM] += 1
         rested = now - free[0].free_since > self.max_idle
         connection = free.popleft() if rested else free.pop()
-        if (left := len(free)) < self._nconns_min:  # by which psycopg_pool shrinks
+        if (left := len(free)) < self._nconns_min:  # for psycopg_pool to decide when to shrink
             self._nconns_min = left
         connection._pool = self  # noqa: SLF001
         return connection
 
     def wait_free(self, portal: Portal, timeout: float, began: float) -> AsyncConnection | None:
-        """Do what `getconn()` does when it must wait, in `portal`, with no coroutine in between.
+        """Wait for a connection, as `getconn()` would, but by parking `portal`.
 
-        Returns None, at once, when there is more to it: a pool to open or to grow, a user's check.
+        Returns None at once if only `getconn()` will do: the pool has to be opened or to grow, or
+        the user has set a `check`. `began` is when the caller asked for a connection.
         """
         if not switches.queue or not self._opened or self._closed or self._nconns < self._max_size:
             return None
@@ -198,7 +199,7 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
             stats[self._REQUESTS_NUM] -= 1
             return self.take_free(began)
         stats[self._REQUESTS_QUEUED] += 1
-        task = asyncio.current_task()  # its coroutine may be closed by another task
+        task = asyncio.current_task()  # asked now: `finally` may run in another task
         try:
             queue.time(waiter, timeout)
             if not portal.wait_for(waiter.future):
@@ -212,25 +213,25 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         finally:
             queue.by_task.pop(task, None)
             stats[self._REQUESTS_WAIT_MS] += int(1000 * (monotonic() - began))
-            del task  # which knows this frame by the traceback of its cancellation
+            del task  # else a cycle: task, its cancellation, the traceback, this frame
         connection = waiter.conn
         assert connection is not None
         connection._pool = self  # noqa: SLF001 - as `getconn()` does
         return connection
 
     async def _getconn_unchecked(self, timeout: float) -> AsyncConnection:
-        if self._closed:  # while a connection that it had given was checked
+        if self._closed:  # since `getconn()` began: it calls this again after a failed check
             raise PsycopgPoolClosed(f"the pool {self.name!r} is closed")
         task = asyncio.current_task()
         try:
             return await super()._getconn_unchecked(timeout)
         except GeneratorExit:
-            # psycopg_pool tidies up after a cancellation, not after a coroutine that is closed.
+            # psycopg_pool cleans up after a cancellation, but not when the coroutine is closed.
             self._leave_queue(self._waiting.by_task.get(task))
             raise
         except RuntimeError:
-            # Python 3.11: a second cancellation leaves psycopg_pool's condition in disorder. A task
-            # that handed a connection to this client would wait for its lock for ever.
+            # On Python 3.11, a second cancellation leaves psycopg_pool's condition broken. A task
+            # that gives a connection to this client would wait for that lock for ever.
             if task is None or not task.cancelling():
                 raise
             client = self._waiting.by_task.get(task)
@@ -239,7 +240,7 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
             raise asyncio.CancelledError from None
         finally:
             self._waiting.by_task.pop(task, None)
-            del task  # which will know this frame by the traceback of its cancellation
+            del task  # else a cycle: task, its cancellation, the traceback, this frame
 
     async def _check_connection(self, conn: AsyncConnection) -> None:
         self.checking.add(conn)
@@ -249,7 +250,7 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
             self.checking.discard(conn)
 
     def _leave_queue(self, client: WaitingClient[AsyncConnection] | None) -> None:
-        """Let `client` wait no more, and give back a connection that has just come for it."""
+        """Mark `client` as not waiting any more; give back a connection that it has just got."""
         if client is None:
             return
         if client.conn is not None:
@@ -257,7 +258,7 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         client.error = client.error or errors.PoolClosed("the task that waited was closed")
 
     def put_free(self, connection: AsyncConnection) -> bool:
-        """Do what `putconn()` does with an idle connection; return False if more is to be done."""
+        """Take an idle connection back, as `putconn()` would; return False if only that will do."""
         if not switches.lease or self._reset or self._closed or self._lock.locked():
             return False
         now = monotonic()
@@ -281,7 +282,7 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
 
     async def _return_connection(self, conn: AsyncConnection, from_getconn: bool) -> None:
         if conn.closed and not from_getconn:
-            # psycopg_pool would warn; why it was closed was told where that happened.
+            # psycopg_pool would log a warning; the code that closed the connection has told why.
             self._stats[self._RETURNS_BAD] += 1
             self.run_task(AddConnection(self))
         else:
@@ -294,17 +295,17 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         return sum(client.error is None for client in list(self._waiting))
 
     def is_waiting(self, task: asyncio.Task[Any]) -> bool:
-        """Tell whether `task` waits for a connection of this pool."""
+        """Return whether `task` waits for a connection of this pool."""
         return self._waiting.has(task)
 
     def make_room(self) -> None:
-        """Take clients that gave up waiting out of a queue that is full of them."""
+        """Remove the clients that gave up from a queue that has `max_waiting` clients."""
         if self.max_waiting and len(self._waiting) >= self.max_waiting:
             for client in [client for client in self._waiting if client.error is not None]:
                 self._waiting.remove(client)
 
     async def _fail_waiting(self, error: Callable[[], Exception]) -> None:
-        """Raise an `error()` in each client that waits."""
+        """Make each client that waits raise an error of its own, which `error()` returns."""
         waiting = list(self._waiting)
         self._waiting.clear()
         for client in waiting:
@@ -313,11 +314,11 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
     # --- Connecting ---
 
     def has_connection(self) -> bool:
-        """Tell whether any connection is open, be it free or not."""
+        """Return whether any connection is open, be it free or not."""
         return any(not connection.closed for connection in self.made)
 
     def check_failure(self) -> None:
-        """Raise why the last attempt failed, if none is open and it is too soon for another."""
+        """Raise the last attempt's error if no connection is open and a new attempt must wait."""
         failure = self.attempts.recent_failure()
         if failure is not None and not self.has_connection():
             raise repeat(failure)
@@ -336,7 +337,7 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
 
     async def _connect_once(self, timeout: float | None) -> AsyncConnection:
         async with self._attempt_slots:
-            self.check_failure()  # of an earlier attempt, which answers for those about to be made
+            self.check_failure()  # an earlier attempt may have failed while this one waited
             began = self.attempts.begin()
             try:
                 connection = await self._connect_up_to_date(timeout)
@@ -349,11 +350,11 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         return connection
 
     async def _connect_up_to_date(self, timeout: float | None) -> AsyncConnection:
-        """Make a connection that has all that is registered when it is ready.
+        """Make a connection; make it anew if something was registered for connections meanwhile.
 
-        Where its own preparation registers something, it is made anew once: the next preparation
-        may register something again, and would without end. Others may, too (two loops whose
-        connections each register something): after `MAX_REMAKES`, it serves once as it is.
+        If its own set-up has registered something, the connection is made anew only once, since
+        each set-up may do so. Other code may register things again and again, too (two loops whose
+        set-ups each do so): after `MAX_REMAKES`, the connection serves one lease as it is.
         """
         making = _Making(id(asyncio.current_task()))
         self._being_made.add(making)
@@ -372,9 +373,9 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         return connection
 
     async def _tell_waiting(self, exc: Exception) -> None:
-        """Raise `exc` in the clients that wait if no connection is open; else try again for them.
+        """Make the clients that wait raise `exc` if no connection is open; else try again later.
 
-        Nobody is told of a session that was lost while it was prepared: see `Attempts`.
+        Does nothing if the connection was lost while it was set up: see `Attempts`.
         """
         if self.attempts.failure is None:
             return
@@ -384,7 +385,7 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
             self._regrowing = self.owner.loop.call_later(FAILURE_WINDOW, self._grow_again)
 
     def _grow_again(self) -> None:
-        """Connect for the clients that still wait: psycopg_pool would, but for a new request."""
+        """Connect for the clients that still wait; psycopg_pool would do so at the next request."""
         self._regrowing = None
         if not self.owner.closed and self.waiting():
             self._maybe_grow_pool()
@@ -403,10 +404,10 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
     # --- The end of connections ---
 
     def renew(self) -> None:
-        """Let nobody lease a connection that is open by now, or being made.
+        """Replace all connections that are open, or being made, before the next lease.
 
-        The free ones are closed; others are opened when somebody asks for them. A lease keeps its
-        connection to its end.
+        The free ones are closed now, and the leased ones at the end of their lease; new ones are
+        opened on demand.
         """
         task_id = id(asyncio.current_task()) if asyncio._get_running_loop() else 0
         for making in self._being_made:
@@ -418,7 +419,7 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
             self._nconns -= 1
 
     def abandon(self) -> None:
-        """Do what `close()` does, but without waiting, when no task can be waited for any more."""
+        """Close the pool, as `close()` would, but without waiting for its tasks."""
         self._closed = True
         self._waiting.stop_timing()
         self._pool.clear()
@@ -427,6 +428,6 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
                 task.cancel()
 
     def fail_waiting_soon(self, error: Exception) -> None:
-        """Let the loop, which runs on, raise `error` in the clients that wait."""
+        """Make the clients that wait raise `error`, in a task: the loop must not be closed."""
         if self._waiting:
             self.owner.loop.create_task(self._fail_waiting(lambda: error))
