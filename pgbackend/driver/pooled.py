@@ -1,8 +1,9 @@
 """The connections that the pool keeps: opened, checked and closed; each lends facades.
 
-`AsyncConnection` is what the pool opens, checks and closes. A *facade* is a `Connection` on the
-same `pgconn`; the pool lends a fresh one with each lease, so that anything that a former holder
-kept (connection, cursors, COPY) is refused instead of running in somebody else's transaction.
+`AsyncConnection` is the connection that the pool opens, checks and closes. A *facade* is a
+`Connection` on the same `pgconn`. Each lease lends a new facade. So anything that the holder of an
+earlier lease kept (connection, cursors, COPY) is refused, and does not run in the transaction of
+the next holder.
 """
 
 from __future__ import annotations
@@ -56,11 +57,11 @@ _OTHER_METHODS = (
 
 
 class _LentConnection:
-    """Make a facade of the kind that is lent (a mixin): it notices what its holder may change.
+    """Notice what the holder of a facade may have changed (a mixin of lent facades).
 
-    It notes when its types are looked at, since its holder may register one. And it lets the
-    session be reset after each statement that its cursor does not look at: of a COPY,
-    `executemany()` and `stream()`, or on a cursor that was made without its factories.
+    Record that `adapters` is read, since the holder may register a type. And mark the lease as
+    dirty for each statement that its cursor did not check: of a COPY, `executemany()` and
+    `stream()`, or on a cursor that was made without the factories of the facade.
     """
 
     lease: Lease | None
@@ -71,7 +72,7 @@ class _LentConnection:
     def adapters(self) -> AdaptersMap:
         if self.lease is not None:
             self.lease.types_seen = True
-        else:  # a former holder looks at them
+        else:  # the lease is over, and its holder still reads them
             self.physical.forget_types()
         return super().adapters  # type: ignore[misc,no-any-return]
 
@@ -94,13 +95,13 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     __module__ = "pgbackend.driver"
 
     watch: Watch
-    #: The facade that the others are copies of; it is lent to nobody.
+    #: The facade of which each lent facade is a copy; it is never lent itself.
     facade: Connection
-    #: The facade whose handlers are given the server's notices and notifications.
+    #: The facade whose handlers receive the server's notices and notifications.
     listener: weakref.ref[Connection]
     #: The cursor of `run_statement()`, while no statement uses it.
     _cursor: StatementCursor | None = None
-    #: When it was given back, by `time.monotonic()`, if it needed no reset.
+    #: When the connection was last given back without a reset, by `time.monotonic()`.
     free_since = 0.0
     _disowned = False
 
@@ -122,13 +123,13 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     def _make_facade(
         self, facade_class: type[Connection], cursor_factory: type[psycopg.Cursor[Any]] | None
     ) -> None:
-        """Make the facade of which the others are copies."""
+        """Make the facade of which each lent facade is a copy."""
         facade = facade_class(self.pgconn)
         facade.physical = self
         facade.lent_class = _lent_class(facade_class)  # type: ignore[arg-type]  # a class has a hash
         facade._autocommit = self._autocommit  # noqa: SLF001
         facade._adapters = self.adapters  # noqa: SLF001
-        # One session has one set of prepared statements.
+        # One server session has one set of prepared statements.
         facade._prepared = self._prepared  # noqa: SLF001
         facade.given_threshold = self.prepare_threshold
         facade._pool = None  # noqa: SLF001 - the pool closes it
@@ -147,7 +148,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
             base=BaseCursor,
             factory=factory,
         )
-        # A class of the user's would miss being asked for a cursor.
+        # `run_statement()` does not call `cursor()`, which a user's class may override.
         is_plain = (
             facade_class.cursor is Connection.cursor
             and facade.row_factory is tuple_row
@@ -156,19 +157,20 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         self._run = plain if is_plain else NO_OTHERS
         self.facade = facade
         self._hears_itself = self.listener = weakref.ref(facade)
-        me = weakref.ref(self)  # as psycopg has it: the handler does not keep the connection alive
+        me = weakref.ref(self)  # as in psycopg: the handler must not keep the connection alive
         self.pgconn.notice_handler = functools.partial(_hear, me, facade._notice_handler)  # noqa: SLF001
         self.pgconn.notify_handler = functools.partial(_hear, me, facade._notify_handler)  # noqa: SLF001
 
-    # --- Statements of which nothing but the rows is left ---
+    # --- Statements that leave nothing but their rows ---
     # Note [Statements without a facade] in statement_cursors.py
 
     def run_statement(
         self, connection: Connection | None, query: Query, params: Params | None
     ) -> Result:
-        """Execute `query` on a facade, or on the facade that is lent to nobody; fetch all rows.
+        """Execute `query` and fetch all its rows, on a cursor that is kept for this.
 
-        The caller holds the lease, and does nothing else meanwhile. Errors are psycopg's.
+        `connection` is the facade of the lease; if it is None, the facade that is never lent is
+        used. The caller holds the lease, and does nothing else meanwhile. Raises psycopg's errors.
         """
         if connection is None:
             connection = self.facade
@@ -183,13 +185,16 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         return result
 
     def _new_cursor(self) -> StatementCursor:
-        """Return the first cursor, or one more while a task of the same transaction uses that."""
+        """Make a cursor for `run_statement()`: the first, or another task is using the first."""
         cursor: StatementCursor = self._cursor_class(self.facade)
         cursor._adapters = self.adapters  # noqa: SLF001 - no copy: a type may be registered
         return cursor
 
     def makes_cursors_of(self, connection: Connection | None) -> bool:
-        """Return whether a cursor of a facade would do the same as that of `run_statement()`."""
+        """Return whether `run_statement()` does the same as a cursor made by `connection` would.
+
+        It does not if psycopg is patched, or if the holder has set a factory of the facade.
+        """
         return all(map(is_, self._seen_for_run(), self._run)) and (
             connection is None
             or (
@@ -199,24 +204,28 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         )
 
     def pid(self) -> int:
-        """Return the process id of the server's session; 0 if the connection is lost."""
+        """Return the id of the server process; 0 if the connection is lost."""
         return 0 if self.pgconn.status == _BAD else self.pgconn.backend_pid
 
     def forget_holder(self, *, types_seen: bool) -> None:
-        """Undo what the holder of a facade may have changed for all facades of this connection."""
+        """Undo what the holder of a facade may have changed for all facades of this connection.
+
+        `types_seen` says whether the holder has read `adapters`, and so may have registered a type.
+        """
         self.listener = self._hears_itself
         if types_seen:
             self.forget_types()
 
     def forget_types(self) -> None:
-        """Let the next statement look up again how its values are sent and loaded."""
+        """Make the next statement look up its dumpers and loaders again."""
         if self._cursor is not None:
             self._cursor._last_query = None  # noqa: SLF001
 
     def is_alive(self) -> bool:
-        """Return False if the server has closed the session, as far as the socket knows.
+        """Return False if the server has closed the connection, as far as the socket shows.
 
-        Costs one poll of the socket, and no round trip: an idle session is silent unless it ends.
+        Costs one poll of the socket, but no round trip: on an idle connection, the server sends
+        little but the reason why it closes the connection.
         """
         try:
             while self.pgconn.status != _BAD:
@@ -230,14 +239,17 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         return False
 
     def _read_farewell(self) -> bool:
-        """Return whether the server has said why it ends the session, before it does so."""
+        """Parse what the server sent; return whether that includes why it closes the connection.
+
+        An example is the FATAL message 'terminating connection due to administrator command'.
+        """
         read: list[bytes | None] = []
         heard = self.pgconn.notice_handler
         self.pgconn.notice_handler = lambda result: read.append(
             result.error_field(DiagnosticField.SEVERITY_NONLOCALIZED)
         )
         try:
-            self.pgconn.is_busy()  # parses what was read: an error without a statement, a notice
+            self.pgconn.is_busy()  # parses what was read, and calls the handler of notices
         finally:
             self.pgconn.notice_handler = heard
         return b"FATAL" in read or b"PANIC" in read
@@ -246,13 +258,14 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         self, gen: PQGen[RV], interval: float = WAIT_INTERVAL, timeout: float | None = None
     ) -> RV:
         """Run `gen` to its end; when that is interrupted, close the connection."""
-        # psycopg registers a reader of its own for this socket, and removes it.
+        # psycopg registers a reader of its own for this socket, and removes it at the end.
         self.watch.stop()
         try:
             return await waiting.wait_async(gen, self.pgconn.socket, interval, timeout)
         except asyncio.CancelledError:
-            # psycopg would cancel the statement and wait for it, 5 s and 5 s on a silent link. But
-            # this is a clean-up of the pool's, within a budget, and the session is given up anyway.
+            # On a silent link, psycopg would take 5 s to cancel the statement and 5 s to wait for
+            # its end. But this is a clean-up of the pool's, whose time is limited, and the
+            # connection is closed anyway.
             try:
                 if self.pgconn.transaction_status == _ACTIVE:
                     await self._try_cancel(timeout=CLEANUP_BUDGET)
@@ -281,7 +294,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         self.pgconn.finish()
 
     def disown(self) -> None:
-        """Leave the socket and the loop that watches it alone: a fork's parent has them."""
+        """Leave the socket and its loop alone from now on: after a fork they are the parent's."""
         self._disowned = True
         self.watch.reading = self.watch.writing = False
 
@@ -289,17 +302,17 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
 def _hear(
     me: weakref.ref[AsyncConnection], handler: Callable[[Any, Any], None], message: object
 ) -> None:
-    """Give a notice or notification to the facade that listens now."""
+    """Pass a notice or notification on to psycopg's `handler`, for the facade that listens now."""
     if (physical := me()) is not None:
         handler(physical.listener, message)
 
 
 class _Probe(psycopg.Connection[Any]):
-    """Show a pooled connection to a tool that wraps `psycopg.Connection.connect`.
+    """Call a tool's wrapper of `psycopg.Connection.connect()` for a connection that is open.
 
-    OpenTelemetry, for one, replaces the cursor factory that is given to `connect()`. The pool does
-    not connect by this method; so the wrapped method is called as well, for a connection that is
-    open already, and the cursor factory that results is used.
+    OpenTelemetry, for one, wraps `connect()` to replace the cursor factory that is given to it. The
+    pool connects in another way; so it also calls the wrapped `connect()`, which opens nothing
+    here, and uses the cursor factory of the result.
     """
 
     _opened: PGconn

@@ -1,4 +1,4 @@
-"""Prepared statements that the server has dropped, or no longer accepts: prepare them anew."""
+"""Stale prepared statements: the server has dropped them, or no longer accepts them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _IDLE = TransactionStatus.IDLE
 
 
 class PreparingCursor:
-    """Send a statement once more if the server no longer accepts it as it was prepared (a mixin).
+    """Send a statement again, unprepared, if its prepared statement is stale (a mixin).
 
-    After an ``ALTER TABLE`` ("cached plan must not change result type"), or where somebody has
-    deallocated the prepared statement, it was not executed. In autocommit it is sent again,
-    unprepared. In a transaction the error stays, since it has doomed the transaction; but the next
-    transaction prepares anew.
+    After an ``ALTER TABLE`` ("cached plan must not change result type") or a ``DEALLOCATE``, the
+    server refuses to execute the prepared statement. In autocommit the statement is sent again. In
+    a transaction the error is raised, since the transaction has failed; but the next transaction
+    prepares the statement anew.
     """
 
     _conn: psycopg.Connection[Any]
@@ -48,8 +48,10 @@ class PreparingCursor:
             raise
 
     def _forget_prepared(self, exc: psycopg.Error) -> bool:
-        """Forget all prepared statements if `exc` says that one is stale; return True if so."""
-        # Recognised by the function that raises it: the message is in the server's language.
+        """Forget all prepared statements if `exc` says that one is stale; return whether any were.
+
+        The server's function that raised the error tells: messages are in the server's language.
+        """
         stale_plan = exc.diag.source_function == "RevalidateCachedQuery"
         if isinstance(exc, e.FeatureNotSupported) and not stale_plan:
             return False

@@ -1,7 +1,7 @@
-"""Protocols: a lease and a cursor, for modules below those that define them.
+"""Protocols of leases and their cursors, for modules that must not import the classes.
 
-A connection knows the lease that lends it, and a lease the cursors that hold it; neither may import
-the other's module.
+A connection uses the lease that lends it, and a lease uses the cursors that hold it; the lower
+module of each pair cannot import the higher one.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import Protocol
 
 
 class LeasedCursor(Protocol):
-    """A cursor that holds the lease of its connection while it is open."""
+    """A cursor that holds the lease of its connection: see Note [Holders] in lease.py."""
 
     @property
     def is_on_server(self) -> bool:
-        """Return whether the server keeps a cursor for it."""
+        """Return whether this is a server-side cursor."""
         ...
 
 
@@ -23,12 +23,12 @@ class SoilingPool(Protocol):
 
     @property
     def soiled_unless_vouched(self) -> bool:
-        """Return whether a statement that nobody vouches for makes the session dirty."""
+        """Return whether a statement makes its lease dirty unless code vouches for it."""
         ...
 
 
 class Lease(Protocol):
-    """A lease, as the connection that it lends and the cursors of that see it."""
+    """The part of a lease that its facade, and the cursors of the facade, use."""
 
     dirty: bool
     types_seen: bool
