@@ -1,8 +1,8 @@
 """Recovery of a connection whose statement was interrupted: cancel, read the rest, or close it.
 
-All of it together has one budget of time, `CLEANUP_BUDGET`, so that a timeout of the user's holds
-on a silent link too. After a cancellation of the task, the server is asked to cancel the statement,
-and the rest of its reply is read in a task of its own, which is not torn. Where nothing can be
+The whole recovery may take `CLEANUP_BUDGET` seconds, so that a user's timeout holds on a silent
+link, too. If the task was cancelled, the server is asked to cancel the statement, and the rest of
+its reply is read in a separate task, which no further cancellation interrupts. Where nothing can be
 waited for (in a closed portal, at the end of the process) the socket is closed at once.
 """
 
@@ -33,7 +33,7 @@ logger = logging.getLogger("pgbackend.driver")
 #: the reply, roll back. After that the socket is closed. psycopg would take 5 s + 5 s.
 CLEANUP_BUDGET = 0.8
 
-#: Seconds after which psycopg's waits look at the socket again.
+#: Seconds after which a wait of psycopg's checks the socket again, even without an event.
 WAIT_INTERVAL = 0.1
 #: Seconds after which the server is asked once more to cancel.
 _CANCEL_INTERVAL = 0.2
@@ -49,14 +49,17 @@ def is_at_rest(pgconn: PGconn) -> bool:
 def recover(
     connection: psycopg.Connection[Any], portal: Portal, gen: PQGen[Any], exc: BaseException
 ) -> None:
-    """Bring `connection` to rest after `exc` has interrupted its wait for `gen`, or close it."""
+    """End the statement that `exc` has interrupted, and read its reply; else close `connection`.
+
+    `gen` is psycopg's generator of the statement, which `portal` was waiting for.
+    """
     pipelined = connection.pgconn.pipeline_status != _NO_PIPELINE
     if portal.closing or not isinstance(exc, asyncio.CancelledError):
         cut_off(connection.pgconn, gen)
         return
     held = portal.pending
     finish(_cancel_and_drain(connection, gen), CLEANUP_BUDGET)
-    # A second cancellation says the same as the first, which is being raised.
+    # Drop a second cancellation, since the first one, `exc`, is being raised already.
     portal.pending = held
     if connection.pgconn.transaction_status == _ACTIVE or pipelined:
         logger.info("closing a connection whose statement did not end with its cancellation")
@@ -64,14 +67,14 @@ def recover(
 
 
 def cut_off(pgconn: PGconn, gen: PQGen[Any]) -> None:
-    """Close the socket, and `gen`, whose own clean-up (a pipeline's) can send nothing any more."""
+    """Close the socket, then `gen`, whose clean-up (of a pipeline) then sends nothing."""
     pgconn.finish()
     with contextlib.suppress(psycopg.Error):
         gen.close()
 
 
 async def _cancel_and_drain(connection: psycopg.Connection[Any], gen: PQGen[Any]) -> None:
-    """Cancel the statement and read the rest of its reply; the caller sets the budget."""
+    """Cancel the statement and read the rest of its reply; the caller limits the time."""
     try:
         while not await _is_cancelled(connection, gen):
             pass
@@ -82,7 +85,10 @@ async def _cancel_and_drain(connection: psycopg.Connection[Any], gen: PQGen[Any]
 
 
 async def _is_cancelled(connection: psycopg.Connection[Any], gen: PQGen[Any]) -> bool:
-    """Ask the server once; return False if the request may have come before the statement did."""
+    """Ask the server once to cancel; return False if the statement has not ended soon after.
+
+    The request may have reached the server before the statement did.
+    """
     pgconn = connection.pgconn
     await ask_to_cancel(connection, CLEANUP_BUDGET)
     if pgconn.pipeline_status != _NO_PIPELINE:
@@ -95,7 +101,10 @@ async def _is_cancelled(connection: psycopg.Connection[Any], gen: PQGen[Any]) ->
 
 
 async def ask_to_cancel(connection: BaseConnection[Any], timeout: float) -> None:
-    """Ask the server to cancel the statement of `connection`; raise `CancellationTimeout`."""
+    """Ask the server to cancel the statement of `connection`.
+
+    Raises `CancellationTimeout` if the server has not answered after `timeout` seconds.
+    """
     if not psycopg.capabilities.has_cancel_safe():
         await asyncio.to_thread(connection.cancel)
         return
@@ -105,31 +114,32 @@ async def ask_to_cancel(connection: BaseConnection[Any], timeout: float) -> None
     except e._WaitTimeout:  # noqa: SLF001 - psycopg's own
         raise e.CancellationTimeout("cancellation timeout expired") from None
     finally:
-        # It has a socket of its own, which would live as long as the traceback of an interruption.
+        # It has a socket of its own, which the traceback of an interruption would keep open.
         gen.close()
 
 
 async def cancel_while_locked(connection: psycopg.Connection[Any]) -> None:
-    """Cancel the statement of a task that has the lock of `connection`, until it gives that up."""
+    """Ask to cancel the running statement until its task releases the lock of `connection`."""
     pgconn, lock = connection.pgconn, connection.lock
     with contextlib.suppress(psycopg.Error):
         while lock.locked() and pgconn.transaction_status == _ACTIVE:
             await ask_to_cancel(connection, CLEANUP_BUDGET)
-            until = monotonic() + _CANCEL_INTERVAL  # it may have come before the statement did
+            # Then ask again: the request may have reached the server before the statement did.
+            until = monotonic() + _CANCEL_INTERVAL
             while lock.locked() and monotonic() < until:  # noqa: ASYNC110 - no event
                 await asyncio.sleep(0.001)
 
 
 @contextlib.contextmanager
 def limit_clean_up(connection: psycopg.Connection[Any]) -> Iterator[None]:
-    """Give psycopg's own clean-up a budget, green: it would wait for a silent server for ever.
+    """Limit the time of psycopg's own clean-up, which would wait for a silent server for ever.
 
-    A connection whose statement has not ended by then is closed.
+    If the statement has not ended by then, the connection is closed. Not green, nothing is limited.
     """
     if current() is None:
         yield
         return
-    patched = vars(connection)  # on the object: a look at each wait would cost the others
+    patched = vars(connection)  # on the object: a check in `wait()` would slow all statements
     patched["wait"] = functools.partial(connection.wait, timeout=CLEANUP_BUDGET)
     try_cancel = connection._try_cancel  # noqa: SLF001 - psycopg's
     patched["_try_cancel"] = functools.partial(try_cancel, timeout=CLEANUP_BUDGET)

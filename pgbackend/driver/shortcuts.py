@@ -1,12 +1,12 @@
 """Shortcuts of the driver: which are on, and whether what they bypass is still psycopg's own.
 
-A shortcut does in fewer steps what psycopg or psycopg_pool does. The plain way stands beside it: it
-is taken while the shortcut is switched off, or while a function that it bypasses is patched. Used
-alone, the driver has them all on; with Django `pgbackend.fast.registry` sets them, which also lists
-what each bypasses.
+A shortcut does in fewer steps what psycopg or psycopg_pool does. The plain way stands beside each
+shortcut, and is taken while the shortcut is switched off, or while a function that it bypasses is
+patched. Used alone, the driver has all shortcuts on; with Django, `pgbackend.fast.registry` sets
+the switches, and lists the functions that each shortcut bypasses.
 
-What replaces a method of psycopg's in a derived class is no shortcut: without `Connection.wait()`,
-say, there would be no driver.
+A method that overrides one of psycopg's in a derived class is no shortcut: without
+`Connection.wait()`, for one, there would be no driver.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 @dataclass(slots=True)
 class Switches:
-    """Say which shortcuts are on. They are set before the first connection is made."""
+    """One switch for each shortcut, to be set before the first connection is made."""
 
     lease: bool = True
     """A free connection is taken, and given back, without psycopg_pool's coroutines."""
@@ -32,7 +32,7 @@ class Switches:
     begin: bool = True
     """BEGIN is sent in one message with the first statement of a transaction."""
     cursors: bool = True
-    """A cursor of a connection of its own is made without psycopg's `cursor()`."""
+    """A cursor of a connection that no pool lends is made without psycopg's `cursor()`."""
     blocks: bool = True
     """An idle connection goes back to autocommit without a generator of psycopg's."""
     portals: bool = True
@@ -41,18 +41,19 @@ class Switches:
 
 switches = Switches()
 
-#: In the place of functions to be compared with: no function is one of these.
+#: Stands in for the state of a shortcut that may not be taken: no state that is read matches it.
 NO_OTHERS: tuple[Any, ...] = (None,)
 
 
 def looking(
     name: str, names: str, **owners: object
 ) -> tuple[Callable[[], tuple[Any, ...]], tuple[Any, ...]]:
-    """Return a function that looks the state of a shortcut up, and its result if that may be taken.
+    """Return a function that reads the state of a shortcut, and the state in which it may be taken.
 
-    It looks for the switch `name` and for the functions `names` (``owner.name``), in one call of C.
-    The result is `NO_OTHERS` if one of them is not psycopg's own: somebody has patched it. Compare
-    by ``all(map(is_, ...))``: the proxies of tracing tools equal what they stand for.
+    The state is the switch `name` and the functions `names` ("owner.name owner.name"), all read in
+    one call of C. If one of the functions is not psycopg's own, but a patch, `NO_OTHERS` is
+    returned as the second value. Compare the two by ``all(map(is_, ...))``, not by ``==``: a
+    tracing tool's proxy equals the function that it wraps.
     """
     namespace = SimpleNamespace(**owners, switches=switches)
     functions = attrgetter("switches", *names.split())(namespace)[1:]
@@ -61,10 +62,10 @@ def looking(
 
 
 def is_psycopgs(function: object) -> bool:
-    """Tell whether psycopg has made a function.
+    """Return whether `function`, or the getter of a property, is psycopg's own and no patch.
 
-    A function that wraps one has globals of its own. A proxy, as tracing tools make them, says that
-    it has those of what it stands for: its type tells.
+    A wrapper that is a function has the globals of another module. A tracing tool's proxy claims
+    to have psycopg's globals, but is no `FunctionType`.
     """
     function = getattr(function, "fget", function)
     if type(function) is not FunctionType:

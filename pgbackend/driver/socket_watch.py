@@ -1,18 +1,20 @@
 """The readiness of a socket, as one event loop sees it.
 
 A `Watch` parks a portal until its socket can be read or written. The reader stays registered with
-the loop between waits, since adding and removing it costs two system calls; data that arrives when
-nobody waits (most often the last message of a server that ends the session) only unregisters it.
+the loop between waits, since adding and removing it costs two system calls. Data that arrives when
+nobody waits (most often the last message of a server that closes the connection) is not read; the
+reader is then unregistered.
 
 Note [Errors of a socket]
 asyncio's own loops report an error of the socket (the server reset it) for as long as the socket is
-registered. uvloop reports it once, as readiness, and then ends the registration, though there may
-be data to read before the error is met. With uvloop the socket itself is asked.
+registered. uvloop reports an error once, as readiness, and then ends the registration, though there
+may be data to read before the error. So with uvloop, each report is followed by a poll of the
+socket for errors; if there is one, the next wait registers the socket anew.
 
 Note [Told twice]
-asyncio's own loops look at the sockets again before the task that was woken has its turn to read;
-so they report the same data a second time, when the task waits for more or for nothing. The second
-report is ignored. If there was new data, they will report it again.
+asyncio's own loops poll the sockets again before the task that was woken can read. So they report
+the same data a second time, when the task waits for more data, or no longer waits. The second
+report is ignored. If it was about new data, the loop reports that once more.
 """
 
 from __future__ import annotations
@@ -43,12 +45,12 @@ class Watch:
         self.errors: select.poll | None = None
         if not isinstance(loop, asyncio.BaseEventLoop):
             self.errors = select.poll()
-            self.errors.register(fd, 0)  # errors are reported unasked
+            self.errors.register(fd, 0)  # for errors only, which poll() always reports
 
     def wait(self, portal: Portal, state: int, timeout: float | None) -> int:
-        """Park `portal` until the socket is ready for `state`; return how it is ready.
+        """Park `portal` until the socket is ready for `state`, a `Wait`; return its `Ready` state.
 
-        Returns 0 when `timeout` (seconds) passed first.
+        Returns 0 if `timeout` (seconds) passed first.
         """
         self.ready = 0
         if state & Wait.R and not self.reading:
@@ -97,7 +99,7 @@ class Watch:
         self._wake(Ready.W)
 
     def leave(self) -> None:
-        """Unregister for a thread that is about to wait by itself, and may close the socket."""
+        """Unregister, since a thread is about to wait for the socket itself, and may close it."""
         if not self.reading or self.loop.is_closed():
             return
         if asyncio._get_running_loop() is self.loop:
@@ -110,10 +112,10 @@ class Watch:
             self.stop()
 
     def stop(self) -> None:
-        """Unregister from the loop; must come before the socket is closed.
+        """Unregister from the loop; call this before the socket is closed.
 
-        Otherwise the number of the socket, used again, would meet a stale registration. A task
-        that still waits here, while another closes its connection, is woken to find it closed.
+        Otherwise the registration would apply to the next socket with the same number. A task that
+        still waits here, while another one closes the connection, is woken and finds it closed.
         """
         self._wake(Ready.R)
         if self.reading:
