@@ -1,11 +1,11 @@
-"""Cursors for statements of which nothing but the rows is left: executed, fetched, and over.
+"""Cursors for statements that leave nothing but their rows: executed, fetched, and over.
 
 Note [Statements without a facade]
 Most statements are the ORM's own, outside of a transaction. No other code ever sees the connection
-or the cursor of such a statement. So it is run on the facade that is lent to nobody, by one cursor
-that is as good as new before each statement (`AsyncConnection.run_statement()`). When the cursor
-runs the same statement again, it still has what psycopg has looked up for it; unless a holder of a
-facade has looked at the facade's types meanwhile, and so may have registered one.
+or the cursor of such a statement. So it is executed on the facade that is never lent, by one cursor
+that is reset after each statement (`AsyncConnection.run_statement()`). When the cursor executes the
+same SQL again, it still has the dumpers and loaders that psycopg has found for it, unless the
+holder of a facade has read `adapters` meanwhile, and so may have registered a type.
 """
 
 from __future__ import annotations
@@ -35,18 +35,19 @@ if TYPE_CHECKING:
 _IDLE = TransactionStatus.IDLE
 _TUPLES_OK = ExecStatus.TUPLES_OK
 
-#: How many rows a statement has returned or changed, as `Cursor.rowcount`; and the returned rows.
+#: How many rows a statement has returned or changed, as in `Cursor.rowcount`; and the returned
+#: rows, or None if the statement returns no rows.
 Result: TypeAlias = tuple[int, list[tuple[Any, ...]] | None]
 
 
 def result_of(cursor: Any) -> Result:
-    """Fetch all rows that a statement has returned, if it returns rows."""
+    """Return the result of the statement that `cursor` has executed, with all its rows."""
     rows = cursor.fetchall() if cursor.pgresult.status == _TUPLES_OK else None
     return cursor.rowcount, rows
 
 
 class StatementCursor:
-    """Run a statement so that nothing of it is left in the cursor afterwards (a mixin)."""
+    """Execute a statement and fetch its rows, then reset the cursor for the next one (a mixin)."""
 
     _conn: Connection
     _reset: Callable[[], None]
@@ -57,7 +58,7 @@ class StatementCursor:
     def run(self, query: Query, params: Params | None) -> Result:
         """Execute a statement and fetch all its rows."""
         if self._conn.lease is not None:
-            self._conn.has_looked = True  # the caller has seen whether it is vouched for
+            self._conn.has_looked = True  # the caller vouches for it, or the lease is dirty
         self.execute(query, params)  # type: ignore[attr-defined]  # of psycopg's
         result = result_of(self)
         self._reset()
@@ -70,9 +71,9 @@ class StatementCursor:
 
 
 class _ClientStatementCursor(StatementCursor):
-    """Run a statement in fewer steps than psycopg's (a mixin of `ClientCursor`, which sends text).
+    """Execute a statement in fewer steps than psycopg does (a mixin for `ClientCursor`).
 
-    It takes fewer still for the statement that it has executed last, as `executemany()` does.
+    If the SQL is the same as that of the last statement, only the parameters are converted anew.
     """
 
     _pgconn: PGconn
@@ -80,7 +81,7 @@ class _ClientStatementCursor(StatementCursor):
     _check_results: Callable[[list[PGresult]], None]
     _drop_begun: Callable[[list[PGresult]], None]
     _execute_plainly_gen: Callable[..., PQGen[None]]
-    #: The last statement, and how its parameters are put into it.
+    #: The last statement, parsed, into which new parameters can be merged.
     _merged: PostgresClientQuery = None  # type: ignore[assignment]
 
     def run(self, query: Query, params: Params | None) -> Result:
@@ -89,7 +90,7 @@ class _ClientStatementCursor(StatementCursor):
             return super().run(query, params)
         self._merge(query, params)
         try:
-            if conn.lease is None:  # lent to nobody, it is used by one task at a time
+            if conn.lease is None:  # the facade that is never lent: one task at a time uses it
                 result = conn.wait(self._run_gen())
             else:
                 with conn.lock:
@@ -97,7 +98,7 @@ class _ClientStatementCursor(StatementCursor):
                         check_turn(conn)
                     result = conn.wait(self._run_gen_in_turn(query, params))
         except e._NO_TRACEBACK as exc:  # noqa: SLF001 - as psycopg does
-            raise exc.with_traceback(None)  # noqa: B904 - it is the same
+            raise exc.with_traceback(None)  # noqa: B904 - the same error
         return self._fetch(result)
 
     def _merge(self, query: Query, params: Params | None) -> None:
@@ -108,7 +109,7 @@ class _ClientStatementCursor(StatementCursor):
             try:
                 merged.query = merged.template % merged.params
             except TypeError:
-                merged.dump(params)  # raises: there are too many, or too few
+                merged.dump(params)  # raises: there are too many parameters, or too few
             return
         self._last_query = None
         self._tx = Transformer(self)  # type: ignore[arg-type]  # a mixin
@@ -119,7 +120,7 @@ class _ClientStatementCursor(StatementCursor):
     def _run_gen(self, begin: bytes = b"") -> PQGen[PGresult]:
         merged = self._merged
         self._pgconn.send_query(begin + merged.query)
-        merged.query, merged.params = b"", None  # they may be secret
+        merged.query, merged.params = b"", None  # they may contain secrets
         results: list[PGresult] = yield from generators.execute(self._pgconn)
         if begin:
             self._drop_begun(results)
@@ -159,7 +160,7 @@ class _ClientStatementCursor(StatementCursor):
 
 @functools.lru_cache(maxsize=64)
 def statement_class(cursor_class: type[Any]) -> type[Any]:
-    """Return `cursor_class`, with `run()`."""
+    """Return a class derived from `cursor_class` that has `run()`."""
     on_client = issubclass(cursor_class, psycopg.ClientCursor)
     runs = _ClientStatementCursor if on_client else StatementCursor
     bases: Any = (runs, *abilities(cursor_class), cursor_class)

@@ -1,9 +1,9 @@
-"""Turns: whether the code that has come to a connection's lock may still send its statement.
+"""Turns: whether code that has acquired a connection's lock may still send its statement.
 
-Tasks and threads may share a transaction. Each waits for its turn before it sends a statement; but
-before it has the connection's lock, a thread may have opened or ended a block of the transaction.
-Whoever lends the connection says by `Turns` whether that is so. A statement that has lost its turn
-is not sent: `TurnTakenError` lets the cursor wait for its turn anew.
+Tasks and threads may share a transaction. Each waits for its turn before it sends a statement. But
+until it has the connection's lock, another thread may open or end an `atomic` block of the
+transaction. The transaction, as a `Turns`, says whether that has happened. If so, the statement has
+lost its turn, and is not sent: `TurnTakenError` makes the cursor wait for its turn anew.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from psycopg.abc import PQGen, Query
 from .errors import LeaseEnded
 
 _TURN_TAKEN = (
-    "a block that another task or thread has opened or ended in the same transaction came before "
-    "this statement, which was not sent"
+    "this statement was not sent: another task or thread has opened or ended an atomic block in "
+    "the same transaction just before; execute the statement again"
 )
 
 
 class Turns(Protocol):
-    """The turns of the tasks and threads that share a connection."""
+    """The transaction of a connection that tasks and threads share, as the driver sees it."""
 
     def may_send(self) -> bool:
         """Return whether the running code, which has the connection's lock, may send a statement.
 
-        If so, it is about to.
+        If it may, the caller sends the statement at once.
         """
 
     def end_is_sent(self) -> None:
-        """Note that COMMIT or ROLLBACK is about to be sent."""
+        """Record that COMMIT or ROLLBACK is about to be sent."""
 
 
 class SharedConnection(Protocol):
@@ -44,20 +44,20 @@ class SharedConnection(Protocol):
 
 
 class TurnTakenError(LeaseEnded):
-    """A statement was not sent, because a block was opened or ended before it."""
+    """A statement was not sent, because another thread opened or ended a block just before."""
 
 
 def check_turn(connection: SharedConnection) -> None:
-    """Raise `TurnTakenError` if it is not the turn of the running code."""
+    """Raise `TurnTakenError` if it is not the turn of the running code any more."""
     if connection.turns is not None and not connection.turns.may_send():
         raise TurnTakenError(_TURN_TAKEN)
 
 
 class _TurnTakingCursor:
-    """Send a statement that has lost its turn when it is its turn again (a mixin).
+    """Execute a statement that has lost its turn again, at its next turn (a mixin).
 
-    It is for a connection of one's own, which others use while its thread waits for them. Cursors
-    of a lease have a way of their own; see cursors.py.
+    It is for a connection that no pool lends, which other tasks use while its thread waits for
+    them. The cursors of a lease do the same in another way: see cursors.py.
     """
 
     _conn: SharedConnection
@@ -109,7 +109,7 @@ def _turn_taking_class(cursor_class: type[Any]) -> type[Any]:
 
 
 def let_take_turns(cursor: Any, take_turn: Callable[[], None]) -> None:
-    """Let `cursor` wait by `take_turn` whenever a statement of it has lost its turn."""
+    """Make `cursor` call `take_turn()`, which waits, when one of its statements lost its turn."""
     if not isinstance(cursor, _TurnTakingCursor):
         cls: Any = type(cursor)
         cursor.__class__ = _turn_taking_class(cls)

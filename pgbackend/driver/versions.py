@@ -1,14 +1,14 @@
-"""Checks, when the driver is loaded, that psycopg is of a version that it was written against.
+"""Checks, when the driver is imported, that it was written for the installed psycopg.
 
 The driver overrides and calls private functions of psycopg and psycopg_pool, which a minor version
-may change: what would go wrong then would go wrong in the midst of a transaction.
+may change: the driver would then fail in the midst of a transaction.
 """
 
 from __future__ import annotations
 
 from importlib import metadata
 
-#: By distribution: the first version that may be used, and the first that may not.
+#: For each distribution: the lowest supported version, and the lowest that is too new.
 SUPPORTED = {"psycopg": ((3, 3, 9), (3, 4)), "psycopg-pool": ((3, 3, 3), (3, 4))}
 
 
@@ -20,8 +20,8 @@ def check() -> None:
         if not least <= numbers < too_new:
             allowed = f">={_text(least)},<{_text(too_new)}"
             raise ImportError(
-                f"pgbackend does not know {name} {installed}: install '{name}{allowed}' "
-                "(pip install does, together with pgbackend), or another version of pgbackend"
+                f"pgbackend does not support {name} {installed}: install '{name}{allowed}', or "
+                "another version of pgbackend"
             )
 
 

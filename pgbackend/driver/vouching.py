@@ -1,9 +1,10 @@
-"""Statements that are known to leave nothing in their session.
+"""Vouching: code declares that its statements do not change the server session.
 
-A session is reset after statements that may have changed it (contract C9). Code that knows that
-its statements change nothing says so with `vouching()`, and a leased cursor asks `is_vouched()` for
-each statement right before it is sent. The text of the statement decides, and not the cursor: on
-the cursor of a statement that is vouched for, an observer or a derived class may send others.
+A statement that may have changed the server session makes its lease dirty: the pool resets the
+session before the next lease (contract C9). Code that knows that its statements change nothing
+declares their texts with `vouching()`, and a leased cursor asks `is_vouched()` for each statement
+right before it is sent. The text decides, not the cursor: on the same cursor, an observer or a
+derived class may send other statements.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from contextvars import ContextVar
 
 _texts: ContextVar[Collection[str]] = ContextVar("_texts", default=())
 
-#: What tools put around a statement, to find it in the server's log: comments, and spaces.
+#: Comments and spaces: tools put them around a statement, to find it in the server's log.
 _COMMENT = r"/\*(?:(?!\*/|/\*).)*\*/"
 _BEFORE = re.compile(rf"(?:\s|{_COMMENT}|--[^\r\n]*\n)*", re.DOTALL)
 _AFTER = re.compile(rf"(?:\s|;|{_COMMENT})*(?:--[^\r\n]*)?", re.DOTALL)
@@ -23,9 +24,9 @@ _AFTER = re.compile(rf"(?:\s|;|{_COMMENT})*(?:--[^\r\n]*)?", re.DOTALL)
 
 @contextmanager
 def vouching(texts: Collection[str]) -> Iterator[None]:
-    """Vouch for statements with these texts, in the block and what runs in its context.
+    """Vouch for statements with these texts inside the `with` statement.
 
-    The collection may grow in the block.
+    This includes tasks that inherit its context variables. `texts` may grow meanwhile.
     """
     outer = _texts.get()
     _texts.set(texts)
@@ -36,7 +37,7 @@ def vouching(texts: Collection[str]) -> Iterator[None]:
 
 
 def is_vouched(query: object) -> bool:
-    """Tell whether somebody vouches for a statement with this text, or with comments around it."""
+    """Return whether code vouches for `query`, or for `query` without the comments around it."""
     texts = _texts.get()
     if not texts or not isinstance(query, str):
         return False
