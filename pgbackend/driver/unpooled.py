@@ -1,6 +1,6 @@
 """The connections of this process that no async pool keeps, counted for the statistics.
 
-They are those of threads, of synchronous pools, and copies.
+They belong to threads, to synchronous pools, and to copies of Django's wrappers.
 """
 
 from __future__ import annotations
@@ -19,14 +19,12 @@ def add_own_connection(connection: psycopg.Connection[Any]) -> None:
 
 
 def own_connections() -> int:
-    """Return how many connections this process has open beside those of its async pools.
-
-    Other threads open and drop theirs meanwhile: so the set is copied, in one step.
-    """
+    """Return how many connections this process has open beside those of its async pools."""
+    # Copied in one step, since other threads open and drop connections meanwhile.
     opened = [ref() for ref in list(_unpooled)]
     return sum(connection is not None and not connection.closed for connection in opened)
 
 
 def forget_own_connections() -> None:
-    """Stop counting the connections so far: after a fork they are the parent's."""
+    """Stop counting the connections that exist now: after a fork they are the parent's."""
     _unpooled.clear()

@@ -1,9 +1,9 @@
 """The queue of tasks that wait for a connection, and the conditions by which they are woken.
 
-psycopg_pool keeps the clients that wait in a deque, and wakes each by a condition of asyncio's.
-`WaitingQueue` stands in for that deque: it looks for a deadlock before a client waits, knows which
-task each client belongs to, and has one timer for all that wait in a greenlet. The conditions stand
-in for asyncio's, which on Python 3.11 may swallow a cancellation.
+psycopg_pool keeps the clients that wait (`WaitingClient`) in a deque, and wakes each by an
+`asyncio.Condition`. `WaitingQueue` stands in for that deque: it looks for a deadlock before a
+client waits, knows the task of each client, and has one timer for all clients that wait in a
+greenlet. The conditions stand in for asyncio's, which on Python 3.11 may swallow a cancellation.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from typing import Any, Protocol
 
 
 class QueueOwner(Protocol):
-    """The pool that a queue belongs to, as the queue knows it."""
+    """The part of a pool that its queue uses."""
 
     loop: asyncio.AbstractEventLoop
 
     def check_deadlock(self, task: asyncio.Task[Any], /) -> None:
-        """Raise `PoolDeadlock` if `task`, which begins to wait, would wait for itself."""
+        """Raise `PoolDeadlock` if `task`, which is about to wait, would wait for itself."""
 
 
 class Notified:
     """Stands in for the `asyncio.Condition` by which psycopg_pool notifies a client.
 
     It needs no lock, since nothing is awaited between the steps that a lock would guard. (Python
-    3.11's `wait_for()`, cancelled twice, would let go of a lock that it does not hold, and swallow
-    a cancellation that comes together with the connection.)
+    3.11's `wait_for()`, cancelled twice, releases a lock that it does not hold; and it swallows a
+    cancellation that comes together with the connection.)
     """
 
     __slots__ = ()
 
     future: asyncio.Future[bool]
-    """True when the client is served, or failed; False when its time is over."""
+    """Its result is True if the client got a connection or an error, False if its time is over."""
 
     async def __aenter__(self) -> None:
         pass
@@ -61,7 +61,7 @@ class Condition(Notified):
         self.future = asyncio.get_running_loop().create_future()
 
     async def wait_timeout(self, timeout: float) -> bool:
-        """Wait until the client is notified; return False if `timeout` has passed before."""
+        """Wait until the client is notified; return False if `timeout` (seconds) passed first."""
         timer = self.future.get_loop().call_later(timeout, self.time_out)
         try:
             return await self.future
@@ -70,14 +70,14 @@ class Condition(Notified):
 
 
 class TimedByQueue(Notified):
-    """A client that is its own condition, and lets the queue watch its time: see `WaitingQueue`."""
+    """A client that is its own condition, and whose deadline the queue watches."""
 
     __slots__ = ()
 
     conn: object
-    """The connection that has come for the client."""
+    """The connection that the client was given, or None."""
     error: BaseException | None
-    """The reason why none will come."""
+    """The reason why the client will get no connection, or None."""
     deadline: float
     """The time until which the client waits, by the clock of the loop."""
 
@@ -85,12 +85,12 @@ class TimedByQueue(Notified):
 class Alarm(asyncio.Event):
     """Wakes psycopg_pool's scheduler, in the place of its own subclass of `asyncio.Event`.
 
-    Its own swallows, on Python 3.11, a cancellation which comes together with the event: the loop
-    that ends would then wait for the scheduler for ever.
+    On Python 3.11 psycopg_pool's class swallows a cancellation that comes together with the event:
+    at its end the loop would wait for the scheduler for ever.
     """
 
     async def wait_timeout(self, timeout: float) -> bool:
-        """Wait until the event is set; return False if `timeout` has passed before."""
+        """Wait until the event is set; return False if `timeout` (seconds) passed first."""
         try:
             async with asyncio.timeout(timeout):
                 return await self.wait()
@@ -101,20 +101,20 @@ class Alarm(asyncio.Event):
 class WaitingQueue(deque[Any]):
     """The clients that wait, and the task that each belongs to.
 
-    A client that waits in a coroutine has a timer of its own; for those that wait in a greenlet
-    (`TimedByQueue`), the queue has one.
+    A client that waits in a coroutine has a timer of its own; the clients that wait in a greenlet
+    (`TimedByQueue`) share one timer of the queue's.
     """
 
     def __init__(self, owner: QueueOwner) -> None:
         super().__init__()
         self.owner = owner
-        #: The client of each task; those that do not wait any more are among them for a moment.
+        #: The client of each task that waits; it may stay here for a moment after the wait.
         self.by_task: dict[asyncio.Task[Any] | None, Any] = {}
-        #: Rings at the deadline of one place; those behind it wait at least as long.
+        #: Fires at the deadline of one client; the clients behind it wait at least as long.
         self._timer: asyncio.TimerHandle | None = None
 
     def append(self, client: Any) -> None:
-        """Let `client`, of the running task, wait. Raises `PoolDeadlock`."""
+        """Add `client`, of the running task; raise `PoolDeadlock` if it would wait for itself."""
         task = asyncio.current_task()
         assert task is not None
         self.owner.check_deadlock(task)
@@ -124,7 +124,7 @@ class WaitingQueue(deque[Any]):
         super().append(client)
 
     def withdraw(self, client: TimedByQueue) -> bool:
-        """Take out a client that has just been put in; False if it has been served meanwhile."""
+        """Remove `client`, added just before; return False if it has got a connection meanwhile."""
         if client.conn is not None:
             return False
         self.remove(client)
@@ -132,20 +132,20 @@ class WaitingQueue(deque[Any]):
         return True
 
     def time(self, place: TimedByQueue, timeout: float) -> None:
-        """See that `place` waits no longer than `timeout`: one timer for the whole queue."""
+        """Make the queue's timer end the wait of the client `place` after `timeout` seconds."""
         loop = self.owner.loop
         place.deadline = loop.time() + timeout  # type: ignore[misc]  # the class of it has a slot
         if self._timer is None:
             self._timer = loop.call_later(timeout, self._time_out)
 
     def stop_timing(self) -> None:
-        """Let the timer ring no more."""
+        """Cancel the timer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _time_out(self) -> None:
-        """Wake the places whose deadline has passed, and set the timer to the next one."""
+        """Wake the clients whose deadline has passed, and set the timer to the next deadline."""
         self._timer = None
         loop = self.owner.loop
         now = loop.time()
@@ -157,6 +157,6 @@ class WaitingQueue(deque[Any]):
                 place.time_out()
 
     def has(self, task: asyncio.Task[Any]) -> bool:
-        """Tell whether `task` waits: it has neither been served, nor given up."""
+        """Return whether `task` waits: it has got no connection or error yet."""
         client = self.by_task.get(task)
         return client is not None and client.conn is None and client.error is None
