@@ -1,7 +1,8 @@
-"""Closing: the running code lets its connection go, and so does a wrapper with one of its own.
+"""Closing: a connection of the wrapper's own is closed, a leased one is given back.
 
-Green code outside of transactions holds no connection. There `close()` closes the one that
-synchronous code has left open on the wrapper, in this thread or in one that shares the wrapper.
+Green code outside of transactions holds no connection. If such code calls `close()`, this closes
+the connection that synchronous code has left open on the wrapper, in this thread or in one that
+shares the wrapper.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from .leasing import Leasing
 
 
 class Closing(Leasing):
-    """A wrapper that closes what is its own, and gives back what it has leased."""
+    """A wrapper that closes its own connection, and gives a leased one back."""
 
     def close(self) -> None:
-        """Close the connection; green and outside a transaction, give it back at once."""
+        """Close the connection; give a leased one back, which is closed only in a transaction."""
         if state.has_joined_test(self):
             self._close_own()
             return
@@ -35,10 +36,10 @@ class Closing(Leasing):
             transactions.end(self, current)
 
     def close_if_unusable_or_obsolete(self) -> None:
-        """Close a connection that should not serve another request, unless a test's block has it.
+        """Close a connection that should not serve another request, unless a test's block uses it.
 
-        Inside that block autocommit is off, which Django takes for a reason to close: on Django's
-        own backend, channels' `database_sync_to_async` ends the transaction of a `TestCase` so.
+        Inside that block autocommit is off, which is a reason to close for Django: on Django's own
+        backend, `database_sync_to_async` of channels therefore ends a `TestCase`'s transaction.
         """
         if not state.is_of_test(self):
             super().close_if_unusable_or_obsolete()
@@ -55,7 +56,7 @@ class Closing(Leasing):
             lease.end()
 
     def _close_own(self) -> None:
-        """Close the wrapper's own connection, which sync code has left open."""
+        """Close the connection that sync code has left open on the wrapper, unless it is in use."""
         own = self._own
         if own.connection is None or own.in_atomic_block or own.transaction is not None:
             return
@@ -71,7 +72,7 @@ class Closing(Leasing):
     # --- A connection that threads share ---
 
     def inc_thread_sharing(self) -> None:
-        """Let other threads use this wrapper's connection; from here on it has one of its own."""
+        """Let threads share this wrapper's connection, which from now on comes from no pool."""
         super().inc_thread_sharing()
         self._sharing = (None, False)
         block_context.look_again()
@@ -79,7 +80,7 @@ class Closing(Leasing):
             self.ensure_connection()
 
     def dec_thread_sharing(self) -> None:
-        """Undo `inc_thread_sharing()`; close the connection that nobody would use again."""
+        """Undo `inc_thread_sharing()`; green, close the connection if no thread shares it now."""
         super().dec_thread_sharing()
         self._sharing = (None, False)
         block_context.look_again()

@@ -1,8 +1,8 @@
-"""Connecting: parameters of connections, their pools, and what is done to a new one.
+"""Connecting: parameters of connections, their pools, and how a new connection is set up.
 
-Synchronous code has one connection a thread, or Django's synchronous pool, with connections of the
-driver's. Async code has the pool of its alias in the running loop, whose connections are prepared
-as Django's `connect()` prepares its own.
+Synchronous code has one connection in each thread, or Django's synchronous pool, whose connections
+are the driver's. Async code has one pool for each alias and loop, whose connections are set up as
+Django's `connect()` sets up a connection.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from .contexts import Contexts
 class Connecting(Contexts):
     """A wrapper that knows how to connect, and which pools its connections come from."""
 
-    # Not Django's dictionary: an alias may be tried with either engine in one process.
+    # Not Django's dictionary: one process may use an alias with Django's engine, then with ours.
     _connection_pools: dict[str, Any] = {}  # noqa: RUF012
 
-    # The settings hold the password: errors are raised without the frames that had them, whose
-    # local variables Django's debug page, and tools like it, would show.
+    # The settings contain the password. Django's debug page, and similar tools, show the local
+    # variables of an error's frames: so errors are raised without the frames that had the settings.
 
     def get_connection_params(self) -> dict[str, Any]:
         try:
@@ -62,7 +62,7 @@ class Connecting(Contexts):
 
     @property
     def pool(self) -> Any:
-        """Return Django's synchronous pool, with the driver's connections; None if async."""
+        """Return Django's synchronous pool, with the driver's connections; None in async code."""
         if not self.settings_dict["OPTIONS"].get("pool"):
             return None
         if self.alias not in self._connection_pools:
@@ -85,7 +85,7 @@ class Connecting(Contexts):
         return super(Connecting, stand_in).pool
 
     def close_pool(self) -> None:
-        """Close the synchronous pool and the pools of all loops; from any thread."""
+        """Close the synchronous pool and the pools of all loops. May be called in any thread."""
         if self.alias in self._connection_pools:
             self._connection_pools.pop(self.alias).close()
         if conf.is_shared(self.alias, self.settings_dict):
@@ -117,9 +117,10 @@ class Connecting(Contexts):
         )
 
     def _initialise(self, params: dict[str, Any], connection: Connection) -> None:
-        """Prepare a connection of the async pool as `connect()` prepares its own.
+        """Set up a connection of the async pool, as Django's `connect()` sets up a connection.
 
-        `get_new_connection()` returns it, so that derived wrappers do to it what they do there.
+        `get_new_connection()` returns `connection` meanwhile; so overrides of that method in
+        derived wrappers apply to it, too.
         """
         connection.isolation_level = self._isolation_level_option()
         with state.prepared(self, connection):
@@ -131,7 +132,7 @@ class Connecting(Contexts):
 
     @property
     def isolation_level(self) -> IsolationLevel | None:
-        """Return the level of transactions: the connection's, or that of all in the pool."""
+        """Return the isolation level of transactions: of the connection, or of the whole pool."""
         current = state.current_state(self)
         if current.pooled and current.isolation_level is None:
             return self._isolation_level_option() or IsolationLevel.READ_COMMITTED

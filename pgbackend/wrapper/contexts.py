@@ -1,13 +1,13 @@
-"""Contexts: what a wrapper shows is the running code's, not its own.
+"""Contexts: the attributes of a wrapper show the state of the running code.
 
-In a sync context a wrapper keeps what Django keeps on it. In an async context tasks may share one
-object, so each of Django's names (`connection`, `in_atomic_block`, ...) is a descriptor that looks
-the value up in `pgbackend.state`; what packages and projects set follows the request, see
+In sync code a wrapper keeps what Django keeps on it. In async code several tasks may share one
+wrapper, so each of Django's names (`connection`, `in_atomic_block`, ...) is a descriptor that looks
+the value up in `pgbackend.state`. Attributes that packages and projects set follow the request: see
 `pgbackend.attributes`.
 
 A wrapper that `django.db.connections` does not own (`connection.copy()`, the one that creates test
-databases) has a connection of its own in every context, as in Django; it still does not block the
-loop.
+databases) has a connection of its own everywhere, as in Django; in green code, waiting for that
+connection does not block the loop either.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ class Contexts(Guards):
     del _name
 
     _ready = False
-    #: The settings that were looked at last, and whether a wrapper with these is shared.
+    #: The settings for which `_shared` was computed last, and its value for them.
     _sharing: tuple[Any, bool] = (None, False)
     _own_blocks: Mapping[Key, Block] | None = None
-    #: How often it is lent; see Note [Lent wrappers] in state.py.
+    #: How many calls of `async_to_sync()` lend it now; see Note [Lent wrappers] in state.py.
     lent = 0
 
-    #: Whether attributes that others set on it follow requests (see attributes.py), and the names
-    #: of its own, which do not.
+    #: Whether attributes that other code sets on the wrapper follow requests (see attributes.py),
+    #: and the names of the wrapper's own attributes, which do not.
     follows_request = False
     own_names: frozenset[str] = frozenset()
     _attributes: Mapping[str, Any] = {}
-    #: Whether `django.db.connections` has it, and so its alias has its attributes.
+    #: Whether `django.db.connections` has this wrapper: then attributes are kept for its alias.
     _published = False
-    #: Attributes that `_cursor()` is setting, by the portal or thread that runs it.
+    #: The attributes that a running `_cursor()` has set, by the portal or thread that runs it.
     _noted: Mapping[object, dict[str, Any]] = {}
 
     def __init__(self, settings_dict: dict[str, Any], alias: str = DEFAULT_DB_ALIAS) -> None:
@@ -80,7 +80,7 @@ class Contexts(Guards):
     def __getattr__(self, name: str) -> Any:
         if name in self.own_names or type(self).follows_request or not request.follows():
             return _plain_attribute(self, name)  # raises
-        follow(self)  # it was made by code of a thread that follows a request now
+        follow(self)  # made outside of requests, it is used in one now
         return getattr(self, name)
 
     @property
@@ -89,7 +89,7 @@ class Contexts(Guards):
 
     @property
     def _shared(self) -> bool:
-        """Return whether this wrapper stands for its alias: then async code uses the pool."""
+        """Return whether this wrapper stands for its alias, so that async code uses the pool."""
         settings_dict, shared = self._sharing
         if settings_dict is not self.settings_dict:
             for_threads = self._thread_sharing_count > self.lent
@@ -98,7 +98,7 @@ class Contexts(Guards):
         return shared
 
     def lend(self) -> None:
-        """Let async code use the wrapper while this thread waits for it."""
+        """Let async code use the wrapper while this thread waits for that code."""
         super().inc_thread_sharing()
         self.lent += 1
 
@@ -113,7 +113,7 @@ class Contexts(Guards):
 
     @contextmanager
     def backend_statement(self, *texts: str) -> Iterator[None]:
-        """Vouch for these texts of the backend's own in the block: they leave no session dirty."""
+        """Vouch for the backend's own statements `texts` inside the `with` (see vouching.py)."""
         session = self.async_session()
         if session is None:
             yield

@@ -1,7 +1,7 @@
 """Cursors: how they are opened, on a connection that is leased for them.
 
 Green, a cursor outside of transactions has a lease of its own: the connection goes back when the
-cursor is closed, or has nothing more to fetch. A cursor that is used again then leases another.
+cursor is closed, or has nothing more to fetch. If the cursor is used again, it takes a new lease.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pgbackend.sessions import Session, State
 
 from .transactions import Transactions
 
-# Code that runs for each statement spells `bridge.green()` out: the call would cost too much.
+# Code that runs for each statement repeats what `bridge.green()` does: a call would cost too much.
 _get_running_loop = asyncio._get_running_loop
 _running = bridge.running
 
@@ -59,9 +59,9 @@ class Cursors(Transactions):
             return super().chunked_cursor()
 
     def cursor_for_compiler(self, here: Portal) -> Any:
-        """Return a shorter cursor for a statement of a compiler's; None, unless a shortcut has one.
+        """Return None, or a cursor with fewer steps for a compiler's statement.
 
-        `here` is the portal that runs this code.
+        A shortcut overrides this method. `here` is the portal that runs this code.
         """
         return None
 
@@ -71,7 +71,7 @@ class Cursors(Transactions):
         return self._cursor_in_turn(name)
 
     def _cursor_in_turn(self, name: str | None) -> Any:
-        """Open a cursor for code in a transaction or an async context."""
+        """Open a cursor for code in a transaction or in async code, when it is the code's turn."""
         state.take_turn(self)
         current, session = state.state_and_session(self)
         if not current.pooled:
@@ -119,12 +119,12 @@ class Cursors(Transactions):
         return wrapped or self._prepare_cursor(cursor)
 
     def _renew(self, cursor: Any) -> None:
-        """Give a connection to `cursor`, which has let its own go."""
+        """Move `cursor`, which holds no connection any more, to that of the running code."""
         state.take_turn(self)
         current, session = state.state_and_session(self)
         if not current.pooled:
             state.check_not_ended(self)
-            return  # psycopg refuses
+            return  # the cursor's old connection refuses the statement
         current = self.begin_if_due(current)
         lease = self.hold(current, session)
         try:
@@ -144,10 +144,10 @@ class Cursors(Transactions):
 
     @contextmanager
     def temporary_connection(self) -> Iterator[Any]:
-        """Give a cursor; afterwards close the connection, if it was opened for the cursor.
+        """Yield a cursor; afterwards close the connection, if it was opened for the cursor.
 
-        Green, the cursor ends its own lease. Django's method would close the connection of a block
-        whose first statement this is, and so end its transaction.
+        Green, the cursor ends its own lease. If this is the first statement of an `atomic` block,
+        Django's method would close the connection, and so end the transaction.
         """
         if state.current_state(self).pooled:
             with self.cursor() as cursor:
@@ -157,7 +157,7 @@ class Cursors(Transactions):
                 yield cursor
 
     def validate_no_broken_transaction(self) -> None:
-        # Every statement comes by here, right before it is sent.
+        # Django calls this for every statement, right before it is sent.
         own = state.plain_state(self)
         if own is not None and not own.needs_rollback:
             return
@@ -185,7 +185,7 @@ _CURSOR_MODULES = frozenset(
 
 
 def _caller() -> str | None:
-    """Return where user code opened a cursor; None when Django or pgbackend itself did."""
+    """Return the place where user code opened a cursor; None if Django or pgbackend opened it."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_globals.get("__name__") in _CURSOR_MODULES:
         frame = frame.f_back

@@ -1,9 +1,9 @@
-"""Guards: refuse what would block an event loop, in the place of Django's `@async_unsafe`.
+"""Guards: refuse calls that would block an event loop, in the place of Django's `@async_unsafe`.
 
-Django's decorator refuses wherever a loop runs. Green code may call the same methods, since its
-waits let the loop go on; so each is replaced by its undecorated function behind a guard that knows
-of portals. `Guards` is the lowest part of the wrapper: what the parts above it override calls
-``super()``, and arrives here.
+Django's decorator refuses calls wherever a loop runs. Green code may call the same methods, since
+its waits let the loop go on. So each method is replaced by its undecorated function behind a guard
+that lets portals pass. `Guards` is the lowest part of the wrapper: the parts above it override its
+methods, and call them by ``super()``.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from pgbackend.driver.bridge import Portal
 from pgbackend.patches import if_unpatched
 
 CURE = (
-    "the ORM was called on the event loop, outside of pgbackend's greenlets ({name}()). Requests "
-    "that Django's ASGI handler serves have one; elsewhere, call the a-method ('await qs.aget()'), "
+    "the ORM was called on the event loop, outside of pgbackend's greenlets ({name}()). Django's "
+    "ASGI handler serves requests in a greenlet; elsewhere, call the a-method ('await qs.aget()'), "
     "use 'async with transaction.atomic()', or wrap the function: 'await pgbackend.aio.run(fn)'."
 )
 
-# Code that runs for each statement spells `bridge.green()` out: the call would cost too much.
+# Code that runs for each statement repeats what `bridge.green()` does: a call would cost too much.
 _get_running_loop = asyncio._get_running_loop
 _running = bridge.running
 
@@ -36,9 +36,9 @@ _running = bridge.running
 def guarded(name: str) -> Callable[..., Any]:
     """Return Django's method `name` with our guard in the place of `async_unsafe`'s.
 
-    A method that somebody has patched (Sentry does, before this is loaded; Django's test cases,
-    afterwards) is called as it is. The patch may call the method that it has replaced, which it has
-    found here: then Django's is called, and not the patch once more.
+    If the method is patched on Django's class (by Sentry, before this module is loaded; by Django's
+    test cases, afterwards), the guard calls the patch. If the patch then calls the guard, which it
+    may have found as the method to replace, Django's method runs, and not the patch again.
     """
     unsafe = if_unpatched(getattr(PostgresDatabaseWrapper, name))
     method = inspect.unwrap(getattr(PostgresDatabaseWrapper, name))
@@ -60,9 +60,9 @@ def guarded(name: str) -> Callable[..., Any]:
 
 
 class Guards(PostgresDatabaseWrapper):
-    """Django's wrapper, whose methods may be called green."""
+    """Django's wrapper, whose methods green code may call."""
 
-    #: Names of the methods whose patches are being called.
+    #: The names of the methods of which a patch is running.
     _in_patches: set[str]
 
     if TYPE_CHECKING:

@@ -1,8 +1,8 @@
-"""Leasing: how the running code comes to a connection, and how long it has it.
+"""Leasing: how the running code gets a connection, and how long it holds the connection.
 
-Green code holds no connection between two statements: the first statement of a transaction leases
-one, and so does each statement outside of transactions. Code that asks whether there is a
-connection (`ensure_connection()`, and patches of it that refuse) is told what Django would tell.
+Outside of transactions, green code holds no connection between two statements: each statement
+leases one. In a transaction, the first statement does. Overrides and patches of
+`ensure_connection()`, which may refuse to connect, are called when Django would call them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ENSURE_CONNECTION = if_unpatched(PostgresDatabaseWrapper.ensure_connection)
 
 
 class _InThePool:
-    """Stands for a connection that has not been leased yet, where a wrapper shows one."""
+    """Stands in for a connection where Django's wrapper would have one, and none is leased yet."""
 
     closed = False
 
@@ -38,7 +38,7 @@ class Leasing(Connecting):
     _asking_others = False
 
     def connect(self) -> None:
-        """Connect; green, see that the database can be reached, and hold nothing afterwards."""
+        """Connect; green, check that the database can be reached, and hold no connection then."""
         if self._asking_others:
             return
         current = state.current_state(self)
@@ -47,7 +47,7 @@ class Leasing(Connecting):
             return
         self.check_context("connect")
         if current.transaction is not None:
-            # As in Django, a new connection knows nothing of what the old one was in.
+            # As in Django, the new connection is in no transaction.
             if current.lease is not None:
                 current.lease.connection.close()
                 current.lease.end()
@@ -58,8 +58,8 @@ class Leasing(Connecting):
     def ensure_connection(self) -> None:
         """Guarantee that the database can be reached.
 
-        Green, a connection is leased and given back. On the bare loop there is nothing to do:
-        each statement will lease its own.
+        Green, a connection is leased and given back. In async code that is not green nothing is
+        done, since each statement will lease a connection.
         """
         current = state.current_state(self)
         if self._asking_others and "ensure_connection" not in self._in_patches:
@@ -75,7 +75,7 @@ class Leasing(Connecting):
                 lease.maybe_end()
 
     def lease_for(self, current: State, session: Session | None) -> Lease | None:
-        """Give `current` a connection, if it has none; return the lease if it is new.
+        """Lease a connection for the state `current`, if it has none; return the lease if new.
 
         `session` is the session of the running task.
         """
@@ -95,10 +95,10 @@ class Leasing(Connecting):
             return self._take(current, transaction, session) if missing else None
 
     def hold(self, current: State, session: Session | None) -> Lease | None:
-        """Give `current` a connection, if it has none, and pin its lease; the caller unpins it.
+        """Lease a connection for `current`, if it has none, and return the lease, pinned.
 
-        Returns None if there is nothing to unpin: a transaction holds the connection, which pins
-        the lease itself, or the connection is not leased.
+        The caller must unpin it. Returns None if there is nothing to unpin: `current` is in a
+        transaction, which pins the lease itself, or has a connection that is not leased.
         """
         while True:
             self.lease_for(current, session)
@@ -112,10 +112,10 @@ class Leasing(Connecting):
                 if not lease.ended:
                     return lease
                 lease.pins -= 1
-            # The garbage collector has freed the holder of the lease, since it was looked at.
+            # Once more: the garbage collector has freed the last holder of the lease just now.
 
     def acquire_pool(self) -> Pool:
-        """Return the pool to lease a connection from, for one statement in no transaction."""
+        """Return the pool for one statement outside of transactions, which leases a connection."""
         if (
             type(self).ensure_connection is not _OWN_ENSURE_CONNECTION
             or PostgresDatabaseWrapper.ensure_connection is not _ENSURE_CONNECTION
@@ -146,7 +146,7 @@ class Leasing(Connecting):
             lease.pin()
             lease.task = transaction.owner  # the task that has begun the block ends the lease
             lease.connection.turns = transaction
-            # psycopg begins with the first statement.
+            # So psycopg sends BEGIN before the first statement.
             lease.connection._autocommit = False  # noqa: SLF001
         elif session is not None:
             session.watch()
@@ -159,7 +159,7 @@ class Leasing(Connecting):
         running = asyncio._get_running_loop()
         if home is None or home is running:
             return self._async_pool().lease()
-        # A thread, or another loop, makes the first statement of a transaction of `home`.
+        # The transaction began on the loop `home`, and its first statement comes from elsewhere.
         leasing = asyncio.run_coroutine_threadsafe(bridge.run(self._lease_at_home), home)
         if running is None:
             return leasing.result()
@@ -171,20 +171,21 @@ class Leasing(Connecting):
     # --- Patches and overrides that may refuse ---
 
     def _let_patches_refuse(self) -> None:
-        """Let a patch of `ensure_connection()` refuse a connection that is open, too.
+        """Call a patch of `ensure_connection()` although a connection is open: it may refuse.
 
-        Not on the bare loop, where no statement is sent: tests begin to capture queries there.
+        Not in async code that is not green, and so sends no statement: tests call
+        `ensure_connection()` there when they begin to capture queries.
         """
         if bridge.current() is not None or not state.in_async_context():
             super().ensure_connection()
 
     def _ask_others(self) -> None:
-        """Call `ensure_connection()` for a class that overrides it, or for somebody's patch.
+        """Call the overrides and patches of `ensure_connection()`, which may refuse to connect.
 
-        Both may refuse, as test cases without a database do. Nothing connects here, and so nothing
-        waits: no other code sees `_asking_others`. Code that looks for a connection finds none the
-        first time, and after `close()`; then it finds one, as in Django, although each statement
-        takes another from the pool.
+        Test cases without a database refuse, for one. The first time, and after `close()`, the
+        override finds no connection; later it finds one, as in Django, although each statement
+        leases another. Nothing connects here, and so nothing waits: no other code sees
+        `_asking_others`.
         """
         current = state.current_state(self)
         session = self.async_session()
@@ -203,12 +204,12 @@ class Leasing(Connecting):
             self._asking_others = False
         known.asked = True
 
-    # --- Trying ---
+    # --- Whether the database answers ---
 
     def is_usable(self) -> bool:
-        """Return whether the database answers, on the connection that is held or one of the pool's.
+        """Return whether the database answers.
 
-        Green code holds no connection between two statements, whether the database answers or not.
+        Green code often holds no connection; then one is leased to find out.
         """
         current, session = state.state_and_session(self)
         if not current.pooled:

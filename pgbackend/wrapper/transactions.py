@@ -1,8 +1,9 @@
 """Transactions: how they begin and end on a connection that is leased.
 
 Green, a transaction begins without a connection: its first statement leases one, which goes back
-when the transaction ends. Until then the lease is pinned, so BEGIN, COMMIT and what is between them
-are sent on one connection. `pgbackend.blocks` sees to the turns of the tasks that take part.
+when the transaction ends. Until then the lease is pinned, so that BEGIN, COMMIT and all statements
+between them are sent on one connection. `pgbackend.transactions` gives the tasks that take part
+their turns.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ _COMMIT = if_unpatched(PostgresDatabaseWrapper._commit)  # type: ignore[attr-def
 class Transactions(Closing):
     """A wrapper whose transactions lease their connection, and give it back."""
 
-    # --- Autocommit, by which Django begins and ends them ---
+    # --- Autocommit, by which Django begins and ends transactions ---
 
     def get_autocommit(self) -> bool:
         current = state.current_state(self)
         if not current.pooled or PostgresDatabaseWrapper.get_autocommit is not _GET_AUTOCOMMIT:
             return super().get_autocommit()
-        # No connection is needed to know: it is leased at the block's first statement.
+        # Without ensure_connection(): the connection is leased at the block's first statement.
         self.check_context("get_autocommit")
         return current.autocommit
 
@@ -56,7 +57,7 @@ class Transactions(Closing):
             else:  # a patch
                 super().set_autocommit(autocommit, force_begin_transaction_with_broken_autocommit)
             if not autocommit and not force_begin_transaction_with_broken_autocommit:
-                # By hand: `Atomic`, which knows where it ends, has that flag set.
+                # Begun by the user's call: `Atomic`, which ends its transactions, sets that flag.
                 transaction = state.current_state(self).transaction
                 assert transaction is not None
                 transaction.end_with_task()
@@ -74,7 +75,7 @@ class Transactions(Closing):
         else:
             with debug_transaction(self, "BEGIN"):
                 self._set_autocommit(autocommit)
-        if current.needs_rollback:  # which Django keeps until rollback(), or a new connection
+        if current.needs_rollback:  # Django keeps it set until rollback(), or a new connection
             now = state.current_state(self)
             now.needs_rollback, now.rollback_exc = True, current.rollback_exc
 
@@ -111,9 +112,9 @@ class Transactions(Closing):
         return state.current_state(self)
 
     def begin_pooled(self, current: State) -> State:
-        """Begin a transaction, unless `current` is in one; return its state.
+        """Begin a transaction, unless `current` is in one; return the transaction's state.
 
-        No statement is sent: the first one of the transaction leases its connection.
+        No statement is sent: the first one of the transaction leases a connection.
         """
         if current.transaction is not None:
             current.autocommit = False
@@ -127,16 +128,16 @@ class Transactions(Closing):
     def end_pooled(
         self, current: State, block: Block | None, session: Session | None = None
     ) -> None:
-        """Give the connection of `current` back, end its transaction, and run its hooks.
+        """Give the connection of `current` back, end its transaction, and run its commit hooks.
 
-        `block` is the block that ends; `session` the running task's, if the caller has it.
+        `block` is the block that ends; `session` is the running task's, if the caller knows it.
         """
         if current.lease is not None:
             self._end_lease(current, block)
         now = current
         if current.transaction is not None:
             transactions.end(self, current)
-            # Hooks are run by Django, on the state that it finds.
+            # Django runs the hooks that it finds in the state of the running code: move them there.
             if session is None or current.run_on_commit:
                 now = state.current_state(self)
             else:
@@ -157,7 +158,7 @@ class Transactions(Closing):
     def _end_lease(self, current: State, block: Block | None) -> None:
         assert current.lease is not None
         if current.connection.closed:
-            # Ending it was interrupted by an exception that Django does not catch (GeneratorExit).
+            # COMMIT or ROLLBACK was interrupted by an exception that Django does not catch.
             current.run_on_commit = []
         else:
             self._end_on_connection(current.connection, block)
@@ -169,7 +170,7 @@ class Transactions(Closing):
     def _end_on_connection(self, connection: Any, block: Block | None) -> None:
         with self.wrap_database_errors:
             if block is not None and block.moving and not _is_idle(connection):
-                # COMMIT was interrupted while it stood behind the statement of a child task.
+                # COMMIT was interrupted while it waited for the statement of a child task to end.
                 if not connection.lease.can_wait():  # the pool rolls back, after that statement
                     connection.close_in_turn()
                     return
@@ -192,7 +193,7 @@ class Transactions(Closing):
                 connection.commit()
 
     def commit_pooled(self, current: State) -> None:
-        """Commit as `commit()` does, without its observers; see fast/blocks.py."""
+        """Commit as `commit()` does, but log nothing; a shortcut calls this (fast/blocks.py)."""
         if current.connection is not None:
             with self.wrap_database_errors:
                 current.connection.commit()
@@ -208,7 +209,7 @@ class Transactions(Closing):
         super()._rollback()
 
     def _log_without_connection(self, end: str) -> None:
-        """Log the end of a transaction that has needed no connection, and so sends nothing.
+        """Log `end` (COMMIT or ROLLBACK) if the transaction has leased no connection to send it on.
 
         Its BEGIN has been logged; Django's own backend, always connected, logs and sends both.
         """
@@ -251,7 +252,7 @@ def _is_idle(connection: driver.Connection) -> bool:
 
 
 def _awaited(func: Callable[[], Any]) -> Callable[[], Any]:
-    """Return a function that Django can call; one that awaits `func`, if that is asynchronous."""
+    """Return `func`, or if it is asynchronous, a synchronous function that runs it to its end."""
     if not iscoroutinefunction(inspect.unwrap(func)) and not iscoroutinefunction(
         getattr(func, "func", None)
     ):
