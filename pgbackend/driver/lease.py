@@ -167,7 +167,7 @@ class Lease:
         return asyncio.current_task() is self.task or self.pins > 0
 
     def is_held_by_cursors(self) -> bool:
-        """Return whether the lease has not ended, and only open cursors hold it, no pin."""
+        """Return whether the lease goes on only for its open cursors: it is not pinned."""
         return not self.ended and not self.pins
 
     def cursor_opened(self, cursor: LeasedCursor) -> None:
@@ -236,7 +236,7 @@ class Lease:
             end()
 
     def _note_streams(self) -> None:
-        """Mark the lease dirty if a server-side cursor is still open, for a reset to close it."""
+        """Mark the lease dirty if a server-side cursor is still open, so that a reset closes it."""
         if self.cursors:
             self.dirty = self.dirty or any(self.cursors.values())
 
@@ -269,7 +269,7 @@ class Lease:
             self._go_on()
 
     def _go_on(self) -> None:
-        """End the lease if it has no holders; let a statement in flight do so at its end."""
+        """End the lease and give the connection back, unless it has a holder: Note [Holders]."""
         held = not self.ended and (self.cursors or self.pins)
         if held or self._given_back or self._waits_for_statement():
             return

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from .bridge import current, current_task
 
-#: A task, or None, and the identity of the thread that runs.
+#: The running task, or None, and the identity of the running thread.
 Caller: TypeAlias = tuple[Any, int]
 
 
@@ -80,7 +80,7 @@ class ParkingLock:
         self._waiters: deque[Waiter] = deque()
         #: Called each time the lock becomes free, in the thread that releases it.
         self.on_free: Callable[[], None] | None = None
-        #: Called before and after a caller waits for the lock; raises an error to refuse it.
+        #: Called before and after each wait for the lock; raises an error to refuse the caller.
         self.refuse: Callable[[], None] | None = None
 
     def acquire(self) -> None:

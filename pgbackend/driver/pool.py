@@ -158,7 +158,7 @@ class Pool:
     # --- Lease ---
 
     def lease(self) -> Lease:
-        """Take a connection, and wait for one, green, if none is free.
+        """Lease a connection; if none is free, wait for one, green.
 
         Raises `PoolTimeout`, `PoolDeadlock`, `PoolQueueFull`, `PoolClosed`, or the error of the
         last attempt to connect.
@@ -175,9 +175,9 @@ class Pool:
         return lease
 
     def execute(self, query: str, params: Params | None, adapting: Adapting) -> Result:
-        """Take a connection, execute one statement on it, and fetch all rows of the statement.
+        """Lease a connection for one statement, execute the statement, and fetch all its rows.
 
-        The arguments are those of `Lease.execute()`. Raises what that and `lease()` raise.
+        The arguments are those of `Lease.execute()`. Raises the errors of that and of `lease()`.
         """
         lease = self.lease()
         try:
@@ -204,7 +204,7 @@ class Pool:
     async def _get(self, started: float, found: AsyncConnection | None) -> AsyncConnection:
         """Return a connection from psycopg_pool's `getconn()`.
 
-        `found` is a dead connection, taken from the free ones, which is replaced first; or None.
+        `found` is a dead connection that was taken from the free ones, and is replaced; or None.
         """
         if found is not None:
             await self._psycopg.replace(found)
@@ -337,7 +337,7 @@ class Pool:
         return True
 
     def _release(self, lease: Lease) -> None:
-        """Put the connection of `lease` back, or start a task that restores it before."""
+        """Put the connection of `lease` back, or start a task that does so after `_restore()`."""
         if self.leases.pop(id(lease), None) is None:
             return  # two threads have ended the lease at once
         physical = lease.physical
@@ -371,7 +371,7 @@ class Pool:
         self._run_owned(bridge.resume(put, waits_for), physical)
 
     def _run_owned(self, coro: Coroutine[Any, Any, Any], physical: AsyncConnection) -> None:
-        """Run `coro`, which has `physical`, in a task of the pool's that inherits nothing."""
+        """Run `coro`, which works on `physical`, in a task of the pool that inherits nothing."""
         task = _plain_task(coro, self.loop)
         self.tasks[task] = physical
         task.add_done_callback(self._owned_done)
@@ -421,14 +421,15 @@ class Pool:
         except TimeoutError:
             physical.close_now()
             raise psycopg.errors.ConnectionTimeout(
-                f"the server did not answer within {limit:g} s while a new connection was set up"
+                f"the server did not answer within {limit:g} s while a new connection was set up: "
+                f"look why it is slow, or raise 'timeout' in {self._setting()}"
             ) from None
         except BaseException:
             physical.close_now()
             raise
 
     def renew(self) -> None:
-        """Replace all connections, since something that is registered when they are made changed.
+        """Replace all connections, because an adapter was registered, which they do not have.
 
         A connection that is leased now is replaced when the lease ends.
         """

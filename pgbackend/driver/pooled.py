@@ -60,8 +60,8 @@ class _LentConnection:
     """Notice what the holder of a facade may have changed (a mixin of lent facades).
 
     Record that `adapters` is read, since the holder may register a type. And mark the lease as
-    dirty for each statement that its cursor did not check: of a COPY, `executemany()` and
-    `stream()`, or on a cursor that was made without the factories of the facade.
+    dirty for each statement that its cursor did not check (vouching.py): of a COPY, `executemany()`
+    and `stream()`, or on a cursor that was made without the factories of the facade.
     """
 
     lease: Lease | None

@@ -48,10 +48,8 @@ class PreparingCursor:
             raise
 
     def _forget_prepared(self, exc: psycopg.Error) -> bool:
-        """Forget all prepared statements if `exc` says that one is stale; return whether any were.
-
-        The server's function that raised the error tells: messages are in the server's language.
-        """
+        """Forget all prepared statements if `exc` says that one is stale; return True if so."""
+        # The server's C function tells, since the message is in the server's language.
         stale_plan = exc.diag.source_function == "RevalidateCachedQuery"
         if isinstance(exc, e.FeatureNotSupported) and not stale_plan:
             return False

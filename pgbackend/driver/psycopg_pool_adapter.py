@@ -350,10 +350,10 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         return connection
 
     async def _connect_up_to_date(self, timeout: float | None) -> AsyncConnection:
-        """Make a connection; make it anew if something was registered for connections meanwhile.
+        """Make a connection; make it anew if an adapter was registered meanwhile (`renew()`).
 
-        If its own set-up has registered something, the connection is made anew only once, since
-        each set-up may do so. Other code may register things again and again, too (two loops whose
+        If its own set-up has registered one, the connection is made anew only once, since each
+        set-up may do so. Other code may register adapters again and again, too (two loops whose
         set-ups each do so): after `MAX_REMAKES`, the connection serves one lease as it is.
         """
         making = _Making(id(asyncio.current_task()))

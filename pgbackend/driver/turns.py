@@ -44,7 +44,7 @@ class SharedConnection(Protocol):
 
 
 class TurnTakenError(LeaseEnded):
-    """A statement was not sent, because another thread opened or ended a block just before."""
+    """A statement was not sent, because an `atomic` block was opened or ended just before."""
 
 
 def check_turn(connection: SharedConnection) -> None:

@@ -38,7 +38,7 @@ class Leasing(Connecting):
     _asking_others = False
 
     def connect(self) -> None:
-        """Connect; green, check that the database can be reached, and hold no connection then."""
+        """Connect; green, only check that the database can be reached, and hold no connection."""
         if self._asking_others:
             return
         current = state.current_state(self)
@@ -173,8 +173,8 @@ class Leasing(Connecting):
     def _let_patches_refuse(self) -> None:
         """Call a patch of `ensure_connection()` although a connection is open: it may refuse.
 
-        Not in async code that is not green, and so sends no statement: tests call
-        `ensure_connection()` there when they begin to capture queries.
+        In async code that is not green, this does nothing: no statement is sent there, but tests
+        call `ensure_connection()` when they begin to capture queries.
         """
         if bridge.current() is not None or not state.in_async_context():
             super().ensure_connection()
