@@ -106,10 +106,7 @@ class PoolStatistics:
 
 
 class Pool:
-    """The connections of one name on one event loop.
-
-    Not thread-safe, except `release()` and `call_at_home()`.
-    """
+    """The connections of one name on a loop; `release()` and `call_at_home()` are thread-safe."""
 
     def __init__(
         self,
@@ -186,10 +183,7 @@ class Pool:
             lease.end()
 
     def _wait(self, started: float) -> AsyncConnection | None:
-        """Wait for a free connection without a coroutine; return None if `_get()` is needed.
-
-        `started` is the time at which the lease was asked for.
-        """
+        """Wait for a free connection without a coroutine; return None if `_get()` is needed."""
         portal = bridge.current()
         if portal is None or self.closed:
             return None
@@ -202,10 +196,7 @@ class Pool:
             raise self._closed_error() from None
 
     async def _get(self, started: float, found: AsyncConnection | None) -> AsyncConnection:
-        """Return a connection from psycopg_pool's `getconn()`.
-
-        `found` is a dead connection that was taken from the free ones, and is replaced; or None.
-        """
+        """Replace `found`, a dead connection, if given; return a connection from `getconn()`."""
         if found is not None:
             await self._psycopg.replace(found)
         if self.closed:
@@ -337,7 +328,7 @@ class Pool:
         return True
 
     def _release(self, lease: Lease) -> None:
-        """Put the connection of `lease` back, or start a task that does so after `_restore()`."""
+        """Put the connection of `lease` back; if need be, start a task that restores it first."""
         if self.leases.pop(id(lease), None) is None:
             return  # two threads have ended the lease at once
         physical = lease.physical
@@ -388,8 +379,7 @@ class Pool:
         """Roll back, reset the server session if `reset`, and put the connection back.
 
         ``DISCARD ALL`` undoes SET, SET ROLE, LISTEN, temporary tables, advisory locks, cursors and
-        prepared statements; then the connection is set up like a new one. If any of this fails, the
-        connection is closed and replaced.
+        prepared statements; then the connection is set up like a new one. On failure it is closed.
         """
         try:
             async with asyncio.timeout(CLEANUP_BUDGET):

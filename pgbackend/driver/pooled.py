@@ -191,10 +191,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         return cursor
 
     def makes_cursors_of(self, connection: Connection | None) -> bool:
-        """Return whether `run_statement()` does the same as a cursor made by `connection` would.
-
-        It does not if psycopg is patched, or if the holder has set a factory of the facade.
-        """
+        """Return whether `run_statement()` does the same as a cursor made by `connection` would."""
         return all(map(is_, self._seen_for_run(), self._run)) and (
             connection is None
             or (
@@ -208,10 +205,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         return 0 if self.pgconn.status == _BAD else self.pgconn.backend_pid
 
     def forget_holder(self, *, types_seen: bool) -> None:
-        """Undo what the holder of a facade may have changed for all facades of this connection.
-
-        `types_seen` says whether the holder has read `adapters`, and so may have registered a type.
-        """
+        """Undo what a holder may have changed for all facades; forget types if `types_seen`."""
         self.listener = self._hears_itself
         if types_seen:
             self.forget_types()
@@ -239,10 +233,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         return False
 
     def _read_farewell(self) -> bool:
-        """Parse what the server sent; return whether that includes why it closes the connection.
-
-        An example is the FATAL message 'terminating connection due to administrator command'.
-        """
+        """Parse what the server sent; return whether it says that it closes the connection."""
         read: list[bytes | None] = []
         heard = self.pgconn.notice_handler
         self.pgconn.notice_handler = lambda result: read.append(

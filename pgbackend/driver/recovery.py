@@ -101,10 +101,7 @@ async def _is_cancelled(connection: psycopg.Connection[Any], gen: PQGen[Any]) ->
 
 
 async def ask_to_cancel(connection: BaseConnection[Any], timeout: float) -> None:
-    """Ask the server to cancel the statement of `connection`.
-
-    Raises `CancellationTimeout` if the server has not answered after `timeout` seconds.
-    """
+    """Ask the server to cancel the statement; raise `CancellationTimeout` after `timeout` s."""
     if not psycopg.capabilities.has_cancel_safe():
         await asyncio.to_thread(connection.cancel)
         return
