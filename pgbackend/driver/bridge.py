@@ -83,7 +83,7 @@ class Portal(greenlet):
     def __init__(self) -> None:
         super().__init__(_serve)
         _mine.made.add(self)
-        #: The portals that this portal's thread is to unwind, for other threads; see Note
+        #: The portals of this thread whose coroutines were closed in other threads; see Note
         #: [Greenlets end].
         self.dropped = _mine.dropped
         #: The context (contextvars) of the task that drives this portal, see Note [Whose step]; and
@@ -98,8 +98,8 @@ class Portal(greenlet):
         #: The exception that the code in this portal raises after the next switch to it. greenlet's
         #: own `throw()` takes much longer, because it raises an exception in C++ too.
         self.thrown: BaseException | None = None
-        #: A cancellation that is held back; how many `hold_cancellation` and `postpone_delivery`
-        #: are in force; see cancellation.py.
+        #: A cancellation that is held back; how many `with hold_cancellation()` and
+        #: `with postpone_delivery()` statements the code is in; see cancellation.py.
         self.pending: asyncio.CancelledError | None = None
         self.holding = 0
         self.postponing = 0
@@ -213,7 +213,7 @@ class _Orphan(Portal):
 
 @after_fork
 def _forget_portals() -> None:
-    """Make green code that has forked synchronous in the child, where its loop does not run.
+    """Make the code that forked synchronous in the child, if it was green: no loop runs there.
 
     Portals whose code waits are left suspended for ever.
     """

@@ -37,10 +37,10 @@ class hold_cancellation:  # noqa: N801 - reads as a statement
 class hold_when_closed:  # noqa: N801 - reads as a statement
     """Hold a cancellation back while a generator that is closed leaves its context managers.
 
-    Enter this before the other context managers, and its value, which is one too, after them: that
-    one sees first that the generator is being closed. The code that closes a generator, by dropping
-    its last reference, cannot be given an exception. So a cancellation is delivered later, at the
-    end of the portal at the latest.
+    Enter this before the other context managers. Its value is a context manager, too; enter that
+    after the others, so that it sees first that the generator is being closed. Code that closes a
+    generator by dropping the last reference to it cannot get an exception. So a cancellation is
+    delivered later, at the end of the portal at the latest.
     """
 
     def __init__(self) -> None:

@@ -94,7 +94,7 @@ class Physical(Protocol):
 
 
 class Connection(psycopg.Connection[Any]):
-    """A psycopg connection whose waits park the greenlet of green code, and block other code.
+    """A psycopg connection whose waits park the greenlet of a green caller, else block the thread.
 
     `connect()` opens one with a socket of its own, as psycopg does; a pool lends facades, each of
     which is valid until its `end_lease()`.
@@ -321,7 +321,7 @@ class Connection(psycopg.Connection[Any]):
         interval: float = WAIT_INTERVAL,
         timeout: float | None = None,
     ) -> RV:
-        """Run `gen` to its end; its waits park the greenlet of green code, and block other code.
+        """Run `gen` to its end; waits park the greenlet of a green caller, else block the thread.
 
         Raises `LeaseEnded` on a facade whose lease is over, before a byte is sent.
         """

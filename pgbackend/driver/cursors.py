@@ -85,7 +85,7 @@ class _LeasedCursor:
     closed: bool
     #: Whether this is a server-side cursor, which has a name.
     is_on_server = False
-    #: Whether this cursor counts as a holder of the lease.
+    #: Whether this cursor counts as a holder of the lease; see Note [Holders] in lease.py.
     _holds = False
     #: Whether this cursor was about to send a statement; whether a statement has succeeded.
     _has_begun = False
