@@ -8,8 +8,9 @@ connection (`ensure_connection()`, and patches of it that refuse) is told what D
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
-from django.db import Error
+from django.db import Error, connections
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
 
 from pgbackend import state, transactions
@@ -166,7 +167,11 @@ class Leasing(Connecting):
         return bridge.await_(asyncio.wrap_future(leasing))
 
     def _lease_at_home(self) -> Lease:
-        return self._async_pool().lease()
+        # A pool that is made here outlives this thread's wrapper, which no other thread may use.
+        at_home: Any = connections[self.alias]
+        lender = at_home if at_home.settings_dict is self.settings_dict else self
+        lease: Lease = lender._async_pool().lease()  # noqa: SLF001 - ours
+        return lease
 
     # --- Patches and overrides that may refuse ---
 

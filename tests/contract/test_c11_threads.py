@@ -20,6 +20,7 @@ import psycopg
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.db import InterfaceError, OperationalError, connection, connections, transaction
+from django.db.backends.signals import connection_created
 from django.db.transaction import TransactionManagementError
 
 from pgbackend import aio
@@ -276,3 +277,23 @@ def test_a_function_that_outlives_its_block_in_a_thread_is_refused(
         assert await Tag.objects.filter(name="later").aexists()
 
     run(main())
+
+
+def test_a_thread_may_make_the_first_statement_of_its_loop(run: Runner) -> None:
+    """The loop's pool, which begins with it, prepares connections in the thread of the loop."""
+
+    def prepare(connection: Any, **kwargs: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SET application_name = 'prepared'")
+
+    async def main() -> None:
+        async with transaction.atomic():
+            await sync_to_async(Tag.objects.create, thread_sensitive=False)(name="thread")
+        names = [tag.name async for tag in Tag.objects.all()]
+        assert names == ["thread"]
+
+    connection_created.connect(prepare)
+    try:
+        run(main())
+    finally:
+        connection_created.disconnect(prepare)
