@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext, suppress
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -297,3 +298,47 @@ def test_a_thread_may_make_the_first_statement_of_its_loop(run: Runner) -> None:
         run(main())
     finally:
         connection_created.disconnect(prepare)
+
+
+@pytest.mark.parametrize("in_block", [False, True])
+def test_a_task_that_gives_up_waiting_for_a_thread_is_not_in_the_block_of_the_thread(
+    run: Runner, in_block: bool
+) -> None:
+    """asgiref hands the context of the thread back, in the midst of the thread's own block."""
+    goes_on = threading.Event()
+
+    def in_thread(give_up: Callable[[], object]) -> None:
+        with transaction.atomic():
+            Tag.objects.create(name="refused")
+            give_up()
+            goes_on.wait(10)
+            transaction.set_rollback(True)
+        if not in_block:
+            connection.close()  # that of the thread
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+
+        def thread(give_up: Callable[[], object]) -> None:
+            try:
+                in_thread(give_up)
+            finally:
+                loop.call_soon_threadsafe(ended.set)
+
+        async with transaction.atomic() if in_block else nullcontext():
+            if in_block:
+                await Tag.objects.acreate(name="first")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(10) as timeout:
+                    give_up = partial(loop.call_soon_threadsafe, timeout.reschedule, 0)
+                    await sync_to_async(thread, thread_sensitive=False)(give_up)
+            if in_block:
+                loop.call_later(0.05, goes_on.set)  # it is the turn of the thread until then
+            await Tag.objects.acreate(name="kept")
+            goes_on.set()
+            await ended.wait()
+        names = [tag.name async for tag in Tag.objects.order_by("name")]
+        assert names == (["first", "kept"] if in_block else ["kept"])
+
+    run(main())
