@@ -114,7 +114,7 @@ def named_block(wrapper: Any) -> Block | None:
 
 def check_not_ended(wrapper: Any) -> None:
     """Raise `TransactionManagementError` if another thread has just ended the code's block."""
-    block = blocks_here().get(id(wrapper.settings_dict))
+    block = current_block(wrapper)
     if block is not None and block.ended:
         block.check_not_ended()
 

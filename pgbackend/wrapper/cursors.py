@@ -102,7 +102,7 @@ class Cursors(Transactions):
                 with self.wrap_database_errors:
                     cursor = self.create_cursor(name)
             if lease is not None:
-                if name and (block := state.named_block(self)) is not None:
+                if name and (block := state.current_block(self)) is not None:
                     cursor.why_gone = block.why_cursors_are_gone
                 if name or not compiled:
                     lease.opened_at = frames.place()
