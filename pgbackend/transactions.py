@@ -510,9 +510,15 @@ def begin(wrapper: Any, state: State) -> Transaction:
 
 def end(wrapper: Any, state: State) -> None:
     """End the transaction on `state`, if there is one: statements of its tasks are refused."""
-    transaction, state.transaction = state.transaction, None
-    if transaction is not None:
-        if not state.pooled and state.connection is not None:
+    transaction = state.transaction
+    if transaction is None:
+        return
+    transaction.end()  # first: code that finds no transaction looks whether its block has ended
+    state.transaction = None
+    if not state.pooled:
+        # The wrapper goes on to use its state and connection, and those who outlive the block do
+        # not: they might close that connection, or doom the next transaction.
+        transaction.state = State(pooled=True)
+        if state.connection is not None:
             state.connection.turns = None
-        transaction.end()
-        enter_block(wrapper, None)
+    enter_block(wrapper, None)

@@ -56,10 +56,27 @@ class _TurnTakingCursor:
     _conn: Any
     #: Waits for the turn of the running code; raises if its block has ended.
     take_turn: Callable[[], None]
+    #: Raises if the block of the running code has ended.
+    check_not_ended: Callable[[], None]
 
     def _start_query(self, query: Any = None) -> PQGen[None]:
         check_turn(self._conn)
+        # In this order: the connection is in that transaction no more when the block has ended.
+        self.check_not_ended()
         return super()._start_query(query)  # type: ignore[misc,no-any-return]
+
+    # A server-side cursor ends with its transaction; in the next one it would be an error.
+
+    def _fetch_gen(self, *args: Any, **kwargs: Any) -> PQGen[Any]:
+        self.check_not_ended()
+        return super()._fetch_gen(*args, **kwargs)  # type: ignore[misc,no-any-return]
+
+    def _close_gen(self) -> PQGen[None]:
+        try:
+            self.check_not_ended()
+        except Exception:  # whichever says so
+            return
+        yield from super()._close_gen()  # type: ignore[misc]
 
     def execute(self, *args: Any, **kwargs: Any) -> Any:
         while True:
@@ -101,9 +118,14 @@ def _turn_taking_class(cursor_class: type[Any]) -> type[Any]:
     return type(cursor_class.__name__, (_TurnTakingCursor, cursor_class), names)
 
 
-def let_take_turns(cursor: Any, take_turn: Callable[[], None]) -> None:
-    """Let `cursor` wait by `take_turn` whenever a statement of it has lost its turn."""
+def let_take_turns(
+    cursor: Any, take_turn: Callable[[], None], check_not_ended: Callable[[], None]
+) -> None:
+    """Let `cursor` wait by `take_turn` whenever a statement of it has lost its turn.
+
+    `check_not_ended` raises if the block of the running code has ended.
+    """
     if not isinstance(cursor, _TurnTakingCursor):
         cls: Any = type(cursor)
         cursor.__class__ = _turn_taking_class(cls)
-    cursor.take_turn = take_turn
+    cursor.take_turn, cursor.check_not_ended = take_turn, check_not_ended

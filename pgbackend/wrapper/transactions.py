@@ -51,6 +51,8 @@ class Transactions(Closing):
         self.check_context("set_autocommit")
         current = state.current_state(self)
         if current.pooled:
+            if not autocommit and not force_begin_transaction_with_broken_autocommit:
+                state.check_not_ended(self)
             if PostgresDatabaseWrapper.set_autocommit is _SET_AUTOCOMMIT:
                 self._set_autocommit_pooled(current, autocommit)
             else:  # a patch
@@ -106,7 +108,6 @@ class Transactions(Closing):
         """Begin a transaction if AUTOCOMMIT is off and there is none; return the state to use."""
         if current.transaction is not None or current.autocommit:
             return current
-        state.check_not_ended(self)
         self.set_autocommit(False)
         return state.current_state(self)
 

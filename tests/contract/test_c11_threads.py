@@ -8,10 +8,12 @@ each line of the package in turn, while the other does its thing from beginning 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
 from random import Random
@@ -20,7 +22,14 @@ from typing import Any
 import psycopg
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
-from django.db import InterfaceError, OperationalError, connection, connections, transaction
+from django.db import (
+    InterfaceError,
+    OperationalError,
+    close_old_connections,
+    connection,
+    connections,
+    transaction,
+)
 from django.db.backends.signals import connection_created
 from django.db.transaction import TransactionManagementError
 
@@ -278,6 +287,85 @@ def test_a_function_that_outlives_its_block_in_a_thread_is_refused(
         assert await Tag.objects.filter(name="later").aexists()
 
     run(main())
+
+
+@pytest.fixture
+def executor() -> Iterator[ThreadPoolExecutor]:
+    """Return an executor that no loop waits for when it ends."""
+    with ThreadPoolExecutor(1) as executor:
+        yield executor
+        executor.submit(connections.close_all).result()
+
+
+def close(rows: Iterator[Tag], cursor: Any) -> None:
+    close_old_connections()
+    connection.close()
+
+
+def write(rows: Iterator[Tag], cursor: Any) -> None:
+    with pytest.raises(TransactionManagementError, match="has ended"):
+        Tag.objects.create(name="late")
+
+
+def fetch(rows: Iterator[Tag], cursor: Any) -> None:
+    with pytest.raises(TransactionManagementError, match="has ended"):
+        list(rows)
+
+
+def copy_late(rows: Iterator[Tag], cursor: Any) -> None:
+    with (
+        pytest.raises(TransactionManagementError, match="has ended"),
+        cursor.copy("COPY library_tag (name) FROM STDIN") as copy,
+    ):
+        copy.write_row(["late"])
+
+
+def doom(rows: Iterator[Tag], cursor: Any) -> None:
+    with pytest.raises(TransactionManagementError):
+        transaction.set_rollback(True)
+
+
+def begin_by_hand(rows: Iterator[Tag], cursor: Any) -> None:
+    with pytest.raises(TransactionManagementError, match="has ended"):
+        transaction.set_autocommit(False)
+
+
+@pytest.mark.parametrize("late", [close, write, copy_late, fetch, doom, begin_by_hand])
+def test_a_function_that_outlives_its_block_does_nothing_to_the_next_one(
+    executor: ThreadPoolExecutor, late: Callable[[Iterator[Tag], Any], None]
+) -> None:
+    """Both blocks are of one connection: that of the sync code which calls `async_to_sync()`."""
+    has_read, goes_on = threading.Event(), threading.Event()
+    thread: list[Any] = []
+
+    def outlive() -> None:
+        rows = Tag.objects.all().iterator(chunk_size=1)
+        next(rows)
+        with connection.cursor() as cursor:
+            has_read.set()
+            goes_on.wait(10)
+            late(rows, cursor)
+
+    def start_thread() -> None:
+        thread.append(executor.submit(contextvars.copy_context().run, outlive))
+
+    async def start() -> None:
+        await sync_to_async(start_thread, thread_sensitive=False)()
+        while not has_read.is_set():
+            await asyncio.sleep(0)
+
+    with transaction.atomic():
+        Tag.objects.bulk_create([Tag(name="first"), Tag(name="second")])
+        async_to_sync(start)()
+    hooks: list[str] = []
+    with transaction.atomic():
+        Tag.objects.create(name="third")
+        transaction.on_commit(lambda: hooks.append("committed"))
+        goes_on.set()
+        thread[0].result(10)
+        Tag.objects.create(name="fourth")
+    assert hooks == ["committed"]
+    assert Tag.objects.count() == 4
 
 
 def test_a_thread_may_make_the_first_statement_of_its_loop(run: Runner) -> None:
