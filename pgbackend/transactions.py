@@ -35,6 +35,7 @@ import asyncio
 import threading
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from time import monotonic
 from types import FrameType
 from typing import Any
@@ -348,7 +349,7 @@ class Transaction:
             # `_wake()` counts before it looks who waits: none of the two can miss the other.
             return self.changes != seen or waiter.wait(timeout)
         finally:
-            if waiter in self.waiters:
+            with suppress(ValueError):  # another thread has woken it
                 self.waiters.remove(waiter)
 
     def _give_up(self, block: Block, timeout: float) -> None:
@@ -496,7 +497,7 @@ class Transaction:
         if not self.waiters:
             return
         waiters, self.waiters = self.waiters, []
-        for waiter in waiters:
+        for waiter in tuple(waiters):  # of which other threads may still withdraw one
             waiter.wake()
 
 

@@ -33,8 +33,9 @@ from django.db import (
 from django.db.backends.signals import connection_created
 from django.db.transaction import TransactionManagementError
 
-from pgbackend import aio
+from pgbackend import aio, state
 from pgbackend.driver import bridge
+from pgbackend.transactions import Transaction
 from tests.conftest import Runner
 from tests.library.models import Tag
 from tests.support.halt import Halt
@@ -430,3 +431,26 @@ def test_a_task_that_gives_up_waiting_for_a_thread_is_not_in_the_block_of_the_th
         assert names == (["first", "kept"] if in_block else ["kept"])
 
     run(main())
+
+
+def test_a_thread_that_need_not_wait_may_be_woken_all_the_same(run_once: Runner) -> None:
+    def need_not_wait(shared: Transaction, halt: Halt) -> None:
+        with halt.tracing():
+            assert shared._wait(shared.changes - 1, 10)
+
+    async def halted(at: int) -> Halt:
+        halt = Halt(at)
+        async with transaction.atomic():
+            block = state.current_block(connection)
+            assert block is not None
+            thread = sync_to_async(need_not_wait, thread_sensitive=False)
+            waits = asyncio.create_task(thread(block.transaction, halt))
+            while not halt.is_reached():
+                await asyncio.sleep(0)
+            block.transaction._wake()
+            halt.end()
+            await waits
+        return halt
+
+    for at in range(run_once(halted(-1)).lines):
+        run_once(halted(at))
