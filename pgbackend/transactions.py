@@ -306,6 +306,27 @@ class Transaction:
             lease.pins -= 1  # the transaction pins it
         return lease
 
+    def take(self, lease: Lease) -> bool:
+        """Use the connection of `lease` until the end; return False if that has come already."""
+        with _changing:
+            inner = self.innermost
+            if inner is None or (inner.moving and inner.begun):
+                return False
+            self.state.take(lease)
+            lease.pin()
+            lease.task = self.owner  # the task that has begun the block ends the lease
+            lease.connection.turns = self
+            # psycopg begins with the first statement.
+            lease.connection._autocommit = False  # noqa: SLF001
+            return True
+
+    def end_unleased(self) -> None:
+        """Let nobody lease a connection any more if there is none: the end, now, sends nothing."""
+        with _changing:
+            inner = self.innermost
+            if self.state.connection is None and inner is not None and inner.moving:
+                inner.begun = True
+
     def give_up_lease(self) -> None:
         """End the lease, even if a cursor was left open on it; give a borrowed one back."""
         lease, lender = self.state.lease, self.lender

@@ -35,6 +35,7 @@ from django.db.transaction import TransactionManagementError
 
 from pgbackend import aio, state
 from pgbackend.driver import bridge
+from pgbackend.driver.lease import Lease
 from pgbackend.transactions import Transaction
 from tests.conftest import Runner
 from tests.library.models import Tag
@@ -454,3 +455,32 @@ def test_a_thread_that_need_not_wait_may_be_woken_all_the_same(run_once: Runner)
 
     for at in range(run_once(halted(-1)).lines):
         run_once(halted(at))
+
+
+def test_a_block_ends_while_a_thread_is_given_its_first_connection(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection_of: Any = Lease.connection
+    in_midst, ended = threading.Event(), threading.Event()
+
+    def pausing(lease: Lease) -> Any:
+        if not in_midst.is_set():
+            in_midst.set()
+            ended.wait(0.1)
+        return connection_of.fget(lease)
+
+    async def main() -> None:
+        create = sync_to_async(Tag.objects.create, thread_sensitive=False)
+        async with transaction.atomic():
+            monkeypatch.setattr(Lease, "connection", property(pausing))
+            thread = asyncio.create_task(create(name="thread"))
+            while not in_midst.is_set():
+                await asyncio.sleep(0)
+        ended.set()
+        await asyncio.wait([thread])
+        refusal = thread.exception()
+        assert refusal is None or isinstance(refusal, TransactionManagementError)
+        names = [tag.name async for tag in Tag.objects.all()]
+        assert names == ([] if refusal else ["thread"])
+
+    run(main())
