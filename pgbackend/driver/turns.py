@@ -13,6 +13,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+import psycopg
 from psycopg.abc import PQGen
 
 from .errors import LeaseEnded
@@ -123,9 +124,12 @@ def let_take_turns(
 ) -> None:
     """Let `cursor` wait by `take_turn` whenever a statement of it has lost its turn.
 
-    `check_not_ended` raises if the block of the running code has ended.
+    `check_not_ended` raises if the block of the running code has ended. What tracing tools put
+    around a cursor stays as it is, and so does a cursor of another driver's connection.
     """
-    if not isinstance(cursor, _TurnTakingCursor):
-        cls: Any = type(cursor)
+    cls: Any = type(cursor)
+    if not issubclass(cls, psycopg.Cursor) or not hasattr(cursor.connection, "turns"):
+        return
+    if not issubclass(cls, _TurnTakingCursor):
         cursor.__class__ = _turn_taking_class(cls)
     cursor.take_turn, cursor.check_not_ended = take_turn, check_not_ended

@@ -370,6 +370,37 @@ def test_a_function_that_outlives_its_block_does_nothing_to_the_next_one(
     assert Tag.objects.count() == 4
 
 
+class Traced:
+    """Wraps a cursor, as tracing tools do."""
+
+    def __init__(self, cursor: Any) -> None:
+        self.wrapped = cursor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.wrapped, name)
+
+
+def test_a_wrapped_cursor_may_be_used_by_those_whom_its_thread_waits_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wrapper_class: Any = type(connections["default"])
+    create_cursor = wrapper_class.create_cursor
+    monkeypatch.setattr(
+        wrapper_class,
+        "create_cursor",
+        lambda wrapper, name=None: Traced(create_cursor(wrapper, name)),
+    )
+
+    async def main() -> None:
+        await Tag.objects.acreate(name="task")
+        await sync_to_async(Tag.objects.create, thread_sensitive=False)(name="thread")
+
+    with transaction.atomic():
+        Tag.objects.create(name="first")
+        async_to_sync(main)()
+        assert Tag.objects.count() == 3
+
+
 def test_a_thread_may_make_the_first_statement_of_its_loop(run: Runner) -> None:
     """The loop's pool, which begins with it, prepares connections in the thread of the loop."""
 
