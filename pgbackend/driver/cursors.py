@@ -24,7 +24,7 @@ from .errors import LeaseEnded
 from .parking import caller
 from .prepared import PreparingCursor
 from .recovery import limit_clean_up
-from .turns import TurnTakenError, check_turn
+from .turns import TurnTakenError, check_turn, waits_for_executemany
 from .vouching import is_vouched
 
 RV = TypeVar("RV")
@@ -191,7 +191,9 @@ class _LeasedCursor:
                             budget.enter_context(limit_clean_up(self._conn))
                             raise
         except BaseException as exc:
-            if not self._goes_elsewhere(exc, has_begun=entered):
+            if not self._goes_elsewhere(exc, has_begun=entered) and (
+                entered or not waits_for_executemany(self._conn, exc)
+            ):
                 raise
             goes_elsewhere = True
         self._has_succeeded = True
@@ -343,6 +345,14 @@ class _LeasedServerCursor(_LeasedCursor):
     #: Returns an error if the server has closed the cursor, with the savepoint that it was opened
     #: in: any statement for it would fail on the server, and so doom the transaction.
     why_gone: Callable[[], Exception | None] | None = None
+
+    def execute(self, *args: Any, **kwargs: Any) -> Any:
+        while True:
+            try:
+                return super().execute(*args, **kwargs)
+            except psycopg.NotSupportedError as exc:
+                if not waits_for_executemany(self._conn, exc):
+                    raise
 
     def _statement_failed(self) -> None:
         lease = self._conn.lease

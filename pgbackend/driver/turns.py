@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import psycopg
 from psycopg.abc import PQGen
+from psycopg.pq import PipelineStatus
 
 from .errors import LeaseEnded
 
@@ -45,6 +46,22 @@ def check_turn(connection: Any) -> None:
     """Raise `TurnTakenError` if it is not the turn of the running code."""
     if connection.turns is not None and not connection.turns.may_send():
         raise TurnTakenError(_TURN_TAKEN)
+
+
+def waits_for_executemany(connection: Any, exc: BaseException) -> bool:
+    """Wait for the `executemany()` of others for whose pipeline psycopg has raised `exc`, if any.
+
+    psycopg refuses server-side cursors and `stream()` in a pipeline, and looks for one before it
+    waits for the lock. Returns whether to try again: a pipeline of the user's does not hold the
+    lock between two statements.
+    """
+    if not isinstance(exc, psycopg.Error) or exc.sqlstate is not None or "pipeline" not in str(exc):
+        return False
+    if connection.lock.locked():
+        with connection.lock:
+            pass
+        return True
+    return bool(connection.pgconn.pipeline_status == PipelineStatus.OFF)  # it has just ended
 
 
 class _TurnTakingCursor:
@@ -85,6 +102,9 @@ class _TurnTakingCursor:
                 return super().execute(*args, **kwargs)  # type: ignore[misc]
             except TurnTakenError:
                 self.take_turn()
+            except psycopg.NotSupportedError as exc:
+                if not waits_for_executemany(self._conn, exc):
+                    raise
 
     def executemany(self, *args: Any, **kwargs: Any) -> None:
         while True:
@@ -111,6 +131,9 @@ class _TurnTakingCursor:
                 return
             except TurnTakenError:
                 self.take_turn()
+            except psycopg.ProgrammingError as exc:
+                if not waits_for_executemany(self._conn, exc):
+                    raise
 
 
 @functools.lru_cache(maxsize=64)

@@ -401,6 +401,50 @@ def test_a_wrapped_cursor_may_be_used_by_those_whom_its_thread_waits_for(
         assert Tag.objects.count() == 3
 
 
+def slow_many() -> None:
+    with connection.cursor() as cursor:
+        slowly = "INSERT INTO library_tag (name) SELECT %s FROM pg_sleep(0.1)"
+        cursor.executemany(slowly, [["one"], ["two"]])
+
+
+def streamed() -> None:
+    with connection.cursor() as cursor:
+        assert list(cursor.stream("SELECT count(*) FROM library_tag")) == [(3,)]
+
+
+def iterated() -> None:
+    assert len(list(Tag.objects.all().iterator())) == 3
+
+
+async def beside_executemany(of_other: Callable[[], None], in_thread: bool) -> None:
+    many = asyncio.create_task(aio.run(slow_many))
+    await asyncio.sleep(0.05)
+    if in_thread:
+        await sync_to_async(of_other, thread_sensitive=False)()
+    else:
+        await aio.run(of_other)
+    await many
+
+
+@pytest.mark.parametrize("in_thread", [False, True], ids=["task", "thread"])
+@pytest.mark.parametrize("of_other", [streamed, iterated])
+def test_a_server_side_cursor_waits_for_the_executemany_of_another(
+    run_once: Runner, of_other: Callable[[], None], in_thread: bool
+) -> None:
+    """psycopg looks for a pipeline, in which it refuses such a cursor, before it has the lock."""
+
+    async def main() -> None:
+        async with transaction.atomic():
+            await Tag.objects.acreate(name="first")
+            await beside_executemany(of_other, in_thread)
+
+    run_once(main())
+    Tag.objects.all().delete()
+    with transaction.atomic():
+        Tag.objects.create(name="first")
+        async_to_sync(beside_executemany)(of_other, in_thread)
+
+
 def test_a_thread_may_make_the_first_statement_of_its_loop(run: Runner) -> None:
     """The loop's pool, which begins with it, prepares connections in the thread of the loop."""
 
