@@ -115,6 +115,8 @@ class Connection(psycopg.Connection[Any]):
     ends_in_turn = False
     #: The turns of the tasks and threads whose transaction it is in; None if nobody shares it.
     turns: Turns | None = None
+    #: Whether the statement in flight is of a block around the one that may be rolled back.
+    spares_statement = False
     #: Whether the cursor that is about to send a statement has seen whether it is vouched for.
     has_looked = False
     _lease_ended = False
@@ -536,7 +538,7 @@ class Connection(psycopg.Connection[Any]):
         Its work is undone anyway, and the task that rolls back must not have to wait for its end.
         """
         portal = current()
-        if self.ends_in_turn or portal is None or portal.closing:
+        if self.ends_in_turn or portal is None or portal.closing or self.spares_statement:
             return
         if self.lock.locked():
             finish(cancel_while_locked(self), CLEANUP_BUDGET)

@@ -24,7 +24,7 @@ from .errors import LeaseEnded
 from .parking import caller
 from .prepared import PreparingCursor
 from .recovery import limit_clean_up
-from .turns import TurnTakenError, check_turn, waits_for_executemany
+from .turns import TurnTakenError, check_turn, sparing, waits_for_executemany
 from .vouching import is_vouched
 
 RV = TypeVar("RV")
@@ -366,12 +366,12 @@ class _LeasedServerCursor(_LeasedCursor):
 
     def _close_gen(self) -> PQGen[None]:
         if self.why_gone is None or self.why_gone() is None:
-            yield from super()._close_gen()  # type: ignore[misc]
+            yield from sparing(self._conn, super()._close_gen())  # type: ignore[misc]
 
     def _fetch_gen(self, *args: Any, **kwargs: Any) -> PQGen[Any]:
         if self.why_gone is not None and (reason := self.why_gone()) is not None:
             raise reason
-        fetch_gen = super()._fetch_gen(*args, **kwargs)  # type: ignore[misc]
+        fetch_gen = sparing(self._conn, super()._fetch_gen(*args, **kwargs))  # type: ignore[misc]
         return self._letting_go(fetch_gen)
 
     def _letting_go(self, gen: PQGen[RV]) -> PQGen[RV]:

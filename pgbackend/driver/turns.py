@@ -11,13 +11,15 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import psycopg
 from psycopg.abc import PQGen
 from psycopg.pq import PipelineStatus
 
 from .errors import LeaseEnded
+
+RV = TypeVar("RV")
 
 _TURN_TAKEN = (
     "a block that another task or thread has opened or ended in the same transaction came before "
@@ -46,6 +48,19 @@ def check_turn(connection: Any) -> None:
     """Raise `TurnTakenError` if it is not the turn of the running code."""
     if connection.turns is not None and not connection.turns.may_send():
         raise TurnTakenError(_TURN_TAKEN)
+
+
+def sparing(connection: Any, gen: PQGen[RV]) -> PQGen[RV]:
+    """Run `gen`, a FETCH or CLOSE, which takes no turns.
+
+    A sibling whose block is open below does not cancel it when it rolls that block back.
+    """
+    turns = connection.turns
+    connection.spares_statement = turns is not None and not turns.may_send()
+    try:
+        return (yield from gen)
+    finally:
+        connection.spares_statement = False
 
 
 def waits_for_executemany(connection: Any, exc: BaseException) -> bool:
@@ -87,14 +102,14 @@ class _TurnTakingCursor:
 
     def _fetch_gen(self, *args: Any, **kwargs: Any) -> PQGen[Any]:
         self.check_not_ended()
-        return super()._fetch_gen(*args, **kwargs)  # type: ignore[misc,no-any-return]
+        return sparing(self._conn, super()._fetch_gen(*args, **kwargs))  # type: ignore[misc]
 
     def _close_gen(self) -> PQGen[None]:
         try:
             self.check_not_ended()
         except Exception:  # whichever says so
             return
-        yield from super()._close_gen()  # type: ignore[misc]
+        yield from sparing(self._conn, super()._close_gen())  # type: ignore[misc]
 
     def execute(self, *args: Any, **kwargs: Any) -> Any:
         while True:

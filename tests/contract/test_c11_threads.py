@@ -445,6 +445,46 @@ def test_a_server_side_cursor_waits_for_the_executemany_of_another(
         async_to_sync(beside_executemany)(of_other, in_thread)
 
 
+@pytest.mark.parametrize("in_thread", [False, True], ids=["task", "thread"])
+def test_a_fetch_is_not_cancelled_with_the_block_of_another(run: Runner, in_thread: bool) -> None:
+    """It takes no turns: a sibling may roll a block back, that is open below, at the same time."""
+
+    async def main() -> None:
+        has_opened, has_begun = threading.Event(), threading.Event()
+
+        async def until(event: threading.Event) -> None:
+            while not event.is_set():
+                await asyncio.sleep(0)
+
+        def read() -> list[Any]:
+            with connection.chunked_cursor() as cursor:
+                cursor.execute("SELECT i FROM generate_series(1, 2) i, pg_sleep(0.1 * i)")
+                has_opened.set()
+                if in_thread:
+                    has_begun.wait(10)
+                else:
+                    bridge.await_(until(has_begun))
+                rows: list[Any] = cursor.fetchall()
+                return rows
+
+        async def fail() -> None:
+            await until(has_opened)
+            async with transaction.atomic():
+                await Tag.objects.acreate(name="undone")
+                has_begun.set()
+                await asyncio.sleep(0.05)
+                raise ZeroDivisionError
+
+        async with transaction.atomic():
+            reading = sync_to_async(read, thread_sensitive=False)() if in_thread else aio.run(read)
+            rows, error = await asyncio.gather(reading, fail(), return_exceptions=True)
+            assert rows == [(1,), (2,)]
+            assert isinstance(error, ZeroDivisionError)
+        assert not await Tag.objects.aexists()
+
+    run(main())
+
+
 def test_a_thread_may_make_the_first_statement_of_its_loop(run: Runner) -> None:
     """The loop's pool, which begins with it, prepares connections in the thread of the loop."""
 
