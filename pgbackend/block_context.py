@@ -247,14 +247,21 @@ def settle_before_tasks() -> None:
 
 @contextmanager
 def calling_thread() -> Iterator[None]:
-    """Note the blocks that the running code is in, for a thread that inherits its context."""
-    blocks = blocks_here()
-    called = {key: block for key, block in blocks.items() if not block.ended}
-    token = _blocks_of_call.set(called)
+    """Note the blocks that the running code is in, for a thread that inherits its context.
+
+    A task that is cancelled goes on without the thread, but asgiref has handed the context of the
+    thread back by then: the task stays where it was, out of the blocks that the thread has open.
+    """
+    before, called_before = blocks_here(), _blocks_of_call.get()
+    _blocks_of_call.set({key: block for key, block in before.items() if not block.ended})
     try:
         yield
+    except asyncio.CancelledError:
+        named_blocks.set(before)
+        look_again()
+        raise
     finally:
-        _blocks_of_call.reset(token)
+        _blocks_of_call.set(called_before)
 
 
 def is_of_call(block: Block) -> bool:

@@ -116,9 +116,14 @@ def named_block(wrapper: Wrapper) -> Block | None:
 
 def check_not_ended(wrapper: Wrapper) -> None:
     """Raise `TransactionManagementError` if another thread has just ended the code's block."""
-    block = blocks_here().get(id(wrapper.settings_dict))
-    if block is not None and block.ended:
+    if (block := current_block(wrapper)) is not None and block.ended:
         block.check_not_ended()
+
+
+def has_outlived_block(wrapper: Any) -> bool:
+    """Return whether the block of the running code has ended without it."""
+    block = current_block(wrapper)
+    return block is not None and block.ended
 
 
 def _is_stale_in_thread(block: Block) -> bool:

@@ -35,6 +35,7 @@ import asyncio
 import threading
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from time import monotonic
 from types import FrameType
 from typing import Any
@@ -306,6 +307,27 @@ class Transaction:
             lease.pins -= 1  # the transaction pins it
         return lease
 
+    def take(self, lease: Lease) -> bool:
+        """Use the connection of `lease` until the end; return False if that has come already."""
+        with _changing:
+            inner = self.innermost
+            if inner is None or (inner.moving and inner.begun):
+                return False
+            self.state.take(lease)
+            lease.pin()
+            lease.task = self.owner  # the task that has begun the block ends the lease
+            lease.connection.turns = self
+            # psycopg begins with the first statement.
+            lease.connection._autocommit = False  # noqa: SLF001
+            return True
+
+    def end_unleased(self) -> None:
+        """Let nobody lease a connection any more if there is none: the end, now, sends nothing."""
+        with _changing:
+            inner = self.innermost
+            if self.state.connection is None and inner is not None and inner.moving:
+                inner.begun = True
+
     def give_up_lease(self) -> None:
         """End the lease, even if a cursor was left open on it; give a borrowed one back."""
         lease, lender = self.state.lease, self.lender
@@ -349,7 +371,7 @@ class Transaction:
             # `_wake()` counts before it looks who waits: none of the two can miss the other.
             return self.changes != seen or waiter.wait(timeout)
         finally:
-            if waiter in self.waiters:
+            with suppress(ValueError):  # another thread has woken it
                 self.waiters.remove(waiter)
 
     def _give_up(self, block: Block, timeout: float) -> None:
@@ -497,7 +519,7 @@ class Transaction:
         if not self.waiters:
             return
         waiters, self.waiters = self.waiters, []
-        for waiter in waiters:
+        for waiter in tuple(waiters):  # of which other threads may still withdraw one
             waiter.wake()
 
 
@@ -511,9 +533,15 @@ def begin(wrapper: Wrapper, state: State) -> Transaction:
 
 def end(wrapper: Wrapper, state: State) -> None:
     """End the transaction on `state`, if there is one: statements of its tasks are refused."""
-    transaction, state.transaction = state.transaction, None
-    if transaction is not None:
-        if not state.pooled and state.connection is not None:
+    transaction = state.transaction
+    if transaction is None:
+        return
+    transaction.end()  # first: code that finds no transaction looks whether its block has ended
+    state.transaction = None
+    if not state.pooled:
+        # The wrapper goes on to use its state and connection, and those who outlive the block do
+        # not: they might close that connection, or doom the next transaction.
+        transaction.state = State(pooled=True)
+        if state.connection is not None:
             state.connection.turns = None
-        transaction.end()
-        enter_block(wrapper, None)
+    enter_block(wrapper, None)

@@ -122,6 +122,8 @@ class Connection(psycopg.Connection[Any]):
     ends_in_turn = False
     #: The turns of the tasks and threads that share the transaction; None if nobody shares it.
     turns: Turns | None = None
+    #: Whether the statement in flight belongs to a block around the one that may be rolled back.
+    spares_statement = False
     #: Whether it is already known if the statement to be sent is vouched for; see vouching.py.
     has_looked = False
     _lease_ended = False
@@ -547,7 +549,7 @@ class Connection(psycopg.Connection[Any]):
         The rollback undoes the work of that statement anyway, and should not have to wait for it.
         """
         portal = current()
-        if self.ends_in_turn or portal is None or portal.closing:
+        if self.ends_in_turn or portal is None or portal.closing or self.spares_statement:
             return
         if self.lock.locked():
             finish(cancel_while_locked(self), CLEANUP_BUDGET)

@@ -25,7 +25,7 @@ from .errors import LeaseEnded
 from .parking import caller
 from .prepared import PreparingCursor
 from .recovery import limit_clean_up
-from .turns import TurnTakenError, check_turn
+from .turns import TurnTakenError, check_turn, sparing, waits_for_executemany
 from .vouching import is_vouched
 
 if TYPE_CHECKING:
@@ -200,7 +200,9 @@ class _LeasedCursor:
                             budget.enter_context(limit_clean_up(self._conn))
                             raise
         except BaseException as exc:
-            if not self._goes_elsewhere(exc, has_begun=entered):
+            if not self._goes_elsewhere(exc, has_begun=entered) and (
+                entered or not waits_for_executemany(self._conn, exc)
+            ):
                 raise
             goes_elsewhere = True
         self._has_succeeded = True
@@ -356,6 +358,14 @@ class _LeasedServerCursor(_LeasedCursor):
     #: opened in. A statement for this cursor would fail on the server and break the transaction.
     why_gone: Callable[[], Exception | None] | None = None
 
+    def execute(self, *args: Any, **kwargs: Any) -> Any:
+        while True:
+            try:
+                return super().execute(*args, **kwargs)
+            except psycopg.NotSupportedError as exc:
+                if not waits_for_executemany(self._conn, exc):
+                    raise
+
     def _statement_failed(self) -> None:
         lease = self._conn.lease
         if lease is not None:
@@ -368,12 +378,12 @@ class _LeasedServerCursor(_LeasedCursor):
 
     def _close_gen(self) -> PQGen[None]:
         if self.why_gone is None or self.why_gone() is None:
-            yield from super()._close_gen()  # type: ignore[misc]
+            yield from sparing(self._conn, super()._close_gen())  # type: ignore[misc]
 
     def _fetch_gen(self, *args: object, **kwargs: object) -> PQGen[Any]:
         if self.why_gone is not None and (reason := self.why_gone()) is not None:
             raise reason
-        fetch_gen = super()._fetch_gen(*args, **kwargs)  # type: ignore[misc]
+        fetch_gen = sparing(self._conn, super()._fetch_gen(*args, **kwargs))  # type: ignore[misc]
         return self._letting_go(fetch_gen)
 
     def _letting_go(self, gen: PQGen[RV]) -> PQGen[RV]:

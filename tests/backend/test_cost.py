@@ -32,9 +32,9 @@ MORE = {
     "get(pk)": {"sync": -2740, "green": -2245, "a-method": -1748},
     "100 rows": {"sync": -16155, "green": -15640, "a-method": -13010},
     "save()": {"sync": -125, "green": 577, "a-method": 1018},
-    "get(pk) in atomic()": {"sync": -500, "green": -308},
+    "get(pk) in atomic()": {"sync": -478, "green": -285},
     "update(F)": {"sync": -937, "green": -180},
-    "create() in atomic()": {"sync": 1618, "green": 1772},
+    "create() in atomic()": {"sync": 1640, "green": 1795},
 }
 
 
