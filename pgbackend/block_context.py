@@ -338,7 +338,7 @@ class _Detachment:
         self._home = _get_running_loop()
 
     def is_lost(self) -> bool:
-        """Return whether its event loop is closed, so that the `with` will never end."""
+        """Return whether the event loop of the `with` is closed, so that it will never end."""
         return self._home is not None and self._home.is_closed()
 
     def abandon(self) -> None:

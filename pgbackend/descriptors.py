@@ -80,7 +80,7 @@ _get_needs_rollback = _getter("needs_rollback")
 
 
 def _is_doomed(wrapper: Wrapper) -> bool:
-    """Return `needs_rollback` of the running code's block, even if another is open inside it."""
+    """Return `needs_rollback` of the running code's block, even while a block is open inside it."""
     if not _get_needs_rollback(wrapper):
         return False
     block = current_block(wrapper)
@@ -88,7 +88,7 @@ def _is_doomed(wrapper: Wrapper) -> bool:
 
 
 def _doom(wrapper: Wrapper, value: bool) -> None:
-    """Set `needs_rollback` of the running code's block, even if another is open inside it."""
+    """Set `needs_rollback` of the running code's block, even while a block is open inside it."""
     if not wrapper._ready:
         return
     block = current_block(wrapper)

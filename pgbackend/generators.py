@@ -39,7 +39,7 @@ class Carried(Protocol):
         """Return the key of the block's database; None for a `detached()`."""
 
     def is_lost(self) -> bool:
-        """Return whether its event loop is closed, so that the `with` will never end."""
+        """Return whether the event loop of the `with` is closed, so that it will never end."""
 
     def abandon(self) -> None:
         """Take the running code out of the block, whose generator is about to be closed."""

@@ -7,9 +7,9 @@ descriptors (descriptors.py) that look up, in this order:
 
 1. the transaction in whose `Block` the running code is (tasks that are started inside the block
    inherit it, and so do threads that asgiref starts from there);
-2. in an async context: a transaction that a test has opened (Note [Transactions of tests] in
+2. in async code: a transaction that a test has opened (Note [Transactions of tests] in
    block_context.py), else the `Session` of the running task;
-3. in a sync context: the wrapper's own `State`, as in Django.
+3. in sync code: the wrapper's own `State`, as in Django.
 
 Note [Looking up]
 Django reads these names some thirty times for a statement. Two quick checks find out that the code

@@ -6,7 +6,7 @@ ends the blocks, around Django's own code.
 Note [Turns]
 A transaction is a chain of blocks, each inside its `parent`; only the innermost is open for
 statements. Code runs inside the block that its context names. While another task has a block open
-inside that block, the code waits (`take_turn`); when its block has ended, its statements are
+inside that block, the code waits (`take_turn`); when the code's block has ended, its statements are
 refused. So savepoints of tasks that share a transaction never overlap, and no statement runs
 outside the block that it was written in.
 While a block is being ended, one more block is open inside it, for the code that ends it: other
@@ -16,8 +16,8 @@ inside are rolled back with it (`claim`).
 Threads may take part, too, and another thread may open or end a block between any two instructions.
 So blocks change under a lock (`_changing`); if two threads open a block at the same time, only one
 of them succeeds (`push`); and a statement checks its turn again when it has the connection's lock
-(`may_send`). A statement that has the lock before the SAVEPOINT or the end of a block is sent is
-not refused: that block has not `begun`.
+(`may_send`). A statement that gets the lock before the SAVEPOINT, or the end, of another block is
+still sent: that block has not `begun`.
 
 Note [Blocks that are left]
 A block belongs to its `with` statement, whose frame leads to the block again (atomic_blocks.py),
@@ -231,7 +231,7 @@ class Block:
         return False
 
     def notice_end_of_opener(self) -> None:
-        """Call `orphan()` if the block's opener is done, whose done callback may still be due."""
+        """Call `orphan()` if the opener task is done: its done callback may not have run yet."""
         opener = None if self.opener is None else self.opener()
         if opener is not None and opener.done():
             self.orphan(opener)
