@@ -171,6 +171,7 @@ def count_by_iterator(gate: Gate | None = None) -> int:
 WORK = [update, count_by_cursor, count_by_iterator]
 
 
+@pytest.mark.sweep(one_in=6)
 @pytest.mark.filterwarnings("ignore:a cursor opened at:ResourceWarning")
 @pytest.mark.parametrize("how", ["in the loop's thread", "in another thread"])
 @pytest.mark.parametrize("work", WORK)
@@ -214,6 +215,7 @@ def collect(at: int) -> Interrupt:
     return interrupt
 
 
+@pytest.mark.sweep(one_in=6)
 @pytest.mark.filterwarnings("ignore:a cursor opened at:ResourceWarning")
 @pytest.mark.filterwarnings("ignore:task .* has ended with:ResourceWarning")
 @pytest.mark.parametrize("work", WORK)

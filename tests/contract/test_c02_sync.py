@@ -196,6 +196,7 @@ def test_management_commands_say_the_same(told: Any) -> None:
     assert "class Probed(models.Model)" in said["inspectdb"]
 
 
+@pytest.mark.slow
 @pytest.mark.shortcut("select")
 def test_sync_code_is_not_slower(environment: dict[str, str]) -> None:
     """Compare the time of one process's processor, with both engines in turns.

@@ -312,6 +312,7 @@ def test_every_interleaving_of_three_tasks_with_nested_blocks_keeps_all_rows(
     run(main(), timeout=120)
 
 
+@pytest.mark.sweep(one_in=3)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_failure_at_each_place_of_every_interleaving_loses_its_block_and_no_other(
     run: Runner, kind: str
