@@ -34,7 +34,7 @@ COUNT = f"SELECT count(*) FROM {Tag._meta.db_table}"
 
 
 @pytest.fixture(autouse=True)
-def _tags(_fresh_sessions: None) -> None:
+def _tags(fresh_tables: None) -> None:
     Tag.objects.bulk_create(Tag(name=str(number)) for number in range(ROWS))
 
 
