@@ -2,7 +2,7 @@
 
 A patch, mock, derived class or change at run time takes effect at once, green and in sync code,
 before and after first use: for each function that a shortcut bypasses, too. The registry is tested
-in `tests/backend/test_registry.py`.
+in `tests/fast/test_registry.py`.
 """
 
 from __future__ import annotations
