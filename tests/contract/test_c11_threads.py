@@ -171,6 +171,7 @@ def test_a_thread_and_a_task_take_turns_wherever_one_is_halted(
     sweep(once)
 
 
+@pytest.mark.sweep(one_in=6)
 @pytest.mark.parametrize("halted", ["thread", "task"])
 @pytest.mark.parametrize(
     ("of_thread", "of_task"),
@@ -196,6 +197,7 @@ def test_a_connection_of_ones_own_is_used_in_turn_by_those_whom_its_thread_waits
     sweep(once)
 
 
+@pytest.mark.sweep(one_in=7)
 @pytest.mark.parametrize("fails", [False, True], ids=["COMMIT", "ROLLBACK"])
 @pytest.mark.parametrize("halted", ["thread", "task"])
 @pytest.mark.parametrize("of_thread", [*STATEMENTS, *BLOCKS])
