@@ -755,6 +755,7 @@ def copying_in(cursor: Any, table: str) -> Any:
     return cursor.copy(f"COPY {table} FROM STDIN")
 
 
+@pytest.mark.sweep(one_in=4)
 @pytest.mark.parametrize("begin", [copying_out, copying_in, streaming])
 @pytest.mark.parametrize("how", ["cancelled", "failed"])
 def test_what_is_left_in_its_midst_while_the_server_is_silent_ends_soon(
