@@ -158,6 +158,7 @@ def sweep(run_once: Runner, request: pytest.FixtureRequest) -> Sweep:
     return run
 
 
+@pytest.mark.sweep(one_in=6)
 @pytest.mark.parametrize("halted", ["thread", "task"])
 @pytest.mark.parametrize(
     ("of_thread", "of_task"),
@@ -183,6 +184,7 @@ def test_a_thread_and_a_task_take_turns_wherever_one_is_halted(
     sweep(once)
 
 
+@pytest.mark.sweep(one_in=6)
 @pytest.mark.parametrize("halted", ["thread", "task"])
 @pytest.mark.parametrize(
     ("of_thread", "of_task"),
@@ -208,6 +210,7 @@ def test_a_connection_of_ones_own_is_used_in_turn_by_those_whom_its_thread_waits
     sweep(once)
 
 
+@pytest.mark.sweep(one_in=7)
 @pytest.mark.parametrize("fails", [False, True], ids=["COMMIT", "ROLLBACK"])
 @pytest.mark.parametrize("halted", ["thread", "task"])
 @pytest.mark.parametrize("of_thread", [*STATEMENTS, *BLOCKS])

@@ -20,6 +20,7 @@ from pgbackend.fast.registry import SHORTCUTS
 COST = Path(__file__).parents[2] / "benchmarks" / "cost.py"
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(sys.version_info < (3, 13), reason="counts are of Python 3.13"),
     *(pytest.mark.shortcut(name) for name in SHORTCUTS),
 ]
