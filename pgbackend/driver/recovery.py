@@ -119,7 +119,11 @@ async def cancel_while_locked(connection: psycopg.Connection[Any]) -> None:
     """Ask to cancel the running statement until its task releases the lock of `connection`."""
     pgconn, lock = connection.pgconn, connection.lock
     with contextlib.suppress(psycopg.Error):
-        while lock.locked() and pgconn.transaction_status == _ACTIVE:
+        while (
+            lock.locked()
+            and pgconn.transaction_status == _ACTIVE
+            and not getattr(connection, "spares_statement", False)
+        ):
             await ask_to_cancel(connection, CLEANUP_BUDGET)
             # Then ask again: the request may have reached the server before the statement did.
             until = monotonic() + _CANCEL_INTERVAL

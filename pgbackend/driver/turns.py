@@ -11,11 +11,15 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
+import psycopg
 from psycopg.abc import PQGen, Query
+from psycopg.pq import PipelineStatus
 
 from .errors import LeaseEnded
+
+RV = TypeVar("RV")
 
 _TURN_TAKEN = (
     "this statement was not sent: another task or thread has opened or ended an atomic block in "
@@ -53,6 +57,35 @@ def check_turn(connection: SharedConnection) -> None:
         raise TurnTakenError(_TURN_TAKEN)
 
 
+def sparing(connection: Any, gen: PQGen[RV]) -> PQGen[RV]:
+    """Run `gen`, a FETCH or CLOSE, which takes no turns.
+
+    A task that rolls back a block which it has open meanwhile does not cancel the statement.
+    """
+    turns = connection.turns
+    connection.spares_statement = turns is not None and not turns.may_send()
+    try:
+        return (yield from gen)
+    finally:
+        connection.spares_statement = False
+
+
+def waits_for_executemany(connection: Any, exc: BaseException) -> bool:
+    """Wait for another's `executemany()` if `exc` is due to its pipeline; return True to retry.
+
+    psycopg refuses server-side cursors and `stream()` in a pipeline, and checks for a pipeline
+    before it waits for the lock. A pipeline of the user's does not hold the lock between two
+    statements: then `exc` stands, and the result is False.
+    """
+    if not isinstance(exc, psycopg.Error) or exc.sqlstate is not None or "pipeline" not in str(exc):
+        return False
+    if connection.lock.locked():
+        with connection.lock:
+            pass
+        return True
+    return bool(connection.pgconn.pipeline_status == PipelineStatus.OFF)  # it has just ended
+
+
 class _TurnTakingCursor:
     """Execute a statement that has lost its turn again, at its next turn (a mixin).
 
@@ -63,10 +96,27 @@ class _TurnTakingCursor:
     _conn: SharedConnection
     #: Waits for the turn of the running code; raises if its block has ended.
     take_turn: Callable[[], None]
+    #: Raises if the block of the running code has ended.
+    check_not_ended: Callable[[], None]
 
     def _start_query(self, query: Query | None = None) -> PQGen[None]:
         check_turn(self._conn)
+        # After `check_turn()`: once the block has ended, the connection has no `turns` to refuse.
+        self.check_not_ended()
         return super()._start_query(query)  # type: ignore[misc,no-any-return]
+
+    # A server-side cursor ends with its transaction; to use it in the next one would fail that.
+
+    def _fetch_gen(self, *args: Any, **kwargs: Any) -> PQGen[Any]:
+        self.check_not_ended()
+        return sparing(self._conn, super()._fetch_gen(*args, **kwargs))  # type: ignore[misc]
+
+    def _close_gen(self) -> PQGen[None]:
+        try:
+            self.check_not_ended()
+        except Exception:  # of any type, `check_not_ended` is the backend's
+            return
+        yield from sparing(self._conn, super()._close_gen())  # type: ignore[misc]
 
     def execute(self, *args: object, **kwargs: object) -> Self:
         while True:
@@ -74,6 +124,9 @@ class _TurnTakingCursor:
                 return super().execute(*args, **kwargs)  # type: ignore[misc,no-any-return]
             except TurnTakenError:
                 self.take_turn()
+            except psycopg.NotSupportedError as exc:
+                if not waits_for_executemany(self._conn, exc):
+                    raise
 
     def executemany(self, *args: object, **kwargs: object) -> None:
         while True:
@@ -100,6 +153,9 @@ class _TurnTakingCursor:
                 return
             except TurnTakenError:
                 self.take_turn()
+            except psycopg.ProgrammingError as exc:
+                if not waits_for_executemany(self._conn, exc):
+                    raise
 
 
 @functools.lru_cache(maxsize=64)
@@ -108,9 +164,17 @@ def _turn_taking_class(cursor_class: type[Any]) -> type[Any]:
     return type(cursor_class.__name__, (_TurnTakingCursor, cursor_class), names)
 
 
-def let_take_turns(cursor: Any, take_turn: Callable[[], None]) -> None:
-    """Make `cursor` call `take_turn()`, which waits, when one of its statements lost its turn."""
-    if not isinstance(cursor, _TurnTakingCursor):
-        cls: Any = type(cursor)
+def let_take_turns(
+    cursor: Any, take_turn: Callable[[], None], check_not_ended: Callable[[], None]
+) -> None:
+    """Make `cursor` call `take_turn()`, which waits, when one of its statements lost its turn.
+
+    `check_not_ended()` raises if the block of the running code has ended. A tracing tool's wrapper
+    of a cursor is left unchanged, and so is a cursor of another driver's connection.
+    """
+    cls: Any = type(cursor)
+    if not issubclass(cls, psycopg.Cursor) or not hasattr(cursor.connection, "turns"):
+        return
+    if not issubclass(cls, _TurnTakingCursor):
         cursor.__class__ = _turn_taking_class(cls)
-    cursor.take_turn = take_turn
+    cursor.take_turn, cursor.check_not_ended = take_turn, check_not_ended

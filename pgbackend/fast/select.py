@@ -11,7 +11,7 @@ Django puts a statement together from some twenty parts, each of which finds for
 nothing to say. Where that can be told at once (a model's own columns, not grouped, not combined,
 not locked), `Selects.as_sql()` asks only for the parts that there are. With the shortcut `known`,
 the SQL of a SELECT with one comparison is cached as a whole. The statements are Django's to the
-letter (`tests/backend/test_compiler.py`). Classes that somebody has derived are asked as Django
+letter (`tests/fast/test_compiler.py`). Classes that somebody has derived are asked as Django
 asks them; so are Django's own where one of the methods in `_for_select` has been patched.
 """
 

@@ -1,7 +1,7 @@
 """Writes an UPDATE where one column is compared with a value: the shortcut `update`.
 
 Such is the UPDATE of `save()`, and of most of ``filter(pk=...).update(...)``. Only the parts that
-there are get written, to the letter as Django does (`tests/backend/test_compiler.py`). Expressions
+there are get written, to the letter as Django does (`tests/fast/test_compiler.py`). Expressions
 that are set have been resolved when they were put into the query; Django resolves them again.
 """
 

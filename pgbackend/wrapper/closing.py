@@ -18,8 +18,8 @@ class Closing(Leasing):
 
     def close(self) -> None:
         """Close the connection; give a leased one back, which is closed only in a transaction."""
-        if state.has_joined_test(self):
-            self._close_own()
+        if state.has_joined_test(self) or state.has_outlived_block(self):
+            self._close_own()  # the transaction's connection belongs to other code
             return
         current = state.current_state(self)
         current.asked = False
