@@ -1,4 +1,4 @@
-"""System checks: what of a project pgbackend has changed, and what it could not."""
+"""System checks: which `threading.local` objects pgbackend has replaced, and which it could not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CURE = (
 
 
 def check_thread_locals(app_configs: object, **kwargs: object) -> list[checks.CheckMessage]:
-    """Return a message that lists the thread-locals that were converted, and one for each other."""
+    """Return one message with all converted thread-locals, and a warning for each refused one."""
     messages: list[checks.CheckMessage] = []
     if thread_locals.converted:
         names = ", ".join(sorted(each.name for each in thread_locals.converted))
@@ -28,5 +28,5 @@ def check_thread_locals(app_configs: object, **kwargs: object) -> list[checks.Ch
 
 
 def register() -> None:
-    """Let Django's `check` command, and whatever else runs the checks, run these."""
+    """Register the checks of this module with Django."""
     checks.register(check_thread_locals)
