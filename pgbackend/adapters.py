@@ -97,6 +97,6 @@ def _timezone_of(context: AdaptContext | None) -> bytes | None:
 
 
 def adapting(timezone: tzinfo | None, adapters: AdaptersMap) -> Callable[[Any], None] | None:
-    """Return a function that lets a cursor load `timezone`; None if `adapters` load it already."""
+    """Return a function that lets a cursor load timestamps in `timezone`; None if not needed."""
     loader: Any = adapters.get_loader(_TIMESTAMPTZ, Format.TEXT)
     return None if loader.timezone == timezone else partial(register_tzloader, timezone)

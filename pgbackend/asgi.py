@@ -1,7 +1,8 @@
 """Serves requests on the event loop: replaces methods of Django's handlers of requests.
 
 Each request runs in a portal, so all synchronous code that its view calls is green. Each request
-has its own values of thread-locals (see request.py). request_signals.py has the end of a request.
+has its own values of `threading.local` objects (see request.py). request_signals.py has the end of
+a request.
 
 Django's own `ASGIHandler.handle()` does the rest: it reads the request, calls the view, watches
 whether the client is still connected, and sends the response.

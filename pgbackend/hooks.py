@@ -59,7 +59,7 @@ class Hook:
     adds: bool = False
     """True if the hook adds an attribute that the target does not have."""
     at_once: bool = False
-    """True if it is installed when the backend is loaded, and not when all models are loaded."""
+    """True if the hook is installed when the backend is loaded; others wait for the models."""
     app: str = ""
     """The hook is installed only if this app is in `INSTALLED_APPS`."""
     modules: tuple[str, ...] = ()

@@ -29,7 +29,7 @@ _AT_A_TIME = 100
 def make_async_generator(in_threads: Callable[..., AsyncIterator[Any]]) -> Callable[..., Any]:
     """Return a `BaseIterable._async_generator()` that fetches its chunks green.
 
-    To close the generator closes its cursor, too.
+    Closing the generator closes its cursor, too.
     """
 
     async def _async_generator(self: Any) -> AsyncIterator[Any]:
@@ -65,7 +65,7 @@ _AITER = BaseIterable.__aiter__
 def make_aiterator(original: Callable[..., AsyncIterator[Any]]) -> Callable[..., Any]:
     """Return a `QuerySet.aiterator()` that returns the generator of the rows itself.
 
-    Django's is one more generator around it: each row goes through both, and to close the outer one
+    Django's is one more generator around it: each row goes through both, and closing the outer one
     leaves the inner one, with its cursor and its lease, to the garbage collector.
 
     Other tasks than the caller may make steps of the generator, and end before it does
@@ -113,8 +113,8 @@ def _known_by(maker: Sessions, queryset: QuerySet[Any]) -> QuerySet[Any]:
 def make_aiter(original: Callable[..., AsyncIterator[Any]]) -> Callable[..., Any]:
     """Return an `__aiter__()` of a QuerySet that fetches its rows without an async generator.
 
-    Before Python 3.13, closing a coroutine inside its ``async for`` does not close the generator,
-    which would leave the statement, and its lease, to the garbage collector.
+    Before Python 3.13, closing a coroutine inside its ``async for`` does not close the generator.
+    The statement, and its lease, would be left to the garbage collector.
     """
 
     @functools.wraps(original)

@@ -17,7 +17,7 @@ NO_OTHERS: tuple[Any, ...] = (None,)
 def lookup(names: str, **owners: object) -> Callable[[], tuple[Any, ...]]:
     """Return a function that returns the current values of `names` (``owner.name``, two or more).
 
-    All look-ups are one call of C code, since statements pay for it. `owners` are the objects.
+    `owners` gives the object of each owner. All look-ups are one call of C code, to save time.
     """
     return partial(attrgetter(*names.split()), SimpleNamespace(**owners))
 

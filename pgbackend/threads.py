@@ -1,4 +1,4 @@
-"""Decides which functions run in place, on the loop, and which keep their thread, in a request.
+"""Decides which functions of a request run in place, on the loop, and which keep their thread.
 
 Django calls the sync code of a request in the request's thread, by `sync_to_async`. hops.py
 replaces that, and asks a policy of this module at each call. A function runs in place if all code
@@ -10,8 +10,8 @@ The module of a function's globals proves who wrote it; `__module__` and `__wrap
 `functools.wraps` copies them. A function of Django's may call other code that it was given: a
 decorator calls a view, `user_passes_test()` a test, `as_view()` methods of a class. All that is in
 the function's closure, so the closure must be Django's, too. A class counts as Django's if its
-bases outside of Django define no functions of their own that are not Django's. A view or middleware
-class of the project's never counts. Methods of models, managers and QuerySets count as Django's,
+bases outside of Django hold no code that is not Django's. A view or middleware class of the
+project's never counts. Methods of models, managers and QuerySets count as Django's,
 because the ORM calls them in any case. So do the hooks of a ModelAdmin (`get_queryset()`,
 `save_model()`): admin pages keep their thread only if the project has written the view itself.
 

@@ -1,4 +1,4 @@
-"""Open and commit an outermost `atomic` block in one step each.
+"""Opens and commits an outermost `atomic` block in one step each: the shortcut `blocks`.
 
 Most blocks begin while nothing is open, and end without an error. For that, `Atomic` uses some
 twenty names of the wrapper, each a descriptor that looks up the state of the running code. In green

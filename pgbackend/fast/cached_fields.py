@@ -67,7 +67,7 @@ def is_plain_column(col: Any, field: Any, table: str) -> bool:
 
 
 class FieldAnswers:
-    """The methods and attributes that cached SQL of a model depends on, as they were at that time.
+    """The methods and attributes that cached SQL depends on, as they were when it was cached.
 
     Each statement pays for `is_stale()`, so all loops are in C code.
     """

@@ -106,8 +106,8 @@ _READ_BODY, _LISTEN = ASGIHandler.read_body, ASGIHandler.listen_for_disconnect
 class _Connected:
     """Cancel the task that runs the body of this `with` when the client disconnects.
 
-    `listen()` returns a coroutine that waits for that, and then raises `RequestAborted`. If it
-    raises another error, the `with` raises it at its end. As with `asyncio.timeout`, the
+    `listen()` returns a coroutine that waits for the disconnect, and then raises `RequestAborted`.
+    If it raises another error, the `with` raises that at its end. As with `asyncio.timeout`, the
     cancellation ends with the `with`, unless other code has cancelled the task, too. With
     `at_once`, a task listens from the beginning, as in Django.
 

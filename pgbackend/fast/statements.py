@@ -86,7 +86,7 @@ def _is_own(*functions: Any) -> bool:
     return unpatched(*functions[:-2]) is not NO_OTHERS and all(map(is_psycopgs, functions[-2:]))
 
 
-#: Return the methods `_CALLED` of a wrapper class; the functions of Django and psycopg behind them.
+#: Return the methods `_CALLED` of a class; the functions of Django and psycopg that they call.
 _called_on: Callable[[type[Any]], tuple[Any, ...]] = attrgetter(*_CALLED)
 _called = lookup(
     "its.cursor its._cursor its._prepare_cursor its.create_cursor its.make_cursor "

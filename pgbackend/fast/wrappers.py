@@ -72,7 +72,7 @@ def take(alias: str) -> Any:
 
 
 def lend(wrapper: Any) -> None:
-    """List `wrapper`, which is new, among those that the running task gives back at its end."""
+    """List `wrapper`, which is new, among those that are lent to the running task."""
     cls = type(wrapper)
     if cls.__module__ in ("pgbackend.base", "pgbackend.gis.base"):
         if cls not in _names:
