@@ -7,9 +7,9 @@ from django.core import checks
 from . import thread_locals
 
 _CURE = (
-    "Let its module keep it under one name, and other code refer to it by that name; or use "
-    "'asgiref.local.Local', which follows requests by itself. If it is right to keep it by thread, "
-    "add its name to PGBACKEND_THREAD_LOCALS['exclude']."
+    "Keep the object in one module, under one name, and let other code look it up there; or use "
+    "'asgiref.local.Local', which follows requests by itself. If each thread shall have its own "
+    "values, as without pgbackend, add the name to PGBACKEND_THREAD_LOCALS['exclude']."
 )
 
 

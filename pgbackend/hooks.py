@@ -103,7 +103,7 @@ class Hook:
         return ImproperlyConfigured(
             f"pgbackend must replace {self}, but {cause} with Django {django.__version__}. Why it "
             f"is replaced: {self.reason} Cure: install a Django from {first} to {last}{theirs}, or "
-            "a release of pgbackend that was written for what is installed."
+            "a release of pgbackend that was written for the installed versions."
         )
 
 

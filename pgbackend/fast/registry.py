@@ -322,7 +322,7 @@ def why_off() -> Mapping[str, str]:
             reasons[name] = (
                 f"{function} is patched"
                 if is_patched
-                else (f"{function} of {version} is not one that it was written against")
+                else f"{function} of {version} has a source that is unknown to pgbackend"
             )
             level = logging.INFO if is_patched else logging.WARNING
             logger.log(level, "the shortcut %r is off: %s", name, reasons[name])
