@@ -38,7 +38,7 @@ PIP = $(RUN) -m pip install --quiet --disable-pip-version-check
 
 help:
 	@echo 'make demo      serve the order desk at http://127.0.0.1:8000/ (PORT=); Ctrl-C ends it'
-	@echo 'make test      run the tests (ARGS= for pytest)'
+	@echo 'make test      run the quick tests (ARGS= for pytest; ARGS=--slow runs all)'
 	@echo 'make browser   install Chromium, for the tests of the pages (as root, Debian or Ubuntu)'
 	@echo 'make pgbouncer install PgBouncer, for the tests through a pooler (as root, Debian or Ubuntu)'
 	@echo 'make postgresql install PostgreSQL with its extensions, make postgis with PostGIS and GDAL,'

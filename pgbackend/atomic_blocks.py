@@ -1,8 +1,8 @@
-"""Open and end `atomic` blocks: take turns, around Django's own code, and end what was left open.
+"""Open and end `atomic` blocks around Django's own code: each in its turn, and those left open.
 
-`hooks` calls `enter()` and `leave()` in the place of `Atomic.__enter__` and `__exit__`. These call
-Django's own, unedited, when it is the turn of the running code. See Note [Turns] and Note [Blocks
-that are left] in transactions.py.
+`atomic_methods` calls `enter()` and `leave()` in the place of `Atomic.__enter__` and `__exit__`.
+These call Django's methods, unedited, when it is the turn of the running code. See Note [Turns] and
+Note [Blocks that are left] in transactions.py.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .transactions import end as end_transaction
 _get_running_loop = asyncio._get_running_loop
 _running = bridge.running
 
-#: Django's method, before `hooks` puts `leave()` around it.
+#: Django's method, before `hooks` replaces it.
 _djangos_exit: Callable[..., None] = transaction.Atomic.__exit__
 
 
@@ -39,13 +39,16 @@ _djangos_exit: Callable[..., None] = transaction.Atomic.__exit__
 
 
 class OpenAtOnce(Protocol):
-    """Open a block, and return it; return None if Django must open it."""
+    """Open an outermost block, and return it; return None if Django must open it.
+
+    `here` is the portal of the running code.
+    """
 
     def __call__(self, here: Portal, wrapper: Wrapper, atomic: Atomic) -> Block | None: ...
 
 
 class CommitAtOnce(Protocol):
-    """Commit `block`, whose `with` in `frame` ends well; return False if Django must end it."""
+    """Commit `block`, whose `with` in `frame` has no error; return False if Django must end it."""
 
     def __call__(
         self, wrapper: Wrapper, atomic: Atomic, frame: FrameType, block: Block | None
@@ -53,18 +56,18 @@ class CommitAtOnce(Protocol):
 
 
 def _never_open(here: Portal, wrapper: Wrapper, atomic: Atomic) -> Block | None:
-    """Leave the block to Django."""
+    """Let Django open the block."""
     return None
 
 
 def _never_commit(wrapper: Wrapper, atomic: Atomic, frame: FrameType, block: Block | None) -> bool:
-    """Leave the end of the block to Django."""
+    """Let Django end the block."""
     return False
 
 
-#: Green code calls these first, when it opens a block, and when it ends one without an error. These
-#: plain ones leave all to Django. A replacement may do the work where nobody can tell the
-#: difference: `pgbackend.fast.blocks` has one.
+#: The seam: green code calls `open_at_once` before it opens a block, and `commit_at_once` before it
+#: ends a block without an error. By default both let Django do the work; `pgbackend.fast.blocks`
+#: assigns functions that do it faster where the result is the same.
 open_at_once: OpenAtOnce = _never_open
 commit_at_once: CommitAtOnce = _never_commit
 
@@ -73,9 +76,10 @@ commit_at_once: CommitAtOnce = _never_commit
 
 
 class _AsyncWith(threading.local):
-    """Hand the frame of an `async with` to the synchronous method that is called for it.
+    """Pass the frame of an `async with` statement to `enter()` or `leave()`.
 
-    It is set right before that call, and taken by `enter()` and `leave()`, with no wait in between.
+    `__aenter__()` and `__aexit__()` set `frame`; no other code of the thread runs until `enter()`
+    or `leave()` takes it.
     """
 
     frame: FrameType | None = None
@@ -85,9 +89,9 @@ async_with = _AsyncWith()
 
 
 def enter(wrapper: Wrapper, atomic: Atomic, enter_djangos: Callable[[Atomic], None]) -> None:
-    """Do what `Atomic.__enter__` does, which is `enter_djangos`, in its turn.
+    """Call `enter_djangos`, Django's `Atomic.__enter__`, in the turn of the running code.
 
-    The frame two calls below this one is that of the `with`, unless `async_with` has it.
+    The caller's caller is the frame of the `with` statement, unless `async_with.frame` is set.
     """
     frame, async_with.frame = async_with.frame, None
     here = _running()  # without a call of `bridge.green()`
@@ -106,7 +110,7 @@ def enter(wrapper: Wrapper, atomic: Atomic, enter_djangos: Callable[[Atomic], No
 
 
 def _open(wrapper: Wrapper, atomic: Atomic, enter_djangos: Callable[[Atomic], None]) -> None:
-    """Let Django open the block, when it is the turn of the running code."""
+    """Let Django open the block when it is the turn of the running code."""
     wrapper.check_context("transaction.atomic")
     block = _push_in_turn(wrapper)
     try:
@@ -123,7 +127,7 @@ def _open(wrapper: Wrapper, atomic: Atomic, enter_djangos: Callable[[Atomic], No
 
 
 def _push_in_turn(wrapper: Wrapper) -> Block | None:
-    """Open a block inside that of the running code, in its turn; None if it is in none."""
+    """Push a block inside the running code's block, in its turn; None if it has no block."""
     while True:
         state.take_turn(wrapper)
         if (current := state.current_state(wrapper)).pooled:
@@ -139,13 +143,13 @@ def _push_in_turn(wrapper: Wrapper) -> Block | None:
 def leave(
     wrapper: Wrapper, atomic: Atomic, leave_djangos: Callable[..., None], exc_info: tuple[Any, ...]
 ) -> None:
-    """Do what `Atomic.__exit__` does, which is `leave_djangos`, in its turn.
+    """Call `leave_djangos`, Django's `Atomic.__exit__`, in the turn of the running code.
 
-    The frame two calls below this one is that of the `with`, unless `async_with` has it. See Note
-    [Blocks that are left] in transactions.py.
+    The caller's caller is the frame of the `with` statement, unless `async_with.frame` is set. The
+    block may be another than the context names: see Note [Blocks that are left] in transactions.py.
     """
     frame, async_with.frame = async_with.frame, None
-    if not atomic.__dict__.get("_pgbackend_blocks"):  # a thread's: no other code meets it
+    if not atomic.__dict__.get("_pgbackend_blocks"):  # opened outside portals: not recorded
         _leave(wrapper, atomic, leave_djangos, exc_info, state.named_block(wrapper))
         return
     frame = frame or sys._getframe(2)
@@ -174,7 +178,7 @@ def _leave_elsewhere(
     exc_info: tuple[Any, ...],
     block: Block,
 ) -> None:
-    """End `block`, wherever the running code is, and whatever it can do."""
+    """End `block` from code that may be in another block or task, or may be unable to wait."""
     here = state.named_block(wrapper)
     block.notice_end_of_opener()
     block.begin_to_leave()
@@ -190,7 +194,7 @@ def _leave_elsewhere(
             _leave(wrapper, atomic, leave_djangos, exc_info, block)
         else:
             if block.opener is not None and block.opener() is not bridge.current_task():
-                block.left = True  # its opener is out of it, however long the end takes
+                block.left = True  # its opener is out of the block, however long the end takes
             with inside(wrapper, block), _in_turn(block):
                 _leave(wrapper, atomic, leave_djangos, exc_info, block)
     finally:
@@ -199,9 +203,10 @@ def _leave_elsewhere(
 
 @contextmanager
 def _in_turn(block: Block) -> Iterator[None]:
-    """Let a block that ends elsewhere wait for the statements in flight, which do not expect it.
+    """Make the end of `block` wait for the statements that other tasks run on its connection.
 
-    One that ends in its own task, with an error, cancels those of its child tasks.
+    Those tasks do not expect another task to end the block. (A block that its own task ends with an
+    error cancels the statements of child tasks instead.)
     """
     connection = block.transaction.state.connection
     if connection is None or not block.transaction.state.pooled:
@@ -217,21 +222,22 @@ def _in_turn(block: Block) -> Iterator[None]:
 def _block_of(
     wrapper: Wrapper, atomic: Atomic, frame: FrameType | None, here: Block | None
 ) -> Block | None:
-    """Return the block that the `with` in `frame` has opened; the context names `here`."""
+    """Return the block that the `with` in `frame` opened; `here` is the block of the context."""
     key = wrapper._key
     opened: list[Block]
     opened = [each for each in atomic.__dict__.get("_pgbackend_blocks", ()) if each.key == key]
     found = [each for each in opened if each.frame is frame]
     if not found and here is not None and here.atomic is None and not here.left:
-        return here  # of code in a thread, which nobody else can meet
+        return here  # opened outside portals: not recorded
     found = found or opened
     return here if here in found or not found else found[-1]
 
 
 def _may_end(frame: FrameType) -> bool:
-    """Return whether the running code may send the statement that ends its block, in `frame`.
+    """Return whether the running code can end its own block, whose `with` is in `frame`, directly.
 
-    The block of a generator may be ended from anywhere: `_leave_elsewhere()` looks closer.
+    Return False if the code must not wait, or if `frame` is a generator's, whose block any task may
+    end: then `_leave_elsewhere()` ends the block.
     """
     if frame in carried or is_collecting():
         return False
@@ -242,26 +248,27 @@ def _may_end(frame: FrameType) -> bool:
 
 
 def _can_wait(block: Block, here: Block | None) -> bool:
-    """Return whether the running code may send a statement that ends `block`."""
+    """Return whether the running code can wait for a statement that ends `block`."""
     if is_collecting():
         return False
     portal = bridge.current()
     if portal is not None:
         return not portal.closing
-    # A thread that takes part in the transaction, and none that has met a generator by chance.
+    # A thread can if it takes part in the transaction; not if it just happens to close a generator.
     return _get_running_loop() is None and block is here
 
 
-# --- Blocks whose end nobody can wait for ---------------------------------------------------------
+# --- Blocks that end where code cannot wait -------------------------------------------------------
 
 
 def _leave_without_waiting(wrapper: Wrapper, atomic: Atomic, block: Block) -> None:
-    """Have `block` rolled back by others, because the running code cannot wait."""
+    """Have another task or the pool roll `block` back, because the running code cannot wait."""
     if block.ended:
         return
     block.reason = block.reason or (
         "an atomic block was rolled back: it ended where nothing can be waited for (its task was "
-        "dropped, or the garbage collector or a thread has closed its generator)"
+        "dropped, or the garbage collector or a thread has closed its generator). Let a task end "
+        "its own blocks, and close generators that hold one ('contextlib.aclosing()')"
     )
     if block.parent is not None:
         if state.named_block(wrapper) is block:
@@ -279,18 +286,18 @@ def _leave_without_waiting(wrapper: Wrapper, atomic: Atomic, block: Block) -> No
         lease.end_at_home(block.reason)  # the pool rolls back what is open
 
 
-#: The tasks that end blocks for others.
+#: The tasks of `_start_to_leave()`: a task that nothing refers to may be collected.
 _leaving: set[asyncio.Task[None]] = set()
 
 
 def _leave_later(block: Block) -> None:
-    """Let a task of its own roll `block` back, since the running code cannot."""
+    """Have a new task roll `block` back on its event loop, because the running code cannot."""
     atomic = block.atomic
     home = block.transaction.home
     if home is None or home.is_closed():
         _doom(block)
     else:
-        with suppress(RuntimeError):  # it has been closed just now
+        with suppress(RuntimeError):  # the loop was closed just now
             home.call_soon_threadsafe(_start_to_leave, home, atomic, block)
 
 
@@ -298,7 +305,7 @@ Block.leave_later = _leave_later  # type: ignore[assignment,method-assign]
 
 
 def _doom(block: Block) -> None:
-    """End `block`, and let the block around it be rolled back: no loop can end this one."""
+    """End `block`, and mark its parent to be rolled back: no loop can roll back `block` alone."""
     parent = block.parent
     assert parent is not None
     block.transaction.pop(block)
@@ -306,7 +313,7 @@ def _doom(block: Block) -> None:
 
 
 def _start_to_leave(home: asyncio.AbstractEventLoop, atomic: Atomic | None, block: Block) -> None:
-    """Start the task that rolls `block` back. Its loop, `home`, calls this."""
+    """Start the task that rolls `block` back; the block's loop, `home`, calls this function."""
     if block.ended:
         return
     task = asyncio.Task(_leave_in_task(atomic, block), loop=home, context=state.no_context())
@@ -339,7 +346,7 @@ def _leave(
     exc_info: tuple[Any, ...],
     block: Block | None,
 ) -> None:
-    """End `block`, in which the running code is."""
+    """End `block`, which the running code is in; if it is None, only call `leave_djangos`."""
     refusal = None
     try:
         if block is not None and not block.ended:
@@ -359,14 +366,14 @@ def _leave(
         try:
             raise refusal
         finally:
-            del refusal, exc_info  # it knows this frame by its traceback
+            del refusal, exc_info  # their traceback refers to this frame: a reference cycle
 
 
 def _leave_what_is_inside(wrapper: Wrapper, block: Block) -> None:
-    """Roll back blocks inside `block` that the running task has opened in generators, and left."""
+    """Roll back the blocks inside `block` that the running task still has open in generators."""
     while (inner := block.transaction.innermost) is not block:
         if inner is None or inner.atomic is None or inner.frame not in carried:
-            return  # another task's, which is waited for
+            return  # another task's: `_why_to_roll_back()` waits for its end
         opener = None if inner.opener is None else inner.opener()
         if opener is None or opener is not bridge.current_task():
             return
@@ -380,7 +387,7 @@ def _leave_what_is_inside(wrapper: Wrapper, block: Block) -> None:
 
 
 def _why_to_roll_back(wrapper: Wrapper, block: Block) -> BaseException | None:
-    """Wait until nothing is open inside `block`; return why it must be rolled back instead."""
+    """Wait until no block is open inside `block`; if that fails, return the error, else None."""
     try:
         _leave_what_is_inside(wrapper, block)
         block.transaction.take_turn(block)
@@ -390,9 +397,10 @@ def _why_to_roll_back(wrapper: Wrapper, block: Block) -> BaseException | None:
 
 
 def _begin_to_end(wrapper: Wrapper, block: Block, *, failed: bool) -> BaseException | None:
-    """Let only the running code send statements. See Note [Turns] in transactions.py.
+    """Push a last block inside `block`, in which only the running code may send statements.
 
-    Returns why a block that has not `failed` must be rolled back nevertheless, or None.
+    `failed` tells whether the `with` ends with an error. Returns an error if `block` must be rolled
+    back although its `with` ends without one, or None. See Note [Turns] in transactions.py.
     """
     refusal = None
     while not block.ended:
@@ -409,7 +417,7 @@ def _begin_to_end(wrapper: Wrapper, block: Block, *, failed: bool) -> BaseExcept
 
 
 def end_block(wrapper: Wrapper, block: Block) -> None:
-    """Note that `block` has ended, and let the running code be in the one around it."""
+    """Record that `block` has ended, and put the running code in the block around it."""
     if block.parent is not None:
         block.doomed = False
         block.transaction.pop(block)

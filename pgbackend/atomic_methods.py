@@ -1,7 +1,8 @@
-"""The methods of Django's `Atomic` as `hooks` replaces them: for tasks, and for coroutines.
+"""Make the methods that `hooks` puts in the place of those of Django's `Atomic`.
 
-A block takes its turn among the tasks of its transaction (see atomic_blocks.py), `async with`
-works, and `atomic` decorates coroutine functions. For other engines Django's methods are called.
+With them a block takes its turn among the tasks that share its transaction (see atomic_blocks.py),
+`async with atomic()` works, and `atomic` decorates coroutine functions. For databases of other
+engines they call Django's methods.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .protocols import Atomic
 
 
 def make_enter(enter: Callable[..., None]) -> Callable[..., None]:
-    """Return an `Atomic.__enter__()` that begins a block of the running task."""
+    """Return an `Atomic.__enter__()` that calls Django's, `enter`, in the running code's turn."""
 
     @functools.wraps(enter)
     def __enter__(self: Atomic) -> None:
@@ -37,7 +38,7 @@ def make_enter(enter: Callable[..., None]) -> Callable[..., None]:
 
 
 def make_exit(leave: Callable[..., None]) -> Callable[..., None]:
-    """Return an `Atomic.__exit__()` that ends a block of the running task."""
+    """Return an `Atomic.__exit__()` that calls Django's, `leave`, in the running code's turn."""
 
     @functools.wraps(leave)
     def __exit__(self: Atomic, *exc_info: Any) -> None:
@@ -46,7 +47,8 @@ def make_exit(leave: Callable[..., None]) -> Callable[..., None]:
             atomic_blocks.async_with.frame = None
             leave(self, *exc_info)
             return
-        # Code that closes a generator by dropping it cannot be given an exception.
+        # No cancellation is raised during GeneratorExit: code that drops a generator could not
+        # receive it.
         with postpone_delivery(deliver=exc_info[0] is not GeneratorExit):
             atomic_blocks.leave(connection, self, leave, exc_info)
 
@@ -54,7 +56,7 @@ def make_exit(leave: Callable[..., None]) -> Callable[..., None]:
 
 
 def make_aenter(nothing: None) -> Callable[..., Any]:
-    """Return an `Atomic.__aenter__()`, which Django does not have."""
+    """Return an `Atomic.__aenter__()`; Django has none, so `nothing` is None."""
 
     async def __aenter__(self: transaction.Atomic) -> None:
         atomic_blocks.async_with.frame = sys._getframe(1)
@@ -64,7 +66,7 @@ def make_aenter(nothing: None) -> Callable[..., Any]:
 
 
 def make_aexit(nothing: None) -> Callable[..., Any]:
-    """Return an `Atomic.__aexit__()`, which Django does not have."""
+    """Return an `Atomic.__aexit__()`; Django has none, so `nothing` is None."""
 
     async def __aexit__(self: transaction.Atomic, *exc_info: Any) -> None:
         atomic_blocks.async_with.frame = sys._getframe(1)
@@ -74,7 +76,7 @@ def make_aexit(nothing: None) -> Callable[..., Any]:
 
 
 def make_call(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Return an `Atomic.__call__()` that decorates coroutine functions, too."""
+    """Return an `Atomic.__call__()` that also decorates coroutine functions; `call` is Django's."""
 
     @functools.wraps(call)
     def __call__(self: Any, func: Callable[..., Any]) -> Callable[..., Any]:

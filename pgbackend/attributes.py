@@ -1,21 +1,23 @@
-"""Attributes that packages and projects set on `django.db.connection`: they follow the request.
+"""Let the attributes that packages and projects set on `django.db.connection` follow the request.
 
-A tenant, the user of an audit, a flag that something is under way: Django's own wrapper keeps them
-in its dictionary, and each thread has a wrapper of its own. Here a request may use several: in its
-thread, and on the loop, where its tasks share one. So what is not the wrapper's own is kept by
-context (see `request`), by alias: all wrappers of one alias show the same in a request, and a task
-keeps its own changes to itself. In code that follows no request it is the wrapper's, as in Django.
+They set a tenant, the user of an audit, a flag that an operation is under way. Django's own wrapper
+keeps them in its dictionary, and each thread has a wrapper of its own. Here a request may use
+several wrappers: one in its thread, and one on the loop, which tasks share. So attributes that are
+not the wrapper's own are kept by context (see request.py) and alias: all wrappers of one alias show
+the same values in a request, and a task's changes are not seen outside the task. In code that
+follows no request, the wrapper keeps the attributes, as in Django.
 
 Note [Attributes of a connection]
-What a derived wrapper sets in its `_cursor()` is about the connection that it has made a cursor of:
-"I have set the search path already". That is in force on that connection only (`_OfConnection`):
-a request may have another for its next statement, which has a new session.
+An attribute that a derived wrapper sets in its `_cursor()` is about the connection of the cursor:
+"I have set the search path already". The value is in force on that connection only
+(`_OfConnection`), because the request's next statement may run on another connection, where the
+search path is not set.
 
 Note [Attributes of the wrapper's own]
-These are not touched: what Django's wrapper and pgbackend's have by themselves, methods that
-somebody puts in the place of the wrapper's (a debugging tool, a mock), and descriptors of derived
-classes. What a derived wrapper sets in its `__init__` is what an attribute is as long as nobody has
-set it in the request.
+Some attributes stay as they are: those that Django's wrapper and pgbackend's have by themselves,
+replacements of the wrapper's methods (by a debugging tool, a mock), and descriptors of derived
+classes. An attribute that a derived wrapper sets in its `__init__` has that value until code sets
+another in the request.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ _MISSING = object()
 
 
 class _OfConnection:
-    """A value that is in force on one connection, and what there was before."""
+    """The value of an attribute on one connection, and its value `before`, for all others."""
 
     __slots__ = ("before", "connection", "value")
 
@@ -47,7 +49,7 @@ class _OfConnection:
         self.connection = connection
 
     def seen_by(self, wrapper: Wrapper) -> object:
-        """Return what `wrapper` shows, whose code may be on another connection by now."""
+        """Return the value for the connection that `wrapper` has in the running code."""
         if state.current_state(wrapper).connection is self.connection is not None:
             return self.value
         before = self.before
@@ -86,10 +88,10 @@ _METHODS = {"__setattr__": _set, "__getattr__": _get, "__delattr__": _delete}
 
 
 def follow(wrapper: Wrapper) -> None:
-    """Let the attributes of `wrapper` follow requests, from here on.
+    """Let the attributes of `wrapper` follow requests from now on, by a change of its class.
 
-    Its class is changed for that, since to set any attribute takes longer then: code in threads
-    that have no part in a request sets some for each block.
+    The new class has a `__setattr__()`, which makes it slower to set any attribute. Threads without
+    a request set some for each `atomic` block: their wrappers keep the plain class.
     """
     cls: Any = type(wrapper)
     if cls.follows_request:
@@ -108,13 +110,13 @@ def _following(cls: Any) -> Any:
 
 
 def _is_patch(cls: type[Any], name: str) -> bool:
-    """Return whether `name` is a method, or a descriptor, that an object has replaced."""
+    """Return whether setting `name` on an object replaces a method or a descriptor of `cls`."""
     found = _of_class(cls, name)
     return found is not _MISSING and (callable(found) or hasattr(type(found), "__get__"))
 
 
 class _FollowingDefault:
-    """In the place of an attribute of a derived class, which is set on its objects: the default."""
+    """Replace a class attribute that code sets on wrappers; its value becomes the `default`."""
 
     def __init__(self, name: str, default: object) -> None:
         self.name = name
@@ -151,7 +153,7 @@ def _of_class(cls: type[Any], name: str) -> object:
 
 
 def _put(wrapper: Wrapper, name: str, value: object) -> None:
-    """Let attribute `name` have `value`, where the running code is."""
+    """Set attribute `name` in the request that the running code follows, or else on `wrapper`."""
     if wrapper._noted and (noted := wrapper._noted.get(_who_runs())) is not None:
         noted.setdefault(name, _raw(wrapper, name))
     if request.follows() and _is_published(wrapper):
@@ -162,11 +164,11 @@ def _put(wrapper: Wrapper, name: str, value: object) -> None:
 
 
 def _is_published(wrapper: Wrapper) -> bool:
-    """Return whether `wrapper` is one that `django.db.connections` has: it may still be made."""
+    """Return whether `django.db.connections` has `wrapper`: not while `__init__()` runs."""
     if wrapper._published:
         return True
     alias = wrapper.__dict__.get("alias")
-    # As it is, without making one; Django's base class does the same.
+    # `connections[alias]` would make a wrapper; Django's handler reads `_connections` in this way.
     known: Any = connections._connections  # type: ignore[attr-defined]  # noqa: SLF001
     if alias is None or getattr(known, alias, None) is not wrapper:
         return False
@@ -175,7 +177,7 @@ def _is_published(wrapper: Wrapper) -> bool:
 
 
 def _raw(wrapper: Wrapper, name: str) -> object:
-    """Return the value as it is kept, or `_MISSING`."""
+    """Return the stored value, which may be an `_OfConnection`, or `_MISSING`."""
     if request.follows() and _is_published(wrapper):
         values = request.values_of(("connection", wrapper.alias))
         if values is not None and name in values:
@@ -190,7 +192,7 @@ def _value_of(wrapper: Wrapper, name: str) -> object:
 
 @contextmanager
 def of_connection(wrapper: Wrapper) -> Iterator[None]:
-    """Let attributes that are set in this block be in force on the connection that is used in it.
+    """Bind the attributes that are set during this `with` to the connection that is used in it.
 
     See Note [Attributes of a connection].
     """
@@ -201,7 +203,7 @@ def of_connection(wrapper: Wrapper) -> Iterator[None]:
     try:
         yield
     finally:
-        # Others may have come and gone meanwhile: the statement may have waited.
+        # Other tasks may have changed `_noted` meanwhile: the statement may have waited.
         others = {each: of_it for each, of_it in wrapper._noted.items() if each != who}
         wrapper.__dict__["_noted"] = others
         if noted and request.follows():
@@ -213,14 +215,14 @@ def of_connection(wrapper: Wrapper) -> Iterator[None]:
 
 
 def _who_runs() -> object:
-    """Return what tells the running code from all that may run while it waits."""
+    """Return a key that identifies the running portal, or the thread outside of portals."""
     return bridge.current() or threading.get_ident()
 
 
 def names_of(cls: type[Any]) -> frozenset[str]:
-    """Return the names that objects of `cls` have by themselves.
+    """Return the names of the attributes that a new object of `cls` has.
 
-    The module that asks may be imported on a running loop: the object is plain all the same.
+    `follows_request` is set meanwhile so that the object stays plain, even if a loop is running.
     """
     cls.follows_request = True
     try:
@@ -230,7 +232,7 @@ def names_of(cls: type[Any]) -> frozenset[str]:
 
 
 class _Lender(request.Lender):
-    """Lends what is set on the wrappers of a thread."""
+    """Lend the attributes that are set on the wrappers of a thread."""
 
     def lend(self) -> request.Values:
         for each in _wrappers_of_thread():

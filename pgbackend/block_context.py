@@ -1,21 +1,21 @@
-"""Tell which `atomic` blocks the running code is in: the context variable that names them.
+"""Keep the context variable that names the `atomic` blocks which the running code is in.
 
-A block is named in the context of the code that has opened it; tasks that are started inside it
-inherit that, and so do threads that asgiref starts from it. The context alone is not enough where
+The code that opens a block names it in its `contextvars` context. Tasks that are started inside the
+block inherit the context, and so do threads that asgiref starts from there. That is not enough when
 - code is called from a generator, which carries a block from one step to the next: `find_place()`;
-- the block was left elsewhere: `where_left()`; both by Note [Blocks that are left] in
-  transactions.py;
+- a block has ended in another task, or its generator was left by `break`: `where_left()` (for both
+  cases see Note [Blocks that are left] in transactions.py);
 - code has stepped out of its blocks by `pgbackend.detached()`: `no_blocks()`;
-- a test has opened the transaction, Note [Transactions of tests].
+- a test has opened the transaction: Note [Transactions of tests].
 
 Note [Transactions of tests]
-A context variable alone does not reach an async test whose runner copied its context before the
-fixture opened the transaction, nor an application that asgiref's communicators run in an empty one.
-So a transaction that Django marks as a test's is joined by every async context of the process that
-is in none of its own, and by the threads in which asgiref runs functions for it (`in_tests`).
-Code that has joined has not opened the connection, and does not close it: on Django's own backend
-the code that closes connections after a request, or at the end of a thread, would find one of its
-own.
+A context variable does not reach an async test whose runner copied the context before the fixture
+opened the transaction, nor an application that asgiref's communicators run in an empty context.
+So a transaction that Django marks as a test's is joined by async code of the whole process that is
+in no transaction of its own, and by the threads in which asgiref runs functions for such code
+(`in_tests`). Code that has joined a test's transaction does not close the connection of the test:
+on Django's own backend, code that closes connections after a request, or at the end of a thread,
+would find a connection of its own thread, and not the test's.
 """
 
 from __future__ import annotations
@@ -43,28 +43,28 @@ if TYPE_CHECKING:
 
 _get_running_loop = asyncio._get_running_loop
 
-#: The blocks that the running code is in, by database.
+#: The innermost block that the running code is in, by database.
 named_blocks: contextvars.ContextVar[Mapping[Key, Block]] = contextvars.ContextVar(
     "pgbackend.blocks",
     default={},  # noqa: B039 - a Mapping: it is replaced, never changed
 )
-#: Returns them. It is called for each statement: the method of an imported object would cost one
-#: instruction more than this function does, each time.
+#: Returns the value of `named_blocks`. It is bound to a name because it is called for each
+#: statement, and `named_blocks.get()` would cost one instruction more each time.
 blocks_here = named_blocks.get
 #: The blocks that were open when asgiref called the running function in a thread.
 _blocks_of_call: contextvars.ContextVar[Mapping[Key, Block]] = contextvars.ContextVar(
     "pgbackend.blocks_of_call",
     default={},  # noqa: B039
 )
-#: The innermost blocks that a test has opened, for contexts that name none.
+#: The innermost block that a test has opened, by database, for code whose context names no block.
 test_blocks: dict[Key, Block] = {}
 
 
 class _Here(dict[Key, "Block"]):
-    """The blocks of code that is in another place than its context would tell.
+    """The blocks of code that is not in `before` because of a generator or of `detached()`.
 
-    Either the code is called from a generator, and so is in the generator's block (`adopted`); its
-    context holds `before`. Or it has stepped out of the blocks in `before` (`detached`).
+    Either the code is called from a generator, and so is in the generator's block (`adopted`), or
+    it runs inside a `with detached()` (`detached`). Afterwards the context names `before` again.
     """
 
     __slots__ = ("adopted", "before", "detached", "task")
@@ -82,11 +82,15 @@ class _Here(dict[Key, "Block"]):
         self.adopted = adopted
         self.before = before
         self.detached = detached
-        #: The task that makes the step of the generator; tasks that inherit this stay in the block.
+        #: The task that makes the generator's step, and leaves `adopted` after the step. Tasks that
+        #: inherit this object stay in `adopted`.
         self.task = task
 
     def replaced(self, blocks: Mapping[Key, Block], key: Key) -> Mapping[Key, Block]:
-        """Return `blocks`, in the same place; or those of the place before, if this one is left."""
+        """Return an object like this one with `blocks`; or `before`, if `blocks` leave `adopted`.
+
+        `key` is the database whose block has changed in `blocks`.
+        """
         adopted = self.adopted
         if adopted is not None and adopted.key == key and not is_within(blocks.get(key), adopted):
             return self.before
@@ -96,7 +100,7 @@ class _Here(dict[Key, "Block"]):
 
 
 def name_of_task() -> str:
-    """Return the name of the running task, or of the thread, for messages."""
+    """Return the name of the running task, or else of the running thread, for messages."""
     if (task := bridge.current_task()) is not None:
         return f"task {bridge.name_of(task)!r}"
     return name_of_thread(threading.get_ident())
@@ -109,23 +113,24 @@ def name_of_thread(ident: int) -> str:
 
 
 def look_again() -> None:
-    """Make the running code look up again, after a change that `state.find()` does not see."""
+    """Drop the lookup that the portal has cached, after a change that `state.find()` cannot see."""
     if (here := bridge.current()) is not None:
         here.found = None
 
 
 def is_within(block: Block | None, outer: Block) -> bool:
-    """Return whether `block` is `outer`, or is inside of it."""
+    """Return whether `block` is `outer`, or is inside `outer`."""
     while block is not None and block is not outer:
         block = block.parent
     return block is outer
 
 
 def where_left(block: Block) -> Block | None:
-    """Return the block that code is in now, if its context names `block`, which was left elsewhere.
+    """Return the first block, from `block` outwards, that the running code is still in.
 
-    The task that has opened `block` is where it was before. Tasks that were started inside of it
-    stay inside.
+    The context names `block`, even after `block` has ended in another task (`Block.left`). The task
+    that opened a left block is in the block around it; tasks that were started inside a left block
+    stay in it.
     """
     found: Block | None = block
     while found is not None and found.left:
@@ -137,7 +142,7 @@ def where_left(block: Block) -> Block | None:
 
 
 def enter_block(wrapper: Wrapper, block: Block | None) -> None:
-    """Let the running code, and tasks that it starts, be in `block`; in none if that is None."""
+    """Put the running code, and tasks that it starts, in `block`; None: in no block."""
     blocks, key = blocks_here(), id(wrapper.settings_dict)
     if type(blocks) is _Here or len(blocks) > (key in blocks):
         blocks = with_block(blocks, key, block)
@@ -145,12 +150,12 @@ def enter_block(wrapper: Wrapper, block: Block | None) -> None:
         blocks = {} if block is None else {key: block}
     named_blocks.set(blocks)
     is_own = block is not None and block.transaction.state is wrapper._own
-    # Code that finds this very mapping in its context is in a block of the wrapper's own.
+    # Code whose context has this very mapping is in a block on the wrapper's own state.
     wrapper.__dict__["_own_blocks"] = blocks if is_own else None
 
 
 def with_block(before: Mapping[Key, Block], key: Key, block: Block | None) -> Mapping[Key, Block]:
-    """Return the blocks of `before` with `block` (None: with none) as the one of `key`."""
+    """Return a copy of `before` in which `block` is the block of `key`; None removes that entry."""
     if block is not None:
         blocks = {**before, key: block}
     else:
@@ -161,7 +166,7 @@ def with_block(before: Mapping[Key, Block], key: Key, block: Block | None) -> Ma
 
 @contextmanager
 def inside(wrapper: Wrapper, block: Block) -> Iterator[None]:
-    """Let the running code be in `block` for the length of a `with`, wherever it is."""
+    """Put the running code in `block` during a `with` statement, whichever block it was in."""
     before = blocks_here()
     settle_before_tasks()
     enter_block(wrapper, block)
@@ -176,11 +181,12 @@ def inside(wrapper: Wrapper, block: Block) -> Iterator[None]:
 
 
 def find_place(key: Key, *, may_wait: bool = True) -> None:
-    """Let code that is called from a generator be in the block of `key` that the generator carries.
+    """Put code that is called from a generator in the block of `key` that the generator carries.
 
-    It may wait for the next step of the task, unless `may_wait` is False. Raises
-    `TransactionManagementError` if the block has ended without the generator, or if another
-    transaction is open.
+    Code that was put in such a block, and is no longer called from the generator, is taken out of
+    the block. Unless `may_wait` is False, the call may wait for the task's next step, after which a
+    generator that an exception has left is closed. Raises `TransactionManagementError` if the block
+    has ended without the generator, or if the code is in another transaction.
     """
     blocks = blocks_here()
     here = blocks if type(blocks) is _Here else None
@@ -192,8 +198,8 @@ def find_place(key: Key, *, may_wait: bool = True) -> None:
             if task is not None and task is bridge.current_task():
                 named_blocks.set(here.before)  # the step of the generator is over
         elif may_wait and (named := blocks.get(key)) and named.may_be_left_with_step():
-            # An exception that was thrown into the task lives as long as the task's step; and so do
-            # the generators that the exception has left.
+            # An exception that was thrown into the task lives until the task's step ends, and keeps
+            # the generators alive that it has left.
             bridge.let_step_end()
         return
     current = blocks.get(key) or test_blocks.get(key)
@@ -206,9 +212,10 @@ def find_place(key: Key, *, may_wait: bool = True) -> None:
         block.check_not_ended()
     if current is not None and not current.ended and not is_within(block, current):
         raise TransactionManagementError(
-            f"{name_of_task()} is in a transaction of its own, and makes a step of a generator "
-            f"that has one open too, begun by {block.owner}: its statements cannot be part of "
-            "both. Let one task make all the steps, or step out by 'pgbackend.detached()'"
+            f"{name_of_task()} is in a transaction of its own, and steps a generator that has "
+            f"another transaction open, begun by {block.owner}: the generator's statements cannot "
+            "be part of both. Let one task make all the steps, or make them in 'with "
+            "pgbackend.detached()'"
         )
     before = here.before if here is not None and here.adopted is not None else blocks
     adopting = bridge.current_task()
@@ -224,20 +231,20 @@ def find_place(key: Key, *, may_wait: bool = True) -> None:
 
 
 def settle() -> None:
-    """Let the context of the running code name the blocks that it is in: a task will inherit it."""
+    """Correct the blocks that the context names, because a new task is about to inherit them."""
     blocks = blocks_here()
     for key, block in blocks.items():
         if block.left and (now := where_left(block)) is not block:
             named_blocks.set(with_block(blocks, key, now))
             return settle()
     for key in generators.keys() if carried else ():
-        with suppress(TransactionManagementError):  # its statements will meet that
-            find_place(key, may_wait=False)  # nobody expects to wait where a task is started
+        with suppress(TransactionManagementError):  # the next statement will raise it
+            find_place(key, may_wait=False)  # code that starts a task does not expect a wait
     return None
 
 
 def settle_before_tasks() -> None:
-    """Call `settle()` before tasks are made: from here on, contexts may not tell all blocks."""
+    """Have `settle()` called before each new task: from now on, contexts may name wrong blocks."""
     if settle not in bridge.before_task:
         bridge.before_task.append(settle)
 
@@ -247,18 +254,25 @@ def settle_before_tasks() -> None:
 
 @contextmanager
 def calling_thread() -> Iterator[None]:
-    """Note the blocks that the running code is in, for a thread that inherits its context."""
-    blocks = blocks_here()
-    called = {key: block for key, block in blocks.items() if not block.ended}
-    token = _blocks_of_call.set(called)
+    """Record the open blocks of the running code, for a thread that inherits its context.
+
+    A task that is cancelled goes on without the thread, but asgiref has handed the context of the
+    thread back by then: the task stays where it was, out of the blocks that the thread has open.
+    """
+    before, called_before = blocks_here(), _blocks_of_call.get()
+    _blocks_of_call.set({key: block for key, block in before.items() if not block.ended})
     try:
         yield
+    except asyncio.CancelledError:
+        named_blocks.set(before)
+        look_again()
+        raise
     finally:
-        _blocks_of_call.reset(token)
+        _blocks_of_call.set(called_before)
 
 
 def is_of_call(block: Block) -> bool:
-    """Return whether the running function was called in a thread while `block` was open."""
+    """Return whether asgiref called the running function in a thread while `block` was open."""
     called = _blocks_of_call.get().get(block.key)
     return called is not None and is_within(block, called)
 
@@ -267,7 +281,7 @@ def is_of_call(block: Block) -> bool:
 
 
 def join_in_tests(wrapper: Wrapper, block: Block | None) -> None:
-    """Let async contexts that are in no transaction take part in `block` (None: no longer)."""
+    """Let async code that is in no transaction join `block`, a test's; None: end that."""
     if block is None:
         test_blocks.pop(wrapper._key, None)
     else:
@@ -277,9 +291,9 @@ def join_in_tests(wrapper: Wrapper, block: Block | None) -> None:
 
 @contextmanager
 def in_tests() -> Iterator[None]:
-    """Name the transactions of tests in the context, for a thread that inherits it.
+    """Name the tests' blocks in the context, for a thread that is called during the `with`.
 
-    Afterwards the context names none of them: a task may live longer than the test.
+    Afterwards the context no longer names them, because a task may live longer than the test.
     """
     before = named = blocks_here()
     for key, block in test_blocks.items():
@@ -289,7 +303,7 @@ def in_tests() -> Iterator[None]:
     try:
         yield
     finally:
-        blocks = blocks_here()  # asgiref hands the context of the thread back
+        blocks = blocks_here()  # asgiref has copied the context of the thread back
         for key in named.keys() - before.keys():
             if blocks.get(key) is named[key]:
                 blocks = with_block(blocks, key, None)
@@ -301,7 +315,11 @@ def in_tests() -> Iterator[None]:
 
 @contextmanager
 def no_blocks(keys: set[Key] | None, frame: FrameType | None) -> Iterator[None]:
-    """Step out of the transactions of `keys` (None: of all), for a `with` in `frame`."""
+    """Take the running code out of its blocks of `keys` (None: of all) during a `with`.
+
+    `frame` is the frame of that `with` statement. If it is a generator's, code that is called from
+    the generator stays out of the blocks, too.
+    """
     before = blocks_here()
     kept = {key: block for key, block in before.items() if keys is not None and key not in keys}
     detached = _Detachment(frame)
@@ -316,22 +334,22 @@ def no_blocks(keys: set[Key] | None, frame: FrameType | None) -> Iterator[None]:
 
 
 class _Detachment:
-    """A block of `detached()`, as a generator carries it."""
+    """An open `with detached()`, which a generator can carry as it carries a block."""
 
-    #: It hides blocks from the code that is called from there, and is none itself.
+    #: None: this is no block of a database, but it hides the blocks outside the `with`.
     key = None
 
     def __init__(self, frame: FrameType | None) -> None:
-        #: The frame of the `with`. Code called from it is in no block that frames below it carry.
+        #: The frame of the `with`. Code that it calls is in no block that its callers carry.
         self.frame = frame
         self._home = _get_running_loop()
 
     def is_lost(self) -> bool:
-        """Return whether nobody will ever end it: its loop is closed."""
+        """Return whether the event loop of the `with` is closed, so that it will never end."""
         return self._home is not None and self._home.is_closed()
 
     def abandon(self) -> None:
-        """Step back into the blocks that were there before, if the context is in this place."""
+        """Restore the blocks from before this `detached()`, if the context still has its own."""
         here = blocks_here()
         if type(here) is _Here and here.detached is self:
             named_blocks.set(here.before)
@@ -340,6 +358,6 @@ class _Detachment:
 
 @after_fork
 def _forget_blocks() -> None:
-    """Leave the transactions of the parent's loops."""
+    """Remove the blocks of the parent process's pools from the context."""
     blocks = blocks_here()
     named_blocks.set({key: one for key, one in blocks.items() if not one.transaction.state.pooled})

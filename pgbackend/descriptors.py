@@ -1,8 +1,9 @@
-"""The names of Django's on a `DatabaseWrapper` that stand for the state of the running code.
+"""Make the properties by which a wrapper's attributes show the state of the running code.
 
 Django reads and sets `connection.in_atomic_block`, `connection.queries_log` and their like. On our
 wrapper each is a property: `state_attribute()` for the names of a `State`, `scope_attribute()` for
-those of a `Scope`, `rollback_attribute` for `needs_rollback`. `state` finds the object.
+those of a `Scope`, `rollback_attribute` for `needs_rollback`. state.py finds the `State` or `Scope`
+of the running code.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ _unwinding = bridge.unwinding
 
 
 def state_attribute(name: str) -> property:
-    """Return a property of the wrapper that stands for `name` of the current state."""
+    """Return a property of the wrapper for attribute `name` of the running code's `State`."""
     return property(_getter(name), _setter(name))
 
 
-# Functions of properties, because the interpreter calls these without a detour. They find the usual
-# state themselves, without a call; `find()` and `current_state()` know the rest.
+# The functions of a property, which the interpreter calls faster than a descriptor's methods. They
+# look up the state in the usual cases without a call; `find()` and `current_state()` do the rest.
 
 
 def _getter(name: str) -> Callable[[Any], Any]:
@@ -58,8 +59,8 @@ def _getter(name: str) -> Callable[[Any], Any]:
 def _setter(name: str) -> Callable[[Any, Any], None]:
     def set_(wrapper: Wrapper, value: object) -> None:
         if not wrapper._ready:
-            # `__init__()` sets what the new state and scope have already; and it must not reset
-            # those of a transaction that others are in.
+            # Django's `__init__()` sets the initial values, which a new state has anyway. The
+            # wrapper may be made inside a transaction, whose state must not be reset.
             return
         if _get_running_loop() is None:
             if not _unwinding:
@@ -79,7 +80,7 @@ _get_needs_rollback = _getter("needs_rollback")
 
 
 def _is_doomed(wrapper: Wrapper) -> bool:
-    """Return `needs_rollback` of the running code's block, not of one that a sibling has open."""
+    """Return `needs_rollback` of the running code's block, even while a block is open inside it."""
     if not _get_needs_rollback(wrapper):
         return False
     block = current_block(wrapper)
@@ -87,13 +88,13 @@ def _is_doomed(wrapper: Wrapper) -> bool:
 
 
 def _doom(wrapper: Wrapper, value: bool) -> None:
-    """Set `needs_rollback` of the running code's block, not of one that a sibling has open."""
+    """Set `needs_rollback` of the running code's block, even while a block is open inside it."""
     if not wrapper._ready:
         return
     block = current_block(wrapper)
     called_from = generators.below(wrapper._key) if carried else None
     if called_from is not None and (called_from.ended or not is_within(block, called_from)):
-        return  # its code was refused, and whoever makes the step has done nothing wrong
+        return  # a refused statement of the generator must not doom the block of its caller
     if block is None:
         current_state(wrapper).needs_rollback = value
     else:
@@ -104,7 +105,7 @@ rollback_attribute = property(_is_doomed, _doom)
 
 
 def scope_attribute(name: str) -> property:
-    """Return a property of the wrapper that stands for `name` of the current scope."""
+    """Return a property of the wrapper for attribute `name` of the running code's `Scope`."""
 
     def get(wrapper: Wrapper) -> object:
         if _get_running_loop() is None:

@@ -1,4 +1,4 @@
-"""Frames of the running code: where the user's own begins, and what a greenlet hides of it."""
+"""Find frames of the running code, across greenlets: its callers, a `with`, the user's own code."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from .driver import bridge
 
 #: The file of `contextlib`, as its frames have it.
 CONTEXTLIB = contextlib.contextmanager.__code__.co_filename
-#: Packages whose frames are passed over in the search for the user's own code.
+#: Packages whose frames are skipped in the search for the user's own code.
 _NOT_THE_USERS = frozenset(("asgiref", "asyncio", "contextlib", "django", "pgbackend"))
 
 
 def stack(frame: FrameType | None) -> Iterator[FrameType]:
-    """Yield `frame`, which is the running code's, and the frames below it.
+    """Yield `frame`, a frame of the running code, and then the frames of its callers.
 
-    A greenlet begins with a stack of its own: what it was started by comes next here.
+    The stack of a portal's greenlet ends with its first function; the frames of the code that
+    switched to the portal follow.
     """
     parents = bridge.frames_below()
     while True:
@@ -31,10 +32,10 @@ def stack(frame: FrameType | None) -> Iterator[FrameType]:
 
 
 def of_with(frame: FrameType | None) -> FrameType | None:
-    """Return the frame whose `with` has called a method that runs in `frame`, or below it.
+    """Return the frame of the `with` statement that has called into `frame`.
 
-    Methods of context managers that call each other are passed over, and what `contextlib` has in
-    between.
+    That is the first frame, from `frame` outwards, which is no method of a context manager
+    (`ENDS_OF_WITH`) and no function of `contextlib`.
     """
     while frame is not None and (
         frame.f_code.co_name in ENDS_OF_WITH or frame.f_code.co_filename == CONTEXTLIB
@@ -44,7 +45,7 @@ def of_with(frame: FrameType | None) -> FrameType | None:
 
 
 def is_of_context_manager(generator: FrameType) -> bool:
-    """Return whether `generator`, which is running, is what `contextlib` makes a `with` of."""
+    """Return whether `generator`, a running frame, is run by `contextlib` as a context manager."""
     maker = generator.f_back
     return maker is not None and maker.f_code.co_filename == CONTEXTLIB
 
@@ -53,7 +54,7 @@ ENDS_OF_WITH = frozenset(("__enter__", "__exit__", "__aenter__", "__aexit__"))
 
 
 def place() -> str | None:
-    """Return where the user's own code stands, as ``file:line``; None if there is none."""
+    """Return the ``file:line`` at which the user's own code is; None if no caller is the user's."""
     for frame in stack(sys._getframe(1)):
         if frame.f_globals.get("__name__", "").partition(".")[0] not in _NOT_THE_USERS:
             return place_of(frame)
@@ -61,5 +62,5 @@ def place() -> str | None:
 
 
 def place_of(frame: FrameType) -> str:
-    """Return where `frame` stands, as ``file:line``."""
+    """Return the ``file:line`` at which `frame` is."""
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"

@@ -1,18 +1,18 @@
-"""Blocks that a generator carries from one step to the next: found by the frame of their `with`.
+"""Find the blocks that generators carry from one step to the next, by the frame of their `with`.
 
-Which transaction code is in, its context says. But a generator has no context of its
-own: each step runs in the context of whoever makes it. Where a generator stands in the midst of an
-`atomic` block, a second task that steps it knows nothing of that block, and the task that left it
-by `break` is in the block still. So such a block is listed here under the frame of the generator,
-for as long as its `with` has not ended; and as long as anything is listed, statements look whether
-they are called from there (`below()`).
+The context tells which transaction code is in. But a generator has no context of its own: each step
+runs in the context of the task that makes the step. While a generator is suspended inside an
+`atomic` block, the context of another task that steps the generator does not name the block, and
+the context of the task that opened it still does, even after a `break`. So `carried` lists such a
+block under the frame of the generator, until its `with` ends; and while any block is listed, each
+statement checks whether it is called from such a frame (`below()`).
 
 Note [Left by break]
-A generator that nobody refers to any more is closed at once; an async generator is not: its loop
-starts a task that closes it, which is sooner or later. Until then the task that has left it would
-go on inside of the block. So the finalizer that the loop has set (`sys.set_asyncgen_hooks`) is
-wrapped, when the first block is listed: the block is told first. Generators that have begun before
-that know the loop's own finalizer only; they are told apart by `_unhooked`.
+A generator that nothing refers to is closed at once; an async generator is not: its loop starts a
+task that closes it later. Until then, the task that has left the generator would stay in the block.
+So when the first block is listed, the finalizer that the loop has set (`sys.set_asyncgen_hooks`) is
+wrapped in one that calls `abandon()` of the blocks first. Async generators that began earlier know
+only the loop's own finalizer: `_unhooked` has them, and weak references call `abandon()` for them.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ GENERATORS = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 
 class Carried(Protocol):
-    """A block, as this module knows it: see `transactions.Block`."""
+    """An open `with` that a generator can carry: a `Block`, or a `detached()`."""
 
     @property
     def key(self) -> int | None:
-        """The database that it is a block of, if it is a block."""
+        """Return the key of the block's database; None for a `detached()`."""
 
     def is_lost(self) -> bool:
-        """Return whether nothing will ever end it, since its loop is closed."""
+        """Return whether the event loop of the `with` is closed, so that it will never end."""
 
     def abandon(self) -> None:
-        """Be told that the generator which carries it is about to be closed."""
+        """Take the running code out of the block, whose generator is about to be closed."""
 
 
 #: The open blocks of each generator, the innermost last; usually empty.
@@ -50,7 +50,7 @@ carried: dict[FrameType, list[Any]] = {}
 
 #: Async generators that began before their loop's finalizer was wrapped.
 _unhooked: weakref.WeakSet[Any] = weakref.WeakSet()
-#: What tells of their end, by their frame.
+#: For such generators, by frame: weak references that call `_abandon()` when a generator dies.
 _told: dict[FrameType, weakref.ref[Any]] = {}
 
 
@@ -60,7 +60,7 @@ def carries(frame: FrameType) -> bool:
 
 
 def carry(frame: FrameType, block: Carried) -> None:
-    """List `block`, whose `with` is in the generator of `frame`."""
+    """Add `block`, whose `with` is in the generator of `frame`, to `carried`."""
     for each in [each for each, blocks in carried.items() if all(b.is_lost() for b in blocks)]:
         _forget(each)
     carried.setdefault(frame, []).append(block)
@@ -70,7 +70,7 @@ def carry(frame: FrameType, block: Carried) -> None:
 
 
 def drop(frame: FrameType | None, block: Carried) -> None:
-    """Take `block` out of the list: its `with` ends."""
+    """Remove `block`, whose `with` ends, from `carried`."""
     if frame is None or (blocks := carried.get(frame)) is None:
         return
     if block in blocks:
@@ -80,7 +80,7 @@ def drop(frame: FrameType | None, block: Carried) -> None:
 
 
 def keys() -> set[int]:
-    """Return the databases that blocks are listed of."""
+    """Return the keys of the databases that `carried` has blocks of."""
     return {block.key for blocks in carried.values() for block in blocks if block.key is not None}
 
 
@@ -90,9 +90,9 @@ def _forget(frame: FrameType) -> None:
 
 
 def below(key: int, until: Any = None) -> Any:
-    """Return the innermost listed block of `key` that the running code is called from, or None.
+    """Return the innermost block of `key` in `carried` that the running code is called from.
 
-    What lies outside of `until`, which has a frame too, does not count.
+    Return None if there is none. Blocks outside `until`, an open `detached()`, do not count.
     """
     for frame in frames.stack(sys._getframe(1)):
         for block in reversed(carried.get(frame, ())):
@@ -109,7 +109,7 @@ def below(key: int, until: Any = None) -> Any:
 
 
 class _Finalizer:
-    """The finalizer of async generators that a loop has set, which tells their blocks first."""
+    """Wrap `of_loop`, a loop's finalizer of async generators: call `abandon()` of blocks first."""
 
     def __init__(self, of_loop: Callable[[Any], Any] | None) -> None:
         self.of_loop = of_loop
@@ -130,7 +130,7 @@ def _hook_finalizer() -> None:
     hooks = sys.get_asyncgen_hooks()
     if isinstance(hooks.finalizer, _Finalizer):
         return
-    # A thread has one at a time, which ends with the loop's run.
+    # A thread has one finalizer at a time; the loop restores the one from before when it stops.
     sys.set_asyncgen_hooks(finalizer=_Finalizer(hooks.finalizer))
     _unhooked.update(_living_generators())
 
@@ -139,12 +139,12 @@ def _living_generators() -> Iterable[Any]:
     known = getattr(asyncio.get_running_loop(), "_asyncgens", None)
     if known is not None:
         return list(known)
-    # uvloop does not show its own. Once for each run of a loop that meets such a block.
+    # uvloop does not expose its generators. This runs once for each run of a loop, at most.
     return [each for each in gc.get_objects() if type(each) is AsyncGeneratorType]
 
 
 def _watch_unhooked(frame: FrameType) -> None:
     for generator in list(_unhooked):
         if generator.ag_frame is frame:
-            # It is called before the finalizer is.
+            # Python calls the weak reference's callback before the finalizer.
             _told[frame] = weakref.ref(generator, lambda _: _abandon(frame))

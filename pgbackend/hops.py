@@ -153,9 +153,7 @@ def make_call_of_sync_to_async(call: Callable[..., Any]) -> Callable[..., Any]:
         if block_context.test_blocks:
             with block_context.in_tests(), block_context.calling_thread():
                 return await call(self, *args, **kwargs)
-        if block_context.blocks_here():
-            with block_context.calling_thread():
-                return await call(self, *args, **kwargs)
-        return await call(self, *args, **kwargs)
+        with block_context.calling_thread():
+            return await call(self, *args, **kwargs)
 
     return __call__

@@ -1,15 +1,15 @@
-"""Values that follow a request: kept by context, as context variables are, and not by thread.
+"""Keep values that follow a request: by context, as context variables do, and not by thread.
 
-Stock Django runs the sync code of one ASGI request in one thread, so people's code keeps what
-belongs to a request in a `threading.local`, or in an attribute of `django.db.connection`. Here the
-ORM runs on the loop's thread, for all requests. So such values are kept here, by their owner (a
-`threading.local`, or an alias) and name: see `thread_locals` and `attributes`.
+Stock Django runs the sync code of one ASGI request in one thread, so projects and packages keep the
+values of a request in a `threading.local`, or in an attribute of `django.db.connection`. With this
+backend the ORM runs on the loop's thread, for all requests. So this module keeps such values, by
+their owner (a `threading.local`, or an alias) and name: see thread_locals.py and attributes.py.
 
 Note [Contexts of values]
 Code on a loop, and in threads that asgiref starts from it, follows a context (`follows()`): asgiref
-copies it into the thread, and what is changed there comes back with it. All other code is as in
-Django: its values are its thread's, and never come here. Where it calls `async_to_sync`, the thread
-lends its values to the coroutine for as long as that runs (`lend()`).
+copies the context into the thread, and copies changes back from there. For all other code this is
+as in Django: its values belong to its thread, and are not kept here. If such code calls
+`async_to_sync`, its thread lends its values to the coroutine until that ends (`lend()`).
 
 A task inherits the values of its parent, and keeps its own changes to itself. Lists, dictionaries
 and sets are copied for it when it is made, since code appends to them in place: two tasks must not
@@ -30,7 +30,7 @@ from .driver import bridge
 
 _get_running_loop = asyncio._get_running_loop
 
-#: By owner, its values by name. Replaced when a value is set, never changed.
+#: The values of each owner, by name. Setting a value replaces the mappings, and never changes them.
 Values: TypeAlias = Mapping[Hashable, Mapping[str, Any]]
 
 _NOTHING: Mapping[Any, Any] = {}
@@ -48,9 +48,9 @@ class _Held:
         passed_on: Values | None = None,
     ) -> None:
         self.values = values
-        #: The task; None until one has looked, which takes them as they are.
+        #: The task; None until a task reads the values, which then owns them without a copy.
         self.task = task
-        #: What the task inherits that was made when these were held; None: copies of the values.
+        #: Copies for the child task that is made next; None: a child task copies `values` itself.
         self.passed_on = passed_on
 
 
@@ -63,13 +63,13 @@ def follows() -> bool:
 
 
 def values_of(owner: Hashable) -> Mapping[str, Any] | None:
-    """Return the values of `owner` in this context; None if it has never had one."""
+    """Return the values of `owner` in this context; None if none was ever set."""
     held = _mine()
     return None if held is None else held.values.get(owner)
 
 
 def change(owner: Hashable, values: Mapping[str, Any]) -> None:
-    """Let `owner` have these `values`, in this context and in those that inherit it from now on."""
+    """Set the `values` of `owner`, in this context and in those that inherit it from now on."""
     held = _mine()
     task = _reference_to_task() if held is None else held.task
     before = _NOTHING if held is None else held.values
@@ -84,10 +84,10 @@ def _reference_to_task() -> weakref.ref[asyncio.Task[Any]] | None:
 
 
 def _mine() -> _Held | None:
-    """Return what is held for the running task; what it has inherited becomes its own."""
+    """Return the values of the running task; values that it has inherited become its own."""
     held = _held.get()
     if held is None or (task := bridge.current_task()) is None:
-        return held  # of a thread, whose task waits for it
+        return held  # in a thread: the values of the task that waits for the thread
     if held.task is not None and held.task() is task:
         return held
     inherited = held.values
@@ -102,7 +102,7 @@ def _pass_on() -> None:
     """Copy the values for the task that is about to be made, as they are now."""
     held = _mine()
     if held is not None and held.values:
-        # Another object for each task: two of them must not find the same copy.
+        # New copies for each task: two tasks must not share any.
         _held.set(_Held(held.values, held.task, _copied(held.values)))
 
 
@@ -118,7 +118,10 @@ _CONTAINERS = {list, dict, set, deque, defaultdict, OrderedDict, bytearray}
 
 
 def _copy(value: Any, memo: dict[int, Any]) -> Any:
-    """Return a copy of a container, with those that it contains; anything else as it is."""
+    """Return a copy of a container, and of containers in it; return any other value as it is.
+
+    `memo` has the copies that were made already, by `id()` of the original.
+    """
     if type(value) not in _CONTAINERS:
         return value
     if id(value) in memo:
@@ -142,26 +145,26 @@ def begin() -> Token[_Held | None]:
 
 
 def end(token: Token[_Held | None]) -> None:
-    """End a request: the code around it, if there is some, has the values that it had before."""
-    with suppress(ValueError):  # another context closes its coroutine, and has never begun it
+    """End a request, and restore the values of the code around it, if there is any."""
+    with suppress(ValueError):  # the request's coroutine is closed in another context
         _held.reset(token)
 
 
 def follow() -> None:
-    """Let the threads that asgiref starts from here follow the context."""
+    """Let threads that asgiref starts from the running code follow its context."""
     if _held.get() is None:
         _held.set(_Held(_NOTHING, None))
 
 
 class Lender:
-    """A keeper of values by thread, which lends them to a coroutine."""
+    """A base class: keep values by thread, and lend them to a coroutine."""
 
     def lend(self) -> Values:
         """Return the values of the running thread, by owner."""
         raise NotImplementedError
 
     def take_back(self, values: Values) -> None:
-        """Let the running thread have `values`, which it has lent, as they are now."""
+        """Store `values`, which a coroutine may have changed, in the running thread again."""
         raise NotImplementedError
 
 
@@ -170,13 +173,13 @@ lenders: list[Lender] = []
 
 @contextmanager
 def lend() -> Iterator[None]:
-    """Lend the values of the running thread to the coroutine that it waits for.
+    """Lend the values of the running thread to the coroutine that the thread waits for.
 
-    In a thread that follows a request already, these are the request's.
+    A thread that follows a request lends the values of the request.
     """
     held = _held.get()
     if held is not None:
-        _held.set(_Held(held.values, None))  # for the coroutine's task, which takes no copy
+        _held.set(_Held(held.values, None))  # the coroutine's task owns them without a copy
         yield
         return
     lent = {owner: each for lender in lenders for owner, each in lender.lend().items()}

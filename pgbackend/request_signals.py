@@ -1,11 +1,12 @@
-"""Calls the receivers of `request_started` and `request_finished`, and closes the response.
+"""Call the receivers of `request_started` and `request_finished`, and close the response.
 
 Note [Tidying up after a request]
-The receivers of `request_started` and `request_finished` tidy up what a request has used, in the
-thread that calls them: `close_old_connections`, `reset_queries`. A request may have used its
-database green, and in a thread (a sync view or middleware). So each receiver is called once: in
-the request's thread if it has one, as in Django, else in place, because no thread is worth
-starting for it. In the first case Django's own are called in place too.
+`close_old_connections` and `reset_queries`, Django's own receivers of `request_started` and
+`request_finished`, tidy up the connections of the thread that calls them. A request may have used
+its database both in green code and in a thread (a sync view or middleware). So the receivers are
+called in the request's thread, as in Django, if the request has one; then Django's own are called
+on the loop as well. If it has none, they are called on the loop only; a thread is started for them
+only if they, or the end of the response, may block the loop.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ from .threads import is_all_djangos
 
 
 def replace_receivers(receivers: list[Any]) -> list[Any]:
-    """Return the receivers of a signal, with Django's own called only if there is work for them.
+    """Return `receivers` of a signal, with Django's own wrapped to run only if they have work.
 
-    The key of each stays: Django's tests disconnect the receiver, and connect it again.
+    Their lookup keys stay the same, so that `disconnect()` finds them: Django's tests call it.
     """
     replaced = list(receivers)
     for place, (key, connected, *rest) in enumerate(receivers):
@@ -45,10 +46,10 @@ def replace_receivers(receivers: list[Any]) -> list[Any]:
 
 
 def _where_needed(receiver: Callable[..., None]) -> Callable[..., None]:
-    """Call `receiver`, which tidies up all connections, where there is something to tidy up.
+    """Return a receiver that calls `receiver` only if there is something to tidy up.
 
-    After most requests on the loop there is not: each statement has given its connection back. To
-    find that out, Django looks each alias up, and makes it a state.
+    After most requests on the loop there is nothing: each statement has given its connection back.
+    Django's `receiver` would look up the wrapper and make a state for each alias to find that out.
     """
 
     @functools.wraps(receiver)
@@ -60,17 +61,17 @@ def _where_needed(receiver: Callable[..., None]) -> Callable[..., None]:
     return called
 
 
-#: The receivers that `_where_needed()` has made, by identity: others may have no hash.
+#: The receivers that `_where_needed()` has made, by `id()`: other receivers may not be hashable.
 tidying: dict[int, Callable[..., None]] = {}
 
 
 def nothing_to_tidy_up() -> bool:
-    """Return whether the running request has left no database for a receiver to tidy up."""
+    """Return whether no database needs tidying up after the running request."""
     return state.is_at_rest() and not conf.has_foreign_alias()
 
 
 def is_djangos_receiver(receiver: object) -> bool:
-    """Return whether a receiver is a function of Django's, or stands for one."""
+    """Return whether `receiver` is a function of Django's, or wraps one of Django's."""
     return id(receiver) in tidying or if_unpatched(receiver) is not None
 
 
@@ -78,16 +79,16 @@ def is_djangos_receiver(receiver: object) -> bool:
 
 
 _SEND, _ASEND = Signal.send, Signal.asend
-#: Whether these are Django's own; else they are left as they are.
+#: Whether both methods are Django's own; if another package has patched one, neither is replaced.
 sends_as_django = unpatched(_SEND, _ASEND) is not NO_OTHERS
 
-#: Call the receivers of a signal of requests: a seam. Django's `Signal.send()` asks each whether it
-#: lives; the shortcut ``signals`` remembers them.
+#: A seam: calls the receivers of a request's signal. Django's `Signal.send()` checks each time
+#: which of them are alive; the shortcut ``signals`` caches the receivers.
 send: Callable[..., Any] = _SEND
 
 
 def make_asend(djangos: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a `Signal.asend()` that calls the receivers of requests as the note says."""
+    """Return a `Signal.asend()` that follows Note [Tidying up after a request], or `djangos`."""
     return _asend if sends_as_django else djangos
 
 
@@ -108,13 +109,16 @@ async def _tell(
     *,
     may_block: bool = False,
 ) -> object:
-    """Call `tell`, which calls the receivers of a request's signal."""
+    """Call `tell`, which sends `signal`: see Note [Tidying up after a request].
+
+    `may_block` tells that `tell` also does other things that may block: it needs a thread.
+    """
     thread_in_use = may_block or _thread_in_use()
     if not thread_in_use and not conf.has_foreign_alias():
         return await bridge.run(tell)
-    receivers = signal._live_receivers(sender)[0]  # noqa: SLF001 - `send()` does not tell them
+    receivers = signal._live_receivers(sender)[0]  # noqa: SLF001 - no public method lists them
     own = [receiver for receiver in receivers if is_djangos_receiver(receiver)]
-    if not thread_in_use and len(own) == len(receivers):  # no other that may block
+    if not thread_in_use and len(own) == len(receivers):  # no other receiver, which may block
         return await bridge.run(tell)
     told = await sync_to_async(tell)()
     for receiver in own:
@@ -132,12 +136,15 @@ def _thread_in_use() -> bool:
 
 
 def make_sync_to_async(original: object) -> Callable[..., Any]:
-    """Return the `sync_to_async` of a handler, which does without its thread for `close()`."""
+    """Return a `sync_to_async` for Django's handlers that needs no thread for most `close()`s."""
     return _hop_of_response
 
 
 def _hop_of_response(func: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """Keep the thread, but for `response.close()`: a handler writes large bodies to disk, too."""
+    """Return this module's `close()` for a response's; for other functions, call `sync_to_async`.
+
+    Handlers also use `sync_to_async` to write large bodies to disk, which must not block the loop.
+    """
     if getattr(func, "__name__", "") != "close":
         return sync_to_async(func, **options)
     return functools.partial(close, func.__self__)  # type: ignore[attr-defined]
@@ -146,11 +153,12 @@ def _hop_of_response(func: Callable[..., Any], **options: Any) -> Callable[..., 
 async def close(response: Any) -> None:
     """Call `response.close()`, which sends `request_finished`.
 
-    In the request's thread, if it closes what may block: what a project has made.
+    The call is made in the request's thread if it also closes an object of the project's, which may
+    block.
     """
     may_block = _closing_may_block(response)
     if not (may_block or bridge.current() is None or conf.has_foreign_alias() or _thread_in_use()):
-        response.close()  # with nothing in between, as most are
+        response.close()  # directly: the usual case
         return
     sender = response._handler_class  # noqa: SLF001 - as `response.close()` does
     await _tell(response.close, request_finished, sender, {}, may_block=may_block)
@@ -159,7 +167,7 @@ async def close(response: Any) -> None:
 def _closing_may_block(response: Any) -> bool:
     if not is_method(response.close, _CLOSE_RESPONSE):
         return True
-    for closer in response._resource_closers:  # noqa: SLF001 - most have one: the request's
+    for closer in response._resource_closers:  # noqa: SLF001 - most have one: `request.close()`
         if not is_method(closer, _CLOSE_REQUEST) and not is_all_djangos(closer):
             return True
     return False
@@ -169,5 +177,5 @@ _CLOSE_RESPONSE, _CLOSE_REQUEST = HttpResponse.close, ASGIRequest.close
 
 
 def is_method(method: object, function: object) -> bool:
-    """Return whether a method is still this function: it may have been overridden, or patched."""
+    """Return whether `method` is still bound to `function`, and neither overridden nor patched."""
     return type(method) is MethodType and method.__func__ is function

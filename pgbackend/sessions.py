@@ -2,13 +2,14 @@
 
 Django keeps the state of a connection on its `DatabaseWrapper`, which tasks may share. So each task
 has a `Session` for each database that it uses, with a `State` (the names that Django keeps, and the
-lease) and a `Scope` (the observers of its statements). `state` looks up those of the running code.
+lease) and a `Scope` (the observers of its statements). state.py finds the running code's.
 
 Note [Leases and tasks]
 A task holds at most one lease of an alias: its session's, or its transaction's. A transaction that
-is begun while the session holds one (for an open cursor, or pinned) borrows it, and gives it back.
-Ownership moves in one synchronous step: code here decides and acts without an await in between.
-When a task ends, the leases that it still holds go back to the pool, with a warning.
+begins while the session holds a lease (for an open cursor, or for `pinned()`) borrows the lease,
+and returns it when the transaction ends. A lease changes hands in one synchronous step, with no
+await between the decision and the change. When a task ends, the leases that it still holds go back
+to the pool, with a warning.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ from .driver.lease import Lease
 if TYPE_CHECKING:
     from .transactions import Block, Transaction
 
-#: Tells one database from another: the identity of its settings.
+#: Identifies a database: the `id()` of its settings dictionary.
 Key: TypeAlias = int
 
 
 class State:
-    """The names that Django keeps about one connection, plus the lease that it is on."""
+    """The attributes that Django keeps about one connection, and the lease it comes from."""
 
     # fmt: off
     NAMES = (
@@ -48,11 +49,11 @@ class State:
     )
     # fmt: on
 
-    # The values of a new one are on the class, once for all: each request makes one.
+    # The initial values are class attributes, because each request makes a state.
 
-    #: Whether a patch of `ensure_connection()` has let a connection be made.
+    #: Whether an override of `ensure_connection()` has let code connect; see wrapper/leasing.py.
     asked = False
-    #: Whether its connection is one that the pool has just made; see `state.prepared()`.
+    #: Whether the pool has just made the connection, which is being set up: `state.prepared()`.
     is_new = False
     lease: Lease | None = None
     transaction: Transaction | None = None
@@ -85,7 +86,7 @@ class State:
         return other
 
     def take(self, lease: Lease) -> None:
-        """Use the connection of `lease` from here on, until the lease ends."""
+        """Use the connection of `lease` until the lease ends."""
         self.lease = lease
         self.connection = lease.connection
         lease.on_end = self._lease_ended
@@ -98,7 +99,10 @@ class State:
 
 
 class Scope:
-    """The observers of some code's statements: Django's query log and its wrappers."""
+    """The observers of a task's statements: Django's query log and `execute_wrappers`.
+
+    Wrappers have a scope of their own, too, for sync code.
+    """
 
     NAMES = ("execute_wrappers", "force_debug_cursor", "queries_log")
     __slots__ = ("_limit", "execute_wrappers", "force_debug_cursor", "log")
@@ -107,7 +111,7 @@ class Scope:
         self.force_debug_cursor: bool = observer is not None and observer.force_debug_cursor
         self.execute_wrappers: list[Any] = list(observer.execute_wrappers) if observer else []
         self._limit = limit
-        #: None as long as nobody has looked at it: a deque has room for 64 from the start.
+        #: None until it is first read: even an empty deque takes room for 64 entries.
         self.log: deque[Any] | None = None
         if observer is not None and observer.force_debug_cursor:
             self.log = observer.queries_log
@@ -137,24 +141,24 @@ class Session:
     # fmt: on
 
     def __init__(self, together: Sessions, key: Key, scope: Scope, autocommit: bool) -> None:
-        #: All sessions of the task, which know this one by its key.
+        #: All sessions of the task, this one among them.
         self._together = weakref.ref(together)
         self.key = key
         self.scope = scope
         self.state = State(pooled=True, autocommit=autocommit)
-        #: How many `pinned()` blocks the task is in; and where the first began.
+        #: How many `with pinned()` statements the task is in; and where the first began.
         self.pins = 0
         self.pinned_at: str | None = None
         #: Whether the next cursor is for a statement that the ORM or the backend made.
         self.compiled = False
-        #: Whether a compiler of Django's asks for that cursor, to fetch all rows; see
+        #: Whether one of Django's compilers opens that cursor, to fetch all rows at once; see
         #: fast/statements.py.
         self.at_once = False
         #: The cursor of the compiled statement that is being executed.
         self.cursor: psycopg.Cursor[Any] | None = None
 
     def pin(self) -> None:
-        """Keep the connection that is held, or the next one, until `unpin()`."""
+        """Keep the connection that the session has, or will have next, until `unpin()`."""
         self.pins += 1
         if self.pins == 1:
             self.pinned_at = frames.place()
@@ -164,9 +168,9 @@ class Session:
                 self.state.lease.pin()
 
     def unpin(self) -> None:
-        """Undo one `pin()`; the last lets the connection go, unless a cursor is open on it."""
+        """Undo one `pin()`; the last gives the connection back, unless a cursor is open on it."""
         if self.pins == 0:
-            return  # its task has ended meanwhile
+            return  # the task has ended meanwhile
         self.pins -= 1
         if self.pins == 0:
             self._keep()
@@ -174,12 +178,12 @@ class Session:
                 self.state.lease.unpin()
 
     def watch(self) -> None:
-        """See that the connection which was leased just now goes back when the task ends."""
+        """Have the end of the task give back the connection, if the session holds one then."""
         if (together := self._together()) is not None:
             together.watch()
 
     def task_ended(self, task: asyncio.Task[Any]) -> Left | None:
-        """Give back the lease that `task`, which has ended, still holds; return a warning."""
+        """End the lease that `task` holds at its end, or pass it to its heir; return a warning."""
         pinned, self.pins = self.pins, 0
         lease = self.state.lease
         if lease is not None and lease.heir is not None and lease.cursors and not pinned:
@@ -191,7 +195,7 @@ class Session:
         return _end_left_over(lease, task, f"pinned() of {self.pinned_at}" if pinned else None)
 
     def is_at_rest(self) -> bool:
-        """Return whether nothing is open, and nothing is logged."""
+        """Return whether no connection or transaction is open, and no query is logged."""
         state = self.state
         return (
             state.connection is None
@@ -208,8 +212,8 @@ class Session:
 class Sessions:
     """The sessions of one task.
 
-    They are found through a context variable, which tasks inherit. So they know the task that owns
-    them, and a task that inherits the variable makes its own.
+    A context variable names them, and child tasks inherit its value. So they know their `owner`,
+    and a task whose context names the sessions of another task makes its own.
     """
 
     # fmt: off
@@ -221,15 +225,15 @@ class Sessions:
     def __init__(self, owner: asyncio.Task[Any] | None) -> None:
         self.owner = None if owner is None else weakref.ref(owner)
         self.by_key: dict[Key, Session] = {}
-        #: Whether the end of the task gives back what these still hold.
+        #: Whether the end of the task calls `task_ended()`.
         self.watched = False
         #: The open blocks that the task has opened, the innermost last.
         self.blocks: list[Block] = []
-        #: Leases that other tasks have passed on to this one, beside those of its sessions.
+        #: Leases that ended tasks have passed on to this task, beside those of its sessions.
         self.inherited: list[weakref.ref[Lease]] = []
-        #: Whether the task has also used the state of a wrapper itself.
+        #: Whether the task has also used a wrapper's own state.
         self.uses_own = False
-        #: The wrapper objects that were made for it; see fast/wrappers.py.
+        #: The wrapper objects that were made for the task; see fast/wrappers.py.
         self.wrappers: list[Any] = []
 
     def belong_to(self, task: asyncio.Task[Any] | None) -> bool:
@@ -237,7 +241,7 @@ class Sessions:
         return (None if self.owner is None else self.owner()) is task
 
     def are_at_rest(self) -> bool:
-        """Return whether nothing is open in any of them, or on a wrapper itself."""
+        """Return whether all sessions are at rest, and the task has used no wrapper's own state."""
         if self.uses_own:
             return False
         for session in self.by_key.values():  # noqa: SIM110 - asked in each request: no generator
@@ -246,7 +250,7 @@ class Sessions:
         return True
 
     def watch(self) -> None:
-        """See that the leases which the task still holds when it ends go back to the pool."""
+        """Have `task_ended()` called at the end of the task, which may still hold leases then."""
         if not self.watched:
             self.watched = True
             task = None if self.owner is None else self.owner()
@@ -259,13 +263,13 @@ class Sessions:
         left = [block.orphan(task) for block in tuple(self.blocks)]
         left += [session.task_ended(task) for session in self.by_key.values()]
         left += [_end_left_over(ref(), task) for ref in self.inherited]
-        # Last, since a warning may be made an error.
+        # Last, because a warnings filter may make it an error.
         _warn_in_time(tuple(filter(None, left)), task.get_loop(), _TURNS_TO_CLOSE)
 
     def inherit(self, key: Key, lease: Lease, scope: Scope) -> bool:
         """Take over `lease`, whose task has ended; return False if the owner has ended too.
 
-        `scope` belongs to the session that has had the lease.
+        `scope` belongs to the session that had the lease.
         """
         task = None if self.owner is None else self.owner()
         if task is None or task.done():
@@ -284,10 +288,11 @@ class Sessions:
         return True
 
     def keep(self) -> None:
-        """Let the owner find its sessions again, as long as one of them is pinned.
+        """Keep the sessions in `pinned_sessions`, for their owner, while one of them is pinned.
 
-        asgiref hands whole contexts on: after `sync_to_async(async_to_sync(f))` a task has that of
-        the task which ran `f`, with its sessions in the place of these.
+        The owner may lose them: asgiref copies whole contexts, and after
+        `sync_to_async(async_to_sync(f))` a task's context names the sessions of the task that ran
+        `f`.
         """
         task = None if self.owner is None else self.owner()
         if task is not None and any(session.pins for session in self.by_key.values()):
@@ -299,18 +304,21 @@ class Sessions:
 #: The sessions of tasks that have pinned one; see `Sessions.keep()`.
 pinned_sessions: dict[asyncio.Task[Any], Sessions] = {}
 
-#: A warning, and a function that tells whether its subject is open still.
+#: A warning of something left open, and a function that returns whether that is still open.
 Left: TypeAlias = tuple[str, Callable[[], bool]]
 
-#: How many turns of the loop it takes, at most, until an async generator that nobody refers to any
-#: more is closed, and one that it iterates; with some to spare, where tasks are many.
+#: How many iterations an event loop needs at most to close an async generator that nothing refers
+#: to, and one that the generator iterates; with a margin for loops with many tasks.
 _TURNS_TO_CLOSE = 30
 
 
 def _end_left_over(
     lease: Lease | None, task: asyncio.Task[Any], pinned: str | None = None
 ) -> Left | None:
-    """End `lease`, which `task` holds at its end; return a warning."""
+    """End `lease`, which `task` holds at its end; return a warning, or None if nothing was open.
+
+    `pinned` describes the `pinned()` that holds the lease, if one does.
+    """
     if lease is None or lease.ended:
         return None
     name = f"task {bridge.name_of(task)!r}"
@@ -331,11 +339,10 @@ def _end_left_over(
 
 
 def _warn_in_time(left: Sequence[Left], loop: asyncio.AbstractEventLoop, turns: int) -> None:
-    """Warn of each entry of `left` that is open, unless the loop is about to close it.
+    """Warn of each entry of `left` that is still open after `turns` iterations of the loop.
 
-    An ``async for`` that is left before its end leaves its generator to the loop, which closes it a
-    turn later: where the task ends with it, that is after its end. There is no warning of something
-    that ends with its loop.
+    If the task ends by leaving an ``async for`` early, the loop closes the generator some
+    iterations after the task's end: that needs no warning. There is none after the loop's end.
     """
     left = [each for each in left if each[1]()]
     if left and turns:

@@ -1,29 +1,30 @@
 """Look up the state of the running code: its transaction, its session, or the wrapper's own.
 
 Django keeps the state of a connection on its `DatabaseWrapper`. Under an event loop, tasks may
-share one wrapper object, or not, depending on which of them touched it first; so the wrapper holds
+share one wrapper object, or not, depending on which of them used it first; so the wrapper holds
 nothing of a running query. The names that Django uses (`connection`, `in_atomic_block`, …) are
 descriptors (descriptors.py) that look up, in this order:
 
-1. the transaction in whose block the running code is (`Block`, inherited by tasks that are started
-   inside the block, and by threads that asgiref starts from it);
-2. in an async context: a transaction that a test has opened (Note [Transactions of tests] in
+1. the transaction in whose `Block` the running code is (tasks that are started inside the block
+   inherit it, and so do threads that asgiref starts from there);
+2. in async code: a transaction that a test has opened (Note [Transactions of tests] in
    block_context.py), else the `Session` of the running task;
-3. in a sync context: the wrapper's own `State`, as in Django.
+3. in sync code: the wrapper's own `State`, as in Django.
 
 Note [Looking up]
-Django reads these names some thirty times for a statement. Synchronous code that is in no
-transaction is told apart by two looks at the thread. Green code keeps the result of a lookup on its
-portal, until the portal's next step, for the context, the wrapper and the blocks that it was found
-for: within a step and a context the task stays the same, and code that changes anything else says
-so (`look_again`).
+Django reads these names some thirty times for a statement. Two quick checks find out that the code
+is synchronous and in no transaction: then the state is the wrapper's own. Green code caches the
+result of a lookup on its portal (`Found`), until the portal's next step, for one context, wrapper
+and mapping of blocks: within a step and a context the task stays the same, and code that changes
+anything else calls `look_again()`.
 
 Note [Lent wrappers]
 Synchronous code that calls `async_to_sync()` waits for a loop in another thread, where Django would
-make wrapper objects anew. On Django's own backend the ORM comes back to the waiting thread, and so
-to everything that was set on its wrapper: an attribute, a patched method, the log of its queries.
-So the loop is lent the wrapper of the thread. It does not use the connection of the thread, nor a
-transaction that the context does not name: its tasks have sessions of their own.
+make new wrapper objects. On Django's own backend the ORM runs in the waiting thread, and so sees
+everything that was set on that thread's wrapper: an attribute, a patched method, the log of its
+queries. So the wrapper of the waiting thread is lent to the loop. Code on the loop does not use the
+connection of the thread, nor a transaction that the context does not name: the loop's tasks have
+sessions of their own.
 """
 
 from __future__ import annotations
@@ -53,16 +54,16 @@ from .protocols import Wrapper
 from .sessions import Key, Scope, Session, Sessions, State, pinned_sessions
 from .transactions import Block, begin
 
-# Code that runs for each statement spells `bridge.green()` out: the call would cost too much.
+# Functions that run for each statement repeat the code of `bridge.green()`: a call costs too much.
 _get_running_loop = asyncio._get_running_loop
 _running = bridge.running
 _unwinding = bridge.unwinding
 
-#: The sessions of the running task, or of one that it has its context from.
+#: The sessions of the running task, or of the task whose context it has inherited.
 named_sessions: contextvars.ContextVar[Sessions | None] = contextvars.ContextVar(
     "pgbackend.sessions", default=None
 )
-#: The scopes of the code that has started the running code, by database.
+#: The scopes of the code that started the running task, by database: the task's scopes copy these.
 _observers: contextvars.ContextVar[Mapping[Key, Scope]] = contextvars.ContextVar(
     "pgbackend.observers",
     default={},  # noqa: B039
@@ -73,14 +74,14 @@ _lent: contextvars.ContextVar[Mapping[str, Wrapper]] = contextvars.ContextVar(
     default={},  # noqa: B039
 )
 
-#: The context of the running code, for calls that the loop makes later on its behalf; and an empty
-#: one.
+#: Return a copy of the running code's context, for calls that the loop makes later; and an empty
+#: context.
 context_here = contextvars.copy_context
 no_context = contextvars.Context
 
 
 def in_async_context() -> bool:
-    """Return whether waits for the database must not block: a loop runs in this thread."""
+    """Return whether a loop runs in this thread, so that no wait for the database may block it."""
     if bridge.current() is not None:
         return True
     return _get_running_loop() is not None and not conf.allows_async_unsafe()
@@ -106,7 +107,7 @@ def current_block(wrapper: Wrapper) -> Block | None:
 
 
 def named_block(wrapper: Wrapper) -> Block | None:
-    """Return the block that the context names, even if it was left; else `current_block()`."""
+    """Return the block that the context names, even if code has left it; else `current_block()`."""
     blocks = blocks_here()
     block = blocks.get(id(wrapper.settings_dict)) if blocks else None
     if block is not None and (block.left or not block.ended):
@@ -115,18 +116,23 @@ def named_block(wrapper: Wrapper) -> Block | None:
 
 
 def check_not_ended(wrapper: Wrapper) -> None:
-    """Raise `TransactionManagementError` if another thread has just ended the code's block."""
-    block = blocks_here().get(id(wrapper.settings_dict))
-    if block is not None and block.ended:
+    """Raise `TransactionManagementError` if another thread has ended the running code's block."""
+    if (block := current_block(wrapper)) is not None and block.ended:
         block.check_not_ended()
 
 
-def _is_stale_in_thread(block: Block) -> bool:
-    """Return whether `block` has ended, and the code is synchronous: only the thread counts there.
+def has_outlived_block(wrapper: Any) -> bool:
+    """Return whether the block of the running code has ended without it."""
+    block = current_block(wrapper)
+    return block is not None and block.ended
 
-    A context that was copied inside a block may be used again after it, as test runners do; but the
-    promises of Django to sync code do not depend on contexts. It is otherwise for a function that
-    was called in a thread while the block was open: its statements are refused, as a task's are.
+
+def _is_stale_in_thread(block: Block) -> bool:
+    """Return whether the running code is sync, and must ignore `block`, which has ended.
+
+    Test runners may use a context that was copied inside a block after the block has ended; but in
+    Django, sync code does not depend on contexts. The exception is a function that asgiref called
+    in a thread while the block was open: its statements are refused, as those of a task are.
     """
     return block.ended and not in_async_context() and not is_of_call(block)
 
@@ -144,7 +150,7 @@ def take_turn(wrapper: Wrapper) -> None:
 
 
 def state_in_turn(wrapper: Wrapper) -> tuple[State, Session | None]:
-    """Wait for the turn of the running code; return its state, and its session."""
+    """Wait for the turn of the running code; return `state_and_session()`."""
     here = _running()
     if type(here) is Portal and _get_running_loop() is not None:
         if carried:
@@ -155,7 +161,7 @@ def state_in_turn(wrapper: Wrapper) -> tuple[State, Session | None]:
             if block.transaction.innermost is block and not block.left:
                 return found.state, found.session
         elif not test_blocks and wrapper._own.transaction is None:
-            return found.state, found.session  # nobody takes turns
+            return found.state, found.session  # no transaction, so no turns
     take_turn(wrapper)
     return state_and_session(wrapper)
 
@@ -164,7 +170,7 @@ def state_in_turn(wrapper: Wrapper) -> tuple[State, Session | None]:
 
 
 class Found:
-    """The result of a lookup for a wrapper, by code in a portal. See Note [Looking up]."""
+    """The result of a lookup for one wrapper, cached on a portal. See Note [Looking up]."""
 
     # fmt: off
     __slots__ = (
@@ -179,14 +185,14 @@ class Found:
         blocks: Mapping[Key, Block],
         sessions: Sessions,
     ) -> None:
-        #: The first step of an eager task enters another one; see bridge.py.
+        #: The portal's context; the first step of an eager task runs in another: see bridge.py.
         self.context = context
         self.wrapper = wrapper
         self.settings_dict = wrapper.settings_dict
         self.blocks = blocks
         self.sessions = sessions
         own: State = wrapper._own
-        #: None for a wrapper with a connection of its own.
+        #: None if the wrapper has a connection of its own.
         self.session: Session | None = None
         self.scope: Scope = wrapper._own_scope
         if wrapper._shared:
@@ -201,7 +207,7 @@ class Found:
 
 
 def find(here: bridge.Portal, wrapper: Wrapper) -> Found:
-    """Return what the code in portal `here` has looked up, or look it up. See Note [Looking up]."""
+    """Return the cached lookup of portal `here` for `wrapper`, or a new one: Note [Looking up]."""
     found: Found | None = here.found
     blocks = blocks_here()
     if found is None or found.context is not here.gr_context:
@@ -218,7 +224,7 @@ def find(here: bridge.Portal, wrapper: Wrapper) -> Found:
 
 
 def current_state(wrapper: Wrapper) -> State:
-    """Return the state that the names of `wrapper` stand for, here and now."""
+    """Return the state that the names of `wrapper` stand for in the running code."""
     if _get_running_loop() is not None:
         if type(here := _running()) is Portal:
             return find(here, wrapper).state
@@ -240,7 +246,10 @@ def state_and_session(wrapper: Wrapper) -> tuple[State, Session | None]:
 
 
 def _look_up(wrapper: Wrapper, blocks: Mapping[Key, Block], known: Session | None) -> State:
-    """Return the state of code whose context names `blocks`; `known` is its session, if known."""
+    """Return the state of the running code, whose context names `blocks`.
+
+    `known` is the session of the running task, if the caller has it.
+    """
     if blocks:
         block = blocks.get(id(wrapper.settings_dict))
         if block is not None and block.left:
@@ -252,11 +261,11 @@ def _look_up(wrapper: Wrapper, blocks: Mapping[Key, Block], known: Session | Non
     if _get_running_loop() is None:
         if not in_portal:
             return own
-        # It unwinds after its loop has ended: what the thread has open is not for it.
+        # The portal unwinds after its loop has ended, and must not use the thread's connection.
     elif not (wrapper.lent and is_borrowed(wrapper)) and (
         own.transaction is not None
         or (not in_portal and conf.allows_async_unsafe())
-        # The wrapper of a thread, which shares its connection with us.
+        # Another thread's wrapper, which shares its connection with this thread.
         or (own.connection is not None and wrapper._thread_ident != threading.get_ident())
     ):
         return own
@@ -268,10 +277,7 @@ def _look_up(wrapper: Wrapper, blocks: Mapping[Key, Block], known: Session | Non
 
 
 def plain_state(wrapper: Wrapper) -> State | None:
-    """Return the wrapper's own state if the running code is synchronous and in no transaction.
-
-    Such code is as in Django; return None for any other.
-    """
+    """Return the wrapper's own state if the running code is sync and in no block, else None."""
     if _get_running_loop() is None and not blocks_here() and not _unwinding:
         own: State = wrapper._own
         return own
@@ -297,24 +303,24 @@ def is_at_rest() -> bool:
 
 
 def is_of_test(wrapper: Wrapper) -> bool:
-    """Return whether the running code is in a transaction of a test."""
+    """Return whether the running code is in a test's transaction."""
     block = test_blocks.get(wrapper._key)
     return block is not None and current_state(wrapper) is block.transaction.state
 
 
 def has_joined_test(wrapper: Wrapper) -> bool:
-    """Return whether the code is in a test's transaction that another wrapper has opened."""
+    """Return whether the running code is in a test's transaction that another wrapper opened."""
     return is_of_test(wrapper) and current_state(wrapper) is not wrapper._own
 
 
 @contextmanager
 def prepared(wrapper: Wrapper, connection: Connection) -> Iterator[None]:
-    """Let the running code use `connection`, which the pool has just made, for a while."""
+    """Let the running code set up `connection`, which the pool has just made, in a `with`."""
     state = State(autocommit=True)
     state.connection = connection
     state.is_new = True
     begin(wrapper, state)
-    state.transaction = None  # in autocommit: a block is only how the code finds the state
+    state.transaction = None  # stay in autocommit: the block only lets the code find the state
     try:
         yield
     finally:
@@ -322,7 +328,7 @@ def prepared(wrapper: Wrapper, connection: Connection) -> Iterator[None]:
 
 
 def being_prepared(wrapper: Wrapper) -> Connection | None:
-    """Return the connection that `prepared()` lets the running code use, or None."""
+    """Return the connection that `prepared()` lets the running code set up, or None."""
     state = current_state(wrapper)
     return state.connection if state.is_new else None
 
@@ -331,7 +337,7 @@ def being_prepared(wrapper: Wrapper) -> Connection | None:
 
 
 def task_sessions() -> Sessions:
-    """Return the sessions of the running task, made at first use. Only in an async context."""
+    """Return the sessions of the running task, made at first use. Call it only in async code."""
     sessions = named_sessions.get()
     task = asyncio.current_task()
     if sessions is None or not sessions.belong_to(task):
@@ -341,9 +347,9 @@ def task_sessions() -> Sessions:
 
 
 def wrappers_of_task() -> list[Any] | None:
-    """Return the list of the wrapper objects that were made for the task; it may be changed.
+    """Return the list of wrapper objects made for the running task; the caller may change it.
 
-    Return None if there are none, or if the task has used the state of a wrapper itself.
+    Return None if the task has no sessions, or has used a wrapper's own state.
     """
     sessions = named_sessions.get()
     if sessions is None or sessions.uses_own or not sessions.belong_to(asyncio.current_task()):
@@ -352,9 +358,9 @@ def wrappers_of_task() -> list[Any] | None:
 
 
 def leave_to(heir: Sessions, wrapper: Wrapper) -> None:
-    """Let the lease that the running task holds pass on to `heir` when the task ends.
+    """Have the end of the running task pass its lease on to `heir`, the sessions of another task.
 
-    It is for an iterator that was made by one task, and is stepped by another.
+    That task has made an iterator which the running task steps.
     """
     sessions = task_sessions()
     session = None if sessions is heir else sessions.by_key.get(wrapper._key)
@@ -363,12 +369,12 @@ def leave_to(heir: Sessions, wrapper: Wrapper) -> None:
 
 
 def session(wrapper: Wrapper) -> Session:
-    """Return the running task's session, made at first use. Only in an async context."""
+    """Return the running task's session, made at first use. Call it only in async code."""
     return _session_of(task_sessions(), wrapper)
 
 
 def async_session(wrapper: Wrapper) -> Session | None:
-    """Return the session in an async context, if `wrapper` stands for its alias; else None."""
+    """Return the running task's session; None in sync code, or if `wrapper` is not shared."""
     if _get_running_loop() is None:
         return None
     here = _running()
@@ -389,7 +395,7 @@ def _session_of(sessions: Sessions, wrapper: Wrapper) -> Session:
 
 
 def current_scope(wrapper: Wrapper) -> Scope:
-    """Return the observers of the running code's statements."""
+    """Return the scope of the running code: the observers of its statements."""
     own: Scope = wrapper._own_scope
     if _get_running_loop() is None:
         return own
@@ -400,7 +406,10 @@ def current_scope(wrapper: Wrapper) -> Scope:
 
 
 def _new_scope(wrapper: Wrapper, observer: Scope | None) -> Scope:
-    """Return a scope for a task, with the observers of its starter, or of the waiting thread."""
+    """Return a scope for a task, with the observers of `observer`, the scope of its starter.
+
+    A lent wrapper's own scope takes the place of `observer`, if that is None.
+    """
     if not wrapper.lent or not is_borrowed(wrapper):
         return Scope(observer, wrapper.queries_limit)
     observer = observer or wrapper._own_scope
@@ -411,7 +420,7 @@ def _new_scope(wrapper: Wrapper, observer: Scope | None) -> Scope:
 
 
 def observe(wrapper: Wrapper) -> None:
-    """Let the observers of this code see tasks that are started from here on, too."""
+    """Let the running code's observers see the statements of tasks that it starts from now on."""
     _observers.set({**_observers.get(), wrapper._key: current_scope(wrapper)})
 
 
@@ -420,7 +429,7 @@ def observe(wrapper: Wrapper) -> None:
 
 @contextmanager
 def lending(wrappers: Mapping[str, Wrapper]) -> Iterator[None]:
-    """Let loops that are started from here find the wrappers of this thread, by their aliases.
+    """Lend this thread's `wrappers`, by alias, to loops that are started during the `with`.
 
     See Note [Lent wrappers].
     """
@@ -437,12 +446,12 @@ def lending(wrappers: Mapping[str, Wrapper]) -> Iterator[None]:
 
 
 def lent(alias: str) -> Wrapper | None:
-    """Return the wrapper of the thread that waits for the running code; None if there is none."""
+    """Return the wrapper for `alias` of the thread that waits for the running code, or None."""
     return _lent.get().get(alias)
 
 
 def is_borrowed(wrapper: Wrapper) -> bool:
-    """Return whether the running code has `wrapper` from the thread that waits for it."""
+    """Return whether `wrapper` is lent to the running code by the thread that waits for it."""
     return (
         wrapper.lent > 0 and wrapper._thread_ident != threading.get_ident() and in_async_context()
     )
@@ -450,5 +459,5 @@ def is_borrowed(wrapper: Wrapper) -> bool:
 
 @after_fork
 def _forget_sessions() -> None:
-    """Leave the leases of the parent's tasks."""
+    """Forget the sessions of the parent process: their leases are the parent's."""
     named_sessions.set(None)

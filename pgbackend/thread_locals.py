@@ -1,23 +1,24 @@
 """Let each `threading.local` of installed packages and of the project follow the request.
 
-When the apps are ready, when middleware is loaded, and when a request has loaded modules, these are
-searched for objects that they keep by a name: globals, attributes of classes, attributes of objects
-that are globals. Each is replaced, wherever something refers to it, by an object of the same class
-whose attributes are kept by context (see `request`) where the running code is that of a loop, or of
-a thread that asgiref has started from one. In all other code the object that was there before keeps
-them, by thread.
+Modules are searched for `threading.local` objects when the apps are ready, when middleware is
+loaded, and when a request has loaded modules: in their globals, in the attributes of their classes,
+and in the attributes of objects that are globals. Each such object is replaced, wherever something
+refers to it, by an object of a derived class. In code on a loop, and in threads that asgiref starts
+from a loop, the new object keeps its attributes by context (see request.py). In all other code the
+original object still keeps them, by thread.
 
 Note [Why objects are replaced]
-Three ways were weighed. Dictionaries of threads could be swapped at each switch of a greenlet: but
-the body of an async view, and the threads of its request, are not green, and each switch would pay
-for all objects. Hooks for known packages, one for each, help no project's own code. To patch
-`threading.local` itself comes too late, for what modules have made before Django is set up, and
-would reach the standard library. A replaced object costs only the code that uses it.
+Three other ways were considered. To swap the dictionaries of threads at each switch of a greenlet
+does not help the body of an async view or the threads of its request, which are not green; and each
+switch would take time for all objects. Hooks for known packages do not help a project's own code.
+To patch `threading.local` itself is too late for objects that modules have made before Django is
+set up, and would change the standard library. A replaced object slows down only the code that uses
+the object.
 
 Note [Bound to a thread]
-Some values are kept by thread because they work in no other: connections of sqlite3, event loops.
-Such a value stays with its thread: code in another one finds the attribute missing, and makes its
-own, as it would in a new thread.
+Some values work only in the thread that made them: connections of sqlite3, event loops. Such a
+value stays with its thread: code in another thread finds the attribute missing, and makes its own
+value, as it would in a new thread.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ _SERVERS = ("daphne", "granian", "gunicorn", "h11", "httptools", "hypercorn", "u
 _DRIVERS = ("asyncpg", "psycopg", "psycopg_binary", "psycopg_c", "psycopg_pool")
 _TOOLS = ("_pytest", "coverage", "pluggy", "pydevd", "pytest")
 #: Packages whose thread-locals stay as they are, beside the standard library's. Django's own follow
-#: contexts already, but for those that belong to a thread (handles of GEOS).
+#: contexts already, except those that belong to a thread (handles of GEOS).
 EXCLUDED = frozenset({"django", "pgbackend", *_OF_THREADS_AND_LOOPS, *_SERVERS, *_DRIVERS, *_TOOLS})
 
 _THREAD_BOUND = (
@@ -65,27 +66,30 @@ class Converted:
     """A `threading.local` that was replaced."""
 
     name: str
-    """Where it was found first, as a dotted name."""
+    """The dotted name by which it was found first."""
     original: threading.local
     """The object that keeps the attributes of threads that follow no request."""
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    """Its arguments: `__init__` is called with them in each new context."""
+    """`args` and `kwargs` are passed to `__init__()`, which is called in each new context."""
 
     def values(self, owner: object) -> Mapping[str, Any]:
-        """Return the attributes in this context; a class with an `__init__` gives the first."""
+        """Return the attributes in this context; the first time, let `__init__()` set them.
+
+        `owner` is the object that replaces the original.
+        """
         values = request.values_of(self)
         if values is None:
             values = {}
             initialise: Any = type(self.original).__init__
             if initialise is not object.__init__:
-                request.change(self, values)  # or `__init__` would begin again
+                request.change(self, values)  # or `__init__()`, which calls this, would run again
                 initialise(owner, *self.args, **self.kwargs)
                 values = request.values_of(self) or {}
         return values
 
     def of_thread(self) -> dict[str, Any]:
-        """Return the attributes that the running thread has, beside any context."""
+        """Return the attributes that the original object keeps for the running thread."""
         attributes: dict[str, Any] = _get(self.original, "__dict__")
         return attributes
 
@@ -94,7 +98,7 @@ class Converted:
 
 
 class Following(threading.local):
-    """A `threading.local` whose attributes follow the context, where the running code does."""
+    """A `threading.local` whose attributes follow the context if the running code does."""
 
     _converted: Converted
 
@@ -138,7 +142,7 @@ class Following(threading.local):
         elif hasattr(type(found := _of_class(cls, name)), "__delete__"):
             found.__delete__(self)
         else:
-            _plainly(self, name)  # raises, but for an attribute of the class
+            _plainly(self, name)  # raises AttributeError, unless the class has the attribute
             raise AttributeError(name)
 
 
@@ -148,7 +152,7 @@ def _without(local: Following, converted: Converted, name: str) -> None:
     request.change(converted, values)
 
 
-#: What Python does for objects of other classes, beside the dictionary of a thread.
+#: Looks an attribute up as for ordinary objects, without the dictionary of a thread.
 _plainly = object.__getattribute__
 
 
@@ -188,7 +192,7 @@ class _Attributes(MutableMapping[str, Any]):
 
 
 class _Lender(request.Lender):
-    """Lends what a thread keeps in the objects that were converted."""
+    """Lend the attributes that a thread keeps in the converted objects."""
 
     def lend(self) -> request.Values:
         return {each: dict(values) for each in converted if (values := each.of_thread())}
@@ -204,19 +208,19 @@ class _Lender(request.Lender):
 # --- Finding and replacing ------------------------------------------------------------------------
 
 
-#: The objects that were replaced, for all of the process; and why others could not be.
+#: The objects of this process that were replaced; and, by name, why others could not be.
 converted: list[Converted] = []
 refused: dict[str, str] = {}
 
 
 @dataclass
 class _Progress:
-    """Notes how far the search for `threading.local` objects has come."""
+    """Record which modules were searched for `threading.local` objects, and with which options."""
 
     exclude: frozenset[str] = frozenset()
     include: frozenset[str] = frozenset()
     modules: int = 0
-    """How many modules were loaded when it was made last."""
+    """The number of modules that were loaded at the last search."""
     seen: set[str] = field(default_factory=set)
 
 
@@ -224,23 +228,24 @@ _progress = _Progress()
 
 
 def begin(*, exclude: frozenset[str] = frozenset(), include: frozenset[str] = frozenset()) -> None:
-    """Convert the thread-locals of all modules that are loaded, but those that are excluded.
+    """Convert the thread-locals of all loaded modules, except those that are excluded.
 
     `exclude` and `include` are dotted names of objects (``package.module.name``), or of modules or
-    packages; `include` is stronger than `EXCLUDED`. Modules that are loaded later are `go_on()`'s.
+    packages; `include` overrides both `exclude` and `EXCLUDED`. `go_on()` converts the
+    thread-locals of modules that are loaded later.
     """
     _progress.exclude, _progress.include = exclude, include
     go_on()
 
 
 def go_on() -> None:
-    """Convert those of the modules that were loaded since the last call."""
+    """Convert the thread-locals of modules that were loaded since the last call."""
     if len(sys.modules) != _progress.modules:
         look_at_new_modules()
 
 
 def look_at_new_modules() -> None:
-    """Convert those of modules that are new, and of the script that runs, which may be halfway."""
+    """Convert the thread-locals of new modules, and of `__main__`, which may still be running."""
     _progress.modules = len(sys.modules)
     new = {name: each for name, each in list(sys.modules.items()) if name not in _progress.seen}
     _progress.seen.update(new)
@@ -271,7 +276,7 @@ def _convert_those_of(modules: Mapping[str, Any]) -> None:
         request.lenders.append(_Lender())
 
 
-#: How to put another object in the place of one.
+#: A function that puts its argument in one place that refers to the original.
 Replace = Callable[[Any], None]
 
 
@@ -294,14 +299,14 @@ def _may_have_some(module: str, exclude: frozenset[str], include: frozenset[str]
 
 
 def _is_left_alone(name: str, exclude: frozenset[str]) -> bool:
-    """Return whether `name` is excluded, or is the standard library's."""
+    """Return whether `name` is excluded, or belongs to the standard library."""
     package = name.partition(".")[0]
     is_standard = package in sys.stdlib_module_names and package != "__main__"
     return is_standard or _is_named(name, exclude)
 
 
 def _is_named(name: str, names: frozenset[str]) -> bool:
-    """Return whether one of `names` is `name`, or a package, module or class that it is in."""
+    """Return whether `names` has `name`, or a package, module or class that `name` is in."""
     return any(name == each or name.startswith(f"{each}.") for each in names)
 
 
@@ -320,7 +325,7 @@ def _of_module(name: str, module: ModuleType) -> Iterator[tuple[str, threading.l
 
 
 def _attributes_of(value: object) -> list[tuple[str, Any]]:
-    """Return what `value` has in its dictionary, and wake no lazy object."""
+    """Return the items in the dictionary of `value`, without evaluating lazy objects."""
     try:
         kept = type.__dict__["__dict__"].__get__(value) if isinstance(value, type) else None
         kept = object.__getattribute__(value, "__dict__") if kept is None else kept
@@ -330,19 +335,19 @@ def _attributes_of(value: object) -> list[tuple[str, Any]]:
 
 
 def _is_local(value: object) -> bool:
-    # By its type: `isinstance()` would wake lazy objects.
+    # Not by `isinstance()`, which would evaluate lazy objects.
     return issubclass(type(value), threading.local) and not issubclass(type(value), Following)
 
 
 def _add_other_places(
     originals: list[threading.local], places: dict[int, list[Replace | str]]
 ) -> None:
-    """Add how to replace each object in other places; a text where that cannot be done.
+    """Add to `places` all other references to each object; a text where one cannot be replaced.
 
-    The garbage collector tells them, but those of objects that it has been told to leave alone
-    (`gc.freeze()`).
+    The garbage collector finds the references, except those from objects that `gc.freeze()` has
+    hidden from it.
     """
-    mark = object()  # by which the tuple of the call's arguments is told from those of others
+    mark = object()  # identifies the tuple of this call's arguments, which is no place to replace
     for referrer in gc.get_referrers(*originals, mark):
         if referrer is originals or inspect.isframe(referrer):
             continue
@@ -398,7 +403,7 @@ def _slots_of(referrer: object) -> Iterator[str]:
 
 
 def _class_of(namespace: dict[Any, Any]) -> type[Any] | None:
-    """Return the class that `namespace` is the dictionary of, if it is one's."""
+    """Return the class whose dictionary is `namespace`, or None."""
     if "__dict__" not in namespace and "__module__" not in namespace:
         return None
     classes = [each for each in gc.get_referrers(namespace) if inspect.isclass(each)]
@@ -410,7 +415,7 @@ def _is_namespace(cls: type[Any], namespace: dict[Any, Any]) -> bool:
 
 
 def _convert_one(name: str, original: threading.local, places: list[Replace | str]) -> str | None:
-    """Replace `original`; return why it cannot be replaced."""
+    """Replace `original` in all `places`; return the reason if that cannot be done, else None."""
     cls: type[Any] = type(original)
     refusal = next((each for each in places if isinstance(each, str)), None)
     if refusal is not None:
@@ -427,12 +432,12 @@ def _convert_one(name: str, original: threading.local, places: list[Replace | st
         return f"its class cannot be derived from: {exc}"
     converted.append(entry)
     for replace in places:
-        replace(new)  # type: ignore[operator]  # no text: see above
+        replace(new)  # type: ignore[operator]  # `places` has no text: see `refusal`
     return None
 
 
 def _made_with(original: threading.local) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments that `original` was made with, which `threading.local` keeps."""
+    """Return the arguments that `original` was made with; `threading.local` keeps them."""
     kept = gc.get_referents(original)
     args = next((each for each in kept if type(each) is tuple), ())
     named = (each for each in kept if type(each) is dict and each)

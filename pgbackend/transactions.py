@@ -1,32 +1,33 @@
-"""Transactions and their blocks: who takes part, whose turn it is, how a block ends.
+"""Share transactions among tasks: their open blocks, whose turn it is, and how a block ends.
 
-Tasks may share a `Transaction`; each `atomic` inside of it is a `Block`. `atomic_blocks` opens and
-ends them, around Django's own code.
+Tasks may share a `Transaction`; each `atomic` inside it is a `Block`. `atomic_blocks` opens and
+ends the blocks, around Django's own code.
 
 Note [Turns]
-A transaction is a chain of blocks; exactly one, the innermost, is open for statements. Code runs
-inside the block that its context names. While a sibling has opened a block below it, code waits
-(`take_turn`); when its block has ended, its statements are refused. So savepoints of tasks that
-share a transaction never overlap, and no statement slips out of the block it was written in.
-A block that is being ended counts as one more, in which only the code that ends it is: statements
-of others would come after the COMMIT or ROLLBACK that is on its way.
-Code that leaves its block with an exception waits for nobody: the blocks that are open inside are
-rolled back with it (`claim`).
+A transaction is a chain of blocks, each inside its `parent`; only the innermost is open for
+statements. Code runs inside the block that its context names. While another task has a block open
+inside that block, the code waits (`take_turn`); when the code's block has ended, its statements are
+refused. So savepoints of tasks that share a transaction never overlap, and no statement runs
+outside the block that it was written in.
+While a block is being ended, one more block is open inside it, for the code that ends it: other
+tasks' statements would otherwise be sent after the COMMIT or ROLLBACK.
+Code that leaves its block with an exception waits for no other task: the blocks that are open
+inside are rolled back with it (`claim`).
 Threads may take part, too, and another thread may open or end a block between any two instructions.
-So blocks change under a lock (`_changing`); only one of two that open a block at the same time does
-so (`push`); and a statement looks again when it has the connection's lock (`may_send`). Statements
-that came to that lock before the SAVEPOINT, or the end, of a block are sent before it: the block
-has not `begun`.
+So blocks change under a lock (`_changing`); if two threads open a block at the same time, only one
+of them succeeds (`push`); and a statement checks its turn again when it has the connection's lock
+(`may_send`). A statement that gets the lock before the SAVEPOINT, or the end, of another block is
+still sent: that block has not `begun`.
 
 Note [Blocks that are left]
-A block belongs to its `with`, which remembers it (atomic_blocks.py), and not to the context in
-which the `with` ends. Generators may be stepped, closed and left by other tasks than the one that
-has opened a block in them; so may the contents of an `ExitStack`. Then
-- code that is called from the generator takes part in its block (`find_place` in block_context.py),
-  for as long as it is called from there; it is refused if the block has ended without it;
-- the task whose block ended elsewhere, or whose generator was left by `break`, is where it was
-  before the block (`where_left` there);
-- a block that is still open when the task ends which has opened it is rolled back (`orphan`).
+A block belongs to its `with` statement, whose frame leads to the block again (atomic_blocks.py),
+and not to the context in which that statement ends. A task may step, close or drop a generator in
+which another task has opened a block, or close an `ExitStack` that another task has filled. Then
+- code that is called from the generator is in its block (`find_place` in block_context.py) during
+  that call; its statements are refused if the block has ended before the generator;
+- a task whose block another task has ended, or that has left its generator by `break`, is back in
+  the block around it (`where_left` in block_context.py);
+- a block is rolled back if it is still open at the end of the task that opened it (`orphan`).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ import asyncio
 import threading
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from time import monotonic
 from types import FrameType
 from typing import Any
@@ -64,42 +66,45 @@ from .sessions import Key, Left, Session, Sessions, State
 
 _get_running_loop = asyncio._get_running_loop
 
-#: Held while the blocks of a transaction change, or whether one is to be rolled back. The garbage
-#: collector may end a transaction in the thread that holds it.
+#: Held while blocks are opened, ended, or marked to be rolled back. It is reentrant because the
+#: garbage collector may end a transaction in the thread that holds the lock.
 _changing = threading.RLock()
 
 
 class Block:
-    """One `atomic` block, or one stretch of manual transaction management."""
+    """One `atomic` block, or a transaction that `set_autocommit(False)` has begun."""
 
-    # The values of a new one are on the class, once for all.
+    # The initial values are class attributes, so that a new block sets few.
 
     ended = False
-    #: The task that has opened it, and its name; None if a thread has.
+    #: The task that opened the block, and its name; None if sync code in a thread opened it.
     opener: weakref.ref[asyncio.Task[Any]] | None = None
     task: str | None = None
+    #: The identifier of the thread that opened the block, if no task did.
     thread = 0
-    #: Whether an outer block was left with an exception while this one was open.
+    #: Whether `Transaction.claim()` has ended the block, in order to roll back a block around it.
     claimed = False
-    #: Whether it must be rolled back, as was found while a sibling's block was open in it.
+    #: The block's `needs_rollback` while another block is open inside it; else the state has it.
     doomed = False
-    #: Whether a statement that opens or ends a block is on its way; and whether one has been sent.
+    #: Whether the statement that `push()` made the block for (a SAVEPOINT, or the end of its
+    #: parent) is not done yet; and whether it was sent, or is about to be.
     moving = False
     begun = False
-    #: The `Atomic` of the `with` that has opened it, and the frame of that `with`. None for
-    #: transactions that are managed by hand, and for blocks that nobody else can meet.
+    #: The `Atomic` whose `with` statement opened the block, and the frame of that statement. None
+    #: after its end, for `set_autocommit(False)`, for code outside portals, and for `TestCase`.
     atomic: Atomic | None = None
     frame: FrameType | None = None
-    #: Whether that frame is of a generator that a context manager is made of.
+    #: Whether `frame` is a generator's that `contextlib` runs as a context manager.
     in_context_manager = False
-    #: Whether its end has begun, at least; and whether it is rolled back.
+    #: Whether the `with` statement is ending or has ended; and whether the block is rolled back.
     leaving = False
     undone = False
-    #: Whether its `with` has ended, or is about to, since its generator was left.
+    #: Whether the `with` statement has ended, or its generator is about to be closed, or another
+    #: task is ending the block: its opener is no longer in it.
     left = False
-    #: The sessions of the task that has opened it; they list it.
+    #: The sessions of the task that opened the block; their `blocks` list it until it ends.
     sessions: Sessions | None = None
-    #: Why it has ended before its `with`.
+    #: Why the block ended before its `with` statement: the message of the error to raise.
     reason: str | None = None
 
     def __init__(self, transaction: Transaction, parent: Block | None) -> None:
@@ -113,16 +118,19 @@ class Block:
 
     @property
     def key(self) -> Key:
-        """Return the key of its database."""
+        """Return the key of the block's database."""
         return id(self.transaction.settings_dict)
 
     @property
     def owner(self) -> str:
-        """Return the name of the task or thread that has opened it, for messages."""
+        """Return the name of the task or thread that opened the block, for messages."""
         return name_of_thread(self.thread) if self.task is None else f"task {self.task!r}"
 
     def remember(self, atomic: Atomic, frame: FrameType | None, sessions: Sessions) -> None:
-        """Note the `with` that has opened this block. See Note [Blocks that are left]."""
+        """Record the `with` statement that opened this block. See Note [Blocks that are left].
+
+        `sessions` are those of the task that opened the block.
+        """
         self.atomic, self.frame, self.sessions = atomic, frame, sessions
         atomic.__dict__.setdefault("_pgbackend_blocks", []).append(self)
         if not sessions.watched:
@@ -136,28 +144,28 @@ class Block:
             settle_before_tasks()
 
     def leave_later(self) -> None:
-        """Let a task of its own roll the block back; `atomic_blocks` defines this method."""
+        """Start a task that rolls the block back; `atomic_blocks` assigns this method."""
         raise NotImplementedError
 
     def was_ended_by_others(self) -> bool:
-        """Return whether others have rolled it back, and Django has written that down already."""
+        """Return whether other code rolled the block back: Django's `__exit__()` must not run."""
         return self.claimed or (self.ended and self.reason is not None)
 
     def begin_to_leave(self) -> None:
-        """Note that the `with` ends: code that its end calls is not in the block any more."""
+        """Record that the `with` statement is ending; its generator no longer carries the block."""
         self.leaving = True
         if carried:
             generators.drop(self.frame, self)
 
     def leave(self) -> None:
-        """Note that the `with` has ended."""
+        """Record that the `with` statement has ended."""
         self.left = True
         if self.atomic is not None:
             self.atomic._pgbackend_blocks.remove(self)  # noqa: SLF001 - ours
             self.atomic = self.frame = None
 
     def forget_task(self) -> None:
-        """Take the ended block from the list of the task that has opened it."""
+        """Remove the ended block from the list of the task that opened it."""
         if self.sessions is not None:
             self.sessions.blocks.remove(self)
             self.sessions = None
@@ -173,7 +181,7 @@ class Block:
             )
 
     def say_why_it_ended(self) -> None:
-        """Raise `TransactionManagementError` if others have ended it, or a block around it."""
+        """Raise `TransactionManagementError` if this block, or one around it, has a `reason`."""
         block: Block | None = self
         while block is not None:
             if block.reason is not None:
@@ -181,7 +189,7 @@ class Block:
             block = block.parent
 
     def why_cursors_are_gone(self) -> Exception | None:
-        """Return an error if the server closes, or has closed, cursors that were opened inside."""
+        """Return an error if the end of the block closes server-side cursors opened inside it."""
         block: Block | None = self
         while block is not None:
             if block.undone or (block.parent is None and block.leaving and not block.ended):
@@ -194,25 +202,28 @@ class Block:
         return None
 
     def is_lost(self) -> bool:
-        """Return whether nobody will ever end it: its loop is closed."""
+        """Return whether the block's event loop is closed, so that no code will end the block."""
         home = self.transaction.home
         return home is not None and home.is_closed()
 
     def abandon(self) -> None:
-        """Leave the block at once: its generator is about to be closed, by another task."""
+        """Take the running code out of the block: another task is about to close its generator."""
         if self.left:
             return
         self.left = True
         settle_before_tasks()
         lease = self.transaction.state.lease
         if self.parent is None and lease is not None:
-            lease.task = None  # others do not wait for the task that has opened it
+            lease.task = None  # the task that opened the block will not give the connection back
         if blocks_here().get(self.key) is self:
             named_blocks.set(with_block(blocks_here(), self.key, self.parent))
             look_again()
 
     def may_be_left_with_step(self) -> bool:
-        """Return whether the block, or one around it, is in a generator that code has iterated."""
+        """Return whether the block, or one around it, is in a generator that code iterates.
+
+        Such a generator may be closed without a notice, at the end of the task's current step.
+        """
         block: Block | None = self
         while block is not None:
             if block.frame in carried and not block.in_context_manager:
@@ -221,13 +232,13 @@ class Block:
         return False
 
     def notice_end_of_opener(self) -> None:
-        """Roll the block back if its opener has ended: `orphan()` may not have been called yet."""
+        """Call `orphan()` if the opener task is done: its done callback may not have run yet."""
         opener = None if self.opener is None else self.opener()
         if opener is not None and opener.done():
             self.orphan(opener)
 
     def orphan(self, task: asyncio.Task[Any]) -> Left | None:
-        """Roll the block back, since `task`, which has opened it, has ended; return a warning."""
+        """Roll the block back, because `task`, which opened it, has ended; return a warning."""
         if self.ended or self.left:
             return None
         name = f"task {bridge.name_of(task)!r}"
@@ -261,25 +272,25 @@ class Transaction:
     def __init__(self, state: State, settings_dict: Mapping[str, Any]) -> None:
         self.state = state
         self.settings_dict = settings_dict
-        #: The session that lends its lease to this transaction, if one does.
+        #: The session whose lease the transaction borrows, if any.
         self.lender: Session | None = None
         self.innermost: Block | None = Block(self, None)
-        #: The loop whose pool gives the connection; None for one that has its own.
+        #: The event loop whose pool has the connection; None for the connection of a thread.
         self.home = _get_running_loop() if state.pooled else None
-        #: The task that has begun it; None in a thread.
+        #: The task that has begun the transaction; None in a thread.
         self.owner = None if self.home is None else asyncio.current_task()
-        #: For the first statement, which may be made by two tasks at once.
+        #: Held while a connection is leased, since two tasks may make the first statement at once.
         self.leasing = ParkingLock() if state.pooled else None
         self.waiters: list[Waiter] = []
-        #: How often its blocks have changed in a way that somebody may wait for.
+        #: Counts the changes of the blocks that other tasks may wait for.
         self.changes = 0
-        #: The task with which it ends, if it is managed by hand.
+        #: The task whose end rolls the transaction back, if `set_autocommit(False)` has begun it.
         self.task: asyncio.Task[Any] | None = None
 
     def end_with_task(self) -> None:
-        """Roll the transaction, which is managed by hand, back when the running task ends.
+        """Have the end of the running task roll back what `set_autocommit(False)` has begun.
 
-        Nobody could end it after that.
+        After the task's end, no code could end the transaction.
         """
         if self.task is None:
             self.task = asyncio.current_task()
@@ -287,7 +298,7 @@ class Transaction:
                 self.task.add_done_callback(self._task_done)
 
     def _task_done(self, task: asyncio.Task[Any]) -> None:
-        """End the transaction, rolled back, since `task`, which has begun it, has ended."""
+        """Roll the transaction back, because `task`, which began it, has ended."""
         lease = self.state.lease
         self.state.transaction = None
         self.end()
@@ -295,7 +306,10 @@ class Transaction:
             lease.end()
 
     def borrow(self) -> Lease | None:
-        """Take over the lease of the session that began the transaction; None if it has none."""
+        """Take over the lease of the session in which the transaction began; None if it has none.
+
+        `give_up_lease()` returns the lease to that session, if it still needs it.
+        """
         if self.lender is None:
             return None
         lease, self.lender.state.lease = self.lender.state.lease, None
@@ -303,11 +317,32 @@ class Transaction:
         if lease is None:
             self.lender = None
         elif self.lender.pins:
-            lease.pins -= 1  # the transaction pins it
+            lease.pins -= 1  # the session's pin: the transaction adds its own
         return lease
 
+    def take(self, lease: Lease) -> bool:
+        """Use the connection of `lease` until the end; return False if that has come already."""
+        with _changing:
+            inner = self.innermost
+            if inner is None or (inner.moving and inner.begun):
+                return False
+            self.state.take(lease)
+            lease.pin()
+            lease.task = self.owner  # the task that has begun the block ends the lease
+            lease.connection.turns = self
+            # psycopg begins with the first statement.
+            lease.connection._autocommit = False  # noqa: SLF001
+            return True
+
+    def end_unleased(self) -> None:
+        """Let nobody lease a connection any more if there is none: the end, now, sends nothing."""
+        with _changing:
+            inner = self.innermost
+            if self.state.connection is None and inner is not None and inner.moving:
+                inner.begun = True
+
     def give_up_lease(self) -> None:
-        """End the lease, even if a cursor was left open on it; give a borrowed one back."""
+        """End the lease, even if a cursor is open on it; return a borrowed lease to its session."""
         lease, lender = self.state.lease, self.lender
         assert lease is not None
         if lender is None:
@@ -324,7 +359,7 @@ class Transaction:
         """Wait until statements of `block` may run. See Note [Turns].
 
         Raises `TransactionManagementError` when the block has ended, or after the pool's `timeout`.
-        Returns early if the task that waits has opened the block, and is out of it meanwhile.
+        Returns early if the running task, which opened the block, is no longer in it.
         """
         if self.innermost is block:
             return
@@ -335,25 +370,25 @@ class Transaction:
             if self.innermost is block:
                 return
             if block.left and where_left(block) is not block:
-                return  # it ended meanwhile: the caller looks again where the code is
+                return  # the block ended meanwhile: the caller looks up the current block again
             block.check_not_ended()
             in_time = self._wait(seen, max(0.0, deadline - monotonic()))
             if not in_time and self.innermost is not block:
                 self._give_up(block, timeout)
 
     def _wait(self, seen: int, timeout: float | None) -> bool:
-        """Wait until there are more than `seen` changes; return False after `timeout` seconds."""
+        """Wait until `changes` differs from `seen`; return False after `timeout` seconds."""
         waiter = Waiter()
         self.waiters.append(waiter)
         try:
-            # `_wake()` counts before it looks who waits: none of the two can miss the other.
+            # `_wake()` counts the change before it reads `waiters`, so no change is missed here.
             return self.changes != seen or waiter.wait(timeout)
         finally:
-            if waiter in self.waiters:
+            with suppress(ValueError):  # another thread has woken it
                 self.waiters.remove(waiter)
 
     def _give_up(self, block: Block, timeout: float) -> None:
-        """Raise `TransactionManagementError`: the turn of `block` has not come in time."""
+        """Raise `TransactionManagementError`: the turn of `block` has not come within `timeout`."""
         block.check_not_ended()
         assert self.innermost is not None
         raise TransactionManagementError(
@@ -366,7 +401,7 @@ class Transaction:
     def push(self, parent: Block) -> Block | None:
         """Open a block inside `parent`; return it, or None if `parent` is not the innermost.
 
-        It is marked as moving until `settle()` or `pop()`.
+        The new block is `moving` until `settle()` or `pop()`.
         """
         block = Block(self, parent)
         block.moving = True
@@ -374,18 +409,18 @@ class Transaction:
             if self.innermost is not parent:
                 return None
             self.innermost = block
-            if parent.ended:  # the collector ended it between the last two lines
+            if parent.ended:  # the garbage collector ended it between the last two lines
                 self.innermost = None
                 return None
         return block
 
     def settle(self, block: Block) -> None:
-        """Note that the statement which opens `block` is done."""
+        """Record that the statement which opens `block` is done."""
         block.begun, block.moving = True, False
         self._wake()
 
     def pop(self, block: Block) -> None:
-        """End `block`, and the blocks inside of it."""
+        """End `block`, and the blocks inside it."""
         parent = block.parent
         with _changing:
             if block.ended:
@@ -397,7 +432,7 @@ class Transaction:
         self._wake()
 
     def _end_blocks(self, parent: Block | None) -> None:
-        """End the innermost block, and those around it as far as `parent`."""
+        """End all open blocks inside `parent` (None: all), which becomes the innermost."""
         block, self.innermost = self.innermost, parent
         while block is not None and block is not parent:
             block.ended = True
@@ -406,7 +441,7 @@ class Transaction:
             block = block.parent
 
     def doom(self, block: Block, value: bool) -> None:
-        """Set whether `block` must be rolled back: now, or when it is the innermost again."""
+        """Set whether `block` must be rolled back: at once, or when no block is open inside it."""
         with _changing:
             if self.innermost is block or self.innermost is None:
                 self.state.needs_rollback = value
@@ -424,7 +459,7 @@ class Transaction:
     def may_send(self) -> bool:
         """Return whether the running code, which has the connection's lock, may send a statement.
 
-        If so, it is about to.
+        If so, the caller sends it at once.
         """
         inner = self.innermost
         block = blocks_here().get(id(self.settings_dict))
@@ -437,7 +472,7 @@ class Transaction:
         elif block.left:
             block = where_left(block)
         if block is None or block.transaction is not self:
-            return True  # of no block, and so with nobody to take turns with
+            return True  # code in no block of this transaction takes no turns
         while inner is not block:
             if inner is None or not inner.moving or inner.begun:
                 return False
@@ -445,14 +480,15 @@ class Transaction:
         return True
 
     def end_is_sent(self) -> None:
-        """Note that COMMIT or ROLLBACK is about to be sent."""
+        """Record that COMMIT or ROLLBACK is about to be sent."""
         if self.innermost is not None:
             self.innermost.begun = True
 
     def claim(self, block: Block) -> None:
-        """End the blocks that are open inside `block`, which is about to be rolled back.
+        """End the blocks that are open inside `block`, because `block` is about to be rolled back.
 
-        It waits only for a statement that opens or ends one: Django must write its outcome down.
+        Waits only while a savepoint statement of such a block runs, so that `Atomic` can record the
+        result.
         """
         while True:
             seen, inner = self.changes, self.innermost
@@ -462,15 +498,18 @@ class Transaction:
                 continue
             with _changing:
                 if self.innermost is not inner:
-                    continue  # its own thread has begun to end it, just now
-                # Django wrote these down when it opened the block; if it is being ended, they are
-                # gone.
+                    continue  # the thread that opened `inner` has just begun to end it
+                # Django appended these entries when it opened `inner`; if `Atomic` is ending the
+                # block, it has removed them already.
                 del self.state.savepoint_ids[-1:], self.state.atomic_blocks[-1:]
                 inner.claimed = inner.undone = True
                 self.pop(inner)
 
     def _wait_held(self, seen: int) -> bool:
-        """Wait as `_wait()` does, also if cancelled; return False if the code cannot wait."""
+        """Wait as `_wait()` does; hold a cancellation back; return False if the code cannot wait.
+
+        Code cannot wait in a portal that is being closed.
+        """
         here = bridge.current()
         try:
             self._wait(seen, None)
@@ -492,12 +531,12 @@ class Transaction:
         self.owner = None
 
     def _wake(self) -> None:
-        """Let the waiting code look whether it is its turn."""
+        """Wake all waiters, so that each checks whether its turn has come."""
         self.changes += 1
         if not self.waiters:
             return
         waiters, self.waiters = self.waiters, []
-        for waiter in waiters:
+        for waiter in tuple(waiters):  # of which other threads may still withdraw one
             waiter.wake()
 
 
@@ -510,10 +549,16 @@ def begin(wrapper: Wrapper, state: State) -> Transaction:
 
 
 def end(wrapper: Wrapper, state: State) -> None:
-    """End the transaction on `state`, if there is one: statements of its tasks are refused."""
-    transaction, state.transaction = state.transaction, None
-    if transaction is not None:
-        if not state.pooled and state.connection is not None:
+    """End the transaction on `state`, if any: later statements of its tasks are refused."""
+    transaction = state.transaction
+    if transaction is None:
+        return
+    transaction.end()  # first: code that finds no transaction looks whether its block has ended
+    state.transaction = None
+    if not state.pooled:
+        # The wrapper goes on to use its state and connection, and those who outlive the block do
+        # not: they might close that connection, or doom the next transaction.
+        transaction.state = State(pooled=True)
+        if state.connection is not None:
             state.connection.turns = None
-        transaction.end()
-        enter_block(wrapper, None)
+    enter_block(wrapper, None)

@@ -23,6 +23,7 @@ from pgbackend.driver import bridge, loops
 from pgbackend.driver.lease import Lease
 from pgbackend.fast.registry import is_on
 from tests.server import server
+from tests.support import slow
 from tests.support.loops import LOOPS, LoopFactory
 
 
@@ -49,13 +50,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="1",
         help="shuffles the tasks of the contract's tests; 'random' draws one",
     )
+    parser.addoption(
+        "--slow",
+        action="store_true",
+        help="run the slow tests too, and all cases of the sweeps",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "shortcut(name): looks how a shortcut works, if it is on")
-    config.addinivalue_line("markers", "suite: runs Django's own tests, or a package's; minutes")
     if config.option.seed == "random":
         config.option.seed = str(random.randrange(1_000_000))
+
+
+@pytest.hookimpl(tryfirst=True)  # `-m` looks at the marks, too
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    slow.mark_sweeps(items, config.option.seed)
+    slow.leave_out(config, items)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    if left_out := config.stash.get(slow.LEFT_OUT, 0):
+        terminalreporter.write_line(
+            f"{left_out} slow tests were left out: --slow runs them too (make test ARGS=--slow)"
+        )
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -43,6 +43,7 @@ def bench(conninfo: str) -> Iterator[Bench]:
 # --- The stacks ---------------------------------------------------------------------------------
 
 
+@pytest.mark.sweep(one_in=8)
 @pytest.mark.parametrize("name", [stacks.REFERENCE, *stacks.OURS])
 def test_a_stack_answers_and_writes_what_it_should(bench: Bench, name: str) -> None:
     with bench.server(stacks.STACKS[name]) as server:
@@ -239,6 +240,7 @@ def test_a_rate_is_counted_in_whole_turns(monkeypatch: pytest.MonkeyPatch, secon
 # --- The measurements ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_measurement_tells_what_a_stack_did(bench: Bench) -> None:
     chosen = [endpoints.ENDPOINTS[name] for name in ("one", "insert")]
     plan = Plan(OURS, chosen, clients=[4, 1], rounds=1, seconds=0.5, warm=0.1, patience=5)
@@ -257,6 +259,7 @@ def test_a_measurement_tells_what_a_stack_did(bench: Bench) -> None:
     assert bench.database.rows("SELECT count(*) FROM bench_entry") == [(0,)]
 
 
+@pytest.mark.sweep(one_in=8)
 @pytest.mark.parametrize("stack", OURS, ids=lambda stack: stack.name)
 def test_all_that_is_parked_is_answered(bench: Bench, stack: stacks.Stack) -> None:
     parked = bench.park(stack, 60)
@@ -265,6 +268,7 @@ def test_all_that_is_parked_is_answered(bench: Bench, stack: stacks.Stack) -> No
     assert parked.memory_idle <= parked.memory_connected <= parked.memory_parked
 
 
+@pytest.mark.slow
 def test_the_command_measures_and_the_report_tells_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

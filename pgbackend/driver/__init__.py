@@ -1,13 +1,13 @@
 """A PEP 249 driver for PostgreSQL: psycopg 3, whose waits yield to the event loop.
 
-It knows nothing of Django. `connect()` and the connections of `pool` are green where a greenlet of
-the bridge runs under an event loop, and blocking everywhere else. The names of this module are
-psycopg's, so it stands in for `psycopg` as the `Database` of a Django backend.
+The driver knows nothing of Django. While one of its connections waits for the server, the event
+loop runs other tasks if the caller is in a greenlet of the bridge; otherwise the thread blocks.
+This module has all the names of `psycopg`, so a Django backend can use it as its `Database`.
 """
 
 from __future__ import annotations
 
-from psycopg import *  # noqa: F403 - this module is psycopg's PEP 249 face, and more
+from psycopg import *  # noqa: F403 - users of psycopg find the same names here
 from psycopg import (
     BINARY,
     NUMBER,
@@ -39,7 +39,7 @@ from . import versions
 
 versions.check()
 
-from .connection import Connection  # noqa: E402 - what is checked comes first
+from .connection import Connection  # noqa: E402 - the check comes first
 from .pooled import AsyncConnection  # noqa: E402
 
 connect = Connection.connect

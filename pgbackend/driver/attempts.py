@@ -1,8 +1,9 @@
 """Attempts to connect: why the last one failed, and when the next one may be made.
 
-psycopg_pool tells nobody why it could not connect. The pool notes here when its attempts begin and
-how they end; while it has no connection at all, the error of one attempt answers for those that
-would follow at once, so that a server that is down is asked twice a second at most.
+psycopg_pool tells nobody why it could not connect. So our pool records here when each attempt
+begins and how it ends. While the pool has no open connection, requests that come shortly after a
+failure raise the same error without an attempt, so that a server that is down is asked at most
+twice a second.
 """
 
 from __future__ import annotations
@@ -14,56 +15,57 @@ from types import CodeType
 
 import psycopg
 
-#: Seconds for which a failed attempt to connect answers for the next ones, when the pool has no
-#: connection at all: at most two attempts a second reach a server that is down.
+#: Seconds after a failed attempt in which a pool without any open connection makes no other one,
+#: and raises the same error instead.
 FAILURE_WINDOW = 0.5
 
-#: How many attempts to connect may be made at once, and in a second when none succeeds.
+#: The largest number of attempts at the same time, and of attempts per second while all fail.
 MAX_ATTEMPTS = 2
 
 
 class Attempts:
-    """The attempts of one pool to connect."""
+    """Records how the attempts of one pool to connect begin and end."""
 
     def __init__(self) -> None:
-        #: Why the last attempt failed, unless another has succeeded since.
+        #: Why the last attempt failed; None if it succeeded, or if another may be made at once.
         self.failure: Exception | None = None
         self._failed_at = 0.0
-        #: When the server has ended a session while it was prepared: the first since a success.
+        #: When the server first closed a connection during its set-up, since the last success.
         self._session_lost: float | None = None
-        #: When the last attempts began.
+        #: When the last `MAX_ATTEMPTS` attempts began; the oldest comes first.
         self._began: deque[float] = deque([-1.0] * MAX_ATTEMPTS, MAX_ATTEMPTS)
 
     def begin(self) -> float:
-        """Note that an attempt begins, and return when."""
+        """Record that an attempt begins now, and return the time."""
         began = monotonic()
         self._began.append(began)
         return began
 
     def note_failure(self, exc: Exception, began: float) -> None:
-        """Remember why an attempt that `began` then has failed, to tell those who ask next.
+        """Record why the attempt that began at `began` failed, for the requests that follow.
 
-        A session that the server has ended while it was prepared says nothing about the next
-        attempt. It is made at once, for those who wait; if that ends so, too, it is remembered.
+        If the server closed the new connection during its set-up, that says nothing about the next
+        attempt. So the first such failure is not recorded, and the next attempt is made at once for
+        the tasks that wait; if that fails in the same way, its failure is recorded.
         """
         now = monotonic()
         self.failure, self._failed_at = exc, now
         if _is_end_of_session(exc):
             if self._session_lost is None:
                 self._session_lost = now
-            if began < self._session_lost:  # this is the first loss, or was under way at that time
+            if began < self._session_lost:  # the first such failure, or already under way then
                 self.failure = None
 
     def note_success(self) -> None:
-        """Forget why earlier attempts have failed."""
+        """Forget why earlier attempts failed."""
         self.failure = self._session_lost = None
 
     def may_try_again(self) -> bool:
-        """Tell whether a session was lost, so that the next attempt may be made at once."""
+        """Return whether a new connection was just lost, so that the next attempt need not wait."""
         return self.failure is None and self._session_lost is not None
 
     def recent_failure(self) -> Exception | None:
-        """Return why the last attempt failed, if it is too soon for another one."""
+        """Return why the last attempt failed if it is too soon for another one; else None."""
         if self.failure is None:
             return None
         now = monotonic()
@@ -73,7 +75,7 @@ class Attempts:
 
 
 def repeat(exc: Exception) -> Exception:
-    """Return an error like `exc` for one more caller: each gets a traceback of its own."""
+    """Return an error like `exc` to raise in one more caller, with a traceback of its own."""
     if not isinstance(exc, psycopg.Error):
         error: Exception = psycopg.OperationalError(f"could not connect: {exc}")
     else:
@@ -83,10 +85,10 @@ def repeat(exc: Exception) -> Exception:
 
 
 def forget_connecting(exc: Exception, preparing: CodeType) -> None:
-    """Take the frames that connected out of the traceback: they hold the password, and a socket.
+    """Remove the frames that connected from the traceback: they hold the password, and a socket.
 
-    The frames from `preparing` on, the code that prepares a session, stay: the user's code may be
-    among them.
+    `preparing` is the code that sets up a new connection. Its frame and the frames that it called
+    stay, because the user's own code may be among them.
     """
     traceback = exc.__traceback__
     while traceback is not None and traceback.tb_frame.f_code is not preparing:
@@ -97,13 +99,13 @@ def forget_connecting(exc: Exception, preparing: CodeType) -> None:
 
 
 def _is_end_of_session(exc: Exception) -> bool:
-    """Tell whether the server took the connection, and ended the session while it was prepared."""
-    if exc.__traceback__ is None:  # `forget_connecting()` left no frame: no connection was made
+    """Return whether the server accepted the connection and then closed it during its set-up."""
+    if exc.__traceback__ is None:  # no frame of the set-up is left: no connection was made
         return False
     error = exc if isinstance(exc, psycopg.Error) else exc.__cause__
     if not isinstance(error, psycopg.OperationalError):
         return False
     if isinstance(error, psycopg.errors.ConnectionTimeout):
         return False
-    # Without a code it is libpq's own error: the link was lost without a word.
+    # An error without an SQLSTATE is libpq's: the link broke before the server gave a reason.
     return error.sqlstate is None or error.diag.severity_nonlocalized in ("FATAL", "PANIC")

@@ -1,8 +1,8 @@
 """BEGIN in one message with the first statement of a transaction: one round trip for both.
 
-psycopg sends BEGIN by itself and waits for the answer. A cursor that binds parameters on the client
-(`psycopg.ClientCursor`) sends text, and may put BEGIN in front of it: both are one message of the
-simple protocol.
+psycopg sends BEGIN in a message of its own and waits for the answer. A cursor that binds parameters
+on the client (`psycopg.ClientCursor`) sends its statement as plain text, with the simple query
+protocol; so BEGIN can stand in front of the statement, in the same message.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from .shortcuts import looking
 
 _IDLE = TransactionStatus.IDLE
 
-#: Compare them by ``all(map(is_, seen_for_begin(), BEGIN))``: true if BEGIN may be sent this way.
+#: BEGIN may be sent this way if ``all(map(is_, seen_for_begin(), BEGIN))``: the shortcut is on, and
+#: nobody has patched the methods of psycopg that it bypasses.
 seen_for_begin, BEGIN = looking(
     "begin",
     "connection._start_query connection._exec_command cursor._execute_send",
@@ -35,11 +36,11 @@ def _nothing() -> PQGen[None]:
 
 
 class NotBegunError(Exception):
-    """Neither BEGIN nor the statement sent with it was executed, or BEGIN was sent alone."""
+    """The statement that was sent with BEGIN was not executed: it is empty, or cannot be parsed."""
 
 
 class _Connection(Protocol):
-    """A connection of this driver, whose `_start_query()` may be replaced for one statement."""
+    """A connection of this driver, whose `_start_query()` is replaced while BEGIN is sent."""
 
     has_looked: bool
     _autocommit: bool
@@ -55,9 +56,10 @@ class _Connection(Protocol):
 class BeginningCursor:
     """Send BEGIN in one message with a transaction's first statement (a mixin of `ClientCursor`).
 
-    A statement that the server cannot parse keeps it from executing BEGIN too: then both are sent
-    one after the other, so that the transaction is a failed one, as it would be in psycopg. A
-    statement that was cancelled while the server parsed it is never sent again: nothing has begun.
+    If the server cannot parse the statement, it does not execute BEGIN either. Then BEGIN and the
+    statement are sent one after the other, so that a transaction begins and fails, as it would with
+    psycopg. A statement that was cancelled while the server parsed it is not sent again: no
+    transaction has begun.
     """
 
     _conn: _Connection
@@ -81,7 +83,7 @@ class BeginningCursor:
 
     def _begin_gen(self, query: Query, params: Params | None, **kwargs: object) -> PQGen[None]:
         execute_gen = self._execute_plainly_gen
-        # Set on the objects: methods of the class would make every other statement slower.
+        # Set on the objects, since methods of the class would make every other statement slower.
         self._conn._start_query = _nothing  # noqa: SLF001
         self._execute_send, self._check_results = self._send_with_begin, self._check_with_begin
         try:
@@ -101,7 +103,7 @@ class BeginningCursor:
     ) -> None:
         del self._conn._start_query, self._execute_send  # noqa: SLF001
         if binary:
-            self._execute_send(query, binary=binary, **kwargs)  # raises: text only
+            self._execute_send(query, binary=binary, **kwargs)  # raises: client cursors send text
         self._query = query
         begin = self._conn._get_tx_start_command()  # noqa: SLF001
         self._pgconn.send_query(begin + b"; " + query.query)
@@ -112,7 +114,7 @@ class BeginningCursor:
         self._check_results(results)
 
     def _drop_begun(self, results: list[PGresult]) -> None:
-        """Remove the result of BEGIN from `results`; raise `NotBegunError` to send it alone."""
+        """Remove BEGIN's result; raise `NotBegunError` if the statement is to be sent again."""
         if len(results) > 1:
             del results[0]
         elif self._may_be_sent_again(results[0]):
@@ -124,9 +126,9 @@ class BeginningCursor:
         return super()._execute_gen(query, params, **kwargs)  # type: ignore[misc,no-any-return]
 
     def _may_be_sent_again(self, result: PGresult) -> bool:
-        """Return whether `result` says that nothing was executed, and not due to a cancellation."""
+        """Return whether `result` says that the statement was neither executed nor cancelled."""
         if result.status != ExecStatus.FATAL_ERROR:
-            return True  # the result of BEGIN: there was no statement
+            return True  # BEGIN's own result: the statement is empty
         if self._pgconn.transaction_status != _IDLE:
             return False
         return result.error_field(DiagnosticField.SQLSTATE) != b"57014"  # query_canceled

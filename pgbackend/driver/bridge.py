@@ -1,35 +1,38 @@
 """The bridge between greenlets and the event loop; the only module that imports greenlet.
 
 A *portal* is a greenlet that a task of the event loop drives. Code inside a portal is *green*: when
-it must wait, it switches to the task, the task waits in its place, and switches back with the
-result. So a synchronous function can wait for the database while the loop serves other tasks.
+it must wait, it switches to the task, which waits in its place and switches back with the result.
+So a synchronous function can wait for the database while the loop serves other tasks.
 
-`run()` calls a synchronous function in a portal, `portal()` drives a coroutine in one (so that the
-synchronous code below it is green), and `await_()` waits, in a portal, for an awaitable. A switch
-carries what a coroutine yields to its task: a future, or None for "later". The design follows
-`awaitlet/base.py` and SQLAlchemy's `util/concurrency.py`.
+`run()` calls a synchronous function in a portal. `portal()` drives a coroutine in a portal, so that
+the synchronous functions that it calls are green. `await_()` lets code in a portal wait for an
+awaitable. A switch to the task passes on what a coroutine would yield: a future to wait for, or
+None to go on in the loop's next turn. The design follows `awaitlet/base.py` and SQLAlchemy's
+`util/concurrency.py`.
 
 Note [Two kinds of end]
-A portal ends well when its function returns or raises. It is *closed* when its task's coroutine is
-closed or collected: then its code unwinds with GeneratorExit, and `suspend()` refuses to wait,
-because nobody would ever switch back. Clean-up code must then manage with synchronous means only.
-In a finalizer that the garbage collector runs it is the same: see Note [Finalizers] in
-finalizers.py.
+A portal ends well when its function returns or raises. A portal is *closed* when the coroutine of
+its task is closed or garbage-collected: then GeneratorExit is raised in the portal's code, and
+`suspend()` refuses to wait, because nobody would ever switch back. So clean-up code in a closed
+portal must do without waiting. The same holds for finalizers that the garbage collector runs: see
+Note [Finalizers] in finalizers.py.
 
 Note [Greenlets end]
-The garbage collector cannot look into a greenlet that waits: all that such a greenlet refers to
-lives as long as it does, itself included. So each one is ended by a switch into it. A portal whose
-function has ended is kept for the next function, up to a number of portals, or ended. A portal that
-would wait for ever is unwound, as if its coroutine had been closed, when its thread begins with
-another loop after the portal's was closed, and when the thread ends. Only its own thread can switch
-to a greenlet: a portal whose coroutine another thread closes is unwound in its own.
+The garbage collector cannot look into a suspended greenlet: it never frees what only the frames of
+that greenlet refer to, which may include the greenlet. So each portal is ended by a switch into it.
+A portal whose function has ended is kept for another function, or ended if enough are kept. A
+portal whose loop was closed would wait for ever: it is unwound, as if its coroutine had been
+closed, when its thread first runs green code on another loop, or when the thread ends. Only the
+thread of a greenlet can switch to it: if another thread closes the coroutine of a portal, the
+portal is unwound later, in its own thread.
 
 Note [Whose step]
-An eager task (Python 3.12) takes its first step where it is made: if green code makes it, inside
-the portal of another task. If it waited there, that other task would wait in its place, and the
-loop would stop. So code that becomes green in such a step takes a portal of its own, inside the
-other; and code that wants to wait there without one is refused. The step of a task enters the
-task's context, so the context tells the two apart, and costs less to ask for than the task.
+An eager task (since Python 3.12) takes its first step where it is made: if green code makes it, in
+the portal of the task that makes it. If the new task waited in that portal, the other task would
+wait instead, and the loop would stop. So `run()` and `portal()` give the new task a portal of its
+own, inside the other one, and its code gets `NotGreen` if it wants to wait without one. Each step
+of a task enters the task's context (contextvars). So a comparison of contexts tells whose step it
+is, and costs less than to ask asyncio for the running task.
 """
 
 from __future__ import annotations
@@ -63,12 +66,12 @@ from .shortcuts import switches
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: The exceptions that unwind code from outside, as opposed to its own errors.
+#: The exceptions that interrupt code from outside, as opposed to errors of the code itself.
 INTERRUPTIONS = (asyncio.CancelledError, GeneratorExit, GreenletExit, KeyboardInterrupt, SystemExit)
 
 
 class Portal(greenlet):
-    """A greenlet that a task drives; its attributes are for the code that runs in it."""
+    """A greenlet that a task drives; its attributes hold the state of the code that runs in it."""
 
     # fmt: off
     __slots__ = (
@@ -80,61 +83,65 @@ class Portal(greenlet):
     def __init__(self) -> None:
         super().__init__(_serve)
         _mine.made.add(self)
-        #: The queue of portals that its thread is to unwind; see Note [Greenlets end].
+        #: The portals of this thread whose coroutines were closed in other threads; see Note
+        #: [Greenlets end].
         self.dropped = _mine.dropped
-        #: The context of the task that took it, see Note [Whose step]; and the loop of that task.
+        #: The context (contextvars) of the task that drives this portal, see Note [Whose step]; and
+        #: the loop of that task.
         self.context: Any = None
         self.loop: asyncio.AbstractEventLoop | None = None
-        #: Whether a function runs in it, and what the last one returned, or raised.
+        #: Whether a function runs in this portal; what the last one returned, or raised.
         self.working = False
         self.returned: object = None
         self.raised: BaseException | None = None
         self.closing = False
-        #: The exception that its task throws into it, like an argument of the switch: greenlet's
-        #: `throw()` raises an exception of C++ too, which takes much longer than a switch.
+        #: The exception that the code in this portal raises after the next switch to it. greenlet's
+        #: own `throw()` takes much longer, because it raises an exception in C++ too.
         self.thrown: BaseException | None = None
-        #: A cancellation that arrived while it had to be held back, and how many blocks hold one
-        #: back, or postpone its delivery; see cancellation.py.
+        #: A cancellation that is held back; how many `with hold_cancellation()` and
+        #: `with postpone_delivery()` statements the code is in; see cancellation.py.
         self.pending: asyncio.CancelledError | None = None
         self.holding = 0
         self.postponing = 0
-        #: The session that `state` has found for the code in it; until the next step, which may
-        #: be another task's.
+        #: The result of `state.find()` for the code in this portal: it is kept until the next step,
+        #: which another task may take.
         self.found: Any = None
-        #: Called before the code in it waits for an awaitable that is neither the socket of a
-        #: database nor a turn.
+        #: Called before each wait of `await_()` in this portal; not before waits for a socket or a
+        #: lock.
         self.on_wait: Callable[[], None] | None = None
 
     def is_own(self) -> bool:
-        """Return whether the code in this portal is that of the task that is being stepped.
+        """Return whether the task that takes the current step is the one that drives this portal.
 
-        See Note [Whose step]. That code may have entered another context for a while.
+        See Note [Whose step]. If the contexts differ, the task decides, because the code may have
+        entered another context (`Context.run()`).
         """
         if self.gr_context is self.context or self.closing or not _HAS_EAGER_TASKS:
             return True
         if (task := current_task()) is None:
             return True
-        outer: Any = self.parent  # the greenlet whose context is that of the step
+        outer: Any = self.parent  # in it, the driving task takes its step
         return outer.gr_context is task.get_context()  # type: ignore[attr-defined]  # since 3.12
 
     def suspend(self, yielded: object) -> object:
-        """Give `yielded` to the task and wait until the task is stepped again."""
+        """Let the task yield `yielded`; wait for its next step, and return what that step sends."""
         if self.closing or collecting or self.gr_context is not self.context:
             self._check_may_wait()
-        value = self.parent.switch(yielded)  # type: ignore[union-attr]  # a running one has it
+        value = self.parent.switch(yielded)  # type: ignore[union-attr]  # a running portal has it
         if self.thrown is not None:
             self._raise_thrown()
         return value
 
     def wait_for(self, future: asyncio.Future[T]) -> T:
-        """Wait for `future`, with nothing between it and the task.
+        """Wait for `future`, which the task itself awaits; return its result.
 
-        Not by `suspend()`: greenlet makes an object for each frame that a switch leaves behind.
+        This repeats `suspend()` instead of calling it, because greenlet makes an object for each
+        frame that a switch leaves behind.
         """
         if not future.done():
             if self.closing or collecting or self.gr_context is not self.context:
                 self._check_may_wait()
-            # What `Future.__await__` does before it yields itself: the task checks for it.
+            # `Future.__await__` sets this flag before it yields the future: the task checks it.
             future._asyncio_future_blocking = True  # noqa: SLF001 - asyncio's protocol for futures
             self.parent.switch(future)  # type: ignore[union-attr]  # as above
             if self.thrown is not None:
@@ -142,14 +149,14 @@ class Portal(greenlet):
         return future.result()
 
     def deliver_cancellation(self) -> None:
-        """Raise the cancellation that was held back, unless it must be held back still."""
+        """Raise the cancellation that was held back, if there is one and it may be raised now."""
         if self.pending is None or self.holding or self.postponing:
             return
         pending, self.pending = self.pending, None
         try:
             raise pending
         finally:
-            del pending  # which knows this frame by its traceback
+            del pending  # its traceback refers to this frame
 
     def _check_may_wait(self) -> None:
         if self.closing:
@@ -162,7 +169,7 @@ class Portal(greenlet):
         try:
             raise thrown
         finally:
-            del thrown  # which knows this frame by its traceback
+            del thrown  # its traceback refers to this frame
 
 
 _HAS_EAGER_TASKS = sys.version_info >= (3, 12)
@@ -170,14 +177,17 @@ _DROPPED = "the task was dropped: nothing can be waited for any more"
 
 
 def let_step_end() -> None:
-    """Let the loop begin another step of the running task, if the caller is green and may wait."""
+    """End this step of the running task, if the caller is green and may wait; go on in the next."""
     here = getcurrent()
     if type(here) is Portal and not (here.closing or here.holding) and not is_collecting():
         here.suspend(None)
 
 
 def check_may_wait(here: Portal) -> None:
-    """Raise what a wait in `here` would raise, except in a closed portal: before a byte is sent."""
+    """Raise the error that a wait in `here` would raise, so that no byte is sent before it.
+
+    In a closed portal, only the wait itself raises: code that need not wait may go on.
+    """
     if collecting or here.gr_context is not here.context:
         _check_place(here)
     if here.pending is not None and not here.closing:
@@ -196,53 +206,52 @@ def _check_place(here: Portal) -> None:
 
 
 class _Orphan(Portal):
-    """A portal in a forked child, which has neither its task nor its loop."""
+    """The portal that forked, in the child: its task and its loop are those of the parent."""
 
     __slots__ = ()
 
 
 @after_fork
 def _forget_portals() -> None:
-    """Make the code of a child that green code has forked synchronous: its loop is the parent's.
+    """Make the code that forked synchronous in the child, if it was green: no loop runs there.
 
-    Code that waits in portals is left as it is.
+    Portals whose code waits are left suspended for ever.
     """
     here = getcurrent()
     if type(here) is Portal:
         here.__class__ = _Orphan
     for portal in list(_mine.made):
         if portal.working:
-            _mine.made.discard(portal)  # what it holds is the parent's
+            _mine.made.discard(portal)  # never unwound: it may hold what is the parent's
 
 
-#: Returns the running greenlet, of whatever kind; for code that asks so often that a call counts.
-#: Such code looks whether that is a `Portal`, as `current()` does, and whether a loop runs, as
-#: `green()` does.
+#: Returns the running greenlet, which need not be a `Portal`. It is for code that runs so often
+#: that a call of `current()` or `green()` would cost too much: such code repeats their checks.
 running = getcurrent
 
 
 def current() -> Portal | None:
     """Return the portal that the caller runs in, or None.
 
-    No loop runs in a portal that is unwound after its loop has ended: see `green()`.
+    If the portal is unwound after the end of its loop, no loop runs: `green()` returns None then.
     """
     here = getcurrent()
     return here if type(here) is Portal else None
 
 
 def green() -> Portal | None:
-    """Return the portal that the caller runs in, under a running loop; None if it is not green."""
+    """Return the portal that the caller runs in; None if there is none, or no loop runs."""
     here = getcurrent()
     return here if type(here) is Portal and asyncio._get_running_loop() is not None else None
 
 
 def current_task() -> asyncio.Task[Any] | None:
-    """Return the running task; None where no loop runs, or no task does."""
+    """Return the running task; None if no loop, or no task, runs in this thread."""
     return None if asyncio._get_running_loop() is None else asyncio.current_task()
 
 
 def frames_below() -> Iterator[FrameType]:
-    """Yield, for each portal that the caller is in, the frame that it was switched to from."""
+    """Yield, for each portal around the caller, the frame that has switched to that portal."""
     here: greenlet | None = getcurrent()
     while isinstance(here, Portal):
         here = here.parent
@@ -253,7 +262,7 @@ def frames_below() -> Iterator[FrameType]:
 def _serve(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Run one function after another: the body of a portal.
 
-    While it waits for a function, its frame refers to no greenlet: see Note [Greenlets end].
+    While this waits for a function, its frame must refer to no greenlet: see Note [Greenlets end].
     """
     here: Any
     while True:
@@ -263,7 +272,7 @@ def _serve(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
             raise
         except BaseException as exc:
             getcurrent().raised = exc  # type: ignore[attr-defined]
-        del fn, args, kwargs  # nothing of it is kept until the next one comes
+        del fn, args, kwargs  # keep none of them alive until the next call
         here = getcurrent()
         here.working = False
         here = here.parent
@@ -271,10 +280,10 @@ def _serve(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 class _Mine(threading.local):
-    """The portals of the thread; see Note [Greenlets end]."""
+    """The portals of one thread; see Note [Greenlets end]."""
 
-    #: How many idle portals are kept. A new greenlet costs some ten microseconds, most of it for
-    #: memory that the interpreter maps for its first frame, and unmaps after the last.
+    #: How many idle portals are kept. A new greenlet takes some ten microseconds, mostly because
+    #: the interpreter maps memory for its first frame, and unmaps it after the last.
     MOST = 64
 
     def __init__(self) -> None:
@@ -285,12 +294,12 @@ class _Mine(threading.local):
         self.idle: list[Portal] = []
         #: The portals whose coroutines were closed in other threads.
         self.dropped: deque[Portal] = deque()
-        #: Whether the loop has called `first_step()`.
+        #: Whether `first_step()` runs, that is a callback of the loop and no task.
         self.outside_of_tasks = False
 
 
 class _Farewell:
-    """End the portals of a thread when the thread ends and drops its thread-local values."""
+    """Ends the portals of a thread when the thread ends, which frees its thread-local values."""
 
     def __init__(self, made: weakref.WeakSet[Portal]) -> None:
         self._made = made
@@ -301,8 +310,8 @@ class _Farewell:
             _unwind(portal) if portal.working else _end(portal)
 
     def __del__(self) -> None:
-        # The portals of threads that a fork has left behind are lost, as are those that an
-        # interpreter has at its end.
+        # Portals cannot be ended in a forked child that lacks their thread, nor while the
+        # interpreter ends.
         if self._thread == threading.get_ident() and not sys.is_finalizing():
             self.say()
 
@@ -312,7 +321,7 @@ _mine = _Mine()
 
 @atexit.register
 def _say_farewell() -> None:
-    """End the portals of the main thread, which ends after the interpreter does."""
+    """End the portals of the main thread, whose thread-local values are not freed in time."""
     _mine.farewell.say()
 
 
@@ -322,8 +331,7 @@ def _take_portal() -> Portal:
     idle = _mine.idle
     portal = idle.pop() if idle else Portal()
     here = getcurrent()
-    # Without this, code in the portal would see none of the task's context variables, nor the task
-    # the values that this code sets.
+    # The portal shares the task's context (contextvars): each sees what the other sets.
     portal.gr_context = portal.context = here.gr_context
     portal.loop = asyncio._get_running_loop()
     if portal.parent is not here:
@@ -333,7 +341,7 @@ def _take_portal() -> Portal:
 
 
 def _keep_portal(portal: Portal) -> None:
-    """Put `portal` away for the next function, unless the last one has left something in it."""
+    """Keep `portal` for another function, if it is as good as new and few are kept; else end it."""
     portal.returned = portal.raised = portal.pending = portal.found = portal.gr_context = None
     portal.on_wait = portal.loop = portal.context = None
     idle = _mine.idle
@@ -345,7 +353,7 @@ def _keep_portal(portal: Portal) -> None:
 
 
 def _end(portal: Portal) -> None:
-    """Let the greenlet of `portal`, in which no function runs, go to its end."""
+    """End the greenlet of `portal`, in which no function runs."""
     _mine.made.discard(portal)
     here = getcurrent()
     if portal.parent is not here:
@@ -361,13 +369,13 @@ def _leave() -> None:
 def _drive(
     fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Generator[Any, Any, Any]:
-    """Call `fn` in a portal, and step that for as long as the task steps this generator."""
+    """Call `fn` in a portal; each step of this generator continues the code in the portal."""
     portal = _take_portal()
     yielded = portal.switch(fn, args, kwargs)
     while portal.working and not portal.dead:
         try:
             value = yield yielded
-        except BaseException as exc:  # thrown into the portal: its code decides
+        except BaseException as exc:  # raised in the portal, whose code may catch it
             if isinstance(exc, GeneratorExit) and not _may_close(portal):
                 raise
             _adopt(portal)
@@ -376,10 +384,10 @@ def _drive(
             _adopt(portal)
             yielded = portal.switch(value)
     if portal.dead:
-        if portal.closing:  # in the end of its thread, or of its loop
+        if portal.closing:  # at the end of its thread, or of its loop
             raise PortalClosed(_DROPPED)
         return yielded  # the GreenletExit that has ended it
-    # A cancellation that was held back and delivered nowhere is never swallowed.
+    # A cancellation that was held back, and not delivered until now, must not get lost.
     returned, raised = portal.returned, portal.raised or portal.pending
     _keep_portal(portal)
     if raised is None:
@@ -387,13 +395,13 @@ def _drive(
     try:
         raise raised
     finally:
-        del raised  # which knows this frame by its traceback
+        del raised  # its traceback refers to this frame
 
 
 def _may_close(portal: Portal) -> bool:
-    """Return whether the code in `portal` can be unwound now.
+    """Mark `portal` as closed; return whether its code can be unwound now.
 
-    If not, it is left to its own thread, or to the end of the garbage collection.
+    If not, its own thread unwinds it, or this thread does after the running garbage collection.
     """
     if portal.dead:
         return False
@@ -403,7 +411,7 @@ def _may_close(portal: Portal) -> bool:
         try:
             assert portal.loop is not None
             portal.loop.call_soon_threadsafe(_unwind_dropped)
-        except RuntimeError:  # closed: the portal is unwound with the others of this loop
+        except RuntimeError:  # the loop is closed: `_unwind_left()` finds the portal
             pass
         return False
     if is_collecting():
@@ -419,14 +427,14 @@ def _unwind_dropped() -> None:
 
 
 def _unwind_left() -> None:
-    """Unwind the portals of this thread that wait for loops that were closed."""
+    """Unwind the portals of this thread that would wait for ever, since their loops were closed."""
     for portal in list(_mine.made):
         if portal.working and portal.loop is not None and portal.loop.is_closed():
             _unwind(portal)
 
 
 def _unwind(portal: Portal) -> None:
-    """Unwind the code in `portal`, as the end of its coroutine would, without that coroutine."""
+    """Raise GeneratorExit in the code in `portal`, as if its coroutine were closed."""
     _mine.made.discard(portal)
     if portal.dead or not portal.working:
         return
@@ -441,7 +449,7 @@ def _unwind(portal: Portal) -> None:
         _keep_portal(portal)
 
 
-#: An item for each portal that is being unwound where no loop runs; usually empty.
+#: The portals that are being unwound where no loop runs; usually empty.
 unwinding: list[Portal] = []
 
 
@@ -457,27 +465,27 @@ def _throw(portal: Portal, exc: BaseException) -> object:
 
 
 def _adopt(portal: Portal) -> None:
-    """Make the caller the greenlet that `portal` switches back to.
+    """Make the running greenlet the one that `portal` switches back to.
 
-    It is nearly always so already: a coroutine that was started eagerly inside another portal,
-    and one that is finished by another task, are the exceptions.
+    It nearly always is that one. It is not if the coroutine was started eagerly inside another
+    portal, or if a task steps a coroutine that another task has begun.
     """
     portal.found = None
     here = getcurrent()
     if portal.parent is not here:
         if portal.dropped is not _mine.dropped:
             raise PortalClosed(
-                "a task cannot go on in another thread than it waits in: a loop that has begun to "
-                "run in one must go on there, and the task be cancelled before that thread ends"
+                "a task cannot go on in another thread than the one that it waits in: run its "
+                "event loop in one thread only, and cancel the task before that thread ends"
             )
         portal.parent = here
 
 
 async def run(fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call the synchronous function `fn` green, and return what it returns.
+    """Call the synchronous function `fn` in a portal, and return its result.
 
-    Waits below `fn` suspend the awaiting task; no thread is used. Where the caller is green
-    already, `fn` is simply called.
+    When code in `fn` waits, it suspends the task that awaits this; no thread is used. If the caller
+    is green already, `fn` is simply called.
     """
     here = getcurrent()
     if type(here) is Portal and here.is_own():
@@ -493,8 +501,8 @@ async def run(fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 def await_(awaitable: Awaitable[T]) -> T:
     """Wait for `awaitable` from green synchronous code, and return its result.
 
-    A coroutine is driven inside the caller's portal, so synchronous code below it is green too.
-    Raises `NotGreen` outside a portal, after closing a coroutine that would never be awaited.
+    A coroutine is driven inside the caller's portal, so the synchronous functions that it calls are
+    green too. Outside of a portal, a coroutine is closed, and `NotGreen` is raised.
     """
     here = getcurrent()
     if type(here) is not Portal or not here.is_own():
@@ -514,7 +522,7 @@ def await_(awaitable: Awaitable[T]) -> T:
                 here.on_wait()
             try:
                 value = here.suspend(yielded)
-            except BaseException as exc:  # the coroutine decides
+            except BaseException as exc:  # raised in the coroutine, which may catch it
                 yielded = coro.throw(exception_to_throw(exc))
             else:
                 yielded = coro.send(value)
@@ -524,9 +532,9 @@ def await_(awaitable: Awaitable[T]) -> T:
 
 
 def drive(coro: Coroutine[Any, Any, T]) -> Awaitable[T]:
-    """Return `coro` with the synchronous code below it green, to be awaited at once.
+    """Return an awaitable, to be awaited at once, that runs `coro` in a portal.
 
-    This makes no coroutine of its own, through which each step would have to go.
+    This is no ``async def``, because each step would have to go through one coroutine more.
     """
     here = getcurrent()
     if type(here) is Portal and here.is_own():
@@ -536,17 +544,17 @@ def drive(coro: Coroutine[Any, Any, T]) -> Awaitable[T]:
 
 
 def portal(coro: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
-    """Return a coroutine that runs `coro` with the synchronous code below it green."""
+    """Return a coroutine that runs `coro` in a portal, so that functions it calls are green."""
     return coro if type(coro) is GreenCoroutine else GreenCoroutine(coro, drive)
 
 
 def first_step(
     coro: Coroutine[asyncio.Future[Any] | None, Any, Any],
 ) -> asyncio.Future[Any] | None:
-    """Take the first step of `coro` in a callback of the loop; return what it waits for.
+    """Take the first step of `coro` in a callback of the loop; return the future it waits for.
 
-    A task must go on with it: see `resume()`. Raises what `coro` raises; that is `NotGreen` where
-    it uses the database, since only a task can hold a connection.
+    A task must take the other steps: see `resume()`. Errors of `coro` are raised here; if it uses
+    the database that is `NotGreen`, since only a task can hold a connection.
     """
     _mine.outside_of_tasks = True
     try:
@@ -556,27 +564,28 @@ def first_step(
 
 
 async def resume(coro: Coroutine[Any, Any, T], waits_for: asyncio.Future[Any] | None) -> T:
-    """Go on with a coroutine whose first step was taken elsewhere."""
+    """Run the rest of `coro`, whose first step was taken elsewhere and yielded `waits_for`."""
     result: T = await Resumed(coro, waits_for)
     return result
 
 
 def name_of(task: asyncio.Task[Any]) -> str:
-    """Return the name of `task` for messages; the name of its function if it was given none."""
+    """Return the name of `task` for messages; if it has none, the name of its function."""
     name = task.get_name()
-    if name == "None":  # the name that some releases of Python 3.13 give to tasks of a factory
+    if name == "None":  # some releases of Python 3.13 give it to tasks of a factory
         name = getattr(task.get_coro(), "__qualname__", name)
     return name
 
 
-#: Functions to call before a task is made, which inherits the caller's context; usually empty.
+#: Functions that the factory of `make_child_tasks_green()` calls before it makes a task, since the
+#: task inherits the caller's context (contextvars); usually empty.
 before_task: list[Callable[[], None]] = []
 
 
 def make_child_tasks_green(loop: asyncio.AbstractEventLoop) -> None:
     """Make the tasks that green code starts on `loop` green too.
 
-    Wraps the loop's task factory, once; a factory that the loop has already still makes the tasks.
+    Wraps the loop's task factory, once; a factory that the loop had before still makes the tasks.
     """
     make_task = loop.get_task_factory()
     if getattr(make_task, "_makes_green_tasks", False):

@@ -1,9 +1,9 @@
-"""Cancellations of green code: held back, postponed, and delivered when the state is whole again.
+"""Cancellations of green code: held back while a transaction ends, and raised afterwards.
 
 Note [Held cancellation]
-COMMIT and ROLLBACK are not torn: a CancelledError that arrives while `hold_cancellation` is in
-force is kept in `Portal.pending` and raised by `deliver_cancellation()`, at a place where the
-state of the connection is whole again.
+A cancellation must not interrupt COMMIT or ROLLBACK. So a CancelledError that arrives inside of
+`with hold_cancellation()` is kept in `Portal.pending`. `deliver_cancellation()` raises it later,
+where the state of the connection is consistent again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class hold_cancellation:  # noqa: N801 - reads as a statement
-    """Hold back a cancellation that arrives in the block (a context manager)."""
+    """Hold back a cancellation that arrives in the `with` statement."""
 
     __slots__ = ("_portal",)
 
@@ -35,12 +35,12 @@ class hold_cancellation:  # noqa: N801 - reads as a statement
 
 
 class hold_when_closed:  # noqa: N801 - reads as a statement
-    """Hold a cancellation back while other context managers end because a generator is closed.
+    """Hold a cancellation back while a generator that is closed leaves its context managers.
 
-    Enter it before the others. Its value is another context manager, to be entered after them: it
-    sees whether the generator that the block is in is being closed. Whoever drops the last
-    reference to a generator cannot be given an exception; so a cancellation is delivered later, at
-    the end of the portal at the latest.
+    Enter this before the other context managers. Its value is a context manager, too; enter that
+    after the others, so that it sees first that the generator is being closed. Code that closes a
+    generator by dropping the last reference to it cannot get an exception. So a cancellation is
+    delivered later, at the end of the portal at the latest.
     """
 
     def __init__(self) -> None:
@@ -65,10 +65,10 @@ class hold_when_closed:  # noqa: N801 - reads as a statement
 
 
 class postpone_delivery:  # noqa: N801 - reads as a statement
-    """Postpone the delivery of a held-back cancellation to the end of the block.
+    """Postpone the delivery of a held-back cancellation to the end of the `with` statement.
 
-    A context manager. If `deliver` is False, it is delivered later still, at the end of the portal
-    at the latest.
+    If `deliver` is False, the cancellation is delivered by a later `deliver_cancellation()`, or at
+    the end of the portal.
     """
 
     __slots__ = ("_deliver", "_portal")
@@ -89,18 +89,18 @@ class postpone_delivery:  # noqa: N801 - reads as a statement
 
 
 def deliver_cancellation() -> None:
-    """Raise the cancellation that was held back, if there is one."""
+    """Raise the cancellation that was held back, if there is one and it may be raised now."""
     here = current()
     if here is not None and here.pending is not None:
         here.deliver_cancellation()
 
 
 def finish(coro: Coroutine[Any, Any, T], budget: float) -> T | None:
-    """Run `coro` to its end in a task of its own, whatever happens to the caller's task.
+    """Run `coro` to its end in a new task, even if the caller's task is cancelled meanwhile.
 
-    For clean-up that must not be torn. A cancellation that arrives meanwhile is held back (Note
-    [Held cancellation]). Returns None when `budget` (seconds) was not enough; the task is then
-    cancelled, and awaited no longer.
+    For clean-up that must not be interrupted. A cancellation of the caller's task is held back
+    (Note [Held cancellation]). If `budget` seconds were not enough, the new task is cancelled; this
+    returns None when that has ended it.
     """
     here = current()
     assert here is not None

@@ -2,12 +2,12 @@
 
 psycopg is sans-IO inside: `psycopg.Connection` and `psycopg.AsyncConnection` run the same
 generators and differ in how they wait for the socket. `Connection.wait()` is the one place where
-this driver decides that: green, the greenlet is parked and the loop serves others; otherwise the
-thread blocks. Everything above it works unchanged in every context: psycopg's cursors, server-side
-cursors, COPY, executemany and pipelines.
+this driver decides that: in green code the greenlet is parked and the loop serves other tasks;
+elsewhere the thread blocks. Everything above `wait()` works unchanged in both cases: psycopg's
+cursors, server-side cursors, COPY, executemany and pipelines.
 
-A `Connection` is the DB-API's connection: one of its own, or a *facade* that the pool lends with a
-lease, on the socket of a pooled connection (pooled.py).
+A `Connection` is the connection of the DB-API. Either it has a socket of its own, or it is a
+*facade*, which the pool lends with a lease, on the socket of a pooled connection (pooled.py).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from .unpooled import add_own_connection
 
 RV = TypeVar("RV")
 
-#: Seconds that waits which never block may keep the loop busy (COPY, executemany).
+#: Seconds for which statements that need not wait (in COPY, executemany) may keep the loop busy.
 MAX_BUSY_TIME = 0.005
 
 _IDLE = TransactionStatus.IDLE
@@ -60,7 +60,7 @@ _OK = ConnStatus.OK
 
 LEASE_ENDED = (
     "this connection went back to the pool and may serve another task by now: take a new cursor, "
-    "or keep one connection for a block with 'with pgbackend.pinned():'"
+    "or keep one connection for several statements with 'with pgbackend.pinned():'"
 )
 
 _seen_for_cursors, _CURSORS = looking("cursors", "connection.cursor", connection=psycopg.Connection)
@@ -69,63 +69,68 @@ _seen_for_blocks, _BLOCKS = looking(
     "its._set_autocommit its.set_autocommit its._set_autocommit_gen its._check_intrans_gen",
     its=psycopg.Connection,
 )
-#: Held while a connection has another `cursor_factory` than its own.
+#: Held while another `cursor_factory` stands in the place of a connection's own.
 _making_cursor = threading.RLock()
 
 
 class ConnectArguments(dict[str, Any]):
-    """Arguments of `connect()`, whose values no traceback with local variables shows."""
+    """Arguments of `connect()`, whose values are not in the repr: tracebacks may show that."""
 
     def __repr__(self) -> str:
         return f"<arguments {', '.join(self)}>"
 
 
 class Physical(Protocol):
-    """The pooled connection of a facade, as far as the facade knows it: see `AsyncConnection`."""
+    """The part of a pooled connection (`AsyncConnection`) that its facades use."""
 
     watch: Watch
     listener: weakref.ref[Connection]
 
     def forget_holder(self, *, types_seen: bool) -> None:
-        """Undo what the holder of a facade may have changed for all facades of this connection."""
+        """Undo what the holder of a facade may have changed for all facades of this connection.
+
+        `types_seen`: whether the holder may have registered a type.
+        """
 
 
 class Connection(psycopg.Connection[Any]):
-    """A psycopg connection that is green in a green context, and blocking elsewhere.
+    """A psycopg connection whose waits park the greenlet of a green caller, else block the thread.
 
-    Opened by `connect()` it is a connection of its own, like psycopg's; lent by a pool it is a
-    facade, valid until `end_lease()`.
+    `connect()` opens one with a socket of its own, as psycopg does; a pool lends facades, each of
+    which is valid until its `end_lease()`.
     """
 
     __module__ = "pgbackend.driver"
 
-    #: Held while a statement is in flight, from its first byte to the last of its result.
+    #: Held while a statement is in flight, from its first byte to the last byte of its result.
     lock: ParkingLock  # type: ignore[assignment]  # not psycopg's kind
     #: The pooled connection that this one is a facade of, or None.
     physical: Physical | None = None
-    #: Called when a cursor of a facade is opened and closed; see `pool.Lease`.
+    #: The lease that a facade is lent for (see lease.py); it counts the facade's open cursors.
     lease: Lease | None = None
-    #: The `prepare_threshold` that each lease begins with.
+    #: The `prepare_threshold` of a facade when it is lent.
     given_threshold: int | None = None
     #: The message of the error for using a facade whose lease is over.
     end_reason = LEASE_ENDED
-    #: The cursors that were open when its lease ended, as the lease counted them.
+    #: The `Lease.cursors` of a lease that has ended: the cursors that are still open.
     left_open: dict[int, bool] | None = None
-    #: How many waits of a facade do without the pool's watch: waits of threads and other loops.
+    #: How many waits for a facade run in threads or on other loops, without `Physical.watch`.
     waits_elsewhere = 0
     #: The class of the facades that are lent.
     lent_class: type[Connection]
-    #: Whether the end of a transaction waits for the statement of another task to end.
+    #: Whether a block is ending that waits for other tasks' statements, and does not cancel them.
     ends_in_turn = False
-    #: The turns of the tasks and threads whose transaction it is in; None if nobody shares it.
+    #: The turns of the tasks and threads that share the transaction; None if nobody shares it.
     turns: Turns | None = None
-    #: Whether the cursor that is about to send a statement has seen whether it is vouched for.
+    #: Whether the statement in flight belongs to a block around the one that may be rolled back.
+    spares_statement = False
+    #: Whether it is already known if the statement to be sent is vouched for; see vouching.py.
     has_looked = False
     _lease_ended = False
     _closed_by_holder = False
     _committing = False
-    #: When a wait of this process last let the loop serve others; whether one has ended since then
-    #: without doing so.
+    #: When a wait in this process last let a loop serve other tasks; whether a wait has ended since
+    #: then that did not.
     _last_yield = 0.0
     _kept_busy = False
 
@@ -136,9 +141,9 @@ class Connection(psycopg.Connection[Any]):
 
     @classmethod
     def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
-        """Open a connection of its own; arguments and errors are psycopg's.
+        """Open a connection that no pool keeps; arguments and errors are psycopg's.
 
-        Green, the loop is not blocked while the server answers.
+        In green code, the loop serves other tasks meanwhile.
         """
         portal = current()
         if portal is None:
@@ -150,7 +155,7 @@ class Connection(psycopg.Connection[Any]):
 
     @classmethod
     def _connect_green(cls, conninfo: str, **kwargs: Any) -> Self:
-        """Let the async connection do what may block (host names too), then take its socket."""
+        """Open an async connection, which looks host names up without blocking; take its socket."""
         options = {name: kwargs.pop(name, None) for name in ("cursor_factory", "row_factory")}
         opened = await_(psycopg.AsyncConnection.connect(conninfo, **kwargs))
         self = cls(opened.pgconn)
@@ -160,7 +165,7 @@ class Connection(psycopg.Connection[Any]):
         for name, value in options.items():
             if value:
                 setattr(self, name, value)
-        # Not to be reported as left open: its socket lives on in `self`.
+        # psycopg must not report `opened` as left open: `self` has its socket.
         opened._pool = None  # noqa: SLF001
         return self
 
@@ -168,7 +173,7 @@ class Connection(psycopg.Connection[Any]):
         self, name: str = "", *, binary: bool = False, row_factory: Any = None, **kwargs: Any
     ) -> Any:
         """Return a cursor, as psycopg does; its class is derived from `cursor_factory`."""
-        if self.physical is not None or name:  # a facade's factories are made once
+        if self.physical is not None or name:  # a facade's factory adds the mixins
             cursor = super().cursor(name, binary=binary, row_factory=row_factory, **kwargs)
             return cursor if self.lease is None else adopt(cursor)
         if self.pgconn.status != _OK:
@@ -186,7 +191,7 @@ class Connection(psycopg.Connection[Any]):
 
     def _cursor_by_psycopg(self, factory: Any, **kwargs: Any) -> Any:
         """Let psycopg make a cursor of the class `factory`."""
-        with _making_cursor:  # of two threads, each would take the other's for the connection's own
+        with _making_cursor:  # or a second thread would take `factory` for the own one
             own, self.cursor_factory = self.cursor_factory, factory
             try:
                 return super().cursor(**kwargs)
@@ -196,18 +201,18 @@ class Connection(psycopg.Connection[Any]):
     # --- Leases ---
 
     def lend(self, lease: Lease) -> Connection:
-        """Return a facade of this facade for `lease`: same session, an identity of its own."""
+        """Return a copy of this facade for `lease`: a new object on the same server connection."""
         facade: Connection = object.__new__(self.lent_class)
         facade.__dict__.update(self.__dict__)
         facade.lease = lease
         facade.lock = ParkingLock()
         facade._listen_alone()
-        # A former holder may have changed it: the session has one manager of prepared statements.
+        # All facades share the manager of prepared statements: a former holder may have changed it.
         facade._prepared.prepare_threshold = self.given_threshold
         return facade
 
     def _listen_alone(self) -> None:
-        """Give notices and notifications to this facade's handlers, and to no former holder's."""
+        """Let notices and notifications reach the handlers of this facade, not of earlier ones."""
         self._notice_handlers = [*self._notice_handlers]
         self._notify_handlers = [*self._notify_handlers]
         self._notifies_backlog = deque()
@@ -215,28 +220,28 @@ class Connection(psycopg.Connection[Any]):
         self.physical.listener = weakref.ref(self)
 
     def forget_handlers(self) -> None:
-        """Remove all handlers, so that whoever prepares the session may add theirs anew."""
+        """Remove all handlers: the code that sets the connection up again adds its own again."""
         self._notice_handlers.clear()
         self._notify_handlers.clear()
 
     def __del__(self) -> None:  # type: ignore[override]  # psycopg's argument is its own
-        if self.physical is None:  # a facade is not reported as left open: the pool has it
+        if self.physical is None:  # psycopg would report a facade as left open
             super().__del__()
 
     def end_lease(self) -> None:
-        """Refuse, from now on, whatever the holder does with this connection."""
+        """Make this facade refuse all further use, because its lease is over."""
         assert self.physical is not None
         self.physical.forget_holder(types_seen=self.lease is None or self.lease.types_seen)
         self._lease_ended = True
-        self.lease = self.turns = None  # a cycle would be left to the garbage collector
+        self.lease = self.turns = None  # lease and facade must not refer to each other
 
     def is_waited_for(self) -> bool:
-        """Return whether somebody waits right now for the end of a statement on this facade."""
+        """Return whether a task or thread waits right now for the server's reply on this facade."""
         assert self.physical is not None
         return self.waits_elsewhere > 0 or self.physical.watch.future is not None
 
     def refuse(self) -> NoReturn:
-        """Raise the error for using a facade whose lease is over."""
+        """Raise the error for using a facade that was closed, or whose lease is over."""
         if self._closed_by_holder:
             raise e.OperationalError("the connection is closed")
         raise LeaseEnded(self.end_reason)
@@ -256,7 +261,7 @@ class Connection(psycopg.Connection[Any]):
         return self._lease_ended or self._closed_by_holder or self.pgconn.status == _BAD
 
     def close(self) -> None:
-        """Close the connection to the server; a facade whose lease is over is left alone."""
+        """Close the connection to the server; do nothing on a facade whose lease is over."""
         if self._lease_ended:
             return
         self._stop_watch()
@@ -264,9 +269,10 @@ class Connection(psycopg.Connection[Any]):
         self._closed_by_holder = self.physical is not None
 
     def close_in_turn(self) -> None:
-        """Close a facade, whose lease is about to end, after the statement that another waits for.
+        """Close this facade, whose lease is about to end, once another task's statement has ended.
 
-        A caller that cannot wait has the later statements refused; the pool closes the connection.
+        If the caller cannot wait for that statement, later ones are refused from now on, and the
+        pool cleans the connection up.
         """
         if not self.is_waited_for():
             self.close()
@@ -282,10 +288,11 @@ class Connection(psycopg.Connection[Any]):
 
     @contextlib.contextmanager
     def kept_busy(self, what: str, beginner: Caller | None = None) -> Iterator[None]:
-        """Refuse other statements of the caller's task in the block, in which it holds the lock.
+        """Refuse other statements of the caller in the `with` statement, which holds the lock.
 
-        They would wait for themselves, for ever; so would statements of `beginner`, whose generator
-        another task steps. Statements of other tasks wait for the end of the block.
+        They would wait for the lock for ever. The same holds for statements of `beginner`, who has
+        begun a stream that the caller continues. Statements of other tasks wait until the lock is
+        released. `what` names the command that holds it, for the error message.
         """
         callers = {caller(), beginner}
         lock = self.lock
@@ -293,12 +300,12 @@ class Connection(psycopg.Connection[Any]):
         def refuse() -> None:
             if caller() not in callers:
                 return
-            # An exception that has left it lives as long as the step of the task.
+            # An exception that has left the COPY or stream keeps it alive until this step ends.
             let_step_end()
             if lock.locked() and not self.is_waited_for():
                 raise e.OperationalError(
                     f"another command is already in progress: a {what} that this task has begun. "
-                    "Leave its block first, or send the statement from another connection"
+                    "Leave its 'with' statement or loop first, or use another connection"
                 )
 
         before, lock.refuse = lock.refuse, refuse
@@ -316,7 +323,7 @@ class Connection(psycopg.Connection[Any]):
         interval: float = WAIT_INTERVAL,
         timeout: float | None = None,
     ) -> RV:
-        """Run `gen` to its end: green, by parking the greenlet; otherwise by blocking.
+        """Run `gen` to its end; waits park the greenlet of a green caller, else block the thread.
 
         Raises `LeaseEnded` on a facade whose lease is over, before a byte is sent.
         """
@@ -328,7 +335,7 @@ class Connection(psycopg.Connection[Any]):
             self._check_lease()
             physical.watch.leave()
             with self._elsewhere():
-                self._check_lease()  # again, now that its end would see this wait
+                self._check_lease()  # again: an end of the lease sees this wait now
                 return super().wait(gen, interval, timeout)
         if self._lease_ended:
             self._check_lease()
@@ -339,7 +346,7 @@ class Connection(psycopg.Connection[Any]):
             return self._wait_green(portal, gen, timeout)
         finally:
             if self.pgconn.status == _BAD:
-                # libpq closed the socket, in the midst of anything: before its number is used again
+                # libpq has closed the socket: stop before another socket gets its number
                 self._stop_watch()
 
     def _wait_green(self, portal: Portal, gen: PQGen[RV], timeout: float | None) -> RV:
@@ -349,7 +356,7 @@ class Connection(psycopg.Connection[Any]):
             Connection._kept_busy = True
             result: RV = stop.value
             return result
-        if self.pgconn.status == _BAD:  # the number of its socket may be another one's by now
+        if self.pgconn.status == _BAD:  # another socket may have its number by now
             cut_off(self.pgconn, gen)
             raise e.OperationalError("the connection is closed")
         watch = self._find_watch()
@@ -377,14 +384,15 @@ class Connection(psycopg.Connection[Any]):
                 watch.stop()
 
     def _find_watch(self) -> Watch:
-        """Return the watch of this socket on the running loop: the pool's, or one for this wait.
+        """Return the watch of this socket on the running loop: `Physical.watch`, or a new one.
 
-        A transaction that was begun in a thread, or on another loop, may be waited for here.
+        A new one serves this wait only. It is needed for a connection that no pool keeps, and on
+        another loop than the pool's, which may take part in a transaction.
         """
         loop = asyncio.get_running_loop()
         if self.physical is not None and self.physical.watch.loop is loop:
             return self.physical.watch
-        self.waits_elsewhere += 1  # until it is stopped
+        self.waits_elsewhere += 1  # until `_wait_green()` stops the new watch
         return Watch(loop, self.pgconn.socket)
 
     @contextlib.contextmanager
@@ -400,7 +408,7 @@ class Connection(psycopg.Connection[Any]):
         try:
             ready = watch.wait(portal, state, timeout)
             if self.pgconn.status == _BAD:
-                # By another task meanwhile: psycopg's C code would use what is freed.
+                # Another task has closed it meanwhile: psycopg's C code would use freed memory.
                 raise e.OperationalError("the connection is closed")
             return ready
         except asyncio.CancelledError as exc:
@@ -410,7 +418,7 @@ class Connection(psycopg.Connection[Any]):
         return self._wait_held(portal, watch, state)
 
     def _wait_held(self, portal: Portal, watch: Watch, state: int) -> int:
-        """Go on waiting for the end of a transaction whose task was cancelled, within a budget."""
+        """Wait on, for `CLEANUP_BUDGET` seconds, while the task's cancellation is held back."""
         deadline = monotonic() + CLEANUP_BUDGET
         while (left := deadline - monotonic()) > 0:
             try:
@@ -418,7 +426,7 @@ class Connection(psycopg.Connection[Any]):
                     return ready
             except asyncio.CancelledError as exc:
                 portal.pending = exc
-                if watch.ready:  # both came in one turn of the loop
+                if watch.ready:  # reply and cancellation came in one turn of the loop
                     return watch.ready
         watch.stop()
         self.pgconn.finish()
@@ -430,18 +438,19 @@ class Connection(psycopg.Connection[Any]):
                 f"{silence} while it rolled back, or at a savepoint: nothing was committed; the "
                 "connection was closed, and the server rolls back when it notices"
             )
-        # The cancellation would hide what must be known: it is the cause of the error instead.
+        # A cancellation that is raised later would hide this error: it becomes the cause instead.
         cancellation, portal.pending = portal.pending, None
         raise OutcomeUnknown(
             f"{silence} while its transaction was committed: it may or may not have been "
-            "committed; look before repeating it"
+            "committed; check before you repeat it"
         ) from cancellation
 
     def _maybe_yield(self, portal: Portal, gen: PQGen[Any]) -> None:
-        """Let the loop serve others, if waits that did not block have kept it busy for long.
+        """Let the loop serve other tasks, if statements that need not wait have kept it busy.
 
-        It does so before `gen` has begun: a statement that is interrupted then was not sent. It
-        does not before the end of a transaction, which is not torn, nor in a closed portal.
+        Called before `gen` has begun, so a statement that is interrupted here was not sent. Does
+        nothing before the end of a transaction, which must not be interrupted, nor in a closed
+        portal.
         """
         if portal.closing or portal.holding:
             return
@@ -454,25 +463,25 @@ class Connection(psycopg.Connection[Any]):
             raise
         finally:
             Connection._last_yield, Connection._kept_busy = monotonic(), False
-        self._check_lease()  # others had their turn
+        self._check_lease()  # another task may have ended it meanwhile
 
     # --- Cancellation ---
 
     def _recover(
         self, portal: Portal, gen: PQGen[Any], stop_watch: Callable[[], None], exc: BaseException
     ) -> None:
-        """Bring the connection to rest after a wait was interrupted, or close it."""
+        """Cancel the statement whose wait was interrupted, or close the connection."""
         if is_at_rest(self.pgconn):
             return
         stop_watch()
-        with self._elsewhere():  # a task of its own reads what is left
+        with self._elsewhere():  # a new task reads the rest of the reply
             recover(self, portal, gen, exc)
 
     def cancel_safe(self, *, timeout: float = 30.0) -> None:
-        """Ask the server to cancel the running statement, as psycopg does; green, without blocking.
+        """Ask the server to cancel the running statement, as psycopg does; do not block green code.
 
-        psycopg calls this, too, where a COPY is left early. `timeout` is in seconds. Raises
-        `CancellationTimeout` when the server has not answered by then.
+        psycopg calls this, too, when a COPY is left early. Raises `CancellationTimeout` if the
+        server has not answered after `timeout` seconds.
         """
         portal = running()
         if type(portal) is not Portal:
@@ -481,15 +490,15 @@ class Connection(psycopg.Connection[Any]):
         check_may_wait(portal)
         if not self._should_cancel():
             return
-        if portal.holding:  # in the end of a generator, say: a cancellation is raised later
+        if portal.holding:  # at the end of a generator, say: a cancellation must wait
             finish(ask_to_cancel(self, timeout), timeout)
         else:
             await_(ask_to_cancel(self, timeout))
 
-    # --- Ends of a transaction are never torn: Note [Held cancellation] in cancellation.py ---
+    # --- The end of a transaction is not interrupted: Note [Held cancellation], cancellation.py ---
 
     def commit(self) -> None:
-        """Commit; a cancellation that arrives meanwhile is raised when it is done."""
+        """Commit; a cancellation that arrives meanwhile is raised afterwards."""
         self._committing = True
         try:
             with hold_cancellation():
@@ -509,38 +518,38 @@ class Connection(psycopg.Connection[Any]):
         return super()._rollback_gen()
 
     def back_to_autocommit(self) -> None:
-        """Set ``autocommit = True``, in one step if nothing has to be waited for."""
+        """Set ``autocommit = True``, without a generator of psycopg's if the connection is idle."""
         if (
             self.lock.locked()
             or self.pgconn.transaction_status != _IDLE
             or self._lease_ended
             or not all(map(is_, _seen_for_blocks(), _BLOCKS))
         ):
-            self.autocommit = True  # waits for its turn, or refuses
+            self.autocommit = True  # waits for the lock, or raises
         else:
             self._autocommit = True
 
     def rollback(self) -> None:
-        """Roll back; a cancellation that arrives meanwhile is raised when it is done."""
+        """Roll back; a cancellation that arrives meanwhile is raised afterwards."""
         with hold_cancellation():
             self.cancel_others()
             super().rollback()
         deliver_cancellation()
 
     def _get_tx_start_command(self) -> bytes:
-        # Nothing begins on a connection whose transaction is about to end: a statement that has
-        # waited for the connection would be in neither that transaction nor a block.
+        # No transaction begins while a block ends in another task: a statement that has waited for
+        # the connection would begin a new transaction, which belongs to no block.
         if self.ends_in_turn:
             raise BlockEndedError(BLOCK_ENDED)
         return super()._get_tx_start_command()
 
     def cancel_others(self) -> None:
-        """Cancel, before a rollback, the statement of a task that shares this connection.
+        """Cancel, before a rollback, the statement of another task that shares this connection.
 
-        Its work is undone anyway, and the task that rolls back must not have to wait for its end.
+        The rollback undoes the work of that statement anyway, and should not have to wait for it.
         """
         portal = current()
-        if self.ends_in_turn or portal is None or portal.closing:
+        if self.ends_in_turn or portal is None or portal.closing or self.spares_statement:
             return
         if self.lock.locked():
             finish(cancel_while_locked(self), CLEANUP_BUDGET)
@@ -557,7 +566,7 @@ class Connection(psycopg.Connection[Any]):
     def transaction(
         self, savepoint_name: str | None = None, force_rollback: bool = False
     ) -> Iterator[psycopg.Transaction]:
-        """Open a transaction for a block, as psycopg does; its end is not torn either."""
+        """Open a transaction as psycopg does; a cancellation does not interrupt its end."""
         transaction = Transaction(self, savepoint_name, force_rollback)
         if self._pipeline:
             with self.pipeline(), transaction, self.pipeline():

@@ -1,7 +1,7 @@
-"""Coroutine objects that stand for others: made green at their first step, or begun elsewhere.
+"""Objects that wrap a coroutine: to run it in a portal, or to run the rest of it.
 
-They know no greenlets: the bridge gives them the function that drives a portal. They keep the
-protocol between asyncio and a coroutine: `send()`, `throw()` and `close()`, and the
+These classes know no greenlets: the bridge passes the function that drives a portal. They follow
+the protocol between asyncio and a coroutine: `send()`, `throw()` and `close()`, and the flag
 ``_asyncio_future_blocking`` of a future that a step yields.
 """
 
@@ -20,11 +20,11 @@ async def as_coroutine(awaitable: Awaitable[T]) -> T:
 
 
 def exception_to_throw(exc: BaseException) -> BaseException | type[BaseException]:
-    """Return what to throw into a coroutine for `exc`.
+    """Return the exception to throw into a coroutine for `exc`: for a cancellation, a new one.
 
-    An exception that is thrown lives for as long as the call does: until the coroutine waits for an
-    awaitable, however many statements that takes. A cancellation which has been caught would keep
-    its frames, and the generators in these. So the coroutine is given a new one.
+    The call of `throw()` keeps its argument alive until the coroutine next waits for an awaitable,
+    even if the coroutine has caught it long before. The traceback of `exc` would keep frames alive
+    as long, and the generators in them.
     """
     return asyncio.CancelledError if type(exc) is asyncio.CancelledError and not exc.args else exc
 
@@ -32,10 +32,9 @@ def exception_to_throw(exc: BaseException) -> BaseException | type[BaseException
 class GreenCoroutine(Coroutine[Any, Any, T]):
     """A coroutine object that drives another one in a portal; green tasks are made of these.
 
-    `drive` is `bridge.drive()`. The portal is the caller's if the first step is one of the task
-    that drives that portal. This is a class rather than an ``async def``, because a task that is
-    cancelled before its first step must close the inner coroutine instead of leaving it "never
-    awaited".
+    `drive` is `bridge.drive()`: it takes no new portal if the task that takes the first step has
+    one already. This is a class rather than an ``async def``, because a task that is cancelled
+    before its first step must close the inner coroutine instead of leaving it "never awaited".
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class GreenCoroutine(Coroutine[Any, Any, T]):
         try:
             return (self._driver or self._coro).throw(*args)
         finally:
-            del args  # the exception, whose traceback knows this frame
+            del args  # the traceback of the exception refers to this frame
 
     def close(self) -> None:
         (self._driver or self._coro).close()
@@ -92,7 +91,7 @@ class GreenCoroutine(Coroutine[Any, Any, T]):
 
 
 class Resumed:
-    """The rest of a coroutine whose first step was taken elsewhere, and yielded `waits_for`."""
+    """An awaitable: the rest of `coro`, whose first step, taken elsewhere, yielded `waits_for`."""
 
     def __init__(
         self, coro: Coroutine[Any, Any, Any], waits_for: asyncio.Future[Any] | None

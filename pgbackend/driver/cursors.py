@@ -1,8 +1,8 @@
 """The cursors of this driver: psycopg's classes, with mixins for what this driver adds.
 
-Each cursor class gets the mixins that fit it (`abilities()`): to send BEGIN with a transaction's
-first statement, and to prepare a stale statement anew. A cursor on a leased connection is a
-holder of the lease, too: the connection stays with the task as long as the cursor is open.
+Each cursor class gets the mixin that fits it (`abilities()`): to send BEGIN with a transaction's
+first statement, or to send a statement again whose prepared form is stale. A cursor on a leased
+connection also holds the lease: the task keeps the connection as long as the cursor is open.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .errors import LeaseEnded
 from .parking import caller
 from .prepared import PreparingCursor
 from .recovery import limit_clean_up
-from .turns import TurnTakenError, check_turn
+from .turns import TurnTakenError, check_turn, sparing, waits_for_executemany
 from .vouching import is_vouched
 
 if TYPE_CHECKING:
@@ -44,22 +44,26 @@ class BlockEndedError(LeaseEnded):
 
 BLOCK_ENDED = (
     "the atomic block of this statement has ended in another task, which closed the generator that "
-    "the block is in, while the statement waited for the connection"
+    "the block is in, while the statement waited for the connection: let the statements of a "
+    "generator end before you close it"
 )
 
 
 def abilities(cursor_class: type[Any]) -> tuple[type[Any], ...]:
-    """Return the mixins that a cursor of this driver gets for what `cursor_class` can do."""
+    """Return the mixins for `cursor_class`, depending on how that sends statements."""
     if not issubclass(cursor_class, psycopg.ClientCursor):
         return (PreparingCursor,)
-    # A class with its own way to send keeps it. A patch of psycopg's is looked for when it sends.
+    # A class with an `_execute_send()` of its own keeps that; `BeginningCursor` checks for patches.
     sends_by_itself = cursor_class._execute_send is not psycopg.ClientCursor._execute_send  # noqa: SLF001
     return () if sends_by_itself else (BeginningCursor,)
 
 
 @functools.lru_cache(maxsize=64)
 def own_class(cursor_class: Any, prepares: bool) -> Any:
-    """Return `cursor_class` for a connection that no pool keeps, with its `abilities()`."""
+    """Return `cursor_class` with its `abilities()`, for a connection that no pool keeps.
+
+    `prepares`: whether the connection prepares statements.
+    """
     if not prepares and not issubclass(cursor_class, psycopg.ClientCursor):
         return cursor_class
     bases = (*abilities(cursor_class), cursor_class)
@@ -67,12 +71,12 @@ def own_class(cursor_class: Any, prepares: bool) -> Any:
 
 
 class _LeasedCursor:
-    """Make a cursor of a facade a holder of its lease (a mixin).
+    """Make a cursor of a facade hold the facade's lease (a mixin).
 
-    The cursor holds the connection from when it is made until it is closed or collected. But a
-    cursor whose first statement fails has left nothing in the session that anybody might count on,
-    and has no rows: it lets the connection go, whoever still refers to it (a traceback, a `raw()`
-    QuerySet). Another statement on it takes a connection again.
+    The cursor holds the connection from when it is made until it is closed or garbage-collected.
+    But a cursor whose first statement fails has no rows, and has left nothing on the server that
+    later statements could need. So it lets the connection go, even if it stays alive itself (in a
+    traceback, or a `raw()` QuerySet); its next statement takes a connection again.
     """
 
     _conn: Connection
@@ -81,25 +85,25 @@ class _LeasedCursor:
     closed: bool
     #: Whether this is a server-side cursor, which has a name.
     is_on_server = False
-    #: Whether it is a holder of the lease.
+    #: Whether this cursor counts as a holder of the lease; see Note [Holders] in lease.py.
     _holds = False
-    #: Whether a statement of it was about to be sent, and whether one has succeeded.
+    #: Whether this cursor was about to send a statement; whether a statement has succeeded.
     _has_begun = False
     _has_succeeded = False
-    #: The place where the cursor was opened, if a warning is due when it is never closed.
+    #: The place where the cursor was opened, for a warning if it is never closed; None: no warning.
     opened_at: str | None = None
-    #: Gives another connection to a cursor that has let its own go, when it is its turn.
+    #: Waits for the caller's turn, then moves this cursor to the connection that the caller has.
     renew: Callable[[_LeasedCursor], None] | None = None
-    #: Whether its statements take turns with those of others in the same transaction.
+    #: Whether each statement, right before it is sent, is checked to have its turn; see turns.py.
     takes_turns = False
 
     def __init__(self, connection: Connection, *args: object, **kwargs: object) -> None:
         super().__init__(connection, *args, **kwargs)  # type: ignore[call-arg]  # a mixin
-        if connection.lease is not None:  # a facade that is being prepared is nobody's yet
+        if connection.lease is not None:  # none during the set-up of the connection
             self.hold()
 
     def hold(self) -> None:
-        """Count as a holder of the connection's lease. Raises `LeaseEnded`."""
+        """Become a holder of the connection's lease; raise `LeaseEnded` if that is over."""
         lease = self._conn.lease
         if lease is None:
             self._conn.refuse()
@@ -107,7 +111,7 @@ class _LeasedCursor:
         self._holds = True
 
     def let_go(self) -> None:
-        """Hold the connection no longer; rows that are in memory may still be read."""
+        """Stop holding the connection; rows that are in memory can still be read."""
         if not self._holds:
             return
         self._holds = False
@@ -140,7 +144,7 @@ class _LeasedCursor:
         except BaseException as exc:
             conn = self._conn
             if conn.pgconn.pipeline_status != PipelineStatus.OFF and conn._pipeline is None:  # noqa: SLF001
-                conn.close()  # psycopg could not end its own: a COPY, or what came after one
+                conn.close()  # psycopg could not end its own pipeline, due to a COPY
             if self._goes_elsewhere(exc):
                 return self.executemany(*args, **kwargs)
             raise
@@ -196,7 +200,9 @@ class _LeasedCursor:
                             budget.enter_context(limit_clean_up(self._conn))
                             raise
         except BaseException as exc:
-            if not self._goes_elsewhere(exc, has_begun=entered):
+            if not self._goes_elsewhere(exc, has_begun=entered) and (
+                entered or not waits_for_executemany(self._conn, exc)
+            ):
                 raise
             goes_elsewhere = True
         self._has_succeeded = True
@@ -204,13 +210,13 @@ class _LeasedCursor:
             yield from self.stream(*args, **kwargs)
 
     def _goes_elsewhere(self, exc: BaseException, *, has_begun: bool = False) -> bool:
-        """Let the connection go after a failure; return whether to send the statement elsewhere.
+        """Let the connection go after a failure; return whether the statement is to be sent again.
 
-        Elsewhere if nothing was ever sent on the cursor, and its lease has ended: another task has
-        ended the transaction while the statement waited for its turn, say. The cursor is moved to
-        the connection of the code as it is now, which may be in no block. Not if the block of a
-        COPY, or the rows of a stream, have begun (`has_begun`). A statement that has lost its turn
-        is sent again in any case, when it is its turn.
+        If so, the cursor was moved to the connection that the caller has now, which may be in no
+        block. A statement that has lost its turn is always sent again, when it is its turn. So is
+        one that could not be sent because its lease or its block had ended (another task has ended
+        the transaction while the statement waited, say), unless the user's code has begun to use
+        the COPY or the rows of the stream (`has_begun`). Without `renew`, nothing is sent again.
         """
         in_vain = isinstance(exc, BlockEndedError) or (
             isinstance(exc, LeaseEnded) and not self._has_begun and self._conn.lease is None
@@ -227,9 +233,9 @@ class _LeasedCursor:
             self.let_go()
 
     def _hold_again(self) -> None:
-        """Become a holder again: of the same lease, if that lives, else of another."""
+        """Hold the same lease again, or, if it is over, the one that the caller has now."""
         if self.closed:
-            return  # psycopg refuses
+            return  # psycopg will raise
         if self._conn.lease is not None:
             with contextlib.suppress(LeaseEnded):
                 self.hold()
@@ -243,10 +249,10 @@ class _LeasedCursor:
         self._conn, self._pgconn = connection, connection.pgconn
         self._has_begun = False
         me._reset()  # noqa: SLF001 - psycopg's
-        me._last_query = None  # noqa: SLF001 - for psycopg to look its types up on the new connection
+        me._last_query = None  # noqa: SLF001 - psycopg looks types up on the new connection
         self.hold()
 
-    # A class of the user's may override `execute()`, and send more in it: all that passes here.
+    # All statements come through these methods, also those that a user's own `execute()` adds.
 
     def _start_query(self, query: Query | None = None) -> PQGen[None]:
         if self.takes_turns:
@@ -262,7 +268,10 @@ class _LeasedCursor:
             raise
 
     def _note(self, query: Query) -> None:
-        """Let the session be reset after this statement, unless the statement is vouched for."""
+        """Note that `query` is about to be sent; mark the lease as dirty unless it is vouched for.
+
+        The pool resets the server session after a dirty lease; see vouching.py.
+        """
         self._has_begun = True
         lease = self._conn.lease
         if lease is None:
@@ -279,10 +288,10 @@ class _LeasedCursor:
             raise
 
     def _close_if_copying(self, exc: psycopg.Error) -> None:
-        """Close a connection that is in the midst of a COPY, which only `copy()` can continue.
+        """Close the connection if a COPY was begun without `copy()`: nothing can continue it.
 
-        Each later statement would fail: "another command is already in progress". psycopg raises
-        `exc` for such a COPY; an error with an SQLSTATE is the server's, and another one.
+        Each later statement would fail: "another command is already in progress". psycopg's own
+        error for such a COPY has no SQLSTATE; an error with one is the server's own.
         """
         pgconn = self._pgconn
         said_by_psycopg = exc.sqlstate is None
@@ -302,7 +311,7 @@ class _LeasedCursor:
             if not self.is_on_server:
                 super().close()  # type: ignore[misc]
             elif self._can_close_on_server():
-                # A cancellation waits: the collector, for one, would swallow it.
+                # Hold a cancellation back: a finalizer that calls this would swallow it.
                 with hold_cancellation(), contextlib.suppress(LeaseEnded):
                     super().close()  # type: ignore[misc]
             self._close()
@@ -310,13 +319,13 @@ class _LeasedCursor:
             self.let_go()
 
     def _can_close_on_server(self) -> bool:
-        """Return whether CLOSE can be sent: not by the garbage collector, in another's task."""
+        """Return whether the caller can send CLOSE; if not, mark the lease as dirty."""
         lease = self._conn.lease
         if self._conn.closed:
             return False
         if lease is None:
             return True
-        # A collection may run in any thread, while another task's statement is in flight.
+        # The garbage collector may call this in any thread, during another task's statement.
         is_free = _get_running_loop() is not None or not self._conn.lock.locked()
         if is_free and not lease.ended and lease.can_wait():
             return True
@@ -332,7 +341,7 @@ class _LeasedCursor:
             lease.dirty = True
         self._close()
         self.let_go()
-        if held and self.opened_at is not None:  # last, since a warning may be made an error
+        if held and self.opened_at is not None:  # last: a filter may make the warning an error
             warnings.warn(
                 f"a cursor opened at {self.opened_at} was never closed, and held its connection "
                 "until now: use 'with connection.cursor() as cursor:'",
@@ -343,16 +352,24 @@ class _LeasedCursor:
 
 
 class _LeasedServerCursor(_LeasedCursor):
-    """Make a server-side cursor a holder: once a statement of it failed, it has no more rows."""
+    """Make a server-side cursor hold the lease until a statement fails: no rows are left then."""
 
-    #: Returns an error if the server has closed the cursor, with the savepoint that it was opened
-    #: in: any statement for it would fail on the server, and so doom the transaction.
+    #: Returns an error if the server has closed this cursor, at the end of the block that it was
+    #: opened in. A statement for this cursor would fail on the server and break the transaction.
     why_gone: Callable[[], Exception | None] | None = None
+
+    def execute(self, *args: Any, **kwargs: Any) -> Any:
+        while True:
+            try:
+                return super().execute(*args, **kwargs)
+            except psycopg.NotSupportedError as exc:
+                if not waits_for_executemany(self._conn, exc):
+                    raise
 
     def _statement_failed(self) -> None:
         lease = self._conn.lease
         if lease is not None:
-            lease.dirty = True  # it may be open on the server
+            lease.dirty = True  # the server may keep this cursor open
         self.let_go()
 
     def _declare_gen(self, query: Query, *args: object, **kwargs: object) -> PQGen[None]:
@@ -361,12 +378,12 @@ class _LeasedServerCursor(_LeasedCursor):
 
     def _close_gen(self) -> PQGen[None]:
         if self.why_gone is None or self.why_gone() is None:
-            yield from super()._close_gen()  # type: ignore[misc]
+            yield from sparing(self._conn, super()._close_gen())  # type: ignore[misc]
 
     def _fetch_gen(self, *args: object, **kwargs: object) -> PQGen[Any]:
         if self.why_gone is not None and (reason := self.why_gone()) is not None:
             raise reason
-        fetch_gen = super()._fetch_gen(*args, **kwargs)  # type: ignore[misc]
+        fetch_gen = sparing(self._conn, super()._fetch_gen(*args, **kwargs))  # type: ignore[misc]
         return self._letting_go(fetch_gen)
 
     def _letting_go(self, gen: PQGen[RV]) -> PQGen[RV]:
@@ -379,7 +396,7 @@ class _LeasedServerCursor(_LeasedCursor):
 
 @functools.lru_cache(maxsize=64)
 def leased_class(cursor_class: type[Any]) -> type[Any]:
-    """Return `cursor_class` for the cursors of a lease, which hold it."""
+    """Return a subclass of `cursor_class` whose cursors hold the lease of their connection."""
     on_server = issubclass(cursor_class, psycopg.ServerCursor)
     holder = _LeasedServerCursor if on_server else _LeasedCursor
     bases: Any = (holder, *abilities(cursor_class), cursor_class)
@@ -388,7 +405,7 @@ def leased_class(cursor_class: type[Any]) -> type[Any]:
 
 
 def adopt(cursor: T) -> T:
-    """Make a cursor that was made without the factories of its facade a holder of the lease."""
+    """Make `cursor` hold its lease if no factory of its facade has made it; return `cursor`."""
     if not isinstance(cursor, _LeasedCursor) and isinstance(cursor, psycopg.Cursor):
         cls: Any = leased_class(type(cursor))  # type: ignore[arg-type]  # a class has a hash
         cursor.__class__ = cls
@@ -397,6 +414,6 @@ def adopt(cursor: T) -> T:
 
 
 def let_go(cursor: object) -> None:
-    """Let a cursor hold its connection no longer: its rows are all in memory."""
+    """Let `cursor` stop holding its connection, because all its rows are in memory."""
     if isinstance(cursor, _LeasedCursor):
         cursor.let_go()

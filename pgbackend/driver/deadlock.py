@@ -1,11 +1,13 @@
-"""Tasks that hold connections and wait for each other's.
+"""Finds deadlocks: tasks that hold connections and wait for each other's.
 
-A task in the queue of a full pool waits for any of those who hold its connections. A holder may be
-in a queue itself, or await tasks that are. When everything that can be reached in this way waits,
-and the one who asks is part of it, no connection will ever come free for it.
+A task in the queue of a full pool waits for any of the tasks that hold connections of that pool.
+Such a holder may be in a queue itself, or await tasks that are. If all tasks that can be reached in
+this way wait, and the task that enters the queue is one of them, no connection will ever become
+free for that task.
 
-Only what is certain counts: a holder that waits for anything else, or is about to run, may give its
-connection back. So the search, which is made when a queue is entered, ends at the first of them.
+Only a certain deadlock counts: a holder that waits for anything else, or is about to run, may give
+its connection back. So the search, which is made when a task enters a queue, ends with the result
+"none" at the first such holder.
 """
 
 from __future__ import annotations
@@ -16,13 +18,13 @@ from typing import Any, TypeAlias
 
 Task: TypeAlias = "asyncio.Task[Any]"
 
-#: Who holds the connections that a task is in a queue for (None among them: not known); None if the
-#: task is in no queue.
+#: Returns the tasks that hold the connections of the pool in whose queue a task is (an unknown
+#: holder is None); returns None if the task is in no queue.
 Queued: TypeAlias = Callable[[Task], "Iterable[Task | None] | None"]
 
 
 def find(asking: Task, holders: Iterable[Task | None], queued: Queued) -> set[Task] | None:
-    """Return the tasks that wait for each other once `asking` waits for `holders`; else None."""
+    """Return the tasks of the deadlock if `asking` waits for `holders`; None if there is none."""
     found: set[Task] = set()
     todo = list(holders)
     while todo:
@@ -44,7 +46,7 @@ def waits_for(task: Task | None, future: asyncio.Future[Any] | None) -> bool:
 
 
 def _waits_for(task: Task | None, queued: Queued) -> list[Task | None]:
-    """Return tasks of which one must go on before `task` can; none if it may go on otherwise."""
+    """Return the tasks of which one must go on before `task` can; an empty list if none must."""
     future: asyncio.Future[Any] | None = getattr(task, "_fut_waiter", None)
     if task is None or future is None or future.done():
         return []
@@ -53,13 +55,13 @@ def _waits_for(task: Task | None, queued: Queued) -> list[Task | None]:
         return list(holders)
     if isinstance(future, asyncio.Task):
         return [future]
-    # gather() and TaskGroup may end early when one of theirs fails: so none of them may go on.
+    # gather() and TaskGroup end early if a task of theirs fails: so each of these can end the wait.
     awaited = getattr(future, "_children", None) or _group_of(task)
     return [one for one in awaited if not one.done()]
 
 
 def _group_of(task: Task) -> Iterable[Task]:
-    """Return the tasks of the `TaskGroup` at whose end `task` waits, if it does."""
+    """Return the tasks of the `TaskGroup` whose end `task` waits for; none if it waits for none."""
     coro: Any = task.get_coro()
     while hasattr(inner := getattr(coro, "cr_await", None), "cr_frame"):
         coro = inner

@@ -1,8 +1,8 @@
-"""Every exception that pgbackend raises itself.
+"""Defines the exceptions of pgbackend for its users.
 
-Each message says the cause and the cure. What can happen at run time is a `psycopg.Error`, so that
-Django wraps it like any other error of the driver; what only a mistake in a program can cause is a
-`RuntimeError`, and is not meant to be caught.
+Each message says the cause and the cure. An exception that may depend on load, timing or network
+is a `psycopg.Error`, so that Django wraps it like any other error of the driver. An exception that
+only a mistake in the program can cause is a `RuntimeError`, and is not meant to be caught.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 class NotGreen(RuntimeError):
     """Synchronous code waited for an awaitable where no greenlet of the bridge was running.
 
-    Start it with ``await pgbackend.aio.run(fn)``, which gives it one.
+    Call that code with ``await pgbackend.aio.run(fn)``, which runs it in a greenlet.
     """
 
 
 class PortalClosed(RuntimeError):
-    """Code waited where nothing can be waited for.
+    """Code tried to wait where nothing can be waited for.
 
-    That is, while its greenlet was being closed, or in a finalizer of the garbage collector's.
+    That is in a greenlet that is being closed, or in a finalizer that the garbage collector runs.
     """
 
 
@@ -61,5 +61,5 @@ class NothingCommitted(psycopg.OperationalError):
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
-        # `Database.errors.UniqueViolation`: code for psycopg takes this module for its `errors`.
+        # Code for psycopg takes this for `psycopg.errors`, as in `Database.errors.UniqueViolation`.
         return getattr(psycopg.errors, name)

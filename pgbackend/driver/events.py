@@ -1,7 +1,7 @@
-"""Defines the events of a pool, as frozen records, and the protocol of their listeners.
+"""Defines the events of a pool, as frozen records, and the hooks that are called for them.
 
-Data only. A hook is called on the event loop's thread and must not block; what it returns is
-ignored, and an exception in it is logged and does not reach the code that uses the connection.
+A hook is called in the thread of the event loop and must not block. Its result is ignored; an
+exception in a hook is logged and does not reach the code that uses the connection.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Leased:
     pool: str
     """The pool's name: the alias of the database."""
     backend_pid: int
-    """The process id of the server's session."""
+    """The process id of the server process that serves the connection."""
     waited: float
     """How long the task waited for the connection, in seconds."""
 
@@ -41,7 +41,7 @@ Event: TypeAlias = Leased | Released
 
 
 class Hook(Protocol):
-    """A listener for the events of all pools of the process."""
+    """A function that is called for each event of each pool of the process."""
 
     def __call__(self, event: Event, /) -> object: ...
 
@@ -50,7 +50,7 @@ hooks: list[Hook] = []
 
 
 def emit(event: Event) -> None:
-    """Tell `event` to every hook; an exception in one is logged."""
+    """Call every hook with `event`; log the exceptions that hooks raise."""
     for hook in tuple(hooks):
         try:
             hook(event)

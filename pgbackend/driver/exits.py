@@ -1,9 +1,10 @@
 """Lets the event loops of daemon threads stand still before the interpreter ends.
 
-Before Python 3.14, a daemon thread that needs the interpreter while that ends is ended where it
-stands, by ``pthread_exit()``. This unwinds its C stack; and if green code runs in the thread, there
-are C++ frames of greenlet on it, whose destructors call the interpreter: the process crashes. (From
-3.14 on, such a thread waits for ever.)
+Before Python 3.14, a daemon thread that needs the interpreter while the interpreter ends is ended
+on the spot by ``pthread_exit()``, which unwinds the thread's C stack. If green code runs in the
+thread, its stack has C++ frames of greenlet, whose destructors call the interpreter: the process
+crashes. So each loop is made to sleep in a callback, where no green code is on the stack. (From
+3.14 on, such a thread waits for ever, and nothing needs to be done.)
 """
 
 from __future__ import annotations
@@ -20,21 +21,21 @@ from .forks import after_fork
 #: Seconds for which the end of the interpreter waits for all loops to stand still.
 WAIT = 1.0
 
-#: Seconds for which a loop stands still. By then the process has ended, unless something that is
-#: called at exit later takes longer, or waits for the loop.
+#: Seconds for which a loop stands still. The process should end within them; a loop goes on if it
+#: does not, because an exit handler that is called later takes longer, or waits for the loop.
 STANDSTILL = 1.0
 
 _loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
-after_fork(_loops.clear)  # their threads are not in the child, and would be waited for
+after_fork(_loops.clear)  # a child lacks the threads of these loops, and would wait for them
 
 
 def stand_still_at_exit(loop: asyncio.AbstractEventLoop) -> None:
-    """Let `loop`, on which green code runs, stand still outside of it when the interpreter ends."""
+    """Make `loop`, which runs green code, stand still when the interpreter begins to end."""
     _loops.add(loop)
 
 
 def _stand_still() -> None:
-    """Wait until each loop that runs has come to where no green code is on its thread's stack."""
+    """Wait until each running loop stands still, with no green code on its thread's stack."""
     here = asyncio._get_running_loop()
     standing = [_ask(loop) for loop in list(_loops) if loop.is_running() and loop is not here]
     deadline = monotonic() + WAIT

@@ -1,11 +1,11 @@
 """Finalizers that the garbage collector runs: they cannot wait, and errors in them are reported.
 
 Note [Finalizers]
-The garbage collector keeps lists of objects on the C stack, which a switch of greenlets would move
-away under its hands: the interpreter crashes. So `Portal.suspend()` refuses to wait in a finalizer
-that the collector runs. Such a finalizer can do to a connection what code in a closed portal can
-do: use synchronous means. A portal whose coroutine the collector closes is unwound when the
-collection is over.
+While the garbage collector runs, it keeps lists of objects on the C stack. A switch of greenlets
+would move that stack away, and the interpreter would crash. So `Portal.suspend()` refuses to wait
+in a finalizer that the collector runs. Like code in a closed portal, such a finalizer can do with a
+connection only what needs no wait. If the collector closes the coroutine of a portal, the portal is
+unwound when the collection is over.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from collections.abc import Callable
 
 from .errors import PortalClosed
 
-#: The thread in which a collection runs; empty at most times. To be read only.
+#: The identity of the thread in which the garbage collector runs; usually empty. Do not change it.
 collecting: list[int] = []
 
-#: Functions to be called when the running collection is over; usually empty.
+#: Functions to call when the running garbage collection is over; usually empty.
 after_collection: list[Callable[[], None]] = []
 
 
@@ -45,15 +45,15 @@ def check_not_collecting() -> None:
     if collecting and is_collecting():
         raise PortalClosed(
             "a finalizer that the garbage collector runs cannot wait for the database: close the "
-            "generator, or leave the block, before the last reference is dropped"
+            "generator, or leave the 'with' statement, before the last reference is dropped"
         )
 
 
 class RaisesWhenFreed:
-    """Report an error that no code waits for to `sys.unraisablehook`: as an error of green code.
+    """Raises an error in its own finalizer, to report it to `sys.unraisablehook`.
 
-    CPython's own hook takes an argument of a type of its own, which only the interpreter can make;
-    the interpreter makes one for an error that a finalizer raises.
+    It is for an error of green code that no caller would get. Only the interpreter can make the
+    argument of the hook, which it does for an error that a finalizer raises.
     """
 
     __slots__ = ("error",)
@@ -65,4 +65,4 @@ class RaisesWhenFreed:
         try:
             raise self.error
         finally:
-            del self  # which this frame, and so the error's traceback, would keep
+            del self  # or the error's traceback keeps it, by this frame

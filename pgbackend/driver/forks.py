@@ -1,4 +1,4 @@
-"""Lets a forked child forget what is its parent's: the one hook that the interpreter calls."""
+"""Lets a forked child forget what belongs to its parent: the driver's only fork hook."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ _forgets: list[Callable[[], None]] = []
 
 
 def after_fork(forget: _Forget) -> _Forget:
-    """Let each forked child call `forget`; the last that is registered comes first.
+    """Let each forked child call `forget`; return `forget`.
 
-    So a module forgets before those that it imports.
+    Functions that were registered later are called first: so each module forgets before the modules
+    that it imports.
     """
     _forgets.insert(0, forget)
     return forget

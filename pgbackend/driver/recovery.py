@@ -113,7 +113,11 @@ async def cancel_while_locked(connection: psycopg.Connection[Any]) -> None:
     """Cancel the statement of a task that has the lock of `connection`, until it gives that up."""
     pgconn, lock = connection.pgconn, connection.lock
     with contextlib.suppress(psycopg.Error):
-        while lock.locked() and pgconn.transaction_status == _ACTIVE:
+        while (
+            lock.locked()
+            and pgconn.transaction_status == _ACTIVE
+            and not getattr(connection, "spares_statement", False)
+        ):
             await ask_to_cancel(connection, CLEANUP_BUDGET)
             until = monotonic() + _CANCEL_INTERVAL  # it may have come before the statement did
             while lock.locked() and monotonic() < until:  # noqa: ASYNC110 - no event

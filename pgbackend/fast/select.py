@@ -10,7 +10,7 @@ Note [Usual statements]
 Django asks some twenty parts of a query for their SQL, most of which have none. For a usual query
 (a model's own columns, not grouped, not combined, not locked), `Selects.as_sql()` asks only the
 parts that it has. With the shortcut `known`, the SQL of a SELECT with one comparison is cached as a
-whole. The SQL equals Django's to the letter (`tests/backend/test_compiler.py`). Derived compilers
+whole. The SQL equals Django's to the letter (`tests/fast/test_compiler.py`). Derived compilers
 and queries are left to Django; so are all, if one of the methods in `_for_select` is patched.
 """
 

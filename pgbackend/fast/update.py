@@ -2,7 +2,7 @@
 
 `save()` makes such an UPDATE, and so does most of ``filter(pk=...).update(...)``. Only the parts
 that the UPDATE has are written; the SQL equals Django's to the letter
-(`tests/backend/test_compiler.py`). Django resolves the assigned expressions once more; this module
+(`tests/fast/test_compiler.py`). Django resolves the assigned expressions once more; this module
 does not, because they were resolved when they were added to the query.
 """
 

@@ -17,8 +17,8 @@ class Closing(Leasing):
 
     def close(self) -> None:
         """Close the connection; green and outside a transaction, give it back at once."""
-        if state.has_joined_test(self):
-            self._close_own()
+        if state.has_joined_test(self) or state.has_outlived_block(self):
+            self._close_own()  # the transaction's connection is not that code's to close
             return
         current = state.current_state(self)
         current.asked = False

@@ -75,9 +75,15 @@ class Cursors(Transactions):
         state.take_turn(self)
         current, session = state.state_and_session(self)
         if not current.pooled:
-            cursor = super()._cursor(name)
+            try:
+                cursor = super()._cursor(name)
+            except (AttributeError, InterfaceError):
+                # The transaction may have ended meanwhile, in the thread that has begun it.
+                state.check_not_ended(self)
+                raise
             if self.lent or current is not self._own or _get_running_loop() is not None:
-                let_take_turns(cursor.cursor, partial(state.take_turn, self))
+                take_turn = partial(state.take_turn, self)
+                let_take_turns(cursor.cursor, take_turn, partial(state.check_not_ended, self))
             return cursor
         compiled = session is not None and session.compiled
         current = self.begin_if_due(current)
@@ -102,7 +108,7 @@ class Cursors(Transactions):
                 with self.wrap_database_errors:
                     cursor = self.create_cursor(name)
             if lease is not None:
-                if name and (block := state.named_block(self)) is not None:
+                if name and (block := state.current_block(self)) is not None:
                     cursor.why_gone = block.why_cursors_are_gone
                 if name or not compiled:
                     lease.opened_at = frames.place()

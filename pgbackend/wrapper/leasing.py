@@ -8,12 +8,15 @@ connection (`ensure_connection()`, and patches of it that refuse) is told what D
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
-from django.db import Error
+from django.db import Error, connections
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
 
 from pgbackend import state, transactions
 from pgbackend.driver import bridge
+from pgbackend.driver.connection import LEASE_ENDED
+from pgbackend.driver.errors import LeaseEnded
 from pgbackend.driver.lease import Lease
 from pgbackend.driver.pool import Pool
 from pgbackend.driver.vouching import vouching
@@ -138,17 +141,14 @@ class Leasing(Connecting):
         if lease is None:
             with self.wrap_database_errors:
                 lease = self._get_lease(transaction)
-        if transaction is not None and transaction.innermost is None:
-            lease.end()
-            state.take_turn(self)  # raises: the block has ended while its task waited
-        current.take(lease)
         if transaction is not None:
-            lease.pin()
-            lease.task = transaction.owner  # the task that has begun the block ends the lease
-            lease.connection.turns = transaction
-            # psycopg begins with the first statement.
-            lease.connection._autocommit = False  # noqa: SLF001
-        elif session is not None:
+            if not transaction.take(lease):
+                lease.end()
+                state.take_turn(self)  # raises: the block has ended while its task waited
+                raise LeaseEnded(LEASE_ENDED)
+            return lease
+        current.take(lease)
+        if session is not None:
             session.watch()
             if session.pins:
                 lease.pin()
@@ -166,7 +166,11 @@ class Leasing(Connecting):
         return bridge.await_(asyncio.wrap_future(leasing))
 
     def _lease_at_home(self) -> Lease:
-        return self._async_pool().lease()
+        # A pool that is made here outlives this thread's wrapper, which no other thread may use.
+        at_home: Any = connections[self.alias]
+        lender = at_home if at_home.settings_dict is self.settings_dict else self
+        lease: Lease = lender._async_pool().lease()  # noqa: SLF001 - ours
+        return lease
 
     # --- Patches and overrides that may refuse ---
 

@@ -51,6 +51,8 @@ class Transactions(Closing):
         self.check_context("set_autocommit")
         current = state.current_state(self)
         if current.pooled:
+            if not autocommit and not force_begin_transaction_with_broken_autocommit:
+                state.check_not_ended(self)
             if PostgresDatabaseWrapper.set_autocommit is _SET_AUTOCOMMIT:
                 self._set_autocommit_pooled(current, autocommit)
             else:  # a patch
@@ -106,7 +108,6 @@ class Transactions(Closing):
         """Begin a transaction if AUTOCOMMIT is off and there is none; return the state to use."""
         if current.transaction is not None or current.autocommit:
             return current
-        state.check_not_ended(self)
         self.set_autocommit(False)
         return state.current_state(self)
 
@@ -184,26 +185,36 @@ class Transactions(Closing):
 
     def _commit(self) -> None:
         djangos: Any = PostgresDatabaseWrapper
+        connection = self.connection or self._find_connection_to_end(state.current_state(self))
         if self.queries_logged or djangos._commit is not _COMMIT:  # noqa: SLF001
             self._log_without_connection("COMMIT")
             super()._commit()
-        elif (connection := self.connection) is not None:
+        elif connection is not None:
             with self.wrap_database_errors:
                 connection.commit()
 
     def commit_pooled(self, current: State) -> None:
         """Commit as `commit()` does, without its observers; see fast/blocks.py."""
-        if current.connection is not None:
+        connection = current.connection or self._find_connection_to_end(current)
+        if connection is not None:
             with self.wrap_database_errors:
-                current.connection.commit()
+                connection.commit()
         current.errors_occurred = False
         current.run_commit_hooks_on_set_autocommit_on = True
+
+    def _find_connection_to_end(self, current: State) -> Any:
+        """Return the connection that a thread has leased just now; None if none will be leased."""
+        if current.transaction is not None:
+            current.transaction.end_unleased()
+        return current.connection
 
     def rollback(self) -> None:
         with postpone_delivery():
             super().rollback()
 
     def _rollback(self) -> None:
+        if self.connection is None:
+            self._find_connection_to_end(state.current_state(self))
         self._log_without_connection("ROLLBACK")
         super()._rollback()
 

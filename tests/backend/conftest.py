@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-
-from tests.support.fixtures import leases, make_books, site, threads  # noqa: F401 - pytest's
-
-
-@pytest.fixture(autouse=True)
-def _fresh_sessions(transactional_db: None) -> Iterator[None]:
-    """Let each test commit; pytest-django empties the tables afterwards."""
-    yield
+from tests.support.fixtures import (  # noqa: F401 - pytest's
+    fresh_tables,
+    leases,
+    make_books,
+    site,
+    threads,
+    transactional_db,
+)

@@ -100,6 +100,7 @@ def test_atomic_rolls_back_in_an_async_view(run: Runner, site: Site, threads: li
     assert threads == []
 
 
+@pytest.mark.slow
 def test_iterator_reads_50_000_rows_in_bounded_memory(
     run_once: Runner, site: Site, threads: list[str]
 ) -> None:
@@ -258,6 +259,7 @@ def test_sync_views_keep_their_thread(
     assert threads, "a view that may block must not run on the loop"
 
 
+@pytest.mark.slow
 def test_hundreds_of_requests_share_four_connections(
     run_once: Runner, site: Site, make_books: Callable[..., list[Book]], threads: list[str]
 ) -> None:

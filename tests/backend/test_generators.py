@@ -425,6 +425,23 @@ def test_a_pool_of_one_serves_the_task_that_has_left_a_generator(run: Runner) ->
         run(main())
 
 
+def test_the_task_whose_generator_another_has_closed_may_use_any_cursor(run: Runner) -> None:
+    def with_cursor() -> Any:
+        with connection.cursor() as cursor:
+            return cursor.execute("SELECT 1").fetchone()
+
+    async def main() -> None:
+        generator = writing("undone", "undone too")
+        await anext(generator)
+        await in_task(generator.aclose())
+        assert await aio.run(with_cursor) == (1,)
+        await aio.run(connection.ensure_connection)
+        await Entry.objects.acreate(text="kept")
+        assert [entry.text async for entry in Entry.objects.all().aiterator()] == ["kept"]
+
+    run(main())
+
+
 @pytest.mark.parametrize("nested", [False, True], ids=["alone", "nested"])
 def test_a_generator_that_another_task_closes_is_rolled_back(run: Runner, nested: bool) -> None:
     async def around() -> None:

@@ -81,6 +81,7 @@ async def _request(name: str, schedule: Schedule, parent_used: bool) -> tuple[in
     return pid, [query["sql"] for query in queries.captured_queries]
 
 
+@pytest.mark.sweep(one_in=4)
 @pytest.mark.parametrize("parent_used", [False, True], ids=["fresh parent", "used parent"])
 def test_four_requests_that_overlap_in_every_order_share_nothing(
     run: Runner, parent_used: bool

@@ -34,7 +34,7 @@ COUNT = f"SELECT count(*) FROM {Tag._meta.db_table}"
 
 
 @pytest.fixture(autouse=True)
-def _tags(_fresh_sessions: None) -> None:
+def _tags(fresh_tables: None) -> None:
     Tag.objects.bulk_create(Tag(name=str(number)) for number in range(ROWS))
 
 
@@ -171,6 +171,7 @@ def count_by_iterator(gate: Gate | None = None) -> int:
 WORK = [update, count_by_cursor, count_by_iterator]
 
 
+@pytest.mark.sweep(one_in=6)
 @pytest.mark.filterwarnings("ignore:a cursor opened at:ResourceWarning")
 @pytest.mark.parametrize("how", ["in the loop's thread", "in another thread"])
 @pytest.mark.parametrize("work", WORK)
@@ -214,6 +215,7 @@ def collect(at: int) -> Interrupt:
     return interrupt
 
 
+@pytest.mark.sweep(one_in=6)
 @pytest.mark.filterwarnings("ignore:a cursor opened at:ResourceWarning")
 @pytest.mark.filterwarnings("ignore:task .* has ended with:ResourceWarning")
 @pytest.mark.parametrize("work", WORK)

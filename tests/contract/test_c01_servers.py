@@ -58,6 +58,7 @@ async def _ask(server: Server, count: int) -> list[Any]:
         return [answer.json() if answer.status_code == 200 else answer.text for answer in answers]
 
 
+@pytest.mark.sweep(one_in=3)
 @pytest.mark.parametrize("name", KINDS)
 def test_concurrent_requests_get_their_own_answers(
     servers: dict[str, Server], name: str, admin: psycopg.Connection[Any]
@@ -117,6 +118,7 @@ def test_consumers_of_channels_use_plain_querysets(servers: dict[str, Server], n
     wait_for(lambda: not Tag.objects.exists(), "disconnect() has deleted")
 
 
+@pytest.mark.slow
 def test_servers_end_in_silence_and_leave_no_session(
     servers: dict[str, Server], admin: psycopg.Connection[Any]
 ) -> None:

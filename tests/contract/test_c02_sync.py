@@ -196,12 +196,13 @@ def test_management_commands_say_the_same(told: Any) -> None:
     assert "class Probed(models.Model)" in said["inspectdb"]
 
 
+@pytest.mark.slow
 @pytest.mark.shortcut("select")
 def test_sync_code_is_not_slower(environment: dict[str, str]) -> None:
     """Compare the time of one process's processor, with both engines in turns.
 
     The time of the server does not count. The bound leaves room for a machine that does other
-    things: 1.02 is the usual maximum. tests/backend/test_cost.py counts what a busy machine cannot
+    things: 1.02 is the usual maximum. tests/fast/test_cost.py counts what a busy machine cannot
     blur.
     """
     found = ask(environment, COST, "--json", "--stacks", "sync", "--rounds", "41", "--count", "30")

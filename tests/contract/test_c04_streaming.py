@@ -176,6 +176,7 @@ def fail(count: int) -> None:
     raise ZeroDivisionError
 
 
+@pytest.mark.sweep(one_in=4)
 @pytest.mark.parametrize("count", range(ROWS + 1))
 @pytest.mark.parametrize("abandon", [close, leave_the_loop, drop, drop_in_a_cycle, fail])
 def test_iterator_gives_its_connection_back_wherever_it_is_abandoned(
@@ -234,6 +235,7 @@ async def _aclose(rows: Any) -> None:
     await rows.aclose()
 
 
+@pytest.mark.sweep(one_in=4)
 @pytest.mark.parametrize("count", range(ROWS + 1))
 @pytest.mark.parametrize(
     "abandon",
@@ -270,6 +272,7 @@ def test_aclose_of_an_aiterator_has_given_its_connection_back_when_it_returns(
     run(main())
 
 
+@pytest.mark.sweep(one_in=4)
 @pytest.mark.parametrize("count", range(ROWS + 1))
 @pytest.mark.parametrize("between", [False, True], ids=["in a fetch", "between rows"])
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["iterator", "aiterator"])

@@ -302,6 +302,7 @@ async def check_every_schedule(
     raise AssertionError
 
 
+@pytest.mark.sweep(one_in=2)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_interleaving_of_three_tasks_with_nested_blocks_keeps_all_rows(
     run: Runner, shape: str
@@ -312,6 +313,7 @@ def test_every_interleaving_of_three_tasks_with_nested_blocks_keeps_all_rows(
     run(main(), timeout=120)
 
 
+@pytest.mark.sweep(one_in=3)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_failure_at_each_place_of_every_interleaving_loses_its_block_and_no_other(
     run: Runner, kind: str
@@ -326,6 +328,7 @@ def test_a_failure_at_each_place_of_every_interleaving_loses_its_block_and_no_ot
     run(main(), timeout=120)
 
 
+@pytest.mark.sweep(one_in=3)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_failure_at_each_place_three_blocks_deep_loses_its_block_and_no_other(

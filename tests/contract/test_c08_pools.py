@@ -573,6 +573,7 @@ def by_link(link: Link, **options: Any) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 def test_an_outage_of_16_seconds_is_told_at_once_and_ends_within_a_second(
     run: Runner, link: Link
 ) -> None:

@@ -337,6 +337,7 @@ OBSERVED = [
 ]
 
 
+@pytest.mark.sweep(one_in=4)
 @pytest.mark.usefixtures("tags")
 @pytest.mark.parametrize("observer, statement", OBSERVED)
 @RESETS
@@ -385,6 +386,7 @@ def observed(work: Callable[[], Any]) -> Callable[[], None]:
     return within
 
 
+@pytest.mark.sweep(one_in=4)
 @pytest.mark.parametrize("name", ["_cursor", "create_cursor", "make_cursor", "_prepare_cursor"])
 @pytest.mark.parametrize("statement", ["count", "create", "update", "savepoint", "stream"])
 @pytest.mark.usefixtures("tags")
@@ -598,6 +600,7 @@ def rows(transactional_db: None) -> Iterator[None]:
         yield
 
 
+@pytest.mark.sweep(one_in=4)
 @pytest.mark.usefixtures("rows")
 @pytest.mark.parametrize("name", EXPRESSIONS)
 @pytest.mark.parametrize(

@@ -548,6 +548,7 @@ BROKEN: dict[str, dict[str, Any]] = {
 OF_THE_POOL = {"bad pool", "bad size", "bad reset"}
 
 
+@pytest.mark.sweep(one_in=4)
 @pytest.mark.parametrize(
     ("name", "context"),
     [

@@ -278,6 +278,7 @@ def another_engine() -> Iterator[None]:
         del connections.settings["foreign"]
 
 
+@pytest.mark.sweep(one_in=4)
 @pytest.mark.parametrize("engines", ["pgbackend", "another too"])
 @pytest.mark.parametrize("view", [sync_view, async_view])
 @pytest.mark.parametrize("outermost", KINDS)

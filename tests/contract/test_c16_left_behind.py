@@ -55,6 +55,7 @@ def scene(watch: psycopg.Connection[Any], request: pytest.FixtureRequest) -> Ite
     scene.end_sessions()
 
 
+@pytest.mark.sweep(one_in=12)
 @pytest.mark.parametrize(
     ("thing", "way"),
     [
@@ -108,6 +109,7 @@ def test_the_end_of_a_task_gives_back_what_it_holds_and_says_where_it_was_opened
 # --- The end of the loop --------------------------------------------------------------------------
 
 
+@pytest.mark.sweep(one_in=5)
 @pytest.mark.parametrize(
     "next_", [left_behind.count, left_behind.for_ever], ids=["done", "waiting"]
 )

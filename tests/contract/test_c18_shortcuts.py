@@ -2,7 +2,7 @@
 
 A patch, mock, derived class or change at run time takes effect at once, green and in sync code,
 before and after first use: for each function that a shortcut bypasses, too. The registry is tested
-in `tests/backend/test_registry.py`.
+in `tests/fast/test_registry.py`.
 """
 
 from __future__ import annotations
@@ -318,6 +318,7 @@ def forget_what_is_kept() -> None:
             delattr(model._meta, name)
 
 
+@pytest.mark.sweep(one_in=8)
 # Django 5.2 takes a proxy of this old method for one of the project's, and warns, on each engine.
 @pytest.mark.filterwarnings("ignore:.*field_cast_sql:DeprecationWarning")
 @pytest.mark.parametrize("used_before", [False, True], ids=["before first use", "afterwards"])
@@ -351,6 +352,7 @@ def calls_on_stock(conninfo: str) -> dict[str, int]:
     return counts
 
 
+@pytest.mark.sweep(one_in=4)
 @pytest.mark.parametrize("used_before", [False, True], ids=["before first use", "afterwards"])
 @pytest.mark.parametrize("on", ["class", "class, by a proxy", "object"])
 @pytest.mark.parametrize("name", CALLED)

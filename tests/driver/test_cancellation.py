@@ -160,6 +160,7 @@ def name_of(thing: Any) -> str:
     return str(thing.__name__).strip("_")
 
 
+@pytest.mark.sweep(one_in=8)
 @pytest.mark.parametrize("mode", CANCELLING, ids=name_of)
 @pytest.mark.parametrize("operation", OPERATIONS, ids=name_of)
 def test_an_operation_that_is_cancelled_anywhere_leaves_everything_whole(
@@ -207,6 +208,7 @@ def at_yield(mode: Mode, at: int, yields: list[int]) -> Interrupt:
     return interrupt
 
 
+@pytest.mark.sweep(one_in=6)
 @pytest.mark.parametrize("mode", [early, close, drop], ids=name_of)
 @pytest.mark.parametrize("operation", OPERATIONS, ids=name_of)
 def test_an_operation_that_is_interrupted_where_it_yields_leaves_everything_whole(
@@ -753,6 +755,7 @@ def copying_in(cursor: Any, table: str) -> Any:
     return cursor.copy(f"COPY {table} FROM STDIN")
 
 
+@pytest.mark.sweep(one_in=4)
 @pytest.mark.parametrize("begin", [copying_out, copying_in, streaming])
 @pytest.mark.parametrize("how", ["cancelled", "failed"])
 def test_what_is_left_in_its_midst_while_the_server_is_silent_ends_soon(

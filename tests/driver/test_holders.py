@@ -1035,6 +1035,7 @@ def do_fail(lease: Lease) -> None:
     cursor.close()
 
 
+@pytest.mark.sweep(one_in=8)
 @pytest.mark.parametrize("mode", [collect, collect_late, collect_in_a_thread])
 @pytest.mark.parametrize("kind", ["client", "server"])
 @pytest.mark.parametrize(

@@ -170,6 +170,7 @@ def test_a_failed_start_shows_the_log_and_leaves_no_throwaway(base: Path) -> Non
     assert list(base.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_two_major_versions_live_side_by_side(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not INSTALLED.is_dir():
         pytest.skip("needs an installed PostgreSQL 15")
@@ -185,6 +186,7 @@ def test_two_major_versions_live_side_by_side(base: Path, monkeypatch: pytest.Mo
 # --- Users that come and go, as root and as an ordinary user -----------------------------------
 
 
+@pytest.mark.sweep(one_in=2)
 def test_two_cold_at_once_share_one_server(spawn: Spawn, account: Account, base: Path) -> None:
     users = [spawn(), spawn()]
     one, two = (postmaster(url_of(user)) for user in users)  # root may connect to anyone's
@@ -195,6 +197,7 @@ def test_two_cold_at_once_share_one_server(spawn: Spawn, account: Account, base:
         assert base.stat().st_uid == owner, "an ordinary user's data stay below base"
 
 
+@pytest.mark.slow
 def test_one_of_two_killed_leaves_the_server_to_the_other(spawn: Spawn) -> None:
     one, two = spawn(), spawn()
     url, _ = url_of(one), url_of(two)
@@ -209,6 +212,7 @@ def test_one_of_two_killed_leaves_the_server_to_the_other(spawn: Spawn) -> None:
     wait_until(lambda: gone(url), "server stopped after its last user ended")
 
 
+@pytest.mark.slow
 def test_all_users_killed_ends_the_server(spawn: Spawn, world: World) -> None:
     users = [spawn() for _ in range(4)]
     url, *_ = [url_of(user) for user in users]
@@ -220,6 +224,7 @@ def test_all_users_killed_ends_the_server(spawn: Spawn, world: World) -> None:
     assert gone(url)
 
 
+@pytest.mark.sweep(one_in=2)
 def test_ctrl_c_ends_the_server(spawn: Spawn, world: World) -> None:
     user = spawn()
     url = url_of(user)
@@ -229,6 +234,7 @@ def test_ctrl_c_ends_the_server(spawn: Spawn, world: World) -> None:
     assert gone(url)
 
 
+@pytest.mark.slow
 def test_a_user_killed_in_the_middle_of_the_start(spawn: Spawn, base: Path, world: World) -> None:
     user = spawn()
     wait_until(lambda: list(base.glob("*/data.new")), "initdb began")
@@ -238,6 +244,7 @@ def test_a_user_killed_in_the_middle_of_the_start(spawn: Spawn, base: Path, worl
     assert not gone(url_of(spawn()))
 
 
+@pytest.mark.slow
 def test_killed_with_its_postmaster_recovers(spawn: Spawn) -> None:
     user = spawn()
     url = url_of(user)
@@ -250,6 +257,7 @@ def test_killed_with_its_postmaster_recovers(spawn: Spawn) -> None:
     assert ask(url, "SELECT count(*) FROM kept") == "1"
 
 
+@pytest.mark.slow
 @once
 def test_a_crashed_server_is_started_again_for_the_next_user(spawn: Spawn) -> None:
     first = spawn()
@@ -261,6 +269,7 @@ def test_a_crashed_server_is_started_again_for_the_next_user(spawn: Spawn) -> No
     assert postmaster(url) != before
 
 
+@pytest.mark.slow
 @once
 def test_a_killed_keeper_is_replaced_by_the_next_user(spawn: Spawn, world: World) -> None:
     first = spawn()
@@ -271,6 +280,7 @@ def test_a_killed_keeper_is_replaced_by_the_next_user(spawn: Spawn, world: World
     assert url_of(spawn()) == url
 
 
+@pytest.mark.slow
 @once
 def test_the_process_number_of_a_stranger_in_a_stale_pid_file(spawn: Spawn, base: Path) -> None:
     user = spawn()
@@ -290,6 +300,7 @@ def test_the_process_number_of_a_stranger_in_a_stale_pid_file(spawn: Spawn, base
         stranger.communicate()
 
 
+@pytest.mark.slow
 def test_a_long_base_with_odd_letters(spawn: Spawn, base: Path, world: World) -> None:
     odd = base / ("long" * 30) / 'it\'s "$HOME", {ü}'
     world.add(odd)
@@ -310,6 +321,7 @@ def test_a_long_base_with_odd_letters(spawn: Spawn, base: Path, world: World) ->
 # --- Root --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @only_root
 def test_root_with_the_wheel_and_base_below_a_closed_home(
     tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
@@ -347,6 +359,7 @@ def test_root_with_the_wheel_and_base_below_a_closed_home(
     assert not Path(pg.params["HOST"]).parent.parent.exists()
 
 
+@pytest.mark.slow
 @only_root
 def test_deleting_base_deletes_data_that_are_elsewhere(tmp_path: Path, world: World) -> None:
     base = tmp_path / "demo"

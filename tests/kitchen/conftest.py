@@ -27,10 +27,6 @@ SERVED = "served-desk"  # the application_name of its connections
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "browser: drives a page in Chromium")
-
-
 @pytest.fixture(autouse=True)
 def _empty_tables_afterwards(transactional_db: None) -> None:
     """Empty the tables after each test: tests commit, because announcements are sent at commit."""

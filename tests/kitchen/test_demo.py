@@ -44,6 +44,7 @@ def start(tmp_path: Path, empty_database: str) -> Iterator[Any]:
         demo.stop(signal.SIGKILL)
 
 
+@pytest.mark.sweep(one_in=2)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_serves_its_pages_and_closes_on_a_signal(start, number) -> None:
     demo = start(KITCHEN_SERVICE_SECONDS="0")
@@ -69,6 +70,7 @@ def test_it_serves_its_pages_and_closes_on_a_signal(start, number) -> None:
     assert rest.split(maxsplit=1)[1].strip() == "The kitchen is closed."
 
 
+@pytest.mark.slow
 def test_the_chef_signs_in_with_the_password_that_is_printed(start) -> None:
     demo = start()
     with httpx.Client(base_url=demo.address(), trust_env=False) as client:
@@ -80,6 +82,7 @@ def test_the_chef_signs_in_with_the_password_that_is_printed(start) -> None:
         assert client.get("/admin/").status_code == 200
 
 
+@pytest.mark.slow
 def test_a_password_that_was_given_is_not_printed(start) -> None:
     demo = start(KITCHEN_PASSWORD="only the chef knows")
     demo.address()
@@ -87,6 +90,7 @@ def test_a_password_that_was_given_is_not_printed(start) -> None:
     assert "only the chef knows" not in demo.output
 
 
+@pytest.mark.slow
 def test_it_opens_again_with_what_was_there(start) -> None:
     first = start()
     orders = httpx.post(
@@ -137,6 +141,7 @@ def test_what_cannot_be_is_said_without_a_traceback(args, env, says) -> None:
     assert not done.stdout
 
 
+@pytest.mark.slow
 def test_commands_of_django_pass_through(empty_database) -> None:
     done = run("manage", "migrate", "--check", DATABASE_URL=empty_database)
     assert done.returncode == 1, "nothing is migrated yet"
@@ -145,6 +150,7 @@ def test_commands_of_django_pass_through(empty_database) -> None:
     assert missing.returncode == 0, missing.stdout
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_no_connection_behind(start, admin) -> None:
     demo = start()
     httpx.get(f"{demo.address()}/board/", trust_env=False)

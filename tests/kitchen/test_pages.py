@@ -12,7 +12,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from kitchen.models import Order
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 def one(page: Any, selector: str) -> Any:

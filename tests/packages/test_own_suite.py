@@ -7,6 +7,7 @@ import pytest
 from tests.support.processes import Program, run_all
 
 
+@pytest.mark.slow
 @pytest.mark.suite
 def test_the_own_tests_of_django_tenants_have_stocks_outcomes_sync_and_green(
     conninfo: str,

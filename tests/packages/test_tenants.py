@@ -34,6 +34,7 @@ def seen(conninfo: str) -> dict[bool, dict[str, Any]]:
     return dict(zip(LIMIT_SET_CALLS, answers, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", LIMIT_SET_CALLS, ids=["", "limit_set_calls"])
 def test_2000_requests_of_50_tenants_read_and_write_their_own(
     seen: dict[bool, dict[str, Any]], limit: bool

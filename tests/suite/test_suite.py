@@ -14,6 +14,7 @@ from tests import server
 from .__main__ import CANNOT
 
 
+@pytest.mark.slow
 @pytest.mark.suite
 @pytest.mark.parametrize(
     "arguments",

@@ -1,8 +1,9 @@
-"""Defines fixtures of the backend's and the contract's tests: a site, some books, observers."""
+"""Defines fixtures of the backend's and the contract's tests: a site, books, observers."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from django.db import connections
+from django.db import connection, connections
 
 import pgbackend
 
@@ -76,6 +77,47 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setattr(threading.Thread, "start", recorded_start)
     monkeypatch.setattr(ThreadPoolExecutor, "submit", recorded_submit)
     yield seen
+
+
+@pytest.fixture
+def transactional_db(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
+    """Let tests commit, and empty only the tables that a test has written to.
+
+    pytest-django's fixture of this name empties every table, and makes Django's own rows again;
+    there are thousands of tests here.
+    """
+    with django_db_blocker.unblock():
+        yield
+        _empty_tables()
+
+
+@pytest.fixture(autouse=True)
+def fresh_tables(transactional_db: None) -> Iterator[None]:
+    """Let each test commit."""
+    yield
+
+
+def _empty_tables() -> None:
+    from django.contrib.contenttypes.models import ContentType
+
+    written = " UNION ALL ".join(
+        f"SELECT '{name}' WHERE EXISTS (SELECT FROM {name})" for name in _tables()
+    )
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(written)
+            if names := [name for (name,) in cursor.fetchall()]:
+                cursor.execute(f"TRUNCATE {', '.join(names)} CASCADE")
+    finally:  # if this session has died, the next test gets another
+        connection.close()
+    ContentType.objects.clear_cache()
+
+
+@functools.cache
+def _tables() -> list[str]:
+    """Return the tables of all models, except for those that Django has filled itself."""
+    kept = {"django_content_type", "auth_permission"}
+    return sorted(set(connection.introspection.django_table_names()) - kept)
 
 
 @pytest.fixture

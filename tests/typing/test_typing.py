@@ -94,6 +94,7 @@ def marked() -> set[tuple[str, int]]:
     }
 
 
+@pytest.mark.slow
 def test_what_the_pages_show_passes_and_each_mistake_is_refused(messages: Messages) -> None:
     unexpected = {place: text for place, text in messages.items() if place not in marked()}
     passed = marked() - set(messages)
@@ -119,6 +120,7 @@ _PUBLIC = re.compile(
 )
 
 
+@pytest.mark.slow
 def test_the_public_surface_has_no_unknown_type() -> None:
     report = report_of_pyright("--ignoreexternal", "--verifytypes", "pgbackend")
     symbols = report["typeCompleteness"]["symbols"]

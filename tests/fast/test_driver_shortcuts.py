@@ -24,12 +24,16 @@ from pgbackend.driver.shortcuts import NO_OTHERS, Switches, is_psycopgs, looking
 from pgbackend.fast.fingerprints import find
 from pgbackend.fast.registry import SHORTCUTS
 from tests.conftest import Runner
+from tests.driver.conftest import Pools, fetch, pinned
+from tests.driver.test_pool import until
 from tests.support.counting import Counting, Proxy
 
-from .conftest import Pools, fetch, pinned
-from .test_pool import until
-
 Look = Callable[[], AbstractContextManager[Any]]
+
+
+@pytest.fixture(autouse=True)
+def fresh_tables() -> None:
+    """Leave Django's database alone, which these tests do not use."""
 
 
 @pytest.fixture(autouse=True)

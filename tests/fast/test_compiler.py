@@ -160,6 +160,7 @@ def test_a_query_is_compiled_as_by_django_each_time(name: str) -> None:
     assert [compiled(QUERIES[name](), ours) for _ in range(3)] == [expected] * 3
 
 
+@pytest.mark.sweep(one_in=4)
 @pytest.mark.parametrize("first", QUERIES)
 def test_what_one_query_leaves_is_right_for_all_others(first: str) -> None:
     compiled(QUERIES[first](), ours)

@@ -96,6 +96,7 @@ def _function(function: Any, code: CodeType) -> FunctionType:
     return made
 
 
+@pytest.mark.sweep(one_in=6)
 @pytest.mark.parametrize("name", THERE)
 def test_another_text_of_a_function_switches_its_shortcuts_off_and_no_others(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -306,6 +307,7 @@ print(any(each.__module__.startswith("pgbackend.fast.") for each in Early.__mro_
 # --- Without them ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_results_and_statements_are_djangos_without_each_shortcut(conninfo: str) -> None:
     """Green and sync code are compared with Django's own engine."""
     values = ["", "0", *(f"-{name}" for name in SHORTCUTS)]
