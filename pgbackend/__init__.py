@@ -1,7 +1,7 @@
 """A PostgreSQL backend for Django that runs the ORM on the event loop.
 
-Chosen by one setting: ``DATABASES["default"]["ENGINE"] = "pgbackend"``. The public names are here,
-loaded when they are first used; importing the package imports neither Django nor psycopg.
+One setting chooses it: ``DATABASES["default"]["ENGINE"] = "pgbackend"``. This module has the public
+names, which are loaded at first use: importing it imports neither Django nor psycopg.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _HOMES = {
     "statistics": "metrics",
 }
 
-# Not for type checkers: for them, each name that is not imported above is an error.
+# Hidden from type checkers, so that they report a name that is not imported above.
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:

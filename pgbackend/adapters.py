@@ -1,9 +1,9 @@
-"""Loads values of the server as Django expects them, in fewer steps, and notices registrations.
+"""Loads timestamps in fewer steps than Django, and renews the pools when an adapter is registered.
 
-Django keeps the adapters of all connections to come in a template, on which projects register
-loaders and dumpers of their own (`get_adapters_template()`). It is used as it is, not copied: what
-is registered on it reaches each connection that is opened afterwards. Those of the async pools are
-not for code to close; they are replaced, so that the next lease has one.
+Django keeps the adapters of all future connections in a template (`get_adapters_template()`), on
+which projects register loaders and dumpers of their own. pgbackend uses that template itself, not a
+copy, so every connection that is opened after a registration has the new adapter. Code cannot close
+the open connections of an async pool; so the pool replaces them, before their next lease.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _PSYCOPGS: Any = adapters.get_loader(_TIMESTAMPTZ, Format.TEXT)
 
 
 class Template(AdaptersMap):
-    """Django's template, which tells the pools when something new is registered on it."""
+    """Django's template of adapters, which renews the pools when an adapter is registered."""
 
     registered: dict[Any, Any]
-    """What has been registered last: who registers the same again changes nothing."""
+    """The adapter that was registered last, by type and format: a repeated one renews no pool."""
 
     def register_dumper(self, cls: type | str | None, dumper: type[Dumper]) -> None:
         super().register_dumper(cls, dumper)
@@ -51,14 +51,14 @@ class Template(AdaptersMap):
 
 
 def prepare_template(template: Any, timezone: tzinfo | None) -> None:
-    """Let Django's `template` load timestamps without repeating what is done, and tell of changes.
+    """Let Django's `template` load UTC timestamps in C code, and notice registrations.
 
-    Django puts its `timezone` into each timestamp that psycopg has loaded, in Python. Where both
-    are UTC it is there already, and psycopg's loader, which is C code, may do it alone. Connections
-    of Django's own engine load the same.
+    psycopg loads each timestamp, and then Django sets its `timezone` on it, in Python. If both
+    zones are UTC, that changes nothing, and psycopg's loader, which is C code, is enough.
+    Connections of Django's own engine, which share the template, load the same values.
     """
     if all(template is not get_adapters_template(use_tz, timezone) for use_tz in (True, False)):
-        return  # somebody's own
+        return  # it is not Django's: the project has made it
     loader = template.get_loader(_TIMESTAMPTZ, Format.TEXT)
     if _may_be_spared(loader):
         AdaptersMap.register_loader(template, _TIMESTAMPTZ, _without_detour(loader))
@@ -68,20 +68,20 @@ def prepare_template(template: Any, timezone: tzinfo | None) -> None:
 
 
 def _may_be_spared(loader: type[Any]) -> bool:
-    """Return whether `loader` is Django's own, and puts UTC into timestamps."""
+    """Return whether `loader` is Django's own, unpatched, and sets UTC on timestamps."""
     if not issubclass(loader, BaseTzLoader) or issubclass(loader, _Fast):
         return False
     return bool(loader.load is BaseTzLoader.load and loader.timezone is UTC)
 
 
 class _Fast:
-    """Marks the loaders that are made here."""
+    """Marks the loaders that `_without_detour()` has made."""
 
 
 def _without_detour(djangos: Any) -> type[Loader]:
     class UTCLoader(_Fast, djangos):  # type: ignore[misc]
         def __new__(cls, oid: int, context: AdaptContext | None = None) -> Any:
-            # The session's, which may have been set since it was prepared.
+            # Asked of the connection: `SET TIME ZONE` may have changed it since it was opened.
             if _timezone_of(context) == b"UTC":
                 return _PSYCOPGS(oid, context)
             return djangos(oid, context)
@@ -97,6 +97,6 @@ def _timezone_of(context: AdaptContext | None) -> bytes | None:
 
 
 def adapting(timezone: tzinfo | None, adapters: AdaptersMap) -> Callable[[Any], None] | None:
-    """Return a function that lets a cursor load timestamps in `timezone`; None if it does."""
+    """Return a function that lets a cursor load timestamps in `timezone`; None if not needed."""
     loader: Any = adapters.get_loader(_TIMESTAMPTZ, Format.TEXT)
     return None if loader.timezone == timezone else partial(register_tzloader, timezone)

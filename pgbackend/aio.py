@@ -1,7 +1,7 @@
 """Functions for async code: `run`, `as_async`, `portal`, `pinned`, `detached`, `atomic`.
 
-`atomic` is Django's own, `django.db.transaction.atomic`. It stands here for type checkers, since
-the stubs of Django know neither its ``async with`` nor that it decorates coroutine functions.
+`atomic` is Django's own, `django.db.transaction.atomic`. This module declares its types, because
+Django's stubs know neither its ``async with`` nor that it decorates coroutine functions.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 if TYPE_CHECKING:
 
     class Atomic(transaction.Atomic):
-        """Django's `Atomic`, with what `hooks` adds to it."""
+        """Django's `Atomic`, with the methods that `hooks` adds."""
 
         def __call__(self, func: F) -> F: ...
 
@@ -57,16 +57,16 @@ else:
 
 
 async def run(fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a synchronous function green, on the running loop, and return its result.
+    """Call the synchronous function `fn` green, on the running loop, and return its result.
 
-    Below `fn`, the ORM waits without blocking the loop and without a thread. What blocks by itself
-    (`time.sleep`, `requests`) still does: give that to `asyncio.to_thread`.
+    ORM statements in `fn` block neither the loop nor a thread. Other blocking calls (`time.sleep`,
+    `requests`) still block the loop: pass these to `asyncio.to_thread`.
     """
     return await bridge.run(fn, *args, **kwargs)
 
 
 def as_async(fn: Callable[P, T], /) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Make an ``async def`` of a synchronous function (a view, a command): see `run`."""
+    """Return a coroutine function that calls the synchronous function `fn` green, as `run` does."""
 
     @functools.wraps(fn)
     async def inner(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -76,20 +76,20 @@ def as_async(fn: Callable[P, T], /) -> Callable[P, Coroutine[Any, Any, T]]:
 
 
 def portal(coro: Coroutine[Any, Any, T], /) -> Coroutine[Any, Any, T]:
-    """Return a coroutine that runs `coro` with the synchronous code below it green.
+    """Return a coroutine that runs `coro` in a portal: the synchronous code that it calls is green.
 
-    Requests that Django's ASGI handler serves, and consumers of channels, run in one already. It
-    is for a worker or a script: ``asyncio.run(pgbackend.aio.portal(main()))``.
+    Requests that Django's ASGI handler serves, and channels' consumers, run in a portal already. A
+    worker or a script needs this: ``asyncio.run(pgbackend.aio.portal(main()))``.
     """
     return bridge.portal(coro)
 
 
 class pinned:  # noqa: N801 - reads as a statement
-    """Hold one connection for a block, for code that needs one session.
+    """Keep one connection for all statements inside ``with pgbackend.pinned():``.
 
-    ``with pgbackend.pinned():``, or ``async with``: temporary tables, ``SET``, session-level
-    advisory locks. The connection is leased at the first statement of the block. In a transaction,
-    and in a sync context, there is one connection anyway. Other tasks never share it.
+    Temporary tables, ``SET`` and session-level advisory locks need that. ``async with`` does the
+    same. The connection is leased at the first statement; other tasks never use it. In a
+    transaction, and in sync code, all statements have one connection anyway.
     """
 
     def __init__(self, using: str = DEFAULT_DB_ALIAS) -> None:
@@ -99,7 +99,7 @@ class pinned:  # noqa: N801 - reads as a statement
     def __enter__(self) -> Self:
         wrapper = connections[self.using]
         if not hasattr(wrapper, "async_session"):
-            return self  # another engine: its connection is its thread's
+            return self  # another engine, which has one connection for each thread
         self._session = wrapper.async_session()
         if self._session is not None:
             self._session.pin()
@@ -118,7 +118,7 @@ class pinned:  # noqa: N801 - reads as a statement
 
 
 class Detached:
-    """A block that is outside the surrounding transactions; made by `detached`."""
+    """A context manager whose code is outside the surrounding transactions; made by `detached`."""
 
     def __init__(self, using: str | None = None) -> None:
         self._keys = None if using is None else {id(connections.settings[using])}
@@ -153,16 +153,16 @@ def detached(coro: None = None, *, using: str | None = None) -> Detached: ...
 def detached(
     coro: Coroutine[Any, Any, T] | None = None, *, using: str | None = None
 ) -> Coroutine[Any, Any, T] | Detached:
-    """Step out of the surrounding transaction, for background work.
+    """Step out of the surrounding transactions, for background work.
 
-    As a context manager (``with`` or ``async with``), for a block; called with a coroutine, it
-    returns a coroutine to start a task with::
+    Without `coro`, return a context manager for ``with`` or ``async with``. With `coro`, return a
+    coroutine that runs `coro` outside; start a task with it::
 
         with transaction.atomic():
             ...
             asyncio.create_task(pgbackend.detached(send_mail(order)))
 
-    `using` names one alias; by default all are stepped out of.
+    `using` limits this to the transaction of one database alias.
     """
     outside = Detached(using)
     return outside if coro is None else _run_in(outside, coro)

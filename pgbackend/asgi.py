@@ -1,10 +1,11 @@
 """Serves requests on the event loop: replaces methods of Django's handlers of requests.
 
-Each request runs in a portal, so that everything below its view is green; and a context of its own
-holds the values that follow it (see request.py). How a request ends is told in request_signals.py.
+Each request runs in a portal, so all synchronous code that its view calls is green. Each request
+has its own values of `threading.local` objects (see request.py). request_signals.py has the end of
+a request.
 
-Django's own `ASGIHandler.handle()` does the rest: it reads the request, has it answered, listens
-whether the client is still there, and sends the response.
+Django's own `ASGIHandler.handle()` does the rest: it reads the request, calls the view, watches
+whether the client is still connected, and sends the response.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from .driver import bridge
 def make_call(call: Callable[..., Any]) -> Callable[..., Any]:
     """Return a `__call__()` of an ASGI application that runs each call in a portal.
 
-    The arguments are spelled out: uvicorn calls an application without any, to see whether it is a
-    factory, and takes it for one unless that is a `TypeError`.
+    The result names its arguments, because uvicorn calls an application without any to find out
+    whether it is a factory: without a `TypeError`, uvicorn takes it for one.
     """
 
     @functools.wraps(call)
@@ -47,7 +48,7 @@ def make_call_of_test_client(call: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(call)
     async def __call__(self: object, scope: object) -> object:
-        token = request.begin()  # what its middleware sets is not the test's
+        token = request.begin()  # the test must not see the values that middleware sets
         try:
             return await bridge.portal(call(self, scope))
         finally:
@@ -57,14 +58,15 @@ def make_call_of_test_client(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def make_view_atomic(make: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a `BaseHandler.make_view_atomic()` that takes async views.
+    """Return a `BaseHandler.make_view_atomic()` that accepts async views under `ATOMIC_REQUESTS`.
 
-    Django's refuses them under `ATOMIC_REQUESTS`, because its `atomic()` does.
+    Django's refuses async views, because its `atomic()` cannot decorate them.
     """
 
     @functools.wraps(make)
     def hooked(self: BaseHandler, view: Callable[..., Any]) -> Callable[..., Any]:
-        for settings_dict in connections.settings.values():  # in each request: no generator
+        # Not `any()`: each request pays for this, and a generator costs more than the loop.
+        for settings_dict in connections.settings.values():
             if settings_dict["ATOMIC_REQUESTS"]:
                 break
         else:
@@ -88,23 +90,23 @@ def make_view_atomic(make: Callable[..., Any]) -> Callable[..., Any]:
 # --- Wrapper objects ------------------------------------------------------------------------------
 
 
-#: The loops that asgiref has made for threads which wait for them.
+#: The event loops that `async_to_sync()` has started, each for a thread that waits for it.
 _loops_of_threads: Mapping[Any, Any] = AsyncToSync.loop_thread_executors
 
 
 def new_wrapper(create: Callable[..., Any], handler: ConnectionHandler, alias: str) -> object:
-    """Return the wrapper object of an alias for green code that has none yet: a new one.
+    """Return a new wrapper object of an alias, for green code that has none yet.
 
-    A seam: the shortcut ``wrappers`` returns that of a request which has ended, if there is one.
+    This is a seam: the shortcut ``wrappers`` returns the wrapper of an ended request, if it can.
     """
     return create(handler, alias)
 
 
 def make_create_connection(create: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a `ConnectionHandler.create_connection()` that knows who waits for the running loop.
+    """Return a `ConnectionHandler.create_connection()` that lends out a waiting thread's wrapper.
 
-    On a loop that was started for a thread, which waits for it, it returns the thread's wrapper:
-    see Note [Lent wrappers] in state.py.
+    If `async_to_sync()` has started the running loop, the thread that called it waits for the loop;
+    then that thread's wrapper is returned. See Note [Lent wrappers] in state.py.
     """
 
     @functools.wraps(create)
@@ -128,7 +130,7 @@ def make_create_connection(create: Callable[..., Any]) -> Callable[..., Any]:
 def make_load_middleware(load: Callable[..., None]) -> Callable[..., None]:
     """Return a `BaseHandler.load_middleware()` that looks for `threading.local` objects afterwards.
 
-    Middleware is loaded with the handler.
+    It imports the modules of the middleware, which may have made new ones.
     """
 
     @functools.wraps(load)
@@ -142,7 +144,7 @@ def make_load_middleware(load: Callable[..., None]) -> Callable[..., None]:
 def make_resolve_request(resolve: Callable[..., Any]) -> Callable[..., Any]:
     """Return a `BaseHandler.resolve_request()` that looks for `threading.local` objects afterwards.
 
-    Views are loaded by the first request that looks for one.
+    The first request imports the modules of the views, which may have made new ones.
     """
 
     @functools.wraps(resolve)

@@ -1,7 +1,7 @@
-"""Lets green code call what Django guards by `async_unsafe`.
+"""Lets green code call methods of a wrapper that Django's decorator `async_unsafe` guards.
 
-Django refuses such a method wherever an event loop runs, for it would block the loop. Green, a
-wrapper of pgbackend's does not block it.
+Django refuses such a method while an event loop runs in the thread, because it would block the
+loop. On a wrapper of pgbackend's, green code does not block it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from .driver import bridge
 
 
 def make_get_running_loop(get_running_loop: Callable[[], Any]) -> Callable[[], Any]:
-    """Return a `get_running_loop()` that finds no loop where the guard of a wrapper asks, green.
+    """Return a `get_running_loop()` that hides the loop from `async_unsafe` in green code.
 
-    pgbackend's own methods have guards of their own (see wrapper/guards.py), but derived wrappers,
-    mixins and patches carry Django's. Django's still guards other engines, and all else that it
-    is put on.
+    It does so only for methods of pgbackend's wrappers: the guard still works for other engines,
+    and for any other decorated function. pgbackend's own methods have a guard of their own
+    (wrapper/guards.py), but derived wrappers, mixins and patches may use Django's.
     """
 
     @functools.wraps(get_running_loop)
@@ -36,12 +36,12 @@ def make_get_running_loop(get_running_loop: Callable[[], Any]) -> Callable[[], A
     return hooked
 
 
-#: The code of the function that `async_unsafe` puts in the place of each that it guards.
+#: The code object that all functions decorated with `async_unsafe` share: the guard.
 _GUARD = async_unsafe(wrapper_is_ours).__code__
 
 
 def _guards_ours(frame: FrameType) -> bool:
-    """Return whether `frame` is the guard of a method that is called on pgbackend's wrapper."""
+    """Return whether `frame` runs the guard around a method of one of pgbackend's wrappers."""
     if frame.f_code is not _GUARD:
         return False
     names = frame.f_locals

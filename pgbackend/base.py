@@ -1,10 +1,10 @@
 """`DatabaseWrapper`: Django's backend for PostgreSQL, on connections that a task leases.
 
-In a sync context everything is inherited: one connection a thread, kept as Django keeps it. In an
-async context (green) the wrapper has no connection of its own: its first statement takes a lease
-from the pool of the running loop, which ends with the cursor, or with the transaction. How that is
-done stands in the parts that `wrapper` has; here they are put together with Django's other parts of
-a backend, with the shortcuts (`fast`) and with the hooks that reach the rest of Django.
+In sync code it works as in Django: each thread has one connection. In green code the wrapper has no
+connection of its own: a statement leases one from the pool of the running loop, and the lease ends
+with the cursor, or with the transaction. The code is in the classes of `wrapper/`. This module
+joins these with Django's other parts of a backend, plugs the shortcuts (`fast`) in, and installs
+the hooks, which replace functions in the rest of Django.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class DatabaseWrapper(Cursors):
 
 
 install_shortcuts()
-# Django asks each wrapper at the beginning of each block whether it has the last of these, as that
-# of SQLite does: nobody sets it.
+# The last name is a method of SQLite's wrapper, for which `Atomic` asks every wrapper: nobody sets
+# it on this one.
 DatabaseWrapper.own_names = names_of(DatabaseWrapper) | {"_start_transaction_under_autocommit"}
 hooks.install()

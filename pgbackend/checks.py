@@ -1,4 +1,4 @@
-"""System checks: what of a project pgbackend has changed, and what it could not."""
+"""System checks: which `threading.local` objects pgbackend has replaced, and which it could not."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from django.core import checks
 from . import thread_locals
 
 _CURE = (
-    "Let its module keep it under one name, and other code refer to it by that name; or use "
-    "'asgiref.local.Local', which follows requests by itself. If it is right to keep it by thread, "
-    "add its name to PGBACKEND_THREAD_LOCALS['exclude']."
+    "Keep the object in one module, under one name, and let other code look it up there; or use "
+    "'asgiref.local.Local', which follows requests by itself. If each thread shall have its own "
+    "values, as without pgbackend, add the name to PGBACKEND_THREAD_LOCALS['exclude']."
 )
 
 
 def check_thread_locals(app_configs: object, **kwargs: object) -> list[checks.CheckMessage]:
-    """Return a message that lists the thread-locals that were converted, and one for each other."""
+    """Return one message with all converted thread-locals, and a warning for each refused one."""
     messages: list[checks.CheckMessage] = []
     if thread_locals.converted:
         names = ", ".join(sorted(each.name for each in thread_locals.converted))
@@ -28,5 +28,5 @@ def check_thread_locals(app_configs: object, **kwargs: object) -> list[checks.Ch
 
 
 def register() -> None:
-    """Let Django's `check` command, and whatever else runs the checks, run these."""
+    """Register the checks of this module with Django."""
     checks.register(check_thread_locals)

@@ -1,4 +1,4 @@
-"""`DatabaseClient`: PostgreSQL's own, under the name by which packages look for it."""
+"""`DatabaseClient`: Django's for PostgreSQL, unchanged; packages import it from here by name."""
 
 from __future__ import annotations
 

@@ -1,17 +1,17 @@
-"""Compiles the ORM's statements, marks them as such, and ends their leases.
+"""Compiles the ORM's statements, vouches for their SQL, and ends their leases.
 
-A statement that the ORM compiled of what is Django's own leaves nothing in its session, so the
-connection can go to the next task as it is; after any other, the session is reset (contract C9).
-While a compiler executes, it vouches for the texts that it has compiled (`driver/vouching.py`), and
-for no other that is sent meanwhile. The cursor of a compiled statement is closed by the compiler as
-soon as the result is in memory, and the lease ends with it.
+A statement that the ORM compiled from Django's own parts changes nothing in the server session, so
+the connection can go to the next task as it is; after any other statement it is reset (contract
+C9). While a compiler executes, it vouches for the SQL texts that it has compiled
+(`driver/vouching.py`), and for no other statement that is sent meanwhile. The cursor of a compiled
+statement is closed as soon as the result is in memory, and the lease ends with it.
 
 Note [Seams of the compilers]
-The five classes that Django looks up here by name are empty: the methods are those of their bases.
-So a shortcut is plugged in by one more base in front (`put_before()`), whose methods call `super()`
-for the plain way; the class, its name and what is derived from it stay the same. The shortcuts are
-`fast/select.py`, `fast/insert.py`, `fast/update.py`, `fast/comparisons.py`, `fast/rows.py` and
-`fast/statements.py`. Nothing here knows them.
+The five classes that Django looks up in this module by name are empty: their bases have the
+methods. So a shortcut is plugged in as one more base, in front (`put_before()`), whose methods call
+`super()` for the plain way; the class, its name and the classes derived from it stay the same. The
+shortcuts are `fast/select.py`, `fast/insert.py`, `fast/update.py`, `fast/comparisons.py`,
+`fast/rows.py` and `fast/statements.py`. This module does not know them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PLAIN_EXPRESSIONS = expressions.plain
 
 
 class CompiledStatement:
-    """A compiler whose statements are marked as compiled by the ORM."""
+    """A compiler that marks its statements as the ORM's, and vouches for their SQL."""
 
     connection: Any
     query: Any
@@ -44,15 +44,15 @@ class CompiledStatement:
         session = self.connection.async_session()
         if session is None:
             return super().execute_sql(*args, **kwargs)  # type: ignore[misc]
-        # The next cursor takes the marks. Compiling may run statements of its own before that.
+        # The next cursor takes these marks. Code that compiles may run other statements before it.
         outer = session.compiled, session.at_once, session.cursor
         session.compiled, session.at_once, session.cursor = True, self.fetches_at_once(), None
         try:
             with self._vouching():
                 return super().execute_sql(*args, **kwargs)  # type: ignore[misc]
         except BaseException:
-            # Django closes the cursor for an Exception, which a cancellation is not; the
-            # traceback would keep it, and its lease, for as long as somebody keeps that.
+            # Django closes the cursor for an `Exception`, which a cancellation is not: the open
+            # cursor would keep its lease for as long as the traceback lives.
             if session.cursor is not None:
                 session.cursor.close()
             raise
@@ -60,17 +60,17 @@ class CompiledStatement:
             session.compiled, session.at_once, session.cursor = outer
 
     def fetches_at_once(self) -> bool:
-        """Return whether `execute_sql()` may have a cursor that fetches all rows as it executes.
+        """Return whether `execute_sql()` may use a cursor that fetches all rows as it executes.
 
-        Never, unless a shortcut knows better.
+        The plain way has no such cursor; the shortcut `statements` overrides this method.
         """
         return False
 
     @contextmanager
     def _vouching(self) -> Iterator[None]:
-        """Vouch for the SQL that `as_sql()` returns in the block, if all of it is Django's own."""
+        """Vouch, inside the `with`, for SQL of `as_sql()` whose parts are all Django's own."""
         texts: list[str] = []
-        # On the object: so it is what somebody returns who has derived from this class.
+        # Set on the object, so that the text of a derived class's `as_sql()` is known, too.
         as_sql: Any = self.as_sql  # type: ignore[attr-defined]  # of Django's
         vars(self)["as_sql"] = partial(self._as_known_sql, texts, as_sql)
         try:
@@ -90,7 +90,7 @@ class CompiledStatement:
 
 
 class CompiledSelect(CompiledStatement):
-    """A compiler that looks at selected fields, and at the parts of a SELECT."""
+    """A compiler that passes selected fields, and the parts of a SELECT, to `expressions`."""
 
     def get_select(self, with_col_aliases: bool = False) -> tuple[Any, Any, Any]:
         found: tuple[Any, Any, Any] = super().get_select(with_col_aliases=with_col_aliases)  # type: ignore[misc]
@@ -107,7 +107,7 @@ class CompiledSelect(CompiledStatement):
 
 
 class CompiledInsert(CompiledStatement):
-    """A compiler that looks at the fields that an INSERT writes."""
+    """A compiler that passes the fields that an INSERT writes to `expressions`."""
 
     def as_sql(self) -> list[tuple[str, tuple[Any, ...]]]:
         for field in self.query.fields:
@@ -116,7 +116,7 @@ class CompiledInsert(CompiledStatement):
 
 
 class CompiledUpdate(CompiledStatement):
-    """A compiler that looks at the fields that an UPDATE sets, and marks one that returns rows."""
+    """A compiler that passes an UPDATE's fields to `expressions`, and marks UPDATE RETURNING."""
 
     def as_sql(self) -> tuple[str, tuple[Any, ...]]:
         for field, _, _ in self.query.values:
@@ -124,7 +124,7 @@ class CompiledUpdate(CompiledStatement):
         return super().as_sql()  # type: ignore[misc,no-any-return]
 
     def execute_returning_sql(self, returning_fields: object) -> Any:  # Django 6.0 and later
-        # Without fields it is `execute_sql()`, which marks the statement itself.
+        # Without fields, Django calls `execute_sql()`, which marks the statement itself.
         session = self.connection.async_session() if returning_fields else None
         if session is None:
             return super().execute_returning_sql(returning_fields)  # type: ignore[misc]
@@ -137,7 +137,7 @@ class CompiledUpdate(CompiledStatement):
             session.compiled, session.at_once = outer
 
     def fetches_returned_at_once(self) -> bool:
-        """Return `fetches_at_once()`, of `execute_returning_sql()`."""
+        """Return the same as `fetches_at_once()`, for `execute_returning_sql()`."""
         return False
 
 
@@ -168,5 +168,5 @@ COMPILERS = (
 
 
 def put_before(kind: type[Any], shortcut: type[Any]) -> None:
-    """Let the methods of `shortcut` come before those that a compiler has from its bases."""
+    """Put the class `shortcut` in front of the bases of the compiler class `kind`."""
     kind.__bases__ = (shortcut, *kind.__bases__)

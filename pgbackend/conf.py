@@ -1,8 +1,8 @@
-"""From `DATABASES[alias]` to frozen options; the only module that reads settings.
+"""Checks `DATABASES[alias]` and makes options of it; the only module that reads settings.
 
-Everything is checked when a pool is first made. What is ours to check raises
-`ImproperlyConfigured`, naming the setting; what is the server's to check (a password, the name of a
-database, an option of libpq) is left to it, and its own message reaches the user.
+The check runs when a pool is first made. A wrong option of pgbackend's, or of psycopg_pool's,
+raises `ImproperlyConfigured`, which names the setting. The server and libpq check the rest (the
+password, the name of the database, options of libpq), and their own message reaches the user.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from .driver import Connection, bridge
 from .driver.pooled import AsyncConnection
 from .protocols import Wrapper
 
-#: Defaults that are right without any setting: nothing is held by an idle process, and a request
-#: that cannot be served for lack of connections fails before its client gives up.
+#: Defaults of the pool: an idle process keeps no connection, and a request that gets no connection
+#: fails before its client gives up.
 POOL_DEFAULTS: Mapping[str, Any] = {
     "min_size": 0,
     "max_size": 10,
@@ -48,13 +48,14 @@ _RESETS = ("always", "dirty", "never")
 
 
 def is_shared(alias: str, settings_dict: Mapping[str, Any]) -> bool:
-    """Return whether `settings_dict` is the one of `django.db.connections`, and no copy."""
+    """Return whether `settings_dict` is the very object in `django.db.connections`, not a copy."""
     return connections.settings.get(alias) is settings_dict
 
 
 def has_foreign_alias() -> bool:
     """Return whether the project uses a database with another engine."""
-    for entry in connections.settings.values():  # asked several times in a request: no generator
+    # Not `any()`: a request asks several times, and a generator costs more than the loop.
+    for entry in connections.settings.values():
         engine = entry["ENGINE"]
         if not (_engines.get(engine) or engine == _DUMMY or engine_is_ours(engine)):
             return True
@@ -88,8 +89,8 @@ _engines: dict[str, bool] = {}
 _DUMMY = "django.db.backends.dummy"
 
 
-#: Where Django's settings keep what they have been asked for, and look first; emptied when one is
-#: changed. What each statement asks for is looked up here, in fewer steps.
+#: The cache inside of Django's settings, emptied when a setting changes. A setting that is needed
+#: for each statement is looked up here first: that takes fewer steps.
 _known_settings: dict[str, Any] = vars(settings)
 
 
@@ -116,10 +117,10 @@ _SHORTCUTS = "PGBACKEND_SHORTCUTS"
 
 
 def shortcuts_switched_off(names: Iterable[str]) -> tuple[frozenset[str], str]:
-    """Return the shortcuts, among these `names`, that are switched off, and where that is said.
+    """Return which of the shortcuts `names` are switched off, and by which setting, for messages.
 
-    The environment comes before the setting. Both have ``0`` for all, or names with a minus before
-    each: ``-select,-rows``. Raises `ImproperlyConfigured`.
+    The environment variable comes before the setting. Either is ``0``, which switches all off, or
+    a list of names with a minus before each: ``-select,-rows``. Raises `ImproperlyConfigured`.
     """
     names = [*names]
     if (value := os.environ.get(_SHORTCUTS)) is not None:
@@ -143,9 +144,9 @@ _THREAD_LOCALS = "PGBACKEND_THREAD_LOCALS"
 
 
 def thread_locals() -> dict[str, frozenset[str]]:
-    """Return the checked setting that excludes `threading.local` objects, or adds some.
+    """Return the checked setting `PGBACKEND_THREAD_LOCALS`, as sets of dotted names.
 
-    Raises `ImproperlyConfigured`.
+    Its keys are ``exclude`` and ``include``. Raises `ImproperlyConfigured`.
     """
     value = getattr(settings, _THREAD_LOCALS, {})
     names = {"exclude", "include"}
@@ -164,7 +165,7 @@ def thread_locals() -> dict[str, frozenset[str]]:
 
 
 def of_project(name: str) -> Any:
-    """Return one of Django's settings, as it is now."""
+    """Return the current value of the project's setting `name`."""
     try:
         return _known_settings[name]
     except KeyError:
@@ -185,9 +186,9 @@ def session_reset(alias: str, options: Mapping[str, Any]) -> Any:
 def pool_options(alias: str, settings_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of psycopg_pool's `AsyncConnectionPool` for an alias.
 
-    The names are psycopg_pool's; `check`, `reset` and `reconnect_failed` may be the synchronous
-    functions that the synchronous pool takes, and are then called green. Raises
-    `ImproperlyConfigured` for what is not an option, and for a value that cannot be one.
+    The options have psycopg_pool's names. Where these take a coroutine function (`check`, `reset`),
+    they may also be the synchronous functions that psycopg_pool's synchronous pool takes, which are
+    then called green. Raises `ImproperlyConfigured` for an unknown option, or a wrong value.
     """
     given = settings_dict["OPTIONS"].get("pool") or {}
     if given is True:
@@ -212,7 +213,7 @@ def pool_options(alias: str, settings_dict: Mapping[str, Any]) -> dict[str, Any]
 
 
 def facade_class(alias: str, settings_dict: Mapping[str, Any]) -> type[Connection]:
-    """Return the class of the connections that user code sees."""
+    """Return the class of the connections that user code sees: `Connection`, or a subclass."""
     given = settings_dict["OPTIONS"].get("pool")
     cls = given.get("connection_class", Connection) if isinstance(given, Mapping) else Connection
     if not (isinstance(cls, type) and issubclass(cls, Connection)):
@@ -270,7 +271,7 @@ async def _check_connection(connection: AsyncConnection) -> None:
 
 
 def _green_callback(fn: Callable[[Connection], Any]) -> Callable[[AsyncConnection], Any]:
-    """Let a callback that was written for the synchronous pool serve the asynchronous one."""
+    """Return a callback for the async pool that calls `fn` green, with a synchronous connection."""
 
     async def callback(connection: AsyncConnection) -> None:
         await bridge.run(fn, connection.facade)

@@ -1,4 +1,4 @@
-"""`DatabaseCreation`: PostgreSQL's; the pools let go of a database before it is dropped."""
+"""`DatabaseCreation`: Django's for PostgreSQL; closes the pools before it creates a database."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from django.db.backends.postgresql.creation import DatabaseCreation as PostgresD
 
 class DatabaseCreation(PostgresDatabaseCreation):
     def _execute_create_test_db(self, *args: object, **kwargs: object) -> None:
-        # CREATE DATABASE fails while anybody is connected to its template.
+        # CREATE DATABASE fails while any connection to its template database is open.
         self.connection.close_pool()
         super()._execute_create_test_db(*args, **kwargs)

@@ -1,11 +1,11 @@
-"""Notes whether all that a statement consists of is Django's own, or may change its session.
+"""Notes if a statement has a part that is not Django's own, and so may change the server session.
 
-What the ORM compiles of its own expressions leaves nothing in the session. An expression of the
-user's may: `RawSQL("set_config(...)")`, a `Func` with a name given to it, a lookup, a field that
-writes SQL. So the compilers show what they compile to `look_at()` and its like, which change
-`noted` for a part that is not Django's own; and whoever executes a statement compares `noted`
-before it was compiled with `noted` afterwards. Subqueries and parts of unions have compilers of
-their own, but are compiled in between.
+SQL that the ORM compiles from its own expressions changes nothing in the server session. A user's
+part may: `RawSQL("set_config(...)")`, a `Func` with a given function name, a custom lookup, a field
+that writes SQL. So the compilers pass each part to one of the `look_at...()` functions, which
+replace the object `noted` for a part that is not Django's own. The code that executes a statement
+compares `noted` before and after compiling. Subqueries, and the parts of unions, have compilers of
+their own, which run between these two moments.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from django.db.models import Aggregate, Func, Subquery, Value
 from django.db.models.expressions import Combinable, CombinedExpression, RawSQL
 from django.db.models.sql.where import ExtraWhere
 
-#: Another object whenever a part has been compiled that is not Django's own. It is never one that
-#: it was before: what another thread notes at the same time may cost a reset, and hides nothing.
+#: A new object each time that a part is compiled which is not Django's own. If another thread
+#: replaces it while a statement is compiled, that costs one needless reset; no part is missed.
 noted = object()
 
-#: Classes of which no object needs to be looked at.
+#: Classes of expressions that need no look: none of their objects can write the user's SQL.
 plain: set[type[Any]] = set()
 _plain_fields: set[type[Any]] = set()
 
-#: Classes that write into a statement what they are given.
+#: Classes whose objects write the SQL text that the user gives them.
 _RAW = (RawSQL, ExtraWhere)
 _NAMED_BY_USERS = (Func, Aggregate)
-#: How Django's own fields for arrays write one that has an expression in it.
+#: The `extra` of the `Func` by which Django's `ArrayField` writes an array with expressions in it.
 _ARRAY = {"function": "ARRAY", "template": "%(function)s[%(expressions)s]"}
 #: Django's operators; and those of `django.contrib.postgres.search`.
 _OPERATORS = {value for name, value in vars(Combinable).items() if name.isupper()}
 _CONNECTORS = frozenset(_OPERATORS | {"||", "&&"})
 
-#: Methods by which a field says how it is set, and how it is selected.
+#: Methods by which a field writes the SQL of its value in a statement, and of its selected column.
 _PLACING = frozenset({"get_placeholder", "get_placeholder_sql"})
 _SELECTING = frozenset({"select_format"})
-#: What a compiler derived from ours may do in its own way, and still write what Django writes.
+#: Attributes that a class derived from our compilers may define without changing the SQL.
 _NOT_WRITING = frozenset(
     {
         *("__annotations__", "__annotate_func__", "__annotations_cache__", "__classcell__"),
@@ -52,14 +52,14 @@ _NOT_WRITING = frozenset(
 
 def note() -> None:
     """Note that a part of the statement which is being compiled is not Django's own."""
-    global noted  # noqa: PLW0603 - all compilers have one
+    global noted  # noqa: PLW0603 - all compilers share it
     noted = object()
 
 
 def look_at(node: Any) -> None:
-    """Look at something that is being compiled, whose class is not one of the `plain`."""
+    """Call `note()` if `node`, which is being compiled, may write the user's own SQL."""
     kind = type(node)
-    if kind is Value:  # before all else, since they are frequent
+    if kind is Value:  # first, since values are the most frequent nodes
         field = node.__dict__.get("output_field")
         if field is not None and type(field) not in _plain_fields:
             look_at_written(field)
@@ -83,7 +83,7 @@ def _look_at_others(node: Any, kind: type[Any]) -> None:
 
 
 def _look_at_words(node: Any, kind: type[Any]) -> None:
-    """Look at an expression that can be told by its arguments what it writes."""
+    """Call `note()` if arguments of `node` (a function's name, a template) are the user's SQL."""
     if issubclass(kind, Subquery):
         is_plain = node.template == kind.template and is_djangos(type(node.query))
         is_plain = is_plain and not node.extra
@@ -94,13 +94,13 @@ def _look_at_words(node: Any, kind: type[Any]) -> None:
 
 
 def look_at_parts(compiler: Any) -> None:
-    """Look at what a query has besides expressions, and who compiles it."""
+    """Call `note()` for extra tables in the query, or for a compiler that writes its own SQL."""
     if compiler.query.extra_tables or not writes_as_django(type(compiler)):
         note()
 
 
 def look_at_selected(select: Iterable[tuple[object, object, object]]) -> None:
-    """Look at fields that are selected: some say themselves how."""
+    """Call `note()` if a selected field writes the SQL of its column itself."""
     for expression, _, _ in select:
         field = getattr(expression, "__dict__", {}).get("output_field")
         if field is not None:
@@ -108,7 +108,7 @@ def look_at_selected(select: Iterable[tuple[object, object, object]]) -> None:
 
 
 def look_at_written(field: object) -> None:
-    """Look at a field that a statement sets, or a value of it: some say themselves how."""
+    """Call `note()` if `field`, whose value a statement sends, writes the value's SQL itself."""
     _look_at_field(field, _PLACING)
 
 
@@ -129,7 +129,7 @@ def is_djangos(kind: type[Any]) -> bool:
 
 
 def writes_as_django(kind: type[Any]) -> bool:
-    """Return whether a compiler of this class writes the SQL that ours and Django's write."""
+    """Return whether compilers of this class write the same SQL as Django's."""
     return _writes_as_django(kind)  # type: ignore[arg-type]  # a class has a hash
 
 

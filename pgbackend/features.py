@@ -1,4 +1,4 @@
-"""`DatabaseFeatures`: PostgreSQL's, with nothing taken away."""
+"""`DatabaseFeatures`: Django's for PostgreSQL; pgbackend supports all of them."""
 
 from __future__ import annotations
 

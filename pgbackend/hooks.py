@@ -1,13 +1,13 @@
 """Rebinds attributes of Django, asgiref and other packages: the table of all, and `install()`.
 
-This makes the one setting enough. Django offers no hook of its own where it calls `sync_to_async`,
-enters `Atomic` or makes a wrapper object, so each place is a row of `HOOKS`, with its reason. The
-replacements stand in other modules, by idea: atomic_methods.py, async_unsafe.py, hops.py, asgi.py,
-request_signals.py, iteration.py, other_packages.py. They do nothing where pgbackend is not
-concerned.
+So the one setting `ENGINE` is enough. Django offers no hook where it calls `sync_to_async`, enters
+`Atomic` or makes a wrapper object: each such place is a row of `HOOKS`, with its reason. Other
+modules have the replacements, by idea: atomic_methods.py, async_unsafe.py, hops.py, asgi.py,
+request_signals.py, iteration.py, other_packages.py; threads.py decides which functions run in
+place. With other engines, the replacements do what the originals do.
 
-A row whose target is missing is an error, when it is installed: a new version of Django, or of
-another package, has moved it, and the project would lose a promise in silence.
+A row whose target is missing raises an error when it is installed: a new version of Django, or of
+another package, has moved the target, and the project would lose a promise in silence.
 """
 
 from __future__ import annotations
@@ -42,35 +42,35 @@ FIRST, LAST = (5, 2), (6, 1)
 
 @dataclass(frozen=True)
 class Hook:
-    """One attribute of an object of another package that is rebound."""
+    """One row of the table: an attribute of another package's object, and its replacement."""
 
     target: str
-    """The owner of the attribute, as ``module``, ``module:name`` or, for an object of a class that
-    makes one only, ``module:Class()``."""
+    """The owner of the attribute: ``module``, ``module:name``, or ``module:Class()`` for the one
+    object of a singleton class."""
     attribute: str
     replace: Callable[[Any], Any]
-    """Returns the replacement, given what is there; or the same, which is then left alone."""
+    """Is given the original; returns its replacement, or the original itself to change nothing."""
     reason: str
-    """A sentence: what would go wrong, or is missing, without it."""
+    """A sentence that says what would go wrong, or be missing, without the hook."""
     since: tuple[int, int] = FIRST
-    """The first version of Django for which it is needed."""
+    """The first version of Django that needs the hook."""
     before: tuple[int, int] | None = None
-    """The first version of Django for which it is needed no more."""
+    """The first version of Django that does not need the hook any more."""
     adds: bool = False
-    """True if the target has no such attribute of its own."""
+    """True if the hook adds an attribute that the target does not have."""
     at_once: bool = False
-    """True if it is rebound when the backend is loaded: most wait until the models are."""
+    """True if the hook is installed when the backend is loaded; others wait for the models."""
     app: str = ""
-    """The app without which there is nothing to rebind."""
+    """The hook is installed only if this app is in `INSTALLED_APPS`."""
     modules: tuple[str, ...] = ()
-    """The modules without which there is nothing to rebind: of a package that is no app."""
+    """The hook is installed only if these modules can be imported: for a package that is no app."""
 
     def __str__(self) -> str:
         return f"{self.target}.{self.attribute}"
 
     @property
     def is_needed(self) -> bool:
-        """Return whether it is needed with the installed Django, apps and packages."""
+        """Return whether the installed Django, apps and packages need this hook."""
         return (
             self.since <= django.VERSION[:2]
             and (self.before is None or django.VERSION[:2] < self.before)
@@ -81,7 +81,7 @@ class Hook:
     def find_target(self) -> object:
         """Return the object whose attribute is rebound.
 
-        Raises `ImproperlyConfigured` if it, or its attribute, is missing.
+        Raises `ImproperlyConfigured` if the object, or its attribute, is missing.
         """
         module, _, name = self.target.partition(":")
         try:
@@ -103,12 +103,12 @@ class Hook:
         return ImproperlyConfigured(
             f"pgbackend must replace {self}, but {cause} with Django {django.__version__}. Why it "
             f"is replaced: {self.reason} Cure: install a Django from {first} to {last}{theirs}, or "
-            "a release of pgbackend that was written for what is installed."
+            "a release of pgbackend that was written for the installed versions."
         )
 
 
 def _has(target: object, attribute: str) -> bool:
-    """Return whether an object has an attribute; a class must not have it from `type` only."""
+    """Return whether `target` has `attribute`; for a class, `type` and `object` do not count."""
     if not inspect.isclass(target):
         return hasattr(target, attribute)
     return any(attribute in vars(cls) for cls in target.__mro__ if cls is not object)
@@ -130,18 +130,18 @@ _QUERY = "django.db.models.query"
 
 _ORM_IN_THREADS = "The ORM's a-methods would send each statement to a thread."
 _IN_THREADS = "Each request would need a thread for synchronous code of Django's own."
-_CLOSING = "Each response would be closed in a thread, which most requests do not have."
+_CLOSING = "Each request would start a thread, to close its response."
 _REFUSED = "Coroutines that synchronous code waits for could not use the ORM's plain methods."
 _AUTH = "django.contrib.auth"
 
 
 def _thread(module: str, policy: hops.Policy, reason: str, **conditions: Any) -> Hook:
-    """Declare the `sync_to_async` that a module of Django's has imported."""
+    """Declare a hook for a module of Django's that imports `sync_to_async`; see `hops.Policy`."""
     return Hook(module, "sync_to_async", hops.make_sync_to_async(policy), reason, **conditions)
 
 
-#: The table. It is a seam, too: a shortcut that replaces a function of Django's adds its row before
-#: `install()`, and the plain way is Django's function.
+#: The table. It is also a seam: a shortcut that replaces a function of Django's adds a row before
+#: `install()`. Without the row, the plain way is Django's function.
 HOOKS: list[Hook] = [
     Hook(
         _ATOMIC,
@@ -154,7 +154,7 @@ HOOKS: list[Hook] = [
         _ATOMIC,
         "__exit__",
         atomic_methods.make_exit,
-        "A cancellation could come between the end of a block and what the block tells others.",
+        "A cancellation could come after the end of a block, before waiting tasks are told of it.",
         at_once=True,
     ),
     Hook(
@@ -205,7 +205,7 @@ HOOKS: list[Hook] = [
         "asgiref.sync:SyncToAsync",
         "__call__",
         hops.make_call_of_sync_to_async,
-        "A thread would not take part in the block of the generator, or test, that has called it.",
+        "A thread would not take part in the block of the generator, or the test, that calls it.",
         at_once=True,
     ),
     # Threads for the ORM.
@@ -233,7 +233,7 @@ HOOKS: list[Hook] = [
     _thread("django.utils.deprecation", threads.in_request, _IN_THREADS),
     _thread("django.contrib.auth.backends", threads.in_auth, _IN_THREADS, app=_AUTH),
     _thread("django.contrib.auth.decorators", threads.in_auth, _IN_THREADS, app=_AUTH),
-    # Async views under synchronous middleware or WSGI, streams of theirs, receivers under `send()`.
+    # Coroutines that Django calls from sync code: async views, async streams, async receivers.
     Hook("django.core.handlers.base", "async_to_sync", hops.make_async_to_sync, _REFUSED),
     Hook("django.dispatch.dispatcher", "async_to_sync", hops.make_async_to_sync, _REFUSED),
     Hook("django.http.response", "async_to_sync", hops.make_async_to_sync, _REFUSED),
@@ -242,7 +242,7 @@ HOOKS: list[Hook] = [
         "django.core.handlers.asgi:ASGIHandler",
         "__call__",
         asgi.make_call,
-        "Requests would not be green, and values would follow the thread, which all share.",
+        "Requests would not be green, and would share the values of the loop's thread.",
     ),
     Hook(
         "django.test.client:AsyncClientHandler",
@@ -272,7 +272,7 @@ HOOKS: list[Hook] = [
         "django.db.utils:ConnectionHandler",
         "create_connection",
         asgi.make_create_connection,
-        "Under `async_to_sync()` in a thread, the coroutine would not be in the thread's block.",
+        "Under `async_to_sync()` in a thread, nothing set on the thread's wrapper would be seen.",
     ),
     Hook(
         "django.core.signals:request_started",
@@ -290,7 +290,7 @@ HOOKS: list[Hook] = [
         "django.dispatch:Signal",
         "asend",
         request_signals.make_asend,
-        "The receivers of a request's signals would be called in a thread, which it does not have.",
+        "Each request would start a thread, to call the receivers of its signals.",
     ),
     Hook(
         "django.core.handlers.asgi",
@@ -327,7 +327,7 @@ HOOKS: list[Hook] = [
         f"{_QUERY}:QuerySet",
         "aiterator",
         iteration.make_aiterator,
-        "An iterator that is closed would leave its cursor to the garbage collector.",
+        "Closing the iterator would leave its cursor, with the lease, to the garbage collector.",
     ),
     Hook(
         "django.db.models.sql.query:RawQuery",
@@ -372,20 +372,20 @@ HOOKS: list[Hook] = [
 
 @dataclass(frozen=True)
 class Rebound:
-    """A hook that is installed: what was there, and what is there now."""
+    """An installed hook, with the original attribute and its replacement."""
 
     hook: Hook
     original: object
     replacement: object
 
 
-#: The hooks that are installed, each once.
+#: The installed hooks.
 installed: list[Rebound] = []
 _has_begun = False
 
 
 def install() -> None:
-    """Rebind all that the table names, once: most of it as soon as the app registry is ready."""
+    """Install all hooks of the table, once; most of them as soon as the app registry is ready."""
     global _has_begun  # noqa: PLW0603 - a process has one Django
     if _has_begun:
         return
@@ -401,9 +401,9 @@ def _install_the_rest() -> None:
 
 
 def rebind(hooks: Iterable[Hook]) -> None:
-    """Rebind the attributes of those hooks that are needed.
+    """Install those of `hooks` that are needed.
 
-    Raises `ImproperlyConfigured`, and rebinds none, if one is missing.
+    If a target is missing, raises `ImproperlyConfigured`, and installs none.
     """
     found = [(hook, hook.find_target()) for hook in hooks if hook.is_needed]
     for hook, target in found:
@@ -415,7 +415,7 @@ def rebind(hooks: Iterable[Hook]) -> None:
 
 
 def _when_ready(callback: Callable[[], None]) -> None:
-    # The backend is imported while models load, and Django has no signal for the end of it.
+    # The backend is imported while models load, and Django has no signal for the end of that.
     if apps.ready:
         callback()
         return

@@ -1,12 +1,12 @@
 """Replaces Django's hops between the event loop and threads: `sync_to_async`, `async_to_sync`.
 
-The rule for a `sync_to_async` inside Django:
+hooks.py lists the modules of Django in which they are replaced. The rule for a `sync_to_async`:
 
-- the ORM's a-methods run their synchronous method green, if its alias is pgbackend's;
+- the ORM's a-methods run their synchronous method green, if its alias uses pgbackend;
 - code that Django itself defines and that does not block (its middleware, its views, rendering, the
-  receivers of signals) runs green, in place, if every alias of the project is pgbackend's;
-- code that users define (sync views, sync middleware) keeps its thread, wherever it stands, for it
-  may block. threads.py tells one from the other.
+  receivers of signals) runs green, in place, if every alias of the project uses pgbackend;
+- code that users define (sync views, sync middleware) always keeps its thread, because it may
+  block. threads.py tells users' code from Django's.
 
 Password hashing keeps its thread too: it is work, not waiting, and would stop the loop.
 """
@@ -24,7 +24,7 @@ from django.db import connections, router
 from . import block_context, conf, generators, request, state
 from .driver import bridge
 
-#: Decides whether a call of a function, with these arguments, runs green and in place.
+#: A policy decides whether a call of a function, with these arguments, runs green and in place.
 Policy: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], bool]
 
 
@@ -32,7 +32,7 @@ Policy: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any
 
 
 def make_sync_to_async(policy: Policy) -> Callable[[Any], Callable[..., Any]]:
-    """Return the maker of a `sync_to_async` that runs functions green where `policy` says so."""
+    """Return a `Hook.replace` that makes a `sync_to_async` which asks `policy` at each call."""
     return lambda original: _hop(policy)
 
 
@@ -41,7 +41,7 @@ def _hop(policy: Policy) -> Callable[..., Any]:
         if func is None:
             return functools.partial(hop, **options)
         if policy is of_the_orm and not conf.has_foreign_alias():
-            return functools.partial(bridge.run, func)  # whatever its arguments will be
+            return functools.partial(bridge.run, func)  # `policy` allows it with any arguments
 
         async def call(*args: object, **kwargs: object) -> object:
             if policy(func, args, kwargs):
@@ -54,7 +54,7 @@ def _hop(policy: Policy) -> Callable[..., Any]:
 
 
 def make_async_to_sync(original: object) -> Callable[..., Any]:
-    """Return an `async_to_sync` whose coroutines are green, on whatever loop they run."""
+    """Return an `async_to_sync` whose coroutines run green, on any loop."""
     return _green_async_to_sync
 
 
@@ -67,7 +67,7 @@ def _green_async_to_sync(func: Callable[..., Awaitable[Any]]) -> Callable[..., A
 
 
 def _bound_like(method: Any, function: Any) -> Any:
-    """Let `function` name the object of `method`, as asgiref's wrappers do: Django asks for it."""
+    """Give `function` the `__self__` of `method`, as asgiref's wrappers do: Django reads it."""
     if hasattr(method, "__self__"):
         function.__self__ = method.__self__
     return function
@@ -84,7 +84,7 @@ def run_coroutine_function(func: Callable[[], Awaitable[Any]]) -> object:
 
 
 def of_the_orm(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Return whether the database that a method of the ORM uses is pgbackend's."""
+    """Return whether `func`, a method of the ORM, uses a database whose engine is pgbackend."""
     if not conf.has_foreign_alias():
         return True
     alias = kwargs.get("using") or next(
@@ -94,7 +94,10 @@ def of_the_orm(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
 
 
 def _alias_of(subject: Any) -> str | None:
-    """Return the database that a QuerySet, manager, instance, session, or list of these, uses."""
+    """Return the alias of the database that a QuerySet, manager, instance or session store uses.
+
+    `subject` may also be a list of these.
+    """
     if isinstance(subject, list | tuple):
         return _alias_of(subject[0]) if subject else None
     if hasattr(subject, "_state"):
@@ -108,7 +111,7 @@ def _alias_of(subject: Any) -> str | None:
 
 
 def of_receivers(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Return whether the receivers of a signal run in place, as those of `send()` do."""
+    """Return whether receivers of a signal run in place: if every alias uses pgbackend."""
     return not conf.has_foreign_alias()
 
 
@@ -116,10 +119,10 @@ def of_receivers(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
 
 
 def make_call_of_async_to_sync(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Return an `AsyncToSync.__call__()` that waits in place where it is called green.
+    """Return an `AsyncToSync.__call__()` that green code can call: it waits in its portal.
 
-    asgiref's fails under a running loop. In a thread, the coroutine is lent the wrapper objects of
-    the thread: see Note [Lent wrappers] in state.py.
+    asgiref's own fails while a loop runs in the thread. Called in another thread, it lends the
+    thread's wrapper objects to the coroutine: see Note [Lent wrappers] in state.py.
     """
 
     @functools.wraps(call)
@@ -136,10 +139,10 @@ def make_call_of_async_to_sync(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def make_call_of_sync_to_async(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a `SyncToAsync.__call__()` whose thread knows the blocks that it is called in.
+    """Return a `SyncToAsync.__call__()` whose thread takes part in the caller's `atomic` blocks.
 
-    asgiref lets the thread inherit the context of the task. In the midst of a generator it gets the
-    generator's block, in a test the test's.
+    asgiref lets the thread inherit the context of the task. That context may not name the block of
+    a generator that makes the call, nor the block of a test; so these are added.
     """
 
     @functools.wraps(call)

@@ -1,4 +1,4 @@
-"""`DatabaseIntrospection`: PostgreSQL's own, under the name by which packages look for it."""
+"""`DatabaseIntrospection`: Django's for PostgreSQL, unchanged; packages import it from here."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Replaces Django's ways to iterate over rows: `async for`, `aiterator()`, the cursor of `raw()`.
 
-Chunks are fetched green, and a cursor, with its connection, is given back as soon as nobody needs
-it: when an iterator is closed, and not when the garbage collector finds it.
+Chunks are fetched green. A cursor is closed, and its connection given back, as soon as its iterator
+is closed, and not when the garbage collector finds it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from .driver import bridge
 from .driver.cursors import let_go
 from .sessions import Sessions
 
-#: How many objects are made of a chunk's rows at a time: few enough to be in the processor's cache
-#: when they are looked at.
+#: How many rows of a chunk are made into objects at a time: few enough that the objects are used
+#: while they are still in the processor's cache.
 _AT_A_TIME = 100
 
 
 def make_async_generator(in_threads: Callable[..., AsyncIterator[Any]]) -> Callable[..., Any]:
     """Return a `BaseIterable._async_generator()` that fetches its chunks green.
 
-    It closes its cursor when it is closed.
+    Closing the generator closes its cursor, too.
     """
 
     async def _async_generator(self: Any) -> AsyncIterator[Any]:
@@ -37,7 +37,8 @@ def make_async_generator(in_threads: Callable[..., AsyncIterator[Any]]) -> Calla
             async for item in in_threads(self):
                 yield item
             return
-        rows = await bridge.run(iter, self)  # that of values() executes its statement in there
+        # Green, because the `__iter__()` of `values()` executes the statement.
+        rows = await bridge.run(iter, self)
         maker = self.queryset.__dict__.get("_maker")
         try:
             while ready := await bridge.run(_take, rows, min(self.chunk_size, _AT_A_TIME)):
@@ -57,21 +58,21 @@ def _take(rows: Iterable[Any], size: int) -> list[Any]:
     return list(islice(rows, size))
 
 
-#: Django's `__aiter__()`: iterables that have another are iterated by Django's `aiterator()`.
+#: Django's `__aiter__()`: an iterable class that overrides it is left to Django's `aiterator()`.
 _AITER = BaseIterable.__aiter__
 
 
 def make_aiterator(original: Callable[..., AsyncIterator[Any]]) -> Callable[..., Any]:
-    """Return a `QuerySet.aiterator()` that hands out the generator of its rows itself.
+    """Return a `QuerySet.aiterator()` that returns the generator of the rows itself.
 
-    Django's has a generator of its own around that one. Each row would go through both; and to
-    close the outer one would leave the inner one, with its cursor and its lease, to the garbage
-    collector.
+    Django's is one more generator around it: each row goes through both, and closing the outer one
+    leaves the inner one, with its cursor and its lease, to the garbage collector.
 
-    Its steps may be made by other tasks, which end (`asyncio.wait_for()` on Python 3.11, a
-    heartbeat): the connection then passes on to the task that has called `aiterator()`.
+    Other tasks than the caller may make steps of the generator, and end before it does
+    (`asyncio.wait_for()` on Python 3.11): the lease then passes to the task that called
+    `aiterator()`.
     """
-    # 2000; None from Django 6.2 on, which stands for 2000 where nothing is prefetched.
+    # 2000; from Django 6.2 on None, which means 2000 if nothing is prefetched.
     default = inspect.signature(original).parameters["chunk_size"].default
 
     @functools.wraps(original)
@@ -99,11 +100,10 @@ def make_aiterator(original: Callable[..., AsyncIterator[Any]]) -> Callable[...,
 
 
 def _known_by(maker: Sessions, queryset: QuerySet[Any]) -> QuerySet[Any]:
-    """Return a copy of `queryset` that knows the sessions of the caller of `aiterator()`.
+    """Return a copy of `queryset` that refers to `maker`, the sessions of `aiterator()`'s caller.
 
-    The iterable of its rows, which Django makes at the first step, knows its QuerySet. The caller's
-    own QuerySet is not changed: several tasks may iterate it at once, and it may be copied and
-    pickled.
+    `_async_generator()` finds it there. The caller's own QuerySet is not changed: several tasks may
+    iterate it at once, and it may be copied and pickled.
     """
     copy = object.__new__(type(queryset))
     copy.__dict__.update(queryset.__dict__, _maker=maker)
@@ -113,8 +113,8 @@ def _known_by(maker: Sessions, queryset: QuerySet[Any]) -> QuerySet[Any]:
 def make_aiter(original: Callable[..., AsyncIterator[Any]]) -> Callable[..., Any]:
     """Return an `__aiter__()` of a QuerySet that fetches its rows without an async generator.
 
-    Before Python 3.13 a coroutine that is closed does not close the generator that it iterates: the
-    statement, and its lease, would be left to the garbage collector.
+    Before Python 3.13, closing a coroutine inside its ``async for`` does not close the generator.
+    The statement, and its lease, would be left to the garbage collector.
     """
 
     @functools.wraps(original)
@@ -125,7 +125,7 @@ def make_aiter(original: Callable[..., AsyncIterator[Any]]) -> Callable[..., Any
 
 
 class _FetchedRows:
-    """The rows of a QuerySet, fetched at the first step, green."""
+    """The rows of a QuerySet: the first step fetches all of them, green."""
 
     __slots__ = ("_queryset", "_rows")
 
@@ -141,7 +141,7 @@ class _FetchedRows:
         return next_row
 
     async def _first(self) -> object:
-        await bridge.run(self._queryset._fetch_all)  # noqa: SLF001 - it is Django's, and so is this
+        await bridge.run(self._queryset._fetch_all)  # noqa: SLF001 - stands in for Django's method
         self._rows = _each(self._queryset._result_cache)  # noqa: SLF001
         return await self._rows.__anext__()
 
@@ -152,10 +152,10 @@ async def _each(rows: list[Any]) -> AsyncIterator[Any]:
 
 
 def make_execute_query(execute: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Return a `RawQuery._execute_query()` whose cursor holds no connection afterwards.
+    """Return a `RawQuery._execute_query()` whose cursor is no holder of its lease afterwards.
 
-    Its rows are in memory by then. Django keeps the cursor for as long as somebody keeps the
-    QuerySet, and never closes it.
+    By then the rows are in memory. Django never closes the cursor, and keeps it as long as the
+    QuerySet lives.
     """
 
     @functools.wraps(execute)

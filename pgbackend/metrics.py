@@ -1,4 +1,4 @@
-"""Statistics of the pools, and hooks for what happens in them."""
+"""Statistics of the pools, and hooks that are called when a connection is leased or released."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ += ["connections", "remove_hook", "statistics"]
 
 @dataclass(frozen=True, slots=True)
 class Connections:
-    """Return how many connections this process has open, and how many it may open at most."""
+    """The number of connections that this process has open, and how many it may open at most."""
 
     async_open: int
     """Connections of the async pools, open or being opened."""
@@ -24,31 +24,31 @@ class Connections:
     sync_open: int
     """Connections of sync code: each thread's own, and those of Django's synchronous pools."""
     sync_max: int
-    """The sum of the synchronous pools' `max_size`, plus what threads have open of their own: they
-    open one for each thread and alias, without another limit."""
+    """The sum of the synchronous pools' `max_size`, plus the open connections of threads without a
+    pool: each thread may open one for each alias, without another limit."""
 
     @property
     def open(self) -> int:
-        """All connections that are open."""
+        """The number of all open connections."""
         return self.async_open + self.sync_open
 
     @property
     def max(self) -> int:
-        """The sum over all processes must stay below the server's ``max_connections``."""
+        """The limit of all connections; over all processes, keep it below ``max_connections``."""
         return self.async_max + self.sync_max
 
 
 def statistics(using: str | None = None) -> list[PoolStatistics]:
-    """Return the statistics of this process's async pools: one record a pool.
+    """Return the statistics of this process's async pools: one record for each pool.
 
-    There is one pool for each alias on each event loop. `using` picks one alias.
+    There is one pool for each alias on each event loop. `using` limits the list to one alias.
     """
     return [record for record in loops.statistics() if using in (None, record.alias)]
 
 
 def connections() -> Connections:
-    """Return how many connections this process has open, and how many it may open."""
-    from .base import DatabaseWrapper  # needs Django's apps; hooks may be added before
+    """Count the connections that this process has open, and how many it may open."""
+    from .base import DatabaseWrapper  # needs Django's apps; add_hook() does not
 
     records = loops.statistics()
     sync_pools = list(DatabaseWrapper._connection_pools.values())  # noqa: SLF001 - Django's name

@@ -1,4 +1,4 @@
-"""`DatabaseOperations`: PostgreSQL's, compiled by pgbackend's compilers."""
+"""`DatabaseOperations`: Django's for PostgreSQL, with the compilers of pgbackend."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ def _quote_name(name: str) -> str:
 class DatabaseOperations(PostgresDatabaseOperations):
     compiler_module = "pgbackend.compiler"
 
-    #: Asked for each column of each statement, and depends on nothing but the name.
+    #: Cached: it is called for each column of each statement, and depends on the name only.
     quote_name = staticmethod(_quote_name)

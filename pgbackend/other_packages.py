@@ -1,7 +1,7 @@
 """Replaces functions of other packages: channels, django-debug-toolbar and django-silk.
 
-channels' consumers are served as requests are. The tools look for statements in the thread in which
-Django would make them; here the statements of an async view are made on the loop.
+channels' consumers run in a portal, as requests do. The two tools look for statements in the thread
+in which Django would execute them; but pgbackend executes an async view's statements on the loop.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def make_call_of_consumer(call: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(call)
     async def __call__(self: object, scope: object, receive: object, send: object) -> object:
-        thread_locals.go_on()  # consumers are loaded when the handler of requests has been made
+        thread_locals.go_on()  # the modules of consumers are imported late: look for new ones
         return await call_green(self, scope, receive, send)
 
     return __call__
@@ -36,8 +36,8 @@ def make_call_of_consumer(call: Callable[..., Any]) -> Callable[..., Any]:
 def make_sync_to_async_of_consumer(original: object) -> Callable[..., Any]:
     """Return a `sync_to_async` for the `close_old_connections` that precedes each message.
 
-    It is called in place, and in the thread: asgiref's one thread, for consumers have none of their
-    own. The thread is not started for this.
+    It calls the function in place, and also in asgiref's one thread, which consumers share, if that
+    thread is running already: it is not started for this.
     """
 
     def hop(func: Callable[..., Any], **options: Any) -> Callable[..., Any]:
@@ -54,8 +54,8 @@ def make_sync_to_async_of_consumer(original: object) -> Callable[..., Any]:
 def make_local_of_silk(by_thread: object) -> Local:
     """Return the storage of django-silk's collector, kept by context and not by thread.
 
-    It collects in the thread of its middleware, a synchronous one, in which Django would run the
-    statements of an async view, too. Here they run on the loop, beside those of other requests.
+    The collector expects all statements of a request in one thread: that of its synchronous
+    middleware. pgbackend executes an async view's statements on the loop, among other requests'.
     """
     local = Local()
     for name, value in vars(by_thread).items():
@@ -64,9 +64,9 @@ def make_local_of_silk(by_thread: object) -> Local:
 
 
 def make_instrumentation_of_toolbar(enable: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a method of django-debug-toolbar's SQL panel that watches the loop's connections, too.
+    """Return a method of django-debug-toolbar's SQL panel that also records statements on the loop.
 
-    The panel watches those of the thread that runs a request's synchronous code.
+    The toolbar's own method records those in the thread of a request's synchronous code.
     """
 
     @functools.wraps(enable)

@@ -1,4 +1,4 @@
-"""Telling whether what is passed over is still Django's own: tools and tests patch it."""
+"""Tells whether a function that the engine bypasses is still Django's own, or has been patched."""
 
 from __future__ import annotations
 
@@ -10,31 +10,34 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-#: In the place of functions to be compared with: no function is one of these.
+#: Stands for the functions to compare with if one of them is patched: no function is None.
 NO_OTHERS: tuple[Any, ...] = (None,)
 
 
 def lookup(names: str, **owners: object) -> Callable[[], tuple[Any, ...]]:
-    """Return a function that looks `names` (``owner.name``, two at least) up, in one call of C."""
+    """Return a function that returns the current values of `names` (``owner.name``, two or more).
+
+    `owners` gives the object of each owner. All look-ups are one call of C code, to save time.
+    """
     return partial(attrgetter(*names.split()), SimpleNamespace(**owners))
 
 
 def if_unpatched(function: T) -> T | None:
-    """Return `function`, to be compared with later; None, like no other, if it is not Django's."""
+    """Return `function`, to compare with later, if it is Django's own; else None."""
     return function if _is_djangos(function) else None
 
 
 def unpatched(*functions: object) -> tuple[Any, ...]:
-    """Return functions, to be compared with later; `NO_OTHERS` if one is not Django's.
+    """Return `functions`, to compare with later, if all are Django's own; else `NO_OTHERS`.
 
-    What wraps a function has globals of its own, whatever it says of itself. Compare by
-    ``all(map(is_, ...))``: the proxies of tracing tools equal what they stand for.
+    A wrapper is found out by its globals, which `functools.wraps()` does not copy. Compare later by
+    ``all(map(is_, ...))``, not ``==``: proxies of tracing tools equal the function that they wrap.
     """
     return functions if all(map(_is_djangos, functions)) else NO_OTHERS
 
 
 def _is_djangos(function: object) -> bool:
-    # A mock has no globals. A proxy, as tracing tools make them, has those of what it stands for.
+    # A mock has no globals; the proxy of a tracing tool shows those of the function that it wraps.
     if type(function) is not FunctionType:
         return False
     module: str = function.__globals__["__name__"]

@@ -1,8 +1,8 @@
-"""Protocols: the parts of the backend name a wrapper by them, without importing its class.
+"""Protocols: types of a wrapper and of Django's `Atomic`, for annotations.
 
-`DatabaseWrapper` is assembled above all the parts that work on it. A class that a project derives
-from it is a `Wrapper` too; a wrapper of another engine is not.
-Django's `Atomic` has a protocol too: the stubs of Django leave out what pgbackend needs of it.
+Modules below `base.py` work on a wrapper, but cannot import `DatabaseWrapper`. A class that a
+project derives from it is a `Wrapper` too; a wrapper of another engine is not. `Atomic` has a
+protocol because Django's stubs leave out attributes that pgbackend needs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Atomic(Protocol):
-    """An `Atomic` of Django's, with the blocks that it has opened and that have not ended."""
+    """Django's `Atomic`, with a list of its open blocks, which `transactions` keeps on it."""
 
     using: str | None
     _from_testcase: bool
@@ -28,9 +28,9 @@ class Atomic(Protocol):
 
 
 class Wrapper(Protocol):
-    """A `DatabaseWrapper` of pgbackend: the members that parts below it use."""
+    """A `DatabaseWrapper` of pgbackend: the members that lower modules use."""
 
-    # Django's
+    # Attributes and methods of Django's
 
     alias: str
     own_names: frozenset[str]
@@ -48,7 +48,7 @@ class Wrapper(Protocol):
     def validate_no_broken_transaction(self) -> None: ...
     def validate_thread_sharing(self) -> None: ...
 
-    # The state that the running code sees, and the wrapper's own: see state.py
+    # The state of the running code, and the wrapper's own: see state.py
 
     _own: State
     _own_scope: Scope
@@ -65,7 +65,7 @@ class Wrapper(Protocol):
     def lend(self) -> None: ...
     def take_back(self) -> None: ...
 
-    # Attributes that packages set on it: see attributes.py
+    # Attributes that packages set on the wrapper: see attributes.py
 
     _attributes: Mapping[str, Any]
     _noted: Mapping[object, dict[str, Any]]

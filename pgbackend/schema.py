@@ -1,4 +1,4 @@
-"""`DatabaseSchemaEditor`: PostgreSQL's, with a connection at hand where values are quoted."""
+"""`DatabaseSchemaEditor`: Django's for PostgreSQL; leases a connection to quote values."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class DatabaseSchemaEditor(PostgresSchemaEditor):
     connection: Any
 
     def quote_value(self, value: object) -> str:
-        # Django asks `connection.connection` for the types that are registered on it. Before the
-        # first statement, and between two of them outside of a transaction, there is none here.
+        # Django's method needs `connection.connection`, for the types that are registered on it. In
+        # green code outside of a transaction that is None between statements: lease a connection.
         if self.connection.connection is not None or self.connection.async_session() is None:
             return super().quote_value(value)
         with self.connection.backend_statement(), self.connection.cursor():

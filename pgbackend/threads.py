@@ -1,24 +1,25 @@
-"""Deciding which of Django's functions run in place, on the loop, and which keep their thread.
+"""Decides which functions of a request run in place, on the loop, and which keep their thread.
 
-Django calls sync code of a request in the request's thread. `hooks` asks here, at each such call,
-whether the thread is needed. It is not where all the code that runs is Django's own, and none of it
-blocks; statements do not block, for they wait on the loop.
+Django calls the sync code of a request in the request's thread, by `sync_to_async`. hops.py
+replaces that, and asks a policy of this module at each call. A function runs in place if all code
+that it may call is Django's own, and none of that blocks. Statements do not count as blocking,
+because they wait on the loop.
 
 Note [Django's own code]
-What a function says of itself (`__module__`, `__wrapped__`) is no proof: `functools.wraps` copies
-it. The module of its globals is. A function of Django's may call what it was given: a decorator
-calls a view, `user_passes_test()` calls a test, `as_view()` calls methods of a class. All of that
-is in the function's closure, so the closure must be Django's, too. A class is Django's if all its
-bases are, or if the others have no functions, but for views and middleware: there a class of the
-project's is the project's. What the ORM calls runs where the ORM runs; so do the hooks of a
-ModelAdmin (`get_queryset()`, `save_model()`), whose pages keep their thread only where the project
-has written them itself.
+The module of a function's globals proves who wrote it; `__module__` and `__wrapped__` do not, since
+`functools.wraps` copies them. A function of Django's may call other code that it was given: a
+decorator calls a view, `user_passes_test()` a test, `as_view()` methods of a class. All that is in
+the function's closure, so the closure must be Django's, too. A class counts as Django's if its
+bases outside of Django hold no code that is not Django's. A view or middleware class of the
+project's never counts. Methods of models, managers and QuerySets count as Django's,
+because the ORM calls them in any case. So do the hooks of a ModelAdmin (`get_queryset()`,
+`save_model()`): admin pages keep their thread only if the project has written the view itself.
 
 Note [Chains of sync middleware]
-Django joins adjacent sync middleware in one chain, and makes one hop, with the outermost. Each one
-knows the next, as its `get_response` or in its closure, so the same look goes through the chain.
-All middleware of Django's can be async, and is, unless what is next below is sync: at the inner end
-of a chain there is always middleware of the project's. So no chain runs in place.
+Django joins adjacent sync middleware in one chain, and hops to a thread once, with the outermost.
+Each middleware knows the next, by its `get_response` or its closure, so one look at what the
+outermost holds covers the chain. Django's own middleware can be async, and is sync only if the next
+one below is sync: so the innermost of a chain is the project's, and no chain runs in place.
 """
 
 from __future__ import annotations
@@ -50,14 +51,14 @@ Kwargs = dict[str, Any]
 
 
 def in_request(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
-    """Return whether a function that serves a request runs in place.
+    """Return whether `func`, which serves a request, runs in place.
 
-    It may be a hook of a middleware, a chain of middleware, a view, or a part of the handler.
+    `func` is a method of a middleware, a chain of middleware, a view, or a part of the handler.
     """
     if conf.has_foreign_alias():
         return False
     try:
-        # Its type is part of the key: a proxy, as tracing tools make them, equals a method.
+        # The type is part of the key, because the proxy of a tracing tool equals the method.
         key = type(func), type(func.__self__), func.__func__  # type: ignore[attr-defined]
         may_block = _usual[key]
     except (AttributeError, KeyError, TypeError):
@@ -66,7 +67,7 @@ def in_request(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
 
 
 def _unusual(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
-    """Decide about what is not known as a hook of Django's middleware, or is not yet."""
+    """Decide about a function that is not in `_usual`, the known methods of Django's middleware."""
     owner = getattr(func, "__self__", None)
     if owner is None:
         return _function(func, args, kwargs)
@@ -81,14 +82,14 @@ def _unusual(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
 
 
 def in_auth(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
-    """Return whether a function of a backend, or a test of a user, runs in place."""
+    """Return whether `func`, a method of an auth backend or a test of a user, runs in place."""
     return not conf.has_foreign_alias() and is_all_djangos(func)
 
 
 def in_error(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
-    """Return whether the answer to an exception is made in place.
+    """Return whether the response to an exception is made in place.
 
-    It is for Http404 and PermissionDenied, where Django's own view gives it.
+    That is so for `Http404` and `PermissionDenied`, if Django's own error view makes the response.
     """
     if conf.has_foreign_alias() or not _is_djangos_function(func):
         return False
@@ -101,7 +102,7 @@ def in_error(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
 
 
 def in_cache(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
-    """Return whether a method of a cache runs in place: in memory, or in a table of pgbackend's."""
+    """Return whether a cache's method runs in place: its data is in memory, or in our database."""
     cache = getattr(func, "__self__", None)
     name = f"{type(cache).__module__}.{type(cache).__qualname__}"
     if name != _CACHE_IN_A_TABLE:
@@ -118,14 +119,14 @@ _CACHE_IN_A_TABLE = "django.core.cache.backends.db.DatabaseCache"
 
 
 def _function(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
-    """Decide about what is no method: most are views."""
+    """Decide about a function that is no method; most are views."""
     if getattr(func, "__name__", "") == "log_response" and _is_djangos_function(func):
-        return bool(kwargs["response"].status_code < 500)  # from there on logging may send mail
+        return bool(kwargs["response"].status_code < 500)  # from 500 on, logging may send mail
     return _view(func, args, kwargs)
 
 
 def _view(view: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
-    """Decide about a view; what it is given beside the request may be code as well."""
+    """Decide about a view; its arguments beside the request may hold code of the project, too."""
     if not is_all_djangos(view, args) or (kwargs and not is_all_djangos(kwargs, args)):
         return False
     module, name = getattr(view, "__module__", ""), getattr(view, "__name__", "")
@@ -136,14 +137,14 @@ def _view(view: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
     return not works and not users_may_block()
 
 
-#: Files are read from disk.
+#: Modules whose views read files from disk.
 _MODULES_THAT_BLOCK = ("django.contrib.staticfiles.views", "django.views.static")
-#: Views that check or set the password that is posted to them.
+#: Modules with views that hash a posted password.
 _MODULES_THAT_HASH = ("django.contrib.auth.admin", "django.contrib.auth.views")
 
 
 def _rendering(render: Callable[..., Any], response: Any) -> bool:
-    """Decide about `render()` of a response, which also calls what waits for it."""
+    """Decide about `render()` of a response, which also calls the response's callbacks."""
     return (
         is_all_djangos(render)
         and all(is_all_djangos(callback) for callback in response._post_render_callbacks)  # noqa: SLF001
@@ -155,7 +156,7 @@ def _rendering(render: Callable[..., Any], response: Any) -> bool:
 
 
 def users_may_block() -> bool:
-    """Return whether to look at `request.user`, as views and templates do, may block."""
+    """Return whether the first use of `request.user`, or of a permission, may block."""
     return sessions_may_block() or not all(map(_is_backend_djangos, _backends()))
 
 
@@ -167,12 +168,12 @@ def _backends() -> Iterable[str]:
 
 
 def _is_backend_djangos(name: str) -> bool:
-    """Return whether Django's own methods load a user, and decide about permissions."""
+    """Return whether the auth backend `name` has Django's methods for users and permissions."""
     if name.startswith("django."):
         return True
     try:
         backend = import_string(name)
-    except ImportError:  # Django says so, where it loads the backend
+    except ImportError:  # Django raises this itself, when it loads the backend
         return False
     methods = (getattr(backend, method, None) for method in _ASKED_OF_BACKENDS)
     return all(method is None or _is_djangos_function(method) for method in methods)
@@ -182,7 +183,7 @@ _ASKED_OF_BACKENDS = ("get_user", "has_perm", "has_module_perms", "get_all_permi
 
 
 def sessions_may_block() -> bool:
-    """Return whether to load or save a session may block."""
+    """Return whether loading or saving a session of `django.contrib.sessions` may block."""
     engine = conf.of_project("SESSION_ENGINE")
     if engine in _SESSIONS_THAT_DO_NOT_BLOCK:
         return False
@@ -202,7 +203,7 @@ _SESSIONS_IN_CACHES = (
 
 
 def cache_may_block(alias: str) -> bool:
-    """Return whether the cache `alias` may block, in a project all of whose databases are ours."""
+    """Return whether the cache `alias` may block, if pgbackend is the engine of all databases."""
     backend = conf.of_project("CACHES").get(alias, {}).get("BACKEND")
     return backend not in (*_CACHES_IN_MEMORY, _CACHE_IN_A_TABLE)
 
@@ -223,7 +224,7 @@ def _messages(middleware: object, args: Args) -> bool:
 
 
 def _csrf(middleware: object, args: Args) -> bool:
-    """Return whether a check may block: it parses a form, and calls the view that refuses."""
+    """Return whether the CSRF check may block: it parses a form, and may call the failure view."""
     if conf.of_project("CSRF_USE_SESSIONS") and sessions_may_block():
         return True
     request = args[0] if args else None
@@ -237,7 +238,7 @@ def _csrf(middleware: object, args: Args) -> bool:
 
 
 def _length(request: Any) -> int:
-    """Return the length of the body that a request announces, in bytes."""
+    """Return the request's CONTENT_LENGTH, in bytes; 0 if there is none."""
     try:
         return int(request.META.get("CONTENT_LENGTH") or 0)
     except (AttributeError, ValueError):
@@ -249,17 +250,18 @@ def _cache(middleware: Any, args: Args) -> bool:
 
 
 def _compression(middleware: object, args: Args) -> bool:
-    """To compress takes a millisecond for as much as this; a thread of zlib's leaves the loop."""
+    """Return whether the response is so long that compressing it takes about a millisecond."""
     response = args[1] if len(args) > 1 else None
     return response is not None and not response.streaming and len(response.content) > 32 * 1024
 
 
 def _broken_link(middleware: object, args: Args) -> bool:
-    """Return whether it sends mail, which blocks."""
+    """Return whether the middleware may send mail, which blocks: for a 404 it may."""
     return len(args) < 2 or args[1].status_code == 404
 
 
-#: Django's middleware, and when it may block; None: never. What is not here is taken to block.
+#: Django's middleware, and a function that tells whether it may block; None: it never does. All
+#: other middleware is taken to block.
 _MIDDLEWARE: dict[str, Callable[[Any, Args], bool] | None] = {
     "django.contrib.admindocs.middleware.XViewMiddleware": _user,
     "django.contrib.auth.middleware.AuthenticationMiddleware": None,  # request.user is lazy
@@ -287,10 +289,10 @@ _MIDDLEWARE: dict[str, Callable[[Any, Args], bool] | None] = {
 
 
 class _Middleware(NamedTuple):
-    """Describes a class of Django's middleware, for as long as the process lives."""
+    """Describes a class of Django's middleware; kept in `_known` while the process lives."""
 
     functions: frozenset[Any]
-    """Those of the class; none if somebody has patched one."""
+    """The functions of the class and its bases; empty if one of them is patched."""
     may_block: Callable[[Any, Args], bool] | None
 
     def runs_in_place(self, middleware: object, args: Args) -> bool:
@@ -299,20 +301,20 @@ class _Middleware(NamedTuple):
 
 
 _known: dict[type[Any], _Middleware] = {}
-#: The same, by the types of a method and of its object, and its function: what is asked a dozen
-#: times in a request.
+#: The `may_block` of each known method, by the types of the method and of its object, and by its
+#: function: each request makes a dozen such calls.
 _usual: dict[tuple[type[Any], type[Any], Any], Callable[[Any, Args], bool] | None] = {}
 
 
 def _learn(cls: type[Any]) -> _Middleware | None:
-    """Return what is known of `cls`; None if it is no middleware of Django's, as Django made it."""
+    """Return a description of `cls`, and keep it; None if `cls` is not a middleware of Django's."""
     name = f"{cls.__module__}.{cls.__qualname__}"
     if name not in _MIDDLEWARE:
         return None
     members = {key: member for base in cls.__mro__[::-1] for key, member in vars(base).items()}
     functions = [member for member in members.values() if isinstance(member, FunctionType)]
     if not all(map(_is_djangos_function, functions)):
-        return _Middleware(frozenset(), None)  # somebody has patched it, and may undo that
+        return _Middleware(frozenset(), None)  # patched; not kept, since the patch may be undone
     known = _known[cls] = _Middleware(frozenset(functions), _MIDDLEWARE[name])
     _usual.update({(MethodType, cls, function): known.may_block for function in functions})
     return known
@@ -322,21 +324,21 @@ def _learn(cls: type[Any]) -> _Middleware | None:
 
 
 def is_all_djangos(thing: object, args: Args = ()) -> bool:
-    """Return whether all code that `thing` may run is Django's own, whatever it is, and holds.
+    """Return whether all code that `thing` may run, and all that it holds, is Django's own.
 
-    `patches.unpatched()` asks less: whether a function is what Django has written.
+    `patches.unpatched()` asks less: whether one function is Django's own.
 
-    `args` are those of the call, for middleware that a decorator holds: it must not block, either.
+    `args` are the arguments of the call: a middleware that `thing` holds must not block with these.
     """
     return _Look(args).is_all_djangos(thing)
 
 
 class _Look:
-    """A look at what a function holds, and what that holds."""
+    """One search through the objects that a function holds, and all that these hold in turn."""
 
     def __init__(self, args: Args) -> None:
         self._args = args
-        #: What has been met, by identity: closures may hold themselves.
+        #: The objects seen so far, by identity: closures may hold themselves.
         self._met: dict[int, Any] = {}
 
     def is_all_djangos(self, thing: object) -> bool:
@@ -349,7 +351,7 @@ class _Look:
         return self._is_object_djangos(thing) if held is None else self._all(held)
 
     def _is_object_djangos(self, thing: Any) -> bool:
-        cls = type(thing)  # and not `__class__`, for which a lazy object is made
+        cls = type(thing)  # not `__class__`, which would evaluate a lazy object
         if issubclass(cls, type):
             return self._is_class_djangos(thing)
         known = _known.get(cls) or _learn(cls)
@@ -368,14 +370,14 @@ class _Look:
         if others and issubclass(cls, View):
             return False
         if any(type(vars(base).get("__call__")) is WrapperDescriptorType for base in others):
-            return False  # code in C, which may call any other: wrapt's proxies
+            return False  # C code, which may call anything: the proxies of wrapt
         members = (item for base in others for item in vars(base).items())
         return self._all(member for name, member in members if not name.startswith("__annotate"))
 
 
 _ORM = (models.Model, models.QuerySet, BaseManager)
 _ADMIN = ("django.contrib.admin.options", "django.contrib.admin.sites")
-#: What consists of other things that may be called.
+#: Types whose objects hold functions, and the attributes that hold them.
 _PARTS: dict[type[Any], tuple[str, ...]] = {
     MethodType: ("__func__", "__self__"),
     cached_property: ("func",),
@@ -385,8 +387,8 @@ _PARTS: dict[type[Any], tuple[str, ...]] = {
     property: ("fget", "fset"),
     staticmethod: ("__func__",),
 }
-#: Modules of the standard library whose functions, or objects, do what is in them and no more. By
-#: name, for an app may be named as one of the others.
+#: Modules of the standard library whose functions do not block, nor call code from elsewhere. This
+#: is a list because a project's app may have the name of another module of the standard library.
 _PLAIN = {
     *("_thread", "abc", "builtins", "collections", "contextlib", "datetime", "decimal", "enum"),
     *("functools", "operator", "pathlib", "pathlib._local", "re", "types", "uuid", "zoneinfo"),
@@ -398,14 +400,14 @@ def _is_of_django(module: object) -> bool:
 
 
 def _is_djangos_function(function: object) -> bool:
-    """Return whether Django's code defines a function or method: its globals tell."""
+    """Return whether the module of a function's globals is Django's; `function` may be a method."""
     if type(function) is MethodType:
         function = function.__func__
     return type(function) is FunctionType and _is_of_django(function.__globals__.get("__name__"))
 
 
 def _held_by(thing: Any) -> Iterable[Any] | None:
-    """Return what a function, or a container of others, holds; None if `thing` is neither."""
+    """Return the objects that a function or container holds; None if `thing` is neither."""
     cls = type(thing)
     if cls is FunctionType:
         return _closure(thing)
@@ -421,5 +423,5 @@ def _closure(function: Any) -> Iterable[Any]:
     for cell in function.__closure__ or ():
         try:
             yield cell.cell_contents
-        except ValueError:  # it is not yet filled
+        except ValueError:  # the cell is still empty
             continue

@@ -1,5 +1,5 @@
-"""Shortcuts: what is done in fewer steps than Django does it, and can be switched off.
+"""Shortcuts: they do the work of Django's functions in fewer steps, and can be switched off.
 
-`registry` names them, with the functions that each stands for. ``python -m pgbackend.fast`` prints
+`registry` lists them, with the functions that each bypasses. ``python -m pgbackend.fast`` prints
 which are on.
 """

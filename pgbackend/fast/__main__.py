@@ -1,6 +1,6 @@
-"""Prints which shortcuts are on, which are off, and why: ``python -m pgbackend.fast``.
+"""Prints which shortcuts are on or off, and why: ``python -m pgbackend.fast``.
 
-Looks at `PGBACKEND_SHORTCUTS` in the environment, and in the settings if `DJANGO_SETTINGS_MODULE`
+Reads `PGBACKEND_SHORTCUTS` from the environment, or from the settings if `DJANGO_SETTINGS_MODULE`
 is set.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 
-from django.conf import settings  # noqa: TID251 - so that conf.py has some to read
+from django.conf import settings  # noqa: TID251 - conf.py needs configured settings
 
 from .registry import SHORTCUTS, why_off
 
@@ -17,7 +17,7 @@ from .registry import SHORTCUTS, why_off
 def main() -> None:
     if not os.environ.get("DJANGO_SETTINGS_MODULE"):
         settings.configure()
-    logging.disable(logging.WARNING)  # each of them is in the table
+    logging.disable(logging.WARNING)  # the table shows the same
     reasons = why_off()
     width = max(map(len, SHORTCUTS))
     for name, shortcut in SHORTCUTS.items():

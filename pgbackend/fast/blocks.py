@@ -1,10 +1,10 @@
-"""Open and commit an outermost `atomic` block in one step each.
+"""Opens and commits an outermost `atomic` block in one step each: the shortcut `blocks`.
 
-Most blocks begin where nothing is open, and end without an error. `Atomic` looks some twenty names
-of the wrapper up for that, each of which stands for one of the running code's state. Where green
-code opens or ends such a block, and nobody could tell the difference (`_has_djangos_ends()`), it is
-done on the state itself. All others are Django's, step by step: `pgbackend.atomic_blocks` has that
-way, and the seam.
+Most blocks begin while nothing is open, and end without an error. For that, `Atomic` uses some
+twenty names of the wrapper, each a descriptor that looks up the state of the running code. In green
+code this shortcut works on that state directly, if no code could tell the difference
+(`_has_djangos_ends()`). All other blocks are left to Django's `Atomic`: `pgbackend.atomic_blocks`
+has that plain way, and the seam.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _get_running_loop = asyncio._get_running_loop
 _running = bridge.running
 _sessions_here = named_sessions.get
 
-#: The methods that `Atomic` calls on a wrapper, and those that they call.
+#: The methods that `Atomic` calls on a wrapper, and the methods that these call.
 _CALLED = (
     *("_commit", "_set_autocommit", "commit", "get_autocommit", "set_autocommit"),
     *("validate_no_atomic_block", "validate_thread_sharing"),
 )
 _NAMES = frozenset(_CALLED)
 _called_on: Callable[[type[Any]], tuple[Any, ...]] = attrgetter(*_CALLED)
-#: These methods as they are in Django; and in the engine, see `install()`.
+#: The same methods of Django's wrapper class, and (set by `install()`) of the engine's.
 _DJANGOS = unpatched(*_called_on(PostgresDatabaseWrapper))
 _DJANGOS_ATOMIC = unpatched(Atomic.__enter__, Atomic.__exit__)
 _engines = NO_OTHERS
@@ -50,19 +50,19 @@ _engines = NO_OTHERS
 
 def install() -> None:
     """Let green code open and end outermost blocks in one step."""
-    global _engines  # noqa: PLW0603 - other shortcuts put methods in the place of these before
+    global _engines  # noqa: PLW0603 - set here, after the shortcut `cursors` has replaced methods
     _engines = _called_on(Cursors)
     atomic_blocks.open_at_once = open_at_once
     atomic_blocks.commit_at_once = commit_at_once
 
 
 def open_at_once(here: Portal, wrapper: Any, atomic: Any) -> Block | None:
-    """Open a block, and return it, if the code is in none, nor in a transaction begun by hand."""
+    """Open an outermost block, and return it; return None if Django must open the block."""
     found = state.find(here, wrapper)
     current, session = found.state, found.session
     if (
         session is not None
-        and current is session.state  # and so nobody else's turn
+        and current is session.state  # not a transaction, in which others may have the turn
         and current.autocommit
         and _has_djangos_ends(wrapper, session.scope)
     ):
@@ -71,7 +71,7 @@ def open_at_once(here: Portal, wrapper: Any, atomic: Any) -> Block | None:
 
 
 def commit_at_once(wrapper: Any, atomic: Any, frame: FrameType, block: Block | None) -> bool:
-    """Commit `block` if it is the outermost one, with nothing open inside; return whether."""
+    """Commit `block` and return True; return False if Django must end it."""
     here = _running()
     if (
         block is not None
@@ -86,7 +86,7 @@ def commit_at_once(wrapper: Any, atomic: Any, frame: FrameType, block: Block | N
         and frame not in carried
         and (session := _session_of_opener(block)) is not None
         and _has_djangos_ends(wrapper, session.scope)
-        # No statement of others goes with the COMMIT.
+        # From here on no other task may send a statement: it would come after the COMMIT.
         and (block_of_end := block.transaction.push(block)) is not None
     ):
         _commit_outermost(wrapper, block, block_of_end, session)
@@ -112,7 +112,7 @@ def _session_of_opener(block: Block) -> Session | None:
 
 
 def _has_djangos_ends(wrapper: Any, scope: Scope) -> bool:
-    """Return whether nobody observes how a block begins and ends, or has a say in it."""
+    """Return whether the methods that begin and end a block are unpatched and unobserved."""
     if (
         scope.force_debug_cursor
         or not all(map(is_, _called_on(type(wrapper)), _engines))
@@ -125,7 +125,7 @@ def _has_djangos_ends(wrapper: Any, scope: Scope) -> bool:
 
 
 def _open_outermost(wrapper: Any, atomic: Any, current: State) -> Block | None:
-    """Begin a transaction, with `atomic` as its outermost block; return that block."""
+    """Begin a transaction, and return its outermost block, which is that of `atomic`."""
     current.commit_on_exit = True
     current.needs_rollback = False
     begun = wrapper.begin_pooled(current)
@@ -136,16 +136,19 @@ def _open_outermost(wrapper: Any, atomic: Any, current: State) -> Block | None:
 
 
 def _commit_outermost(wrapper: Any, block: Block, block_of_end: Block, session: Session) -> None:
-    """Commit, and end `block`, as `Atomic.__exit__()` does where there is no error."""
+    """Commit, and end `block`, as `Atomic.__exit__()` does without an exception.
+
+    `block_of_end` stands for the COMMIT: while it is open, other tasks must wait.
+    """
     ending = block.transaction.state
     block.leaving = True
     try:
         ending.atomic_blocks.pop()
-        ending.in_atomic_block = False  # or nothing might be committed, nor rolled back
+        ending.in_atomic_block = False  # in a block, the wrapper refuses to commit and roll back
         try:
             _commit_or_roll_back(wrapper, ending)
         finally:
-            # Nobody can have closed it inside the block meanwhile: it is no longer marked as one.
+            # `closed_in_transaction` is not checked: close() only sets it in an atomic block.
             wrapper.end_pooled(ending, block_of_end, session)
     finally:
         if not block.ended:
@@ -154,7 +157,7 @@ def _commit_outermost(wrapper: Any, block: Block, block_of_end: Block, session: 
 
 
 def _commit_or_roll_back(wrapper: Any, ending: State) -> None:
-    """Commit; if the server refuses that, roll back and raise its error."""
+    """Commit; if that fails, roll back, and raise the error of the COMMIT."""
     try:
         wrapper.commit_pooled(ending)
     except DatabaseError:

@@ -1,9 +1,10 @@
-"""Tells whether what was cached for a model's fields is still what Django would compute.
+"""Tells whether SQL that was cached for a model's fields is still the SQL that Django would write.
 
-`select.py` and `insert.py` cache, on the `_meta` of a model, SQL and converters that depend on its
-fields and on the operations of the connection. Only answers of Django's own methods are cached:
-fields that say themselves how they are selected are asked each time. Packages and tests patch these
-methods, or give a field another column, so `FieldAnswers` is compared again for each statement.
+`select.py` and `insert.py` cache SQL and converters on the `_meta` of a model. These depend on the
+model's fields, and on the connection's `ops` (Django's `DatabaseOperations`). They are cached only
+if Django's own methods made them; a field that overrides such a method is asked each time. Packages
+and tests patch these methods, or give a field another column, so `FieldAnswers` compares again for
+each statement.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from typing import Any
 from django.db.models import DurationField, Field, ForeignKey
 from django.db.models.expressions import Col
 
-#: How many statements are cached for one model, for each shortcut.
+#: The greatest number of statements that each shortcut caches for one model.
 MOST_STATEMENTS = 64
 
-#: The methods that make a column, where it depends on nothing but the field.
+#: Methods of a field that make its column and converters, with Django's own implementations.
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "get_col": (Field.get_col, ForeignKey.get_col),
     "get_db_converters": (
@@ -28,19 +29,19 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "select_format": (Field.select_format,),
 }
 
-#: Methods of the operations whose answers are cached for a model.
+#: Methods of `ops` whose results are cached for a model.
 _CACHED_OF_OPS = (
     *("adapt_integerfield_value", "get_db_converters", "integer_field_range", "limit_offset_sql"),
     "quote_name",
 )
 _asked_of_ops = attrgetter(*_CACHED_OF_OPS)
 _asked_of_kind = attrgetter("get_col", "get_db_converters", "select_format")
-#: The type of a generated column is a field that has no column of its own.
+#: Arguments for `map(getattr, ...)`. None: the output field of a generated column has no `column`.
 _COLUMN, _FROM_DB_VALUE, _NONE = repeat("column"), repeat("from_db_value"), repeat(None)
 
 
 def _is_plain(field: Any) -> bool:
-    """Return whether a field is selected, and its values are converted, as Django's own are."""
+    """Return whether Django's own methods write the column of `field` and convert its values."""
     return not vars(field).keys() & _PLAIN.keys() and all(
         any(map(is_, repeat(getattr(type(field), name, None)), known))
         for name, known in _PLAIN.items()
@@ -48,13 +49,13 @@ def _is_plain(field: Any) -> bool:
 
 
 def are_plain(ops: type[Any]) -> bool:
-    """Return whether operations answer for columns by Django's methods, or ours: for all alike."""
+    """Return whether the class `ops` quotes and converts columns by Django's or our methods."""
     answer = (ops.get_db_converters.__module__, ops.quote_name.__module__)
     return all(module.startswith(("django.", "pgbackend.")) for module in answer)
 
 
 def is_plain_column(col: Any, field: Any, table: str) -> bool:
-    """Return whether `col` is the column of `field` in `table`, with nothing done to it."""
+    """Return whether `col` is the plain column of `field` in `table`, which Django writes."""
     return (
         type(col) is Col
         and col.target is field
@@ -66,9 +67,9 @@ def is_plain_column(col: Any, field: Any, table: str) -> bool:
 
 
 class FieldAnswers:
-    """The answers of fields and operations at the time when something of a model was cached.
+    """The methods and attributes that cached SQL depends on, as they were when it was cached.
 
-    All loops are in C: each statement pays for `is_stale()`.
+    Each statement pays for `is_stale()`, so all loops are in C code.
     """
 
     __slots__ = ("columns", "fields", "functions", "kinds", "loaders", "ops", "sizes")
@@ -78,13 +79,13 @@ class FieldAnswers:
         self.kinds = list(dict.fromkeys(map(type, self.fields)))
         self.ops = type(ops)
         self.functions = [*self._look_up_functions()]
-        #: How many attributes each field has: a method that is set on a field adds to them.
+        #: The number of attributes of each field: patching a method on a field changes it.
         self.sizes = [*map(len, map(vars, self.fields))]
         self.columns = [*map(getattr, self.fields, _COLUMN, _NONE)]
         self.loaders = [*map(getattr, self.fields, _FROM_DB_VALUE, _NONE)]
 
     def _look_up_functions(self) -> Iterator[Any]:
-        """Return the methods that were asked, as the classes of operations and fields have them."""
+        """Return the current methods of `ops` and fields, by class, that made the cached SQL."""
         return chain(
             _asked_of_ops(self.ops),
             chain.from_iterable(map(_asked_of_kind, self.kinds)),
@@ -92,7 +93,7 @@ class FieldAnswers:
         )
 
     def is_stale(self, ops: Any) -> bool:
-        """Return whether fields and operations might answer otherwise now, or `ops` are others."""
+        """Return whether a field or method has changed since, or `ops` are of another class."""
         fields = self.fields
         return (
             self.ops is not type(ops)

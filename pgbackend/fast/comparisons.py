@@ -1,8 +1,8 @@
 """Compiles the comparison of a column with a value in one step: for SELECT and UPDATE.
 
-Django takes some ten steps for ``"dish"."id" = %s``, of which one copies the column. For its own
-lookups, on a column as it is, `ComparesColumns.compile()` writes the same SQL at once. A lookup, or
-one of the methods named below, that somebody has derived or patched is compiled by Django.
+Django takes some ten steps for ``"dish"."id" = %s``, one of which copies the column. For Django's
+own lookups on a plain column, `ComparesColumns.compile()` writes the same SQL at once. Django
+compiles all others: derived lookups, and all lookups if one of the methods below is patched.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from pgbackend.patches import NO_OTHERS, if_unpatched, lookup, unpatched
 
 _PLAIN_EXPRESSIONS = expressions.plain
 
-#: Since Django 6.1 a compiler quotes every name as its operations do.
+#: Whether a compiler quotes every name by `ops.quote_name()`: so it is since Django 6.1.
 QUOTES_ALIKE = hasattr(django_compiler.SQLCompiler, "quote_name")
 
-# The functions that are bypassed, as long as they are what they were.
+# The bypassed functions: the shortcut is taken while they are the same as at import.
 
 _for_comparison = lookup(
     "lookups.Exact.as_sql lookups.BuiltinLookup.as_sql lookups.Lookup.process_lhs Col.as_sql "
@@ -38,11 +38,11 @@ _for_comparison = lookup(
 _COMPILE = if_unpatched(django_compiler.SQLCompiler.compile)
 _WHERE = if_unpatched(WhereNode.as_sql)
 _COMPARISON = unpatched(*_for_comparison())
-#: It casts nothing for comparisons; nor does the older method, which Django 5.2 asks, too.
+#: PostgreSQL's methods, which add no cast to a compared column; Django 5.2 calls the old one, too.
 _CAST = if_unpatched(DatabaseOperations.lookup_cast)
 _OLD_CAST = getattr(DatabaseOperations, "field_cast_sql", None)
 
-#: Lookups that compare a column, as it is, with a value; and the methods that make them do so.
+#: Lookups that compare a plain column with a value, each with its methods that write the SQL.
 _COMPARISONS: dict[type[Any], tuple[Any, ...]] = {
     each: methods
     for each in (
@@ -60,12 +60,12 @@ _Params: Any = tuple if django.VERSION >= (6, 0) else list
 
 
 def _cast_nothing(ops: type[Any]) -> bool:
-    """Return whether these operations leave a column that is compared as it is."""
+    """Return whether the class `ops` adds no cast to a column that is compared."""
     return ops.lookup_cast is _CAST and getattr(ops, "field_cast_sql", None) is _OLD_CAST
 
 
 def is_plain_comparison(node: Any, ops: type[Any]) -> bool:
-    """Return whether `node` compares a column with a value, in Django's way."""
+    """Return whether `node` compares a column with a value, all by Django's own methods."""
     kind = type(node)
     return (
         (methods := _COMPARISONS.get(kind)) is not None
@@ -78,7 +78,7 @@ def is_plain_comparison(node: Any, ops: type[Any]) -> bool:
 
 
 def comparison_in(where: Any) -> Any:
-    """Return the comparison of a column with a value that `where` consists of, or None."""
+    """Return the only condition of `where` if it compares a column with a value; else None."""
     if (
         type(where) is WhereNode
         and WhereNode.as_sql is _WHERE
@@ -95,7 +95,7 @@ def comparison_in(where: Any) -> Any:
 
 
 class ComparesColumns(CompiledStatement):
-    """A compiler that compiles a plain comparison in one step."""
+    """A compiler that writes the SQL of a plain comparison in one step."""
 
     def compile(self, node: Any) -> Any:
         if django_compiler.SQLCompiler.compile is not _COMPILE:
@@ -118,6 +118,6 @@ class ComparesColumns(CompiledStatement):
 
 
 def install() -> None:
-    """Let all compilers compare columns in one step."""
+    """Put `ComparesColumns` in front of the bases of all compilers."""
     for kind in COMPILERS:
         put_before(kind, ComparesColumns)

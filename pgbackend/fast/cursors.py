@@ -1,9 +1,9 @@
-"""The shortcut `cursors`: a cursor on a connection that is open is made without asking for one.
+"""Opens a cursor on an open connection without Django's search for one: the shortcut `cursors`.
 
-Synchronous code outside of transactions opens most of its cursors on a connection that it has.
-Django's way there looks for a pool, a failed health check and a connection, each by a call. The
-methods here, in the place of those of `pgbackend.wrapper.cursors`, look whether any of that can
-matter: if not, they do what is left of Django's way, else all of it.
+Synchronous code outside of transactions opens most cursors on a connection that is open already.
+Django still calls methods that look for a pool, a failed health check and a connection. The methods
+of this module replace those of `pgbackend.wrapper.cursors`: they check if any of that can matter;
+if not, they only take Django's remaining steps.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from pgbackend.wrapper.cursors import Cursors
 _get_running_loop = asyncio._get_running_loop
 _running = bridge.running
 
-#: The engine's methods, for all that is not usual.
+#: The engine's methods: the plain way.
 _plain_cursor = Cursors.cursor
 _plain_create_cursor = Cursors.create_cursor
 
 #: Django's `cursor()` and `create_cursor()`, which somebody may patch later.
 _CURSOR = if_unpatched(PostgresDatabaseWrapper.cursor)
 _CREATE_CURSOR = if_unpatched(PostgresDatabaseWrapper.create_cursor)
-#: Django's `cursor()` without its guard, for which `cursor()` here asks.
+#: Django's `cursor()` without the guard `async_unsafe`: `cursor()` below checks instead.
 _open_cursor: Callable[..., Any] = inspect.unwrap(PostgresDatabaseWrapper.cursor)
 
-#: Django's `_cursor()`, and the methods that it calls to have a connection.
+#: The names of Django's `_cursor()`, and of the methods that it calls to get a connection.
 _ASKING = ("_cursor", "close_if_health_check_failed", "ensure_connection")
 _NAMES = frozenset(_ASKING)
 _asks = attrgetter(*_ASKING)
-#: The same methods of Django's classes, and one that they call.
+#: The same methods as Django's classes have them now, and one that these call.
 _djangos_asks = lookup(
     "its._cursor its.close_if_health_check_failed its.ensure_connection "
     "base.close_if_health_check_failed",
@@ -52,7 +52,7 @@ _DJANGO_ASKS = unpatched(*_djangos_asks())
 
 
 def cursor(self: Cursors) -> Any:
-    """Open a cursor by Django's `cursor()`, without the guard around it."""
+    """Open a cursor by Django's `cursor()`, without the guard `async_unsafe` around it."""
     if type(self)._cursor is not _cursor or PostgresDatabaseWrapper.cursor is not _CURSOR:
         return _plain_cursor(self)
     if _get_running_loop() is not None:
@@ -65,25 +65,25 @@ def cursor(self: Cursors) -> Any:
 
 
 def _cursor(self: Cursors, name: str | None = None) -> Any:
-    """Make a cursor on a connection that is open, if nobody has a say in whether it is."""
+    """Make a cursor on the open connection, if no overridden or patched method may change that."""
     own = state.plain_state(self)
     if own is None:
         return self._cursor_in_turn(name)
     if (
         own.connection is None
         or own.health_check_enabled
-        # or somebody has a say in it who has overridden or patched what Django's calls
+        # or one of the methods that Django would call is patched or overridden
         or not all(map(is_, _djangos_asks(), _DJANGO_ASKS))
         or not all(map(is_, _asks(type(self)), _OWN_ASKS))
         or not self.__dict__.keys().isdisjoint(_NAMES)
     ):
         return super(Cursors, self)._cursor(name)
-    with self.wrap_database_errors:  # what is left of Django's, with a connection
+    with self.wrap_database_errors:  # Django's steps after it has a connection
         return self._prepare_cursor(self.create_cursor(name))
 
 
 def close_if_health_check_failed(self: Cursors) -> None:
-    """Look for a failed health check only where there are any: Django looks for its pool first."""
+    """Do what Django's method does, but return at once if health checks are not enabled."""
     if state.current_state(self).health_check_enabled or not all(
         map(is_, _djangos_asks(), _DJANGO_ASKS)
     ):
@@ -91,7 +91,7 @@ def close_if_health_check_failed(self: Cursors) -> None:
 
 
 def create_cursor(self: Cursors, name: str | None = None) -> Any:
-    """Make a cursor as Django does, which looks the connection up for each step."""
+    """Make a cursor as Django does; but look the connection up once, and not at each step."""
     if name or PostgresDatabaseWrapper.create_cursor is not _CREATE_CURSOR:
         return _plain_create_cursor(self, name)
     if _get_running_loop() is not None:
@@ -103,11 +103,11 @@ def create_cursor(self: Cursors, name: str | None = None) -> Any:
     return made
 
 
-#: The same of ours, as a class has them that overrides none.
+#: The methods `_ASKING` of a wrapper class that overrides none of them.
 _OWN_ASKS = (_cursor, close_if_health_check_failed, Cursors.ensure_connection)
 
 
 def install() -> None:
-    """Put these methods in the place of the engine's."""
+    """Replace the methods of the engine's class by those of this module."""
     for method in (cursor, _cursor, close_if_health_check_failed, create_cursor):
         setattr(Cursors, method.__name__, method)

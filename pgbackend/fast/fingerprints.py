@@ -1,7 +1,7 @@
-"""Fingerprints of functions: of their source text, as it is installed.
+"""Fingerprints of functions: hashes of their installed source text.
 
-The text of a function begins with its decorators, and ends with the last line that has code. So it
-is found in the same way in a file that is installed and in one that is only read
+The text of a function begins with its decorators, and ends with the last line that has code. This
+rule gives the same text for an installed function and for one in source that is only compiled
 (`of_source()`), on every version of Python.
 """
 
@@ -19,12 +19,12 @@ _LENGTH = 12
 
 
 def of_text(text: bytes) -> str:
-    """Return the fingerprint of a text."""
+    """Return the fingerprint of a source text."""
     return hashlib.sha256(text).hexdigest()[:_LENGTH]
 
 
 class Installed:
-    """Finds the functions of installed packages, and their texts; each file is read once."""
+    """Finds the source texts of functions of installed packages; reads each file once."""
 
     def __init__(self) -> None:
         self._lines: dict[str, list[bytes]] = {}
@@ -32,15 +32,15 @@ class Installed:
     def text(self, name: str) -> bytes | None:
         """Return the text of the function that is named ``module:Class.method``.
 
-        None if there is none of that name, or if it is not that package's own: somebody has
-        patched it. Raises `OSError` where its file is missing.
+        Returns None if there is no function of that name, or if it is patched: then it is not the
+        package's own. Raises `OSError` if its file is missing.
         """
         function = find(name)
         if function is None or not _is_of_package(function, name.partition(".")[0]):
             return None
         code = inspect.unwrap(function).__code__
         if code.co_qualname != name.partition(":")[2]:
-            return None  # of the package, too: its test cases patch
+            return None  # another function of the package: its test cases patch, too
         lines = self._lines.get(code.co_filename)
         if lines is None:
             lines = Path(code.co_filename).read_bytes().splitlines()
@@ -58,19 +58,19 @@ def find(name: str) -> Any:
         if found is None:
             return None
     found = vars(found).get(last)
-    for inside in ("__func__", "fget", "func"):  # of a class method, a property, a cached one
+    for inside in ("__func__", "fget", "func"):  # classmethod, property, cached_property
         found = getattr(found, inside, found)
     return found
 
 
 def _is_of_package(function: Any, package: str) -> bool:
-    """Return whether `package` has made `function`, and it or pgbackend what is around it."""
+    """Return whether `package` defines `function`, which only it and pgbackend may have wrapped."""
     met: set[int] = set()
     while function is not None:
-        if id(function) in met:  # somebody has put it around itself
+        if id(function) in met:  # a cycle of wrappers
             return False
         met.add(id(function))
-        if type(function) is not FunctionType:  # a proxy says that it is what it stands for
+        if type(function) is not FunctionType:  # a proxy, whose other attributes are the function's
             return False
         if function.__globals__["__name__"].partition(".")[0] not in {package, "pgbackend"}:
             return False
@@ -79,7 +79,7 @@ def _is_of_package(function: Any, package: str) -> bool:
 
 
 def of_source(source: bytes) -> dict[str, bytes]:
-    """Return the texts of all functions in the source of a module, by ``Class.method``."""
+    """Return the texts of all functions in a module's source, by their names ``Class.method``."""
     lines = source.splitlines()
     module = compile(source, "<source>", "exec", dont_inherit=True)
     return {code.co_qualname: _text(lines, code) for code in _functions(module)}

@@ -1,8 +1,8 @@
-"""The shortcut ``handler``: serve a request with fewer tasks and threads than Django's handler.
+"""Serves a request with fewer tasks and threads than Django's handler: the shortcut `handler`.
 
 Django's own `ASGIHandler.handle()` makes a class, a task group and a group of exceptions for each
 request, and leaves them, with the request and its response, to the garbage collector. It also calls
-the receivers of its signals in a thread. Neither is needed where the ORM waits on the loop.
+the receivers of its signals in a thread. If the ORM waits on the loop, neither is needed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .wrappers import give_back, lent
 
 
 def install() -> None:
-    """Let the hooks replace `ASGIHandler.handle()`; without this, Django's own serves requests."""
+    """Add a hook that replaces `ASGIHandler.handle()`; the plain way is Django's method."""
     hooks.HOOKS.append(
         Hook(
             "django.core.handlers.asgi:ASGIHandler",
@@ -43,7 +43,7 @@ def install() -> None:
 
 
 def _replace_handle(djangos: Any) -> Any:
-    """Return `handle()`, or what is there, if somebody has patched it."""
+    """Return `handle()`; or the method that is there, if it is a patch and not Django's."""
     if if_unpatched(djangos) is None:
         return djangos
     handle.__wrapped__ = djangos  # type: ignore[attr-defined]
@@ -51,10 +51,10 @@ def _replace_handle(djangos: Any) -> Any:
 
 
 async def handle(self: Any, scope: Any, receive: Any, send: Any) -> None:
-    """Read a request, have it answered, and send the response, as `ASGIHandler.handle()` does.
+    """Read a request, call its view, and send the response, as `ASGIHandler.handle()` does.
 
-    As in Django 6.1, in every version: the view runs in the handler's own task, which is cancelled
-    when the client goes.
+    With every version of Django it works as in 6.1: the view runs in the handler's own task, which
+    is cancelled when the client disconnects.
     """
     lent_before = lent()
     try:
@@ -69,7 +69,7 @@ async def handle(self: Any, scope: Any, receive: Any, send: Any) -> None:
             await self.send_response(response, send)
         else:
             listen = self.listen_for_disconnect
-            at_once = not is_method(listen, _LISTEN)  # a patch of it expects to be called
+            at_once = not is_method(listen, _LISTEN)  # a patch expects to be called at once
             with _Connected(functools.partial(listen, receive), at_once=at_once):
                 response = await self.run_get_response(request)
                 await self.send_response(response, send)
@@ -81,7 +81,7 @@ async def handle(self: Any, scope: Any, receive: Any, send: Any) -> None:
 
 
 async def _read_body(handler: Any, receive: Any) -> Any:
-    """Return what `ASGIHandler.read_body()` does, without a file if one small message is all."""
+    """Return the body as `ASGIHandler.read_body()` does; a single small message needs no file."""
     if not is_method(handler.read_body, _READ_BODY):
         return await handler.read_body(receive)
     message = await receive()
@@ -97,41 +97,42 @@ async def _read_body(handler: Any, receive: Any) -> Any:
     return await handler.read_body(receive_again)
 
 
-#: The module in which the handler looks names up, as Django's does: a test may replace one there.
+#: The module where Django's handler looks names up: ours does so too, since a test may patch one.
 _names: Any = _asgi
 
 _READ_BODY, _LISTEN = ASGIHandler.read_body, ASGIHandler.listen_for_disconnect
 
 
 class _Connected:
-    """Cancel the task that runs this block when the client goes.
+    """Cancel the task that runs the body of this `with` when the client disconnects.
 
-    `listen` waits for that, and raises `RequestAborted`; any other error that it raises is raised
-    at the end of the block. The cancellation ends with the block, as in `asyncio.timeout`, unless
-    the task has been cancelled by others, too.
+    `listen()` returns a coroutine that waits for the disconnect, and then raises `RequestAborted`.
+    If it raises another error, the `with` raises that at its end. As with `asyncio.timeout`, the
+    cancellation ends with the `with`, unless other code has cancelled the task, too. With
+    `at_once`, a task listens from the beginning, as in Django.
 
     Note [Listening without a task]
-    Most requests end while the client waits for the answer. So there is no task to listen: the
-    first step of `listen` is taken in a callback of the loop, and leaves a future to wait for. A
-    task goes on when that is done. Where the first step cannot be taken so (somebody has wrapped
-    what the server gave, in code that uses the database, or a timeout), `listen` is begun anew in a
-    task.
+    Most requests end while the client is still connected. So there is no listening task at first: a
+    callback of the loop takes the first step of the coroutine, which yields a future. A task makes
+    the further steps when that future is done. The first step may be impossible in a callback: if
+    the `receive()` of the server is wrapped in code that uses the database, or a timeout. Then a
+    task listens, from the beginning.
 
     Note [Busy requests]
-    A request that waits for nothing but its databases has mostly ended within milliseconds, and
-    would have listened for nothing. So it begins when it waits for something else, or when it has
-    lasted for `LISTEN_AFTER`.
+    A request that waits only for its databases mostly ends within milliseconds; to listen to its
+    client would be in vain. So listening begins when the request waits for anything else, or has
+    lasted for `LISTEN_AFTER` seconds.
     """
 
-    # Attributes that most requests never change: here once for all of them.
+    # On the class, because most requests never change these attributes.
 
     _error: BaseException | None = None
     _listening: Coroutine[Any, Any, None] | None = None
     _listener: asyncio.Task[None] | None = None
     _first_step: asyncio.Handle | None = None
-    #: The context in which to listen; None: the one in which that is decided.
+    #: The contextvars context in which to listen; None: that of the caller of `listen_soon()`.
     _context: Any = None
-    #: The portal whose code is still busy; see Note [Busy requests].
+    #: The portal of the request, until listening begins; see Note [Busy requests].
     _portal: bridge.Portal | None = None
 
     def __init__(
@@ -148,7 +149,7 @@ class _Connected:
         portal = bridge.current()
         if self._at_once:
             self._listen_in_task(self._listen())  # as in Django
-        elif portal is None or portal.on_wait is not None:  # a request in a request
+        elif portal is None or portal.on_wait is not None:  # a request inside another one
             self.listen_soon()
         else:
             self._portal = portal
@@ -157,7 +158,7 @@ class _Connected:
             _busy.add(self, task.get_loop())
 
     def listen_soon(self) -> None:
-        """Begin to listen, in the loop's next turn."""
+        """Begin to listen in the next iteration of the loop."""
         self._no_more_busy()
         loop = self._task.get_loop()
         self._first_step = loop.call_soon(self._begin_to_listen, context=self._context)
@@ -174,7 +175,7 @@ class _Connected:
             waits_for: Any = bridge.first_step(listening)
         except (RequestAborted, AssertionError) as exc:
             self._hear(exc)
-        except Exception:  # if it has another reason, the task will meet it, too
+        except Exception:  # in a task: if that is no cure, the task raises the error again
             self._listen_in_task(self._listen())
         else:
             if getattr(waits_for, "_asyncio_future_blocking", False):
@@ -186,16 +187,16 @@ class _Connected:
 
     def _go_on(self, waits_for: Any) -> None:
         listening, self._listening = self._listening, None
-        if listening is not None:  # else the server has waited for the answer, which is sent
+        if listening is not None:  # None: the response was sent first
             self._listen_in_task(bridge.resume(listening, waits_for))
 
     def _listen_in_task(self, listening: Coroutine[Any, Any, None]) -> None:
-        # Green, as all tasks of a request are.
+        # In a portal, as all tasks of a request.
         self._listener = self._task.get_loop().create_task(bridge.portal(listening))
         self._listener.add_done_callback(self._heard)
 
     def _heard(self, listener: asyncio.Task[None]) -> None:
-        if not listener.cancelled():  # by a loop that ends
+        if not listener.cancelled():  # the end of the loop cancels it
             error = listener.exception()
             if error is not None:
                 self._hear(error)
@@ -223,7 +224,7 @@ class _Connected:
         return exc_type is asyncio.CancelledError and self._task.cancelling() <= self._cancelled
 
     def _stop_listening(self) -> BaseException | None:
-        """Stop to listen; return the error that has been heard in this very step."""
+        """Stop listening; return an error that was raised at the same moment, if there is one."""
         self._no_more_busy()
         if self._first_step is not None:
             self._first_step.cancel()
@@ -235,27 +236,27 @@ class _Connected:
                 return None
             except Exception as exc:
                 return exc
-            # `listen` has more to do, of which the request need not know.
+            # The coroutine awaits something as it ends: a task completes it, without the request.
             self._task.get_loop().create_task(bridge.portal(bridge.resume(listening, waits_for)))
             return None
         listener = self._listener
         if listener is not None:
-            listener.remove_done_callback(self._heard)  # it refers to the listener: a cycle
+            listener.remove_done_callback(self._heard)  # `_heard` is bound to self: a cycle
             if not listener.cancel() and not listener.cancelled():
                 return listener.exception()
         return None
 
 
-#: How many seconds a request may wait for its databases only, before it listens to its client.
+#: How many seconds a request that waits only for its databases lasts before it begins to listen.
 LISTEN_AFTER = 0.05
 
 
 class _Busy(threading.local):
-    """The requests of the thread's loop that have waited for nothing but their databases."""
+    """The requests, on this thread's loop, that have only waited for their databases so far."""
 
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None
-        #: In the order in which they came, with the time of the loop when they begin to listen.
+        #: Each with the time at which it begins to listen, by the loop's clock; the oldest first.
         self.requests: dict[_Connected, float] = {}
         self._timed = False
 
@@ -267,7 +268,7 @@ class _Busy(threading.local):
             self._time(loop)
 
     def _time(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Look at the requests soon: one timer for all, not for each that is due a little later."""
+        """Start a timer that calls `_look()`: there is one timer for all requests of the loop."""
         self._timed = True
         loop.call_later(LISTEN_AFTER / 2, self._look, loop, context=state.no_context())
 

@@ -1,9 +1,9 @@
 """Writes an INSERT of one row from cached SQL: the shortcut `insert`.
 
-The SQL of an INSERT depends on the fields that it has and returns, so it is cached by these, on the
-model's `_meta`. Values are prepared by their fields each time. A row is inserted so only by a
-compiler, and with operations, of which nothing has been derived or patched; and no field may write
-its own placeholder.
+The SQL of an INSERT depends on the fields that it writes and returns, so it is cached by these, on
+the model's `_meta`. The fields prepare their values each time. This shortcut is taken only if the
+compiler and the connection's `ops` are not derived or patched, and if no field writes its own
+placeholder.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .written_values import PLAIN_TYPES, RETURNING, are_returned_rows_djangos, h
 
 _get_running_loop = asyncio._get_running_loop
 
-#: The functions that are bypassed, as long as they are what they were.
+#: The bypassed functions: the shortcut is taken while they are the same as at import.
 _for_insert = lookup(
     "its.as_sql its.pre_save_val its.prepare_value its.field_as_sql its.assemble_as_sql "
     "base.assemble_as_sql base.get_converters ops.bulk_insert_sql",
@@ -40,9 +40,9 @@ _for_insert = lookup(
 )
 _INSERT = unpatched(*_for_insert())
 
-#: Whether Django writes DEFAULT without preparing it.
+#: Whether Django does not prepare a `DatabaseDefault`: so it is since Django 6.1.
 _LEAVES_DEFAULTS = django.VERSION >= (6, 1)
-#: How a field says that it writes the placeholder of its value.
+#: The name of the method by which a field writes the placeholder of its value.
 _GET_PLACEHOLDER = repeat("get_placeholder_sql" if django.VERSION >= (6, 1) else "get_placeholder")
 
 _insert_features = attrgetter(
@@ -56,7 +56,7 @@ def _has_default_or_placeholder(field: Any) -> bool:
 
 
 class _CachedInsert:
-    """The SQL of an INSERT of one row, by the fields that it has and returns."""
+    """The SQL of an INSERT of one row, for certain written and returned fields."""
 
     __slots__ = (
         *("answers", "into", "kept_by", "returning", "returning_params", "returns_as_is", "sql"),
@@ -65,7 +65,7 @@ class _CachedInsert:
 
     def __init__(self, made_by: Any, fields: Any, returning_fields: Any) -> None:
         ops, opts = made_by.connection.ops, made_by.query.get_meta()
-        #: Keeps the fields alive: the key uses their `id()`.
+        #: Keeps the fields alive, because the key of the cache has their `id()`.
         self.kept_by = list(fields), list(returning_fields)
         self.table = opts.db_table
         columns = [field.column for field in fields]
@@ -78,7 +78,7 @@ class _CachedInsert:
         placeholders = ", ".join(["%s"] * len(columns))
         self.sql = f"{self.into} VALUES ({placeholders}){self.returning}"
         cols = [field.get_col(self.table) for field in returning_fields]
-        #: Whether nothing converts what is returned.
+        #: Whether no converter changes the returned values.
         self.returns_as_is = not made_by.get_converters(cols) and all(
             map(is_plain_column, cols, returning_fields, repeat(self.table))
         )
@@ -87,7 +87,7 @@ class _CachedInsert:
 
     @classmethod
     def for_compiler(cls, made_by: Any, returning_fields: Any) -> _CachedInsert | None:
-        """Return the SQL for the row that `made_by` inserts; None if a field has a say in it."""
+        """Return the SQL for the compiler `made_by`; None if a field has SQL of its own."""
         query: Any = made_by.query
         fields, opts = query.fields, query.model._meta  # noqa: SLF001
         known: dict[Any, _CachedInsert] = opts.__dict__.get("_pgbackend_inserts", {})
@@ -109,7 +109,7 @@ class _CachedInsert:
 
 
 class Inserts(CompiledInsert):
-    """A compiler that inserts one row by cached SQL, and in one step with the row that returns."""
+    """A compiler that inserts one row by cached SQL, and fetches what it returns in one step."""
 
     def as_sql(self: Any) -> Any:
         cached = (
@@ -143,7 +143,7 @@ class Inserts(CompiledInsert):
         return list(self.apply_converters(returned, converters)) if converters else returned
 
     def _is_usual(self: Any) -> bool:
-        """Return whether one row is inserted, of nothing but values and expressions."""
+        """Return whether this INSERT writes one row, in the form that `_CachedInsert` has."""
         query: Any = self.query
         return bool(
             type(self) is SQLInsertCompiler
@@ -194,5 +194,5 @@ class Inserts(CompiledInsert):
 
 
 def install() -> None:
-    """Let the compiler of INSERTs use cached SQL."""
+    """Put `Inserts` in front of the bases of the compiler of INSERTs."""
     put_before(SQLInsertCompiler, Inserts)

@@ -1,8 +1,8 @@
-"""Plugs each shortcut that is on into its seam of the engine, which knows none of them.
+"""Plugs each shortcut that is on into its seam of the engine; the engine knows no shortcut.
 
-A seam is a name in a module or class of the engine, whose plain way stands there; or a row of the
-table in `hooks`, which a shortcut adds. Without this module the engine does all that the contract
-promises.
+A seam is a name in a module or class of the engine, bound to the plain way until a shortcut rebinds
+it; or a row that a shortcut adds to the table in `hooks`. Without this module the engine does all
+that the contract promises.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from . import (
 )
 from .registry import is_on, switch_driver
 
-#: Each module with its shortcuts, of which one must be on. The order counts: `statements` remembers
-#: the methods that a wrapper has from `cursors`, and a compiler asks the last module first.
+#: Each module, with the shortcuts of which one must be on to install it. The order matters:
+#: `statements` records methods that `cursors` has put on the wrapper; and of the compilers' new
+#: bases, the one installed last comes first.
 _MODULES = (
     (cursors, ["cursors"]),
     (blocks, ["blocks"]),
@@ -40,7 +41,7 @@ _MODULES = (
 
 
 def install() -> None:
-    """Plug in the shortcuts that are on; called once, when the backend is loaded."""
+    """Plug in all shortcuts that are on; called once, when the backend is loaded."""
     switch_driver()
     for module, names in _MODULES:
         if any(map(is_on, names)):

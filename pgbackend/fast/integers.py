@@ -1,8 +1,8 @@
-"""Sends an integer that is compared with a column of integers without asking Django to prepare it.
+"""Sends an integer that is compared with an integer column, without Django's preparation of it.
 
-Of an integer that fits into the column, Django sends the same integer, in a type of psycopg's that
-depends on the field only. `Integers` caches range and type for one column: for the shortcut
-`known`, see `select.py`.
+If the integer is in the range of the column, Django sends it unchanged, in a type of psycopg's that
+depends only on the field. `Integers` caches range and type of a column, for the shortcut `known`
+in `select.py`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _INTEGER_FIELDS = {
 }
 _PREPARING = ("get_db_prep_value", "get_internal_type")
 _prepared_by = attrgetter("adapt_integerfield_value", "integer_field_range")
-#: The functions that are bypassed, as long as they are what they were.
+#: The bypassed functions: the shortcut is taken while they are the same as at import.
 _for_integers = lookup(
     "lookups.IntegerFieldOverflow.process_rhs lookups.Exact.process_rhs lookups.Lookup.process_rhs "
     "lookups.FieldGetDbPrepValueMixin.get_db_prep_lookup IntegerField.get_db_prep_value "
@@ -47,7 +47,7 @@ _INTEGERS = unpatched(*_for_integers())
 
 
 class Integers(NamedTuple):
-    """The integers that fit into a column, and the type in which Django sends them."""
+    """The range of integers of a column, and the type in which Django sends them."""
 
     field: Any
     least: int
@@ -56,7 +56,10 @@ class Integers(NamedTuple):
 
     @classmethod
     def for_column(cls, column: Any, ops: Any, sent: Any) -> Integers | None:
-        """Return those of `column`, for which Django has `sent` one; None if others prepare it."""
+        """Return the integers of `column`; None if a method that is not Django's prepares them.
+
+        `sent` is an integer as Django has prepared it for this column: its type is recorded.
+        """
         field = column.target
         if (
             field is not column.output_field
@@ -70,7 +73,7 @@ class Integers(NamedTuple):
         return cls(field, least, most, type(sent))
 
     def include(self, value: Any, column: Any) -> bool:
-        """Return whether `value`, which is compared with `column`, fits and is sent as it is."""
+        """Return whether `value`, which is compared with `column`, can be sent unprepared."""
         return (
             type(value) is int
             and column.target is self.field is column.output_field

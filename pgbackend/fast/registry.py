@@ -1,12 +1,12 @@
 """The registry of shortcuts: what each stands for, which functions it bypasses, whether it is on.
 
-Some of them are the driver's, which knows nothing of this module: `switch_driver()` tells it.
+The driver has some shortcuts of its own; `switch_driver()` sets their switches.
 
-A shortcut is on if nobody has switched it off (`PGBACKEND_SHORTCUTS`), and if the text of each
-function that it bypasses is one that it was written against, by `fingerprints.json`. Else the plain
-way is taken, with one line in the log that names the function. All is decided once, when the
-backend is imported. What is patched afterwards is another matter: each shortcut looks whether what
-it bypasses is still the same object.
+A shortcut is on if `PGBACKEND_SHORTCUTS` does not switch it off, and if it was written against the
+installed source text of each function that it bypasses; `fingerprints.json` lists the known texts.
+If one is unknown, the shortcut is off, and a line in the log names the function. This is decided
+once, when the backend is imported. For functions that are patched later, each shortcut compares, at
+each use, the bypassed functions with the ones that it found at first.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ def _named(owner: str, names: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Shortcut:
-    """A piece of work that is done in fewer steps than Django, or psycopg, does it."""
+    """A shortcut: it does some work of Django's or psycopg's in fewer steps."""
 
     name: str
     stands_for: str
-    """Its work, in words."""
+    """A sentence that says what the shortcut does."""
     bypasses: tuple[str, ...]
-    """The functions whose work it does, each as ``module:Class.method``."""
+    """The functions whose work the shortcut does, each as ``module:Class.method``."""
     needs: tuple[str, ...] = ()
-    """Shortcuts without which it does nothing."""
+    """The names of shortcuts without which this one does nothing."""
 
 
 _COMPARING = (
@@ -69,7 +69,7 @@ SHORTCUTS = {
     for each in (
         Shortcut(
             "select",
-            "The columns of a model are kept; a SELECT has only the parts that are asked for",
+            "The SQL of a model's columns is cached; a SELECT is written from the parts it has",
             (
                 *_COMPARING,
                 *_named(
@@ -93,7 +93,7 @@ SHORTCUTS = {
         ),
         Shortcut(
             "known",
-            "A SELECT with one comparison is kept; integers that fit are sent as they are",
+            "The SQL of a SELECT with one comparison is cached; integers in range are sent as is",
             (
                 *_named(f"{_LOOKUPS}:IntegerFieldOverflow", "process_rhs"),
                 *_named(f"{_LOOKUPS}:Lookup", "process_rhs get_db_prep_lookup"),
@@ -111,7 +111,7 @@ SHORTCUTS = {
         ),
         Shortcut(
             "insert",
-            "An INSERT of one row is put together from words that are kept",
+            "An INSERT of one row is written from cached SQL",
             (
                 *_named(
                     f"{_SQL}:SQLInsertCompiler",
@@ -132,7 +132,7 @@ SHORTCUTS = {
         ),
         Shortcut(
             "update",
-            "An UPDATE by one comparison has only the parts that are asked for",
+            "An UPDATE with one comparison is written from the parts it has",
             (
                 *_COMPARING,
                 *_named(f"{_SQL}:SQLUpdateCompiler", "as_sql pre_sql_setup"),
@@ -146,7 +146,7 @@ SHORTCUTS = {
         ),
         Shortcut(
             "rows",
-            "Objects are made of rows by a function that is written for their model",
+            "Objects are made from rows by a function that is written for their model",
             (
                 *_named("django.db.models.base:Model", "__init__ from_db"),
                 *_named("django.db.models.base:ModelState", "__del__"),
@@ -179,7 +179,7 @@ SHORTCUTS = {
         ),
         Shortcut(
             "cursors",
-            "A cursor on a connection that is open is made without asking for one",
+            "A cursor on an open connection is made without Django's search for a connection",
             (
                 *_named(
                     _BASE,
@@ -220,7 +220,7 @@ SHORTCUTS = {
         ),
         Shortcut(
             "wrappers",
-            "A request that has ended leaves its DatabaseWrapper to the next one",
+            "The DatabaseWrapper of an ended request is used by the next request",
             (
                 *_named(_BASE, "__init__"),
                 *_named("django.utils.connection:BaseConnectionHandler", "__getitem__"),
@@ -229,7 +229,7 @@ SHORTCUTS = {
         ),
         Shortcut(
             "lease",
-            "A free connection is taken, the one used last, and given back without coroutines",
+            "A free connection, the one used last, is taken and given back without coroutines",
             (
                 *_named(
                     _POOL,
@@ -256,7 +256,7 @@ SHORTCUTS = {
         ),
         Shortcut(
             "run",
-            "A statement is sent, and its rows are loaded, by one cursor that is kept",
+            "A statement is sent, and its rows are loaded, by one cursor that is reused",
             (
                 *_named("psycopg.connection:Connection", "cursor"),
                 *_named("psycopg.cursor:Cursor", "__init__ execute fetchall close"),
@@ -287,7 +287,7 @@ SHORTCUTS = {
         ),
         Shortcut(
             "portals",
-            "A greenlet in which a function has ended is kept for the next one",
+            "A greenlet whose function has ended is reused for the next one",
             (),
         ),
     )
@@ -295,21 +295,21 @@ SHORTCUTS = {
 
 
 def is_on(name: str) -> bool:
-    """Return whether a shortcut may be taken."""
+    """Return whether the shortcut `name` is on."""
     return name not in why_off()
 
 
 def switch_driver() -> None:
-    """Let the driver take those of its shortcuts that are on."""
+    """Set the switches of the driver's own shortcuts."""
     for each in fields(Switches):
         setattr(switches, each.name, is_on(each.name))
 
 
 @cache
 def why_off() -> Mapping[str, str]:
-    """Return why each shortcut is off that is, by name.
+    """Return the shortcuts that are off, by name, each with the reason.
 
-    Raises `ImproperlyConfigured` if `PGBACKEND_SHORTCUTS` names one that there is not.
+    Raises `ImproperlyConfigured` if `PGBACKEND_SHORTCUTS` names an unknown shortcut.
     """
     switched_off, where = conf.shortcuts_switched_off(SHORTCUTS)
     reasons = {name: f"switched off by {where}" for name in SHORTCUTS if name in switched_off}
@@ -322,7 +322,7 @@ def why_off() -> Mapping[str, str]:
             reasons[name] = (
                 f"{function} is patched"
                 if is_patched
-                else (f"{function} of {version} is not one that it was written against")
+                else f"{function} of {version} has a source that is unknown to pgbackend"
             )
             level = logging.INFO if is_patched else logging.WARNING
             logger.log(level, "the shortcut %r is off: %s", name, reasons[name])
@@ -333,7 +333,7 @@ def why_off() -> Mapping[str, str]:
     return reasons
 
 
-#: The distribution of each package.
+#: The name of the distribution that has each package.
 DISTRIBUTIONS = {"django": "Django", "psycopg": "psycopg", "psycopg_pool": "psycopg-pool"}
 
 
@@ -344,11 +344,11 @@ class _Look:
         self._installed = Installed()
         self._known = known()
         self._is_known: dict[str, bool] = {}
-        #: Functions that somebody has patched before the backend was loaded.
+        #: Functions that were patched before the backend was loaded.
         self.patched: set[str] = set()
 
     def first_unknown(self, shortcut: Shortcut) -> str | None:
-        """Return the name of the first function that is not as it was known."""
+        """Return the name of the first bypassed function whose text is unknown; else None."""
         for each in shortcut.bypasses:
             if each not in self._is_known:
                 self._is_known[each] = self._compare(each)
@@ -368,12 +368,12 @@ class _Look:
         if find(function) is not None:
             self.patched.add(function)
             return False
-        # It came with a later version, or went with an earlier one.
+        # There is no such function: right if no known version of this series has it.
         return not any(has_series(versions, series) for versions in texts.values())
 
-    @cache  # noqa: B019 - it lives for one look
+    @cache  # noqa: B019 - the object lives for one call of why_off()
     def _series(self, distribution: str) -> str:
-        """Return the series whose functions are looked for: the installed one, or the newest."""
+        """Return the series whose known texts count: the installed one, else the newest known."""
         installed = series_of(installed_version(distribution))
         every = [*map(series_of, self._known["versions"][distribution])]
         return installed if installed in every or not every else every[-1]
@@ -385,20 +385,20 @@ def distribution_of(function: str) -> str:
 
 
 def installed_version(distribution: str) -> str:
-    """Return the version that a package says itself: its metadata would take longer to read."""
+    """Return `__version__` of the package, because reading its metadata would take longer."""
     package = next(each for each, its in DISTRIBUTIONS.items() if its == distribution)
     version: str = import_module(package).__version__
     return version
 
 
 def known() -> Any:
-    """Return the versions that were read, and those that have a function with each fingerprint."""
+    """Return `fingerprints.json`: the versions that were read, and each function's fingerprints."""
     file = resources.files(__package__).joinpath("fingerprints.json")
     return json.loads(file.read_text())
 
 
 def has_series(versions: Iterable[str], series: str) -> bool:
-    """Return whether one of the versions is of a series."""
+    """Return whether one of `versions` belongs to `series`."""
     begins = f"{series}."
     return any(version == series or version.startswith(begins) for version in versions)
 

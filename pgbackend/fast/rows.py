@@ -1,19 +1,20 @@
 """Makes the objects of a query's rows by a function written for their model: the shortcut `rows`.
 
 Django makes an object by `Model.from_db()` and `Model.__init__()`, which ask each field for its
-name, and look for defaults and keywords that a row never leaves to them: half of the instructions
-of a query for a hundred rows (`benchmarks/cost.py --instructions`). So where both are Django's own,
-a `RowConstructor` stands in for the model where Django's `ModelIterable` asks a compiler for models
-and their columns (`klass_info`). Its `from_db()` does the same, written out for the fields of the
-model, as `dataclasses` writes an `__init__()`. All other code that reads `klass_info` finds the
-model.
+name, and look for defaults and keyword arguments, which a row never needs: half of the instructions
+of a query for a hundred rows (`benchmarks/cost.py --instructions`). If both methods are Django's
+own, Django's `ModelIterable` gets a `RowConstructor` in the place of the model, when it reads the
+models and their columns from a compiler (`klass_info`). Its `from_db()` makes the same object: its
+code is generated for the fields of the model, as `dataclasses` generates an `__init__()`. All other
+code that reads `klass_info` gets the model.
 
 Note [Row constructors]
-A model is left alone if it has an `__init__`, a `__new__`, a `__setattr__` or a `from_db` of its
-own (asked for each query, since tools patch them), or if somebody listens to its `pre_init` or
-`post_init`. Attributes are set, so fields with descriptors have their say; but for the key of a
-foreign object: its descriptor only forgets an object that is cached for another key, and a new
-object has none. Whether the model still has this descriptor is asked for each query.
+A model has no row constructor if it overrides `__init__`, `__new__`, `__setattr__` or `from_db`
+(checked for each query, since tools patch these), or if its `pre_init` or `post_init` has a
+receiver. The generated code sets attributes, so descriptors of fields are called; except the
+descriptor of a foreign key's column, for which it writes to `__dict__`: that descriptor only drops
+a cached related object, and a new object has none. Each query checks that the descriptor is still
+there.
 """
 
 from __future__ import annotations
@@ -34,17 +35,17 @@ from django.db.models.signals import post_init, pre_init
 from pgbackend.compiler import CompiledStatement, SQLCompiler, put_before
 from pgbackend.patches import NO_OTHERS, if_unpatched, unpatched
 
-#: The methods that make an object, as a class has them.
+#: Returns the methods of a model class that make an object.
 _making = attrgetter("__init__", "__new__", "__setattr__", "from_db.__func__")
 _MAKING: Any = _making(Model)
 if unpatched(Model.__init__, Model.from_db.__func__) is NO_OTHERS:  # type: ignore[attr-defined]
     _MAKING = NO_OTHERS
 
 _SET_KEY = if_unpatched(ForeignKeyDeferredAttribute.__set__)
-#: The code that makes objects of rows, whoever calls it.
+#: The code object of Django's method that makes objects from rows.
 _ITERATING: Any = getattr(if_unpatched(ModelIterable.__iter__), "__code__", None)
 
-#: Whether the state of an object that ends clears what it has cached, and makes it for that.
+#: Whether `ModelState.__del__()` clears `fields_cache`, which it would have to make first.
 _STATE_CLEARS = hasattr(models_base.ModelState, "__del__")
 
 _SOURCE = """\
@@ -68,7 +69,7 @@ def from_db(db, field_names, values, *, fetch_mode=None):
 
 
 class _KlassInfo:
-    """Shows `klass_info` to Django's `ModelIterable` with row constructors instead of models."""
+    """A descriptor that shows row constructors to `ModelIterable`, and models to all other code."""
 
     def __get__(self, made_by: Any, cls: Any) -> Any:
         if made_by is None:
@@ -87,7 +88,7 @@ class _KlassInfo:
 
 
 class MakesObjects(CompiledStatement):
-    """A compiler whose rows are made by row constructors, unless somebody has derived from it."""
+    """A compiler whose rows are made into objects by row constructors; not in derived compilers."""
 
     klass_info = _KlassInfo()
 
@@ -100,11 +101,11 @@ def _with_constructors(klass_info: Any) -> Any:
 
 
 def standing_for(model: Any) -> Any:
-    """Return the row constructor of `model`, or `model` where Django would make anything else."""
+    """Return the row constructor of `model`, or `model` itself if it cannot have one."""
     try:
         if type(model.from_db) is not MethodType or not all(map(is_, _making(model), _MAKING)):
             return model
-    except AttributeError:  # `from_db` is no method
+    except AttributeError:  # `from_db` is no bound method
         return model
     opts = model._meta  # noqa: SLF001
     constructor: RowConstructor | None = opts.__dict__.get("_pgbackend_row_constructor")
@@ -117,7 +118,7 @@ def standing_for(model: Any) -> Any:
             return model
         constructor = opts._pgbackend_row_constructor = RowConstructor(model, opts.concrete_fields)  # noqa: SLF001
     if pre_init.receivers != constructor.pre_init or post_init.receivers != constructor.post_init:
-        # Before they are asked: another thread's may come in between.
+        # Copied before the check, because another thread may connect a receiver in between.
         listening = pre_init.receivers.copy(), post_init.receivers.copy()
         if pre_init.has_listeners(model) or post_init.has_listeners(model):
             return model
@@ -126,7 +127,7 @@ def standing_for(model: Any) -> Any:
 
 
 class RowConstructor:
-    """Stands for a model where objects are made of rows; all else is the model's."""
+    """Stands in for a model where rows are made into objects; has all attributes of the model."""
 
     __slots__ = ("descriptors", "fields", "from_db", "keys", "model", "post_init", "pre_init")
 
@@ -134,10 +135,10 @@ class RowConstructor:
         self.model = model
         #: Django makes another list when the fields of the model change.
         self.fields = fields
-        #: The receivers of other models, at a time when this model had none.
+        #: The receivers of both signals, when none of them was for this model.
         self.pre_init: list[Any] = []
         self.post_init: list[Any] = []
-        #: The attributes that are keys of foreign objects, and what the model has by these names.
+        #: The attributes of foreign keys' columns, and the model's descriptors of these names.
         self.keys: list[str] = []
         self.descriptors: list[Any] = []
         for field in fields:
@@ -147,7 +148,7 @@ class RowConstructor:
         self.from_db = _write_from_db(self)
 
     def is_stale(self) -> bool:
-        """Return whether somebody has replaced a descriptor, or its class's method."""
+        """Return whether a descriptor of a foreign key, or its `__set__()`, was replaced since."""
         return bool(self.keys) and (
             ForeignKeyDeferredAttribute.__set__ is not _SET_KEY
             or not all(map(is_, map(vars(self.model).get, self.keys), self.descriptors))
@@ -160,19 +161,19 @@ class RowConstructor:
 def _can_be_written(model: Any, fields: Any) -> bool:
     return (
         type(model).__call__ is type.__call__
-        # What comes after `Model` among its bases, and is called by that.
+        # `Model.__init__()` calls the next base's, if there is one besides `object`.
         and super(Model, model).__init__ is object.__init__
         and all(map(_is_a_name, [field.attname for field in fields]))
     )
 
 
 def _is_a_name(attname: str) -> bool:
-    # Of others, the compiler may make another name.
+    # ASCII only, because Python's compiler normalizes other names.
     return attname.isascii() and attname.isidentifier() and not keyword.iskeyword(attname)
 
 
 def _write_from_db(constructor: RowConstructor) -> Callable[..., Any]:
-    """Write `from_db()` for the fields of a model."""
+    """Generate the code of `from_db()` for the fields of a model, and return the function."""
     model: Any = constructor.model
     names = [field.attname for field in constructor.fields]
     source = _SOURCE.format(
@@ -196,7 +197,7 @@ def _write_from_db(constructor: RowConstructor) -> Callable[..., Any]:
     }
     exec(compile(source, f"<from_db() of {model.__qualname__}>", "exec"), written)  # noqa: S102 - names are checked
     from_db: Any = written["from_db"]
-    # Django looks whether it is its own, which takes `fetch_mode`: as this one does.
+    # So Django takes it for its own method, which accepts `fetch_mode`: this function does, too.
     from_db.__func__ = _MAKING[-1]
     return from_db  # type: ignore[no-any-return]  # written
 
@@ -206,10 +207,10 @@ def _is_a_key(descriptor: Any) -> bool:
 
 
 def _target(constructor: RowConstructor, attname: str) -> str:
-    """Return what the value of a field is assigned to; see Note [Row constructors]."""
+    """Return the target of the assignment of a field's value; see Note [Row constructors]."""
     return f"new.__dict__[{attname!r}]" if attname in constructor.keys else f"new.{attname}"
 
 
 def install() -> None:
-    """Let the compiler of SELECTs say that row constructors are the models of its rows."""
+    """Put `MakesObjects` in front of the bases of the compiler of SELECTs."""
     put_before(SQLCompiler, MakesObjects)

@@ -1,18 +1,17 @@
 """Writes a SELECT of a model's columns from cached parts: the shortcuts `select` and `known`.
 
 Note [Columns of a model]
-Most queries select the columns of one model, all of them and nothing else. To make these (the
-expressions, their SQL, their converters) is a sixth of the work of a `get()`, with the same result
-every time. So the result is cached on the model's `_meta`, together with the answers of fields and
-operations that it depends on (`cached_fields.py`), and only if all of these are Django's own.
+Most queries select all columns of one model, and nothing else. To make these (the expressions,
+their SQL, their converters) is a sixth of the work of a `get()`, and the result is the same every
+time. So it is cached on the model's `_meta`, together with the methods of fields and `ops` that
+made it (`cached_fields.py`), and only if all of these are Django's own.
 
 Note [Usual statements]
-Django puts a statement together from some twenty parts, each of which finds for itself that it has
-nothing to say. Where that can be told at once (a model's own columns, not grouped, not combined,
-not locked), `Selects.as_sql()` asks only for the parts that there are. With the shortcut `known`,
-the SQL of a SELECT with one comparison is cached as a whole. The statements are Django's to the
-letter (`tests/fast/test_compiler.py`). Classes that somebody has derived are asked as Django
-asks them; so are Django's own where one of the methods in `_for_select` has been patched.
+Django asks some twenty parts of a query for their SQL, most of which have none. For a usual query
+(a model's own columns, not grouped, not combined, not locked), `Selects.as_sql()` asks only the
+parts that it has. With the shortcut `known`, the SQL of a SELECT with one comparison is cached as a
+whole. The SQL equals Django's to the letter (`tests/fast/test_compiler.py`). Derived compilers
+and queries are left to Django; so are all, if one of the methods in `_for_select` is patched.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from .comparisons import QUOTES_ALIKE, comparison_in, is_plain_comparison
 from .integers import Integers
 from .registry import is_on
 
-#: The functions that are bypassed, as long as they are what they were.
+#: The bypassed functions: the shortcut is taken while they are the same as at import.
 _for_select = lookup(
     "its.as_sql its.compile its.pre_sql_setup its.setup_query its.get_select its.get_extra_select "
     "Col.as_sql",
@@ -47,7 +46,7 @@ _KNOWN = is_on("known")
 
 
 class _CachedColumns:
-    """The result of `get_select()` for a model; see Note [Columns of a model]."""
+    """The cached result of `get_select()` for a model; see Note [Columns of a model]."""
 
     __slots__ = (
         *("answers", "cols", "converters", "fields", "from_", "indexes", "select", "select_from"),
@@ -68,13 +67,13 @@ class _CachedColumns:
         self.converters = made_by.get_converters(self.cols)
         converting = [col.output_field for col in self.cols]
         self.answers = FieldAnswers([*fields, *converting], made_by.connection.ops)
-        #: The SQL of statements with one comparison, by all that it depends on; and the integers
-        #: that may be compared with.
+        #: The SQL of statements with one comparison, by column, operator and limits; each with the
+        #: integers that its column can be compared with unprepared.
         self.statements: dict[Any, tuple[str, Integers | None]] = {}
 
     @classmethod
     def for_query(cls, query: Any, ops: Any) -> _CachedColumns | None:
-        """Return what is cached for the model of `query`, unless it is stale."""
+        """Return the cached columns of the model of `query`; None if they are missing or stale."""
         opts = query.model._meta  # noqa: SLF001
         cached: _CachedColumns | None = opts.__dict__.get("_pgbackend_columns")
         if (
@@ -87,30 +86,30 @@ class _CachedColumns:
         return cached
 
     def keep(self, key: Any, sql: str, integers: Integers | None) -> None:
-        """Cache the SQL of a statement, for the next one of its kind."""
-        if len(self.statements) >= MOST_STATEMENTS:  # pages of a list have limits of their own
+        """Cache the SQL of a statement with one comparison, for later ones with the same key."""
+        if len(self.statements) >= MOST_STATEMENTS:  # each page of a list has another LIMIT
             self.statements.clear()
         self.statements[key] = sql, integers
 
     def selected_of(self, model: Any) -> tuple[Any, Any, Any]:
-        """Return the result of `get_select()`, for the caller to keep."""
+        """Return the result of `get_select()` for `model`, in copies that the caller may change."""
         klass_info = {"model": model, "select_fields": self.indexes.copy()}
         return self.select.copy(), klass_info, {}
 
     @classmethod
     def remember(cls, made_by: Any, opts: Any, fields: Any, found: tuple[Any, Any, Any]) -> None:
-        """Cache `found`, for all `fields` of a model, if it is Django's own."""
+        """Cache `found`, the result of `get_select()`, if Django's own methods have made it."""
         cols = [col for col, _, _ in found[0]]
         if (
             are_plain(type(made_by.connection.ops))
             and len(cols) == len(fields)
             and all(map(is_plain_column, cols, fields, repeat(opts.db_table)))
         ):
-            # There, and nowhere else, it is forgotten together with the model.
+            # Kept on `_meta`, so that the cache is freed together with the model.
             opts._pgbackend_columns = cls(made_by, fields, found)  # noqa: SLF001
 
 
-#: The parts of a query that are empty, or as they were made, in a SELECT of a model's columns with
+#: Returns the parts of a query that have their initial values in a SELECT of a model's columns with
 #: nothing but conditions, an order and limits.
 _shape = attrgetter(
     *("default_cols", "selected", "select_related", "annotations", "extra", "deferred_loading"),
@@ -135,17 +134,17 @@ def _selects_a_model(query: Any) -> bool:
 
 
 def _names_its_table(query: Any) -> bool:
-    """Return whether the table of the model goes by its own name in `query`."""
+    """Return whether `query` uses the model's table by its own name, not by an alias."""
     return bool(
-        query.alias_map  # or `base_table`, which is remembered, would be None
+        query.alias_map  # if empty, `base_table` would cache None
         and query.base_table == query.model._meta.db_table  # noqa: SLF001
-        # Django 5.2 does not quote a name that is also an alias of the query.
+        # Django 5.2 does not quote the name of a table that is also an alias in the query.
         and (QUOTES_ALIKE or (len(query.alias_map) == 1 and not query.external_aliases))
     )
 
 
 def _is_usual(query: Any) -> bool:
-    """Return whether `query` has no parts that `_cached_select()` does not put in."""
+    """Return whether `query` has only parts that `_cached_select()` can write."""
     return type(query) is Query and query.model is not None and _shape(query) == _SHAPE
 
 
@@ -160,12 +159,13 @@ def _is_ordered(query: Any) -> bool:
 class Selects(CompiledSelect):
     """A compiler that selects a model's columns from cached parts; see Note [Usual statements]."""
 
-    #: The result of `get_select()`, and the list whose converters were asked for.
+    #: The columns that `get_select()` found in the cache.
     _columns: _CachedColumns | None = None
+    #: The list of expressions for which `get_converters()` returned cached converters.
     _converted: Any = None
 
     def _is_djangos(self: Any) -> bool:
-        """Return whether nobody has derived from this compiler, or patched what it bypasses."""
+        """Return whether this compiler is not derived, and no bypassed function is patched."""
         return type(self) is SQLCompiler and all(map(is_, _for_select(), _SELECT))
 
     def get_select(self, with_col_aliases: bool = False) -> tuple[Any, Any, Any]:
@@ -174,7 +174,7 @@ class Selects(CompiledSelect):
             return super().get_select(with_col_aliases=with_col_aliases)
         self._columns = cached = _CachedColumns.for_query(query, self.connection.ops)
         if cached is not None:
-            query.get_initial_alias()  # which counts that the table is used
+            query.get_initial_alias()  # counts a use of the table, as Django does
             return cached.selected_of(query.model)
         opts = query.get_meta()
         fields = opts.concrete_fields
@@ -191,7 +191,7 @@ class Selects(CompiledSelect):
         if _KNOWN and only is not None and not ordered and len(query.alias_map) == 1:
             made = self._known_statement(with_limits, only)
             made = made or self._cached_select(with_limits, only, ordered)
-        else:  # other parts may count what they use
+        else:  # an ORDER BY and other parts count uses of tables: undo that, as Django does
             refcounts_before = query.alias_refcount.copy()
             query.get_initial_alias()
             try:
@@ -201,7 +201,7 @@ class Selects(CompiledSelect):
         return made or super().as_sql(with_limits=with_limits)
 
     def _known_statement(self, with_limits: bool, only: Any) -> tuple[str, tuple[Any, ...]] | None:
-        """Return the statement with one comparison, its SQL from the cache; None if it cannot."""
+        """Return a statement with the condition `only`, from cached SQL; None if Django must."""
         query: Any = self.query
         cached = _CachedColumns.for_query(query, self.connection.ops)
         if (
@@ -246,9 +246,10 @@ class Selects(CompiledSelect):
     def _cached_select(
         self: Any, with_limits: bool, only: Any, ordered: bool
     ) -> tuple[str, tuple[Any, ...]] | None:
-        """Return what `as_sql()` returns, with the same left on this compiler; None if it cannot.
+        """Return the same as Django's `as_sql()`, and set the same attributes; None if Django must.
 
-        `only` is the comparison that the conditions consist of, if it is one.
+        `only` is the only condition, if that is a plain comparison; `ordered` says whether there is
+        an ORDER BY.
         """
         query = self.query
         cached = (
@@ -315,5 +316,5 @@ class Selects(CompiledSelect):
 
 
 def install() -> None:
-    """Let the compiler of SELECTs use cached parts."""
+    """Put `Selects` in front of the bases of the compiler of SELECTs."""
     put_before(SQLCompiler, Selects)

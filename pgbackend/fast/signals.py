@@ -1,7 +1,7 @@
-"""The shortcut ``signals``: remember the receivers of a request's signals while they stay the same.
+"""Remembers the receivers of a request's signals while they stay the same: the shortcut `signals`.
 
-Django asks at each request which receivers live, and calls those that tidy up, of which most have
-nothing to do: see Note [Tidying up after a request] in pgbackend/request_signals.py.
+At each request, Django asks which receivers are still alive, and calls those that tidy up, although
+most have nothing to do: see Note [Tidying up after a request] in pgbackend/request_signals.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pgbackend.request_signals import (
 
 
 def install() -> None:
-    """Send the signals of requests by `_send()`: those that handlers send, and those of others."""
+    """Let handlers, and all other code, send the signals of requests by `_send()`."""
     if not sends_as_django:
         return
     request_signals.send = _send
@@ -46,20 +46,20 @@ def _replace_send(signal: Signal, original: Any) -> Callable[..., Any]:
 
 
 _SEND = Signal.send
-_LIVE = if_unpatched(Signal._live_receivers)  # noqa: SLF001 - to see whether somebody patches it
-#: By signal: what was connected to it when somebody looked, and the receivers that this stands for;
-#: none if one of them may come and go, is awaited, or is not for every sender.
+_LIVE = if_unpatched(Signal._live_receivers)  # noqa: SLF001 - to notice a patch
+#: By signal: a copy of its `receivers`, and the functions to call for every sender. There are no
+#: functions if a receiver is not a function of Django's that lives as long as its module.
 _known: dict[Signal, tuple[list[Any], list[Any]]] = {}
 
 
 def send(signal: Any, sender: Any, **named: Any) -> Any:
-    """Send a signal of requests, in the place of `signal.send()`."""
+    """Do what `signal.send()` does; replaces that method on the two signals of requests."""
     how = _send if Signal.send is _SEND else Signal.send
     return how(signal, sender, **named)
 
 
 def _send(signal: Any, sender: Any, **named: Any) -> Any:
-    """Do what `Signal.send()` does, without the receivers that would have nothing to tidy up."""
+    """Do what `Signal.send()` does, but do not call receivers that have nothing to tidy up."""
     if (
         Signal._live_receivers is _LIVE  # noqa: SLF001
         and "_live_receivers" not in signal.__dict__
@@ -75,7 +75,7 @@ def _send(signal: Any, sender: Any, **named: Any) -> Any:
 
 
 def _receivers_of(signal: Any) -> list[Any]:
-    """Return the receivers of `signal`, if they are Django's own only; none if others are there."""
+    """Return the receivers of `signal` if all are Django's own; else an empty list."""
     connected, receivers = _known.get(signal, (None, []))
     if connected != signal.receivers:
         connected = [*signal.receivers]
@@ -87,7 +87,7 @@ def _receivers_of(signal: Any) -> list[Any]:
 
 
 def _stays(receiver: Any) -> bool:
-    """Return whether a receiver is a function of one of Django's modules, and lives as they do."""
+    """Return whether a receiver is a function of Django's that lives as long as its module."""
     if not is_djangos_receiver(receiver):
         return False
     return id(receiver) in tidying or receiver.__globals__.get(receiver.__name__) is receiver

@@ -1,14 +1,14 @@
 """Executes a statement of the ORM, and fetches its rows, in one step: the shortcut `statements`.
 
 Django's compilers open a cursor, execute one statement, fetch all of its rows and close the cursor.
-To do it as it is written is to lend a connection, to make a cursor of psycopg's and to wrap it, and
-to see to the errors of the database four times. `execute()` does the same at once, and gives the
-connection back before the first row is looked at. Where Django's own code asks for the cursor, it
-gets a `StatementCursor`.
+The plain way for that leases a connection, makes a cursor of psycopg's, wraps it, and translates
+database errors at four places. `execute()` does all this in one step, and gives the connection back
+before the caller sees the first row. If Django's own code needs a cursor, it gets a
+`StatementCursor`.
 
-It is done only where nobody could tell the difference. `can_execute()` looks for observers of
-statements (`connection.queries`, `execute_wrapper()`), and `is_executed_by_django()` for classes
-that have overridden, and tools that have patched, what is bypassed.
+The shortcut is taken only if no code could tell the difference. `can_execute()` looks for observers
+of statements (`connection.queries`, `execute_wrapper()`), and for overridden or patched methods of
+the wrapper; `is_executed_by_django()` looks for those of compilers.
 """
 
 from __future__ import annotations
@@ -82,11 +82,11 @@ _running = bridge.running
 
 
 def _is_own(*functions: Any) -> bool:
-    """Return whether `functions`, the last two psycopg's, are what has been released."""
+    """Return whether no function is patched; the last two are psycopg's, the others Django's."""
     return unpatched(*functions[:-2]) is not NO_OTHERS and all(map(is_psycopgs, functions[-2:]))
 
 
-#: These, as a class of wrappers has them; and the functions of Django and psycopg that they call.
+#: Return the methods `_CALLED` of a class; the functions of Django and psycopg that they call.
 _called_on: Callable[[type[Any]], tuple[Any, ...]] = attrgetter(*_CALLED)
 _called = lookup(
     "its.cursor its._cursor its._prepare_cursor its.create_cursor its.make_cursor "
@@ -97,11 +97,11 @@ _called = lookup(
     utils=utils,
     cursor=psycopg.Cursor,
 )
-#: The methods of the engine's own wrapper, once the shortcut is plugged in.
+#: The methods `_CALLED` of the engine's own wrapper class; `install()` sets them.
 _engines: tuple[Any, ...] = NO_OTHERS
-# Without the shortcut these equal nothing: `insert.py` asks, too.
+# With the shortcut off, `can_execute()` must return False: `insert.py` calls it, too.
 _DJANGOS = _called() if is_on("statements") and _is_own(*_called()) else NO_OTHERS
-#: The functions of compilers that are bypassed, as long as they are what they were.
+#: The bypassed functions of compilers: the shortcut is taken while they are the same as at import.
 _for_executing = lookup(
     "sql.SQLCompiler.execute_sql sql.SQLInsertCompiler.execute_sql "
     "sql.SQLUpdateCompiler.execute_sql sql.cursor_iter",
@@ -112,13 +112,13 @@ _COMPILERS = frozenset(COMPILERS)
 
 
 def is_executed_by_django(made_by: Any) -> bool:
-    """Return whether nobody has derived from this compiler, or patched how it executes."""
+    """Return whether the compiler `made_by` is not derived, and its execution is not patched."""
     return type(made_by) in _COMPILERS and all(map(is_, _for_executing(), _EXECUTE))
 
 
 def can_execute(wrapper: Any) -> bool:
-    """Return whether `execute()` does all that the next cursor of `wrapper` would do here."""
-    here = _running()  # without a call of `bridge.green()`
+    """Return whether `execute()` may stand in for the next cursor of `wrapper`."""
+    here = _running()  # not `bridge.green()`: each statement would pay for the call
     if type(here) is not Portal or _get_running_loop() is None:
         return False
     found = state.find(here, wrapper)
@@ -138,12 +138,12 @@ def can_execute(wrapper: Any) -> bool:
 
 
 def execute(wrapper: Any, sql: Any, params: Any = None, soils: bool = False) -> Result:
-    """Execute a statement, and fetch its rows; raise what Django's cursor raises.
+    """Execute a statement, and fetch its rows; raise the same errors as Django's cursor.
 
-    `soils` says that it may change its session, which is reset then.
+    If `soils` is true, the statement may change the server session: the lease becomes dirty.
     """
     if wrapper._thread_ident != threading.get_ident():
-        wrapper.validate_thread_sharing()  # raises, or not
+        wrapper.validate_thread_sharing()  # raises, unless sharing is allowed
     current, session = state.state_in_turn(wrapper)
     assert session is not None
     if current.needs_rollback:
@@ -161,10 +161,7 @@ def execute(wrapper: Any, sql: Any, params: Any = None, soils: bool = False) -> 
 
 
 def fetched(wrapper: Any, rows: list[tuple[Any, ...]] | None) -> list[tuple[Any, ...]]:
-    """Return the rows of a statement that returns some.
-
-    Raises what Django's cursor raises if there are none to fetch.
-    """
+    """Return `rows`, the result of a statement; raise Django's error if it has no result set."""
     if rows is None:
         with wrapper.wrap_database_errors:
             raise psycopg.ProgrammingError("the last operation didn't produce records")
@@ -172,21 +169,21 @@ def fetched(wrapper: Any, rows: list[tuple[Any, ...]] | None) -> list[tuple[Any,
 
 
 def _refuse(wrapper: Any, current: State) -> None:
-    """Raise what Django's cursor raises in a transaction that must be rolled back."""
-    if current.connection is not None:  # it would have been asked for a cursor before
+    """Raise the error of Django's cursor in a transaction that must be rolled back."""
+    if current.connection is not None:  # Django makes the cursor first: that fails if it is closed
         with wrapper.wrap_database_errors:
             current.connection._check_connection_ok()  # noqa: SLF001 - raises, if it is closed
     wrapper.validate_no_broken_transaction()
 
 
-def _execute_on_lease(  # noqa: PLR0913, PLR0917 - without a call in between
+def _execute_on_lease(  # noqa: PLR0913, PLR0917 - packing the arguments would cost time
     wrapper: Any, current: State, session: Session, sql: Any, params: Any, soils: bool
 ) -> Result:
-    """Use the connection that is held already, or from here on, when it is the statement's turn."""
+    """Execute a statement on the connection that `current` holds, or on one leased for it now."""
     missing = current.connection is None
     pinned: Lease | None = wrapper.hold(current, session)
     try:
-        if missing and current.needs_rollback:  # it may have waited, while others had their turns
+        if missing and current.needs_rollback:  # set by another task while this one waited
             _refuse(wrapper, current)
         if current.lease is None:
             current.connection._check_connection_ok()  # noqa: SLF001 - raises
@@ -207,7 +204,7 @@ def _execute_on_lease(  # noqa: PLR0913, PLR0917 - without a call in between
 
 
 class StatementCursor:
-    """Does for a compiler what it does with a cursor, for one statement after the other."""
+    """Stands in for the cursor of a compiler that executes a statement and fetches all its rows."""
 
     __slots__ = ("_position", "_rows", "db", "rowcount")
 
@@ -218,7 +215,7 @@ class StatementCursor:
         self.rowcount = -1
 
     def execute(self, sql: Any, params: Any = None) -> StatementCursor:
-        """Execute a statement, and fetch its rows."""
+        """Execute a statement, and fetch all rows. If not vouched for, it makes the lease dirty."""
         self.rowcount, self._rows = execute(self.db, sql, params, not is_vouched(sql))
         self._position = 0
         return self
@@ -246,7 +243,7 @@ class StatementCursor:
 
 
 class FetchesAtOnce(CompiledStatement):
-    """A compiler whose statements leave nothing to fetch."""
+    """A compiler that executes statements and fetches all their rows in one step."""
 
     def execute_sql(self, result_type: Any = MULTI, *args: Any, **kwargs: Any) -> Any:
         if _get_running_loop() is None:
@@ -262,7 +259,7 @@ class FetchesAtOnce(CompiledStatement):
         return self._execute_at_once(result_type, kwargs.get("chunk_size", GET_ITERATOR_CHUNK_SIZE))
 
     def _execute_at_once(self: Any, result_type: Any, chunk_size: int) -> Any:
-        """Do what Django's `execute_sql()` does."""
+        """Do what Django's `execute_sql()` does, by `execute()`."""
         noted = expressions.noted
         try:
             sql, params = self.as_sql()
@@ -286,10 +283,10 @@ class FetchesAtOnce(CompiledStatement):
 
 
 class UpdatesAtOnce(FetchesAtOnce, CompiledUpdate):
-    """A compiler whose UPDATEs, too, leave nothing to fetch."""
+    """A compiler that executes an UPDATE in one step, and fetches the rows that it returns."""
 
     def _execute_at_once(self: Any, result_type: Any, chunk_size: int) -> Any:
-        if self.query.related_updates:  # of the tables of parents, which have statements of theirs
+        if self.query.related_updates:  # further UPDATEs, of parents' tables
             return super(FetchesAtOnce, self).execute_sql(result_type)
         return super()._execute_at_once(result_type, chunk_size) or 0
 
@@ -298,14 +295,14 @@ class UpdatesAtOnce(FetchesAtOnce, CompiledUpdate):
 
 
 class InsertsAtOnce(CompiledStatement):
-    """A compiler whose INSERTs may have a `StatementCursor`: Django asks before it compiles."""
+    """A compiler whose INSERTs use a `StatementCursor`."""
 
     def fetches_at_once(self) -> bool:
         return is_executed_by_django(self) and are_returned_rows_djangos(self.connection)
 
 
 def cursor_for_compiler(wrapper: Any, here: Portal) -> StatementCursor | None:
-    """Return a cursor for one statement of a compiler that fetches all rows; None for others."""
+    """Return a `StatementCursor` if the caller is a compiler that fetches all rows; else None."""
     session = state.find(here, wrapper).session
     if session is None or not session.at_once:
         return None
@@ -317,8 +314,8 @@ def cursor_for_compiler(wrapper: Any, here: Portal) -> StatementCursor | None:
 
 
 def install() -> None:
-    """Let compilers and `DatabaseWrapper.cursor()` execute and fetch in one step."""
-    global _engines  # noqa: PLW0603 - other shortcuts put methods in the place of these before
+    """Plug the shortcut into the compilers, and into `DatabaseWrapper.cursor()`."""
+    global _engines  # noqa: PLW0603 - set here, after the shortcut `cursors` has replaced methods
     Cursors.cursor_for_compiler = cursor_for_compiler  # type: ignore[method-assign, assignment]
     _engines = _called_on(Cursors)
     for kind in (SQLCompiler, SQLDeleteCompiler, SQLAggregateCompiler):

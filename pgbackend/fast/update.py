@@ -1,8 +1,9 @@
-"""Writes an UPDATE where one column is compared with a value: the shortcut `update`.
+"""Writes an UPDATE whose only condition compares a column with a value: the shortcut `update`.
 
-Such is the UPDATE of `save()`, and of most of ``filter(pk=...).update(...)``. Only the parts that
-there are get written, to the letter as Django does (`tests/fast/test_compiler.py`). Expressions
-that are set have been resolved when they were put into the query; Django resolves them again.
+`save()` makes such an UPDATE, and so does most of ``filter(pk=...).update(...)``. Only the parts
+that the UPDATE has are written; the SQL equals Django's to the letter
+(`tests/fast/test_compiler.py`). Django resolves the assigned expressions once more; this module
+does not, because they were resolved when they were added to the query.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pgbackend.patches import lookup, unpatched
 from .comparisons import QUOTES_ALIKE, comparison_in
 from .written_values import PLAIN_TYPES, has_placeholder
 
-#: The functions that are bypassed, as long as they are what they were.
+#: The bypassed functions: the shortcut is taken while they are the same as at import.
 _for_update = lookup(
     "its.as_sql its.pre_sql_setup Combined.resolve_expression Value.resolve_expression "
     "Col.resolve_expression",
@@ -32,12 +33,12 @@ _for_update = lookup(
 )
 _UPDATE = unpatched(*_for_update())
 
-#: Whether Django sends NULL as a parameter.
+#: Whether Django sends NULL as a parameter: so it is since Django 6.1.
 _SENDS_NULL = django.VERSION >= (6, 1)
 
 
 def _is_resolved(value: Any) -> bool:
-    """Return whether `value` is computed from columns and values: resolving would only copy it."""
+    """Return whether `value` is made of columns and values only: resolving would just copy it."""
     kind = type(value)
     if kind is CombinedExpression:
         return _is_resolved(value.lhs) and _is_resolved(value.rhs)
@@ -64,13 +65,13 @@ def _assign(made_by: Any, values: Any, quote_name: Any) -> tuple[list[str], list
 
 
 class Updates(CompiledUpdate):
-    """A compiler that writes an UPDATE with one comparison from the parts that there are."""
+    """A compiler that writes an UPDATE with one comparison from the parts that it has."""
 
     def as_sql(self) -> Any:
         return self._cached_update() or super().as_sql()
 
     def _cached_update(self: Any) -> tuple[str, tuple[Any, ...]] | None:
-        """Return what `as_sql()` returns where a column is one value; None if Django must."""
+        """Return the same as Django's `as_sql()`; None if Django must write this UPDATE."""
         query = self.query
         only = comparison_in(query.where)
         if (
@@ -83,7 +84,7 @@ class Updates(CompiledUpdate):
             or getattr(self, "returning_fields", None)
         ):
             return None
-        for field, _, value in query.values:  # before the first is told that it will be saved
+        for field, _, value in query.values:  # before the first `get_db_prep_save()`
             if has_placeholder(field):
                 return None
             if type(value) not in PLAIN_TYPES and not _is_resolved(value):
@@ -102,5 +103,5 @@ class Updates(CompiledUpdate):
 
 
 def install() -> None:
-    """Let the compiler of UPDATEs write usual ones in one step."""
+    """Put `Updates` in front of the bases of the compiler of UPDATEs."""
     put_before(SQLUpdateCompiler, Updates)

@@ -1,10 +1,10 @@
-"""The shortcut ``wrappers``: lend the `DatabaseWrapper` of an ended request to the next one.
+"""Uses the `DatabaseWrapper` of an ended request for the next one: the shortcut `wrappers`.
 
-Django makes one for each request that uses a database: some forty attributes, and six helpers that
-refer to it and so leave it to the garbage collector. Since a wrapper holds nothing of a running
-query (see state.py), it can serve the next request as well, if nobody has changed it meanwhile. (A
-task that a request has left running shares the object with the next, and nothing else.) A wrapper
-of a derived class is left alone: it may keep what belongs to a request.
+Django makes a wrapper for each request that uses a database: some forty attributes, and six helpers
+that refer to it, so that only the garbage collector can free it. Since a wrapper has no state of a
+running query (see state.py), it can serve the next request as well, if no code has changed it. (A
+task that a request has left running then shares the object with the next request, but no state.) A
+wrapper of a derived class is not used again: it may keep values of its request.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pgbackend import asgi, state
 
 
 def install() -> None:
-    """Let green code be given the wrapper of a request that has ended, if there is one."""
+    """Plug `_take_or_make()` into the seam `asgi.new_wrapper`."""
     asgi.new_wrapper = _take_or_make
     setting_changed.connect(forget)
 
@@ -36,12 +36,12 @@ def _take_or_make(create: Callable[..., Any], handler: ConnectionHandler, alias:
     return wrapper
 
 
-#: The names that a wrapper sets on itself, beside those of its making and of Django's caches.
+#: Attributes that a wrapper sets on itself later, besides Django's cached properties.
 _NOTES = {"_asking_others", "_noted", "_own_blocks", "_published", "_sharing"}
 
 
 class _Idle(threading.local):
-    """The wrappers of this thread that wait for a request, by alias; no other may use them."""
+    """The kept wrappers of this thread, by alias; a wrapper belongs to the thread that made it."""
 
     MOST = 64
 
@@ -50,15 +50,15 @@ class _Idle(threading.local):
         self.generation = _generation
 
 
-#: Counts the changes that tests make to settings: wrappers remember some.
+#: Counts changes of settings, which tests make: a wrapper may have cached the old value.
 _generation = 0
 _idle = _Idle()
-#: By class: the names that a wrapper has which is as new.
+#: By class: the names of the attributes that an unchanged wrapper may have.
 _names: dict[type[Any], frozenset[str]] = {}
 
 
 def take(alias: str) -> Any:
-    """Return a wrapper for `alias` that is as new, lent to the running task; or None."""
+    """Return a kept wrapper for `alias`, and lend it to the running task; None if there is none."""
     if _idle.generation != _generation:
         _idle.by_alias.clear()
         _idle.generation = _generation
@@ -72,7 +72,7 @@ def take(alias: str) -> Any:
 
 
 def lend(wrapper: Any) -> None:
-    """Note that the running task is to give `wrapper` back, which is as new."""
+    """List `wrapper`, which is new, among those that are lent to the running task."""
     cls = type(wrapper)
     if cls.__module__ in ("pgbackend.base", "pgbackend.gis.base"):
         if cls not in _names:
@@ -81,14 +81,14 @@ def lend(wrapper: Any) -> None:
 
 
 def lent() -> int:
-    """Return how many wrappers the running task has."""
+    """Return how many wrappers are lent to the running task."""
     return len(state.wrappers_of_task() or ())
 
 
 def give_back(all_but: int) -> None:
     """Keep the wrappers of the running task for the next request.
 
-    `all_but` is how many it had before the request: these stay its own.
+    The first `all_but` of them were lent before the request: these stay lent.
     """
     found = state.wrappers_of_task()
     if not found:
@@ -101,12 +101,12 @@ def give_back(all_but: int) -> None:
 
 
 def forget(**kwargs: Any) -> None:
-    """Drop the kept wrappers of all threads: a setting was changed, and they remember some."""
+    """Drop the kept wrappers of all threads, because a setting has changed."""
     global _generation  # noqa: PLW0603 - a process has one set of settings
     _generation += 1
 
 
-#: The attributes in which code may have left something on a wrapper; and their values in a new one.
+#: Returns attributes of a wrapper that code may have changed; and their values in a new wrapper.
 _left = attrgetter(
     *("_own.connection", "_own.transaction", "_own.in_atomic_block", "_own.run_on_commit"),
     *("_own_scope.execute_wrappers", "_own_scope.force_debug_cursor", "_own_scope.log"),
@@ -120,6 +120,6 @@ def _is_as_new(wrapper: Any) -> bool:
 
 
 def _remembered_by(cls: type[Any]) -> set[str]:
-    """Return the names under which objects of `cls` keep what they have found out."""
+    """Return the names of the cached properties of `cls`."""
     members = {name: member for each in cls.__mro__ for name, member in vars(each).items()}
     return {name for name, member in members.items() if isinstance(member, cached_property)}

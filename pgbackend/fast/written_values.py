@@ -1,4 +1,4 @@
-"""Tells values that INSERT and UPDATE write as one placeholder, and who reads what they return."""
+"""Tells if values, fields and `ops` let an INSERT or UPDATE be written and read in fewer steps."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from django.db.backends.postgresql.operations import DatabaseOperations
 
 from pgbackend.patches import unpatched
 
-#: Types of which no value is an expression, nor a model's instance.
+#: Types of values that are written as one placeholder: no expressions, no model instances.
 PLAIN_TYPES = {
     *(type(None), bool, int, float, Decimal, str, bytes, UUID),
     *(date, datetime, time, timedelta),
 }
 
-#: The method of the operations that writes ``RETURNING``.
+#: The name of the method of `ops` that writes ``RETURNING``.
 RETURNING = "returning_columns" if django.VERSION >= (6, 0) else "return_insert_columns"
-#: The methods of operations that write an INSERT, and read the rows that it returns.
+#: The methods of `ops` that write an INSERT, and read the rows that it returns.
 _inserting_by = attrgetter(
     *("bulk_insert_sql", "insert_statement", "modify_insert_params", "on_conflict_suffix_sql"),
     *(RETURNING, "fetch_returned_rows")
@@ -32,10 +32,10 @@ _INSERT_BY = unpatched(*_inserting_by(DatabaseOperations))
 
 
 def has_placeholder(field: Any) -> bool:
-    """Return whether a field writes the placeholder of its value itself."""
+    """Return whether `field` writes the placeholder of its value itself."""
     return hasattr(field, "get_placeholder_sql") or hasattr(field, "get_placeholder")
 
 
 def are_returned_rows_djangos(connection: Any) -> bool:
-    """Return whether returned rows are read by Django's operations, which fetch all of them."""
+    """Return whether Django's own `ops` write the INSERT, and fetch all rows that it returns."""
     return all(map(is_, _inserting_by(type(connection.ops)), _INSERT_BY))

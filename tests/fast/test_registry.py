@@ -112,7 +112,7 @@ def test_another_text_of_a_function_switches_its_shortcuts_off_and_no_others(
     with caplog.at_level(logging.INFO, "pgbackend.shortcuts"):
         reasons = why_off()
     assert reasons.keys() == bypassing(name)
-    assert any(name in reason and "not one that" in reason for reason in reasons.values())
+    assert any(name in reason and "source that is unknown" in reason for reason in reasons.values())
     assert {record.levelname for record in caplog.records} == {"WARNING"}
     assert all(name in record.getMessage() for record in caplog.records)
 
