@@ -47,6 +47,15 @@ def test_links_between_the_pages_lead_somewhere(page: Path) -> None:
         assert (page.parent / link).exists(), link
 
 
+def test_tests_that_are_named_by_their_path_exist() -> None:
+    texts = [*PAGES, *PACKAGE.rglob("*.py"), *ROOT.glob("tests/**/*.py"), ROOT / ".ci" / "run"]
+    named = {(path, found) for path in texts for found in _TESTS.findall(path.read_text())}
+    assert not [(str(path), found) for path, found in named if not (ROOT / found).exists()]
+
+
+_TESTS = re.compile(r"\btests/\w+/test_\w+\.py\b")
+
+
 def test_the_reference_lists_every_option_and_public_name() -> None:
     from pgbackend import aio, conf, driver
 

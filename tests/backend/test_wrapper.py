@@ -297,6 +297,7 @@ def test_a_new_wrapper_has_what_djangos_is_made_with() -> None:
     assert ours.queries_log.maxlen == djangos.queries_log.maxlen
 
 
+@pytest.mark.slow
 def test_who_has_patched_a_class_before_the_backend_was_loaded_is_asked(conninfo: str) -> None:
     """Sentry patches from within the settings."""
     patched = [
