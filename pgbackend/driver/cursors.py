@@ -54,7 +54,12 @@ def abilities(cursor_class: type[Any]) -> tuple[type[Any], ...]:
 
 @functools.lru_cache(maxsize=64)
 def own_class(cursor_class: Any, prepares: bool) -> Any:
-    """Return `cursor_class` for a connection that no pool keeps, with its `abilities()`."""
+    """Return `cursor_class` for a connection that no pool keeps, with its `abilities()`.
+
+    A class that has them may be met where another thread is making a cursor.
+    """
+    if issubclass(cursor_class, BeginningCursor | PreparingCursor):
+        return cursor_class
     if not prepares and not issubclass(cursor_class, psycopg.ClientCursor):
         return cursor_class
     bases = (*abilities(cursor_class), cursor_class)
