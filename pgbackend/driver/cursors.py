@@ -62,8 +62,11 @@ def abilities(cursor_class: type[Any]) -> tuple[type[Any], ...]:
 def own_class(cursor_class: Any, prepares: bool) -> Any:
     """Return `cursor_class` with its `abilities()`, for a connection that no pool keeps.
 
-    `prepares`: whether the connection prepares statements.
+    `prepares`: whether the connection prepares statements. A class that has the abilities already
+    may be met while another thread makes a cursor: it is returned as it is.
     """
+    if issubclass(cursor_class, BeginningCursor | PreparingCursor):
+        return cursor_class
     if not prepares and not issubclass(cursor_class, psycopg.ClientCursor):
         return cursor_class
     bases = (*abilities(cursor_class), cursor_class)

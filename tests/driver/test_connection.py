@@ -549,6 +549,30 @@ def connecting(request: pytest.FixtureRequest) -> Callable[..., Any]:
     return call
 
 
+def test_a_cursor_may_be_made_while_another_thread_makes_one(
+    conninfo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    psycopgs: Any = psycopg.Connection.cursor
+    in_midst, goes_on = threading.Event(), threading.Event()
+
+    def cursor(connection: Any, *args: Any, **kwargs: Any) -> Any:
+        if not in_midst.is_set():
+            in_midst.set()
+            goes_on.wait(0.1)
+        return psycopgs(connection, *args, **kwargs)
+
+    monkeypatch.setattr(psycopg.Connection, "cursor", cursor)  # ours asks this one, patched
+    with connect(conninfo, cursor_factory=psycopg.ClientCursor) as connection:
+        thread = threading.Thread(target=connection.cursor)
+        thread.start()
+        assert in_midst.wait(10)
+        made = connection.cursor()
+        goes_on.set()
+        thread.join()
+        assert isinstance(made, psycopg.ClientCursor)
+        assert connection.cursor_factory is psycopg.ClientCursor
+
+
 def test_connect_keeps_its_arguments(connecting: Callable[..., Any], conninfo: str) -> None:
     context = psycopg.adapt.AdaptersMap(psycopg.adapters)
     connection = connecting(
