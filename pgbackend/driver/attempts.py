@@ -61,7 +61,7 @@ class Attempts:
         self.failure = self._session_lost = None
 
     def may_try_again(self) -> bool:
-        """Return True if the last failure was of the kind that is not recorded at first."""
+        """Return True if the last failure was of the kind that does not delay the next attempt."""
         return self.failure is None and self._session_lost is not None
 
     def recent_failure(self) -> Exception | None:

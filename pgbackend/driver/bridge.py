@@ -197,8 +197,8 @@ def let_step_end() -> None:
 def check_may_wait(here: Portal) -> None:
     """Raise an error if the code in the portal `here` may not wait; to be called before sending.
 
-    Also raises a cancellation that was held back. Raises nothing because the portal is closed: code
-    that then need not wait may go on, and a wait raises by itself.
+    Also raises a cancellation that was held back. In a closed portal only the wait itself raises,
+    since code that turns out not to wait may go on.
     """
     if collecting or here.gr_context is not here.context:
         _check_place(here)
