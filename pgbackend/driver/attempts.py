@@ -24,7 +24,7 @@ MAX_ATTEMPTS = 2
 
 
 class Attempts:
-    """Records how the attempts of one pool to connect begin and end."""
+    """Records when one pool's attempts to connect began, and why the last one failed."""
 
     def __init__(self) -> None:
         #: Why the last attempt failed; None if it succeeded, or if another may be made at once.
@@ -42,11 +42,11 @@ class Attempts:
         return began
 
     def note_failure(self, exc: Exception, began: float) -> None:
-        """Record why the attempt that began at `began` failed, for the requests that follow.
+        """Record why the attempt that began at `began` failed; `recent_failure()` returns that.
 
-        If the server closed the new connection during its set-up, that says nothing about the next
-        attempt. So the first such failure is not recorded, and the next attempt is made at once for
-        the tasks that wait; if that fails in the same way, its failure is recorded.
+        One kind of failure is not recorded at first: the server accepted a connection and closed it
+        during its set-up, which the next attempt may well survive. So the first such failure, and
+        the failures of attempts that were under way then, do not delay the next attempt.
         """
         now = monotonic()
         self.failure, self._failed_at = exc, now
@@ -57,15 +57,15 @@ class Attempts:
                 self.failure = None
 
     def note_success(self) -> None:
-        """Forget why earlier attempts failed."""
+        """Record that an attempt succeeded: forget why earlier ones failed."""
         self.failure = self._session_lost = None
 
     def may_try_again(self) -> bool:
-        """Return whether a new connection was just lost, so that the next attempt need not wait."""
+        """Return True if the last failure was of the kind that does not delay the next attempt."""
         return self.failure is None and self._session_lost is not None
 
     def recent_failure(self) -> Exception | None:
-        """Return why the last attempt failed if it is too soon for another one; else None."""
+        """Return the last attempt's error if it is too soon for another attempt; else None."""
         if self.failure is None:
             return None
         now = monotonic()
@@ -75,7 +75,7 @@ class Attempts:
 
 
 def repeat(exc: Exception) -> Exception:
-    """Return an error like `exc` to raise in one more caller, with a traceback of its own."""
+    """Return a copy of `exc`, as a `psycopg.Error`, to raise in one more caller."""
     if not isinstance(exc, psycopg.Error):
         error: Exception = psycopg.OperationalError(f"could not connect: {exc}")
     else:
@@ -85,10 +85,10 @@ def repeat(exc: Exception) -> Exception:
 
 
 def forget_connecting(exc: Exception, preparing: CodeType) -> None:
-    """Remove the frames that connected from the traceback: they hold the password, and a socket.
+    """Remove psycopg's frames from the traceback of `exc`: they hold the password, and a socket.
 
-    `preparing` is the code that sets up a new connection. Its frame and the frames that it called
-    stay, because the user's own code may be among them.
+    `preparing` is the code object of the function that sets up a new connection. The frame of that
+    function stays, and the frames that it called: the user's own code may be among them.
     """
     traceback = exc.__traceback__
     while traceback is not None and traceback.tb_frame.f_code is not preparing:
@@ -99,7 +99,10 @@ def forget_connecting(exc: Exception, preparing: CodeType) -> None:
 
 
 def _is_end_of_session(exc: Exception) -> bool:
-    """Return whether the server accepted the connection and then closed it during its set-up."""
+    """Return whether `exc` says that the server closed a new connection during its set-up.
+
+    `forget_connecting()` must have been called for `exc`.
+    """
     if exc.__traceback__ is None:  # no frame of the set-up is left: no connection was made
         return False
     error = exc if isinstance(exc, psycopg.Error) else exc.__cause__

@@ -36,11 +36,11 @@ def _nothing() -> PQGen[None]:
 
 
 class NotBegunError(Exception):
-    """The statement that was sent with BEGIN was not executed: it is empty, or cannot be parsed."""
+    """Raised within this module: the statement sent with BEGIN is empty, or cannot be parsed."""
 
 
 class _Connection(Protocol):
-    """A connection of this driver, whose `_start_query()` is replaced while BEGIN is sent."""
+    """The part of a connection that `BeginningCursor` uses (a protocol for type checkers)."""
 
     has_looked: bool
     _autocommit: bool
@@ -54,12 +54,12 @@ class _Connection(Protocol):
 
 
 class BeginningCursor:
-    """Send BEGIN in one message with a transaction's first statement (a mixin of `ClientCursor`).
+    """A mixin for `ClientCursor`: sends BEGIN in one message with a transaction's first statement.
 
     If the server cannot parse the statement, it does not execute BEGIN either. Then BEGIN and the
-    statement are sent one after the other, so that a transaction begins and fails, as it would with
-    psycopg. A statement that was cancelled while the server parsed it is not sent again: no
-    transaction has begun.
+    statement are sent again, one after the other, so that a transaction begins and fails, as it
+    would with psycopg. But a statement that was cancelled while the server parsed it is not sent
+    again, and no transaction has begun.
     """
 
     _conn: _Connection
@@ -126,7 +126,7 @@ class BeginningCursor:
         return super()._execute_gen(query, params, **kwargs)  # type: ignore[misc,no-any-return]
 
     def _may_be_sent_again(self, result: PGresult) -> bool:
-        """Return whether `result` says that the statement was neither executed nor cancelled."""
+        """Return True if the only `result` says: the statement was neither run nor cancelled."""
         if result.status != ExecStatus.FATAL_ERROR:
             return True  # BEGIN's own result: the statement is empty
         if self._pgconn.transaction_status != _IDLE:

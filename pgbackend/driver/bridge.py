@@ -7,7 +7,7 @@ So a synchronous function can wait for the database while the loop serves other 
 `run()` calls a synchronous function in a portal. `portal()` drives a coroutine in a portal, so that
 the synchronous functions that it calls are green. `await_()` lets code in a portal wait for an
 awaitable. A switch to the task passes on what a coroutine would yield: a future to wait for, or
-None to go on in the loop's next turn. The design follows `awaitlet/base.py` and SQLAlchemy's
+None to go on in the loop's next round. The design follows `awaitlet/base.py` and SQLAlchemy's
 `util/concurrency.py`.
 
 Note [Two kinds of end]
@@ -111,10 +111,11 @@ class Portal(greenlet):
         self.on_wait: Callable[[], None] | None = None
 
     def is_own(self) -> bool:
-        """Return whether the task that takes the current step is the one that drives this portal.
+        """Return whether the running task is the one that drives this portal.
 
-        See Note [Whose step]. If the contexts differ, the task decides, because the code may have
-        entered another context (`Context.run()`).
+        False: an eager task takes its first step here, and must not wait in this portal; see Note
+        [Whose step]. If the portal's code runs in another context than its task's, that may also be
+        due to `Context.run()`; then the context of the running task decides.
         """
         if self.gr_context is self.context or self.closing or not _HAS_EAGER_TASKS:
             return True
@@ -124,7 +125,11 @@ class Portal(greenlet):
         return outer.gr_context is task.get_context()  # type: ignore[attr-defined]  # since 3.12
 
     def suspend(self, yielded: object) -> object:
-        """Let the task yield `yielded`; wait for its next step, and return what that step sends."""
+        """Switch to the task, which yields `yielded`; return what the task's next step sends.
+
+        Raises what that step throws instead, or `PortalClosed` or `NotGreen` if the code may not
+        wait.
+        """
         if self.closing or collecting or self.gr_context is not self.context:
             self._check_may_wait()
         value = self.parent.switch(yielded)  # type: ignore[union-attr]  # a running portal has it
@@ -133,10 +138,10 @@ class Portal(greenlet):
         return value
 
     def wait_for(self, future: asyncio.Future[T]) -> T:
-        """Wait for `future`, which the task itself awaits; return its result.
+        """Let the task wait for `future`; return the result of `future`, or raise its exception.
 
-        This repeats `suspend()` instead of calling it, because greenlet makes an object for each
-        frame that a switch leaves behind.
+        The code of `suspend()` is repeated here instead of called, because greenlet makes an object
+        for each frame that a switch leaves behind.
         """
         if not future.done():
             if self.closing or collecting or self.gr_context is not self.context:
@@ -149,7 +154,10 @@ class Portal(greenlet):
         return future.result()
 
     def deliver_cancellation(self) -> None:
-        """Raise the cancellation that was held back, if there is one and it may be raised now."""
+        """Raise the cancellation that was held back, if there is one.
+
+        Does nothing inside `with hold_cancellation()` or `with postpone_delivery()`.
+        """
         if self.pending is None or self.holding or self.postponing:
             return
         pending, self.pending = self.pending, None
@@ -177,16 +185,20 @@ _DROPPED = "the task was dropped: nothing can be waited for any more"
 
 
 def let_step_end() -> None:
-    """End this step of the running task, if the caller is green and may wait; go on in the next."""
+    """End the running task's step and go on in the next one, as ``await asyncio.sleep(0)`` does.
+
+    Does nothing if the caller is not green, or must not wait now.
+    """
     here = getcurrent()
     if type(here) is Portal and not (here.closing or here.holding) and not is_collecting():
         here.suspend(None)
 
 
 def check_may_wait(here: Portal) -> None:
-    """Raise the error that a wait in `here` would raise, so that no byte is sent before it.
+    """Raise an error if the code in the portal `here` may not wait; to be called before sending.
 
-    In a closed portal, only the wait itself raises: code that need not wait may go on.
+    Also raises a cancellation that was held back. In a closed portal only the wait itself raises,
+    since code that turns out not to wait may go on.
     """
     if collecting or here.gr_context is not here.context:
         _check_place(here)
@@ -206,16 +218,16 @@ def _check_place(here: Portal) -> None:
 
 
 class _Orphan(Portal):
-    """The portal that forked, in the child: its task and its loop are those of the parent."""
+    """The class that a forked child gives the portal whose code has forked: nothing drives it."""
 
     __slots__ = ()
 
 
 @after_fork
 def _forget_portals() -> None:
-    """Make the code that forked synchronous in the child, if it was green: no loop runs there.
+    """Make the running code synchronous in a forked child, where no loop runs.
 
-    Portals whose code waits are left suspended for ever.
+    The other portals in which a function has not ended are left suspended for ever.
     """
     here = getcurrent()
     if type(here) is Portal:
@@ -231,16 +243,16 @@ running = getcurrent
 
 
 def current() -> Portal | None:
-    """Return the portal that the caller runs in, or None.
+    """Return the portal that the caller runs in; None outside of portals.
 
-    If the portal is unwound after the end of its loop, no loop runs: `green()` returns None then.
+    Unlike `green()`, this also returns a portal that is unwound after the end of its loop.
     """
     here = getcurrent()
     return here if type(here) is Portal else None
 
 
 def green() -> Portal | None:
-    """Return the portal that the caller runs in; None if there is none, or no loop runs."""
+    """Return the portal that the caller runs in; None outside of portals, or if no loop runs."""
     here = getcurrent()
     return here if type(here) is Portal and asyncio._get_running_loop() is not None else None
 
@@ -251,7 +263,11 @@ def current_task() -> asyncio.Task[Any] | None:
 
 
 def frames_below() -> Iterator[FrameType]:
-    """Yield, for each portal around the caller, the frame that has switched to that portal."""
+    """Yield, for each portal around the caller, the frame that has switched to that portal.
+
+    The innermost portal comes first. The stack of a portal ends with the portal's own function:
+    these frames are where it goes on.
+    """
     here: greenlet | None = getcurrent()
     while isinstance(here, Portal):
         here = here.parent
@@ -260,9 +276,9 @@ def frames_below() -> Iterator[FrameType]:
 
 
 def _serve(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Run one function after another: the body of a portal.
+    """Run one function after another: this is the function of each portal's greenlet.
 
-    While this waits for a function, its frame must refer to no greenlet: see Note [Greenlets end].
+    While it waits for the next one, its frame must refer to no greenlet: Note [Greenlets end].
     """
     here: Any
     while True:
@@ -280,7 +296,7 @@ def _serve(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 class _Mine(threading.local):
-    """The portals of one thread; see Note [Greenlets end]."""
+    """Thread-local values: the portals of the running thread; see Note [Greenlets end]."""
 
     #: How many idle portals are kept. A new greenlet takes some ten microseconds, mostly because
     #: the interpreter maps memory for its first frame, and unmaps it after the last.
@@ -299,7 +315,7 @@ class _Mine(threading.local):
 
 
 class _Farewell:
-    """Ends the portals of a thread when the thread ends, which frees its thread-local values."""
+    """A thread-local value whose finalizer, at the end of the thread, ends the thread's portals."""
 
     def __init__(self, made: weakref.WeakSet[Portal]) -> None:
         self._made = made
@@ -321,7 +337,7 @@ _mine = _Mine()
 
 @atexit.register
 def _say_farewell() -> None:
-    """End the portals of the main thread, whose thread-local values are not freed in time."""
+    """End the portals of the main thread at exit: its thread-local values are freed too late."""
     _mine.farewell.say()
 
 
@@ -341,7 +357,10 @@ def _take_portal() -> Portal:
 
 
 def _keep_portal(portal: Portal) -> None:
-    """Keep `portal` for another function, if it is as good as new and few are kept; else end it."""
+    """Keep `portal`, whose function has ended, for another function, or end it.
+
+    It is ended if enough are kept, if it was closed, or if it still holds cancellations back.
+    """
     portal.returned = portal.raised = portal.pending = portal.found = portal.gr_context = None
     portal.on_wait = portal.loop = portal.context = None
     idle = _mine.idle
@@ -369,7 +388,7 @@ def _leave() -> None:
 def _drive(
     fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Generator[Any, Any, Any]:
-    """Call `fn` in a portal; each step of this generator continues the code in the portal."""
+    """Call `fn` in a portal, and return its result; each step of this generator continues `fn`."""
     portal = _take_portal()
     yielded = portal.switch(fn, args, kwargs)
     while portal.working and not portal.dead:
@@ -399,9 +418,10 @@ def _drive(
 
 
 def _may_close(portal: Portal) -> bool:
-    """Mark `portal` as closed; return whether its code can be unwound now.
+    """Mark `portal` as closed; return True if the caller is to unwind its code now.
 
-    If not, its own thread unwinds it, or this thread does after the running garbage collection.
+    False if the portal has ended, if its own thread is asked to unwind it, or if this thread is to
+    do so after the running garbage collection.
     """
     if portal.dead:
         return False
@@ -427,14 +447,17 @@ def _unwind_dropped() -> None:
 
 
 def _unwind_left() -> None:
-    """Unwind the portals of this thread that would wait for ever, since their loops were closed."""
+    """Unwind the portals of this thread whose loops were closed: they would wait for ever."""
     for portal in list(_mine.made):
         if portal.working and portal.loop is not None and portal.loop.is_closed():
             _unwind(portal)
 
 
 def _unwind(portal: Portal) -> None:
-    """Raise GeneratorExit in the code in `portal`, as if its coroutine were closed."""
+    """Raise GeneratorExit in the code in `portal`, as if its coroutine were closed.
+
+    If that code then raises another exception, `sys.unraisablehook` gets it.
+    """
     _mine.made.discard(portal)
     if portal.dead or not portal.working:
         return
@@ -465,10 +488,11 @@ def _throw(portal: Portal, exc: BaseException) -> object:
 
 
 def _adopt(portal: Portal) -> None:
-    """Make the running greenlet the one that `portal` switches back to.
+    """Make the running greenlet the parent of `portal`: the one that `portal` switches back to.
 
-    It nearly always is that one. It is not if the coroutine was started eagerly inside another
-    portal, or if a task steps a coroutine that another task has begun.
+    It nearly always is that already. It is not if the coroutine was started eagerly inside another
+    portal, or if a task steps a coroutine that another task has begun. A portal of another thread
+    cannot be adopted: then this raises `PortalClosed`.
     """
     portal.found = None
     here = getcurrent()
@@ -485,7 +509,7 @@ async def run(fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call the synchronous function `fn` in a portal, and return its result.
 
     When code in `fn` waits, it suspends the task that awaits this; no thread is used. If the caller
-    is green already, `fn` is simply called.
+    is green already, `fn` is simply called, in the caller's portal.
     """
     here = getcurrent()
     if type(here) is Portal and here.is_own():
@@ -534,7 +558,8 @@ def await_(awaitable: Awaitable[T]) -> T:
 def drive(coro: Coroutine[Any, Any, T]) -> Awaitable[T]:
     """Return an awaitable, to be awaited at once, that runs `coro` in a portal.
 
-    This is no ``async def``, because each step would have to go through one coroutine more.
+    That is `coro` itself if the caller is green already. This is no ``async def``, because each
+    step would have to go through one coroutine more.
     """
     here = getcurrent()
     if type(here) is Portal and here.is_own():
@@ -551,10 +576,11 @@ def portal(coro: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
 def first_step(
     coro: Coroutine[asyncio.Future[Any] | None, Any, Any],
 ) -> asyncio.Future[Any] | None:
-    """Take the first step of `coro` in a callback of the loop; return the future it waits for.
+    """Take the first step of `coro`, in a callback of the loop; return what that step yields.
 
-    A task must take the other steps: see `resume()`. Errors of `coro` are raised here; if it uses
-    the database that is `NotGreen`, since only a task can hold a connection.
+    That is the future that `coro` waits for, or None. A task must take the other steps, by
+    `resume()`. Raises StopIteration if `coro` returns in this step, and the errors of `coro`; a use
+    of the database is the error `NotGreen`, since only a task can hold a connection.
     """
     _mine.outside_of_tasks = True
     try:
@@ -564,7 +590,7 @@ def first_step(
 
 
 async def resume(coro: Coroutine[Any, Any, T], waits_for: asyncio.Future[Any] | None) -> T:
-    """Run the rest of `coro`, whose first step was taken elsewhere and yielded `waits_for`."""
+    """Run the rest of `coro`, whose first step was taken before and yielded `waits_for`."""
     result: T = await Resumed(coro, waits_for)
     return result
 

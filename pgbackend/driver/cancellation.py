@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class hold_cancellation:  # noqa: N801 - reads as a statement
-    """Hold back a cancellation that arrives in the `with` statement."""
+    """A context manager that holds back a cancellation which arrives inside; see the Note above."""
 
     __slots__ = ("_portal",)
 
@@ -35,12 +35,13 @@ class hold_cancellation:  # noqa: N801 - reads as a statement
 
 
 class hold_when_closed:  # noqa: N801 - reads as a statement
-    """Hold a cancellation back while a generator that is closed leaves its context managers.
+    """A context manager for a generator: once that is closed, holds back a cancellation.
 
-    Enter this before the other context managers. Its value is a context manager, too; enter that
-    after the others, so that it sees first that the generator is being closed. Code that closes a
-    generator by dropping the last reference to it cannot get an exception. So a cancellation is
-    delivered later, at the end of the portal at the latest.
+    Enter it before the generator's other context managers. Its value is a second context manager:
+    enter that after the others, so that it sees first that the generator is being closed. A
+    cancellation that arrives while the others are left is delivered later, at the end of the portal
+    at the latest, because code that closes a generator by dropping the last reference to it cannot
+    get an exception.
     """
 
     def __init__(self) -> None:
@@ -65,10 +66,10 @@ class hold_when_closed:  # noqa: N801 - reads as a statement
 
 
 class postpone_delivery:  # noqa: N801 - reads as a statement
-    """Postpone the delivery of a held-back cancellation to the end of the `with` statement.
+    """A context manager: `deliver_cancellation()` does nothing inside, but is called at the end.
 
-    If `deliver` is False, the cancellation is delivered by a later `deliver_cancellation()`, or at
-    the end of the portal.
+    If `deliver` is False, it is not called: a cancellation that was held back is then raised by a
+    later `deliver_cancellation()`, or at the end of the portal.
     """
 
     __slots__ = ("_deliver", "_portal")
@@ -89,18 +90,21 @@ class postpone_delivery:  # noqa: N801 - reads as a statement
 
 
 def deliver_cancellation() -> None:
-    """Raise the cancellation that was held back, if there is one and it may be raised now."""
+    """Raise the cancellation that was held back in the caller's portal, if there is one.
+
+    Does nothing inside `with hold_cancellation()` or `with postpone_delivery()`.
+    """
     here = current()
     if here is not None and here.pending is not None:
         here.deliver_cancellation()
 
 
 def finish(coro: Coroutine[Any, Any, T], budget: float) -> T | None:
-    """Run `coro` to its end in a new task, even if the caller's task is cancelled meanwhile.
+    """Run `coro` in a new task and wait for its end, even if the caller's task is cancelled.
 
     For clean-up that must not be interrupted. A cancellation of the caller's task is held back
-    (Note [Held cancellation]). If `budget` seconds were not enough, the new task is cancelled; this
-    returns None when that has ended it.
+    (Note [Held cancellation]). If `coro` takes longer than `budget` seconds, its task is cancelled;
+    once that has ended, this returns None.
     """
     here = current()
     assert here is not None

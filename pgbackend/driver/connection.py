@@ -74,22 +74,23 @@ _making_cursor = threading.RLock()
 
 
 class ConnectArguments(dict[str, Any]):
-    """Arguments of `connect()`, whose values are not in the repr: tracebacks may show that."""
+    """A dict of arguments of `connect()`; its repr, which tracebacks may show, omits the values."""
 
     def __repr__(self) -> str:
         return f"<arguments {', '.join(self)}>"
 
 
 class Physical(Protocol):
-    """The part of a pooled connection (`AsyncConnection`) that its facades use."""
+    """The part of `AsyncConnection` that its facades use (a protocol for type checkers)."""
 
     watch: Watch
     listener: weakref.ref[Connection]
 
     def forget_holder(self, *, types_seen: bool) -> None:
-        """Undo what the holder of a facade may have changed for all facades of this connection.
+        """Undo what the holder of a facade may have changed for the facades that follow.
 
-        `types_seen`: whether the holder may have registered a type.
+        Notices go to that facade no longer. If `types_seen`, the holder may have registered a type:
+        then the next statement looks its dumpers and loaders up again.
         """
 
 
@@ -155,7 +156,10 @@ class Connection(psycopg.Connection[Any]):
 
     @classmethod
     def _connect_green(cls, conninfo: str, **kwargs: Any) -> Self:
-        """Open an async connection, which looks host names up without blocking; take its socket."""
+        """Open a psycopg `AsyncConnection`, and return a `Connection` on its socket.
+
+        Unlike psycopg's sync connection, that looks host names up without blocking the loop.
+        """
         options = {name: kwargs.pop(name, None) for name in ("cursor_factory", "row_factory")}
         opened = await_(psycopg.AsyncConnection.connect(conninfo, **kwargs))
         self = cls(opened.pgconn)
@@ -172,7 +176,7 @@ class Connection(psycopg.Connection[Any]):
     def cursor(
         self, name: str = "", *, binary: bool = False, row_factory: Any = None, **kwargs: Any
     ) -> Any:
-        """Return a cursor, as psycopg does; its class is derived from `cursor_factory`."""
+        """Return a cursor, as psycopg does, with the mixins of cursors.py where it needs them."""
         if self.physical is not None or name:  # a facade's factory adds the mixins
             cursor = super().cursor(name, binary=binary, row_factory=row_factory, **kwargs)
             return cursor if self.lease is None else adopt(cursor)
@@ -190,7 +194,7 @@ class Connection(psycopg.Connection[Any]):
         return cursor
 
     def _cursor_by_psycopg(self, factory: Any, **kwargs: Any) -> Any:
-        """Let psycopg make a cursor of the class `factory`."""
+        """Return a cursor of the class `factory`, made by psycopg's own `cursor()`."""
         with _making_cursor:  # or a second thread would take `factory` for the own one
             own, self.cursor_factory = self.cursor_factory, factory
             try:
@@ -212,7 +216,7 @@ class Connection(psycopg.Connection[Any]):
         return facade
 
     def _listen_alone(self) -> None:
-        """Let notices and notifications reach the handlers of this facade, not of earlier ones."""
+        """Make notices and notifications go to this facade's handlers, not to earlier facades'."""
         self._notice_handlers = [*self._notice_handlers]
         self._notify_handlers = [*self._notify_handlers]
         self._notifies_backlog = deque()
@@ -220,7 +224,10 @@ class Connection(psycopg.Connection[Any]):
         self.physical.listener = weakref.ref(self)
 
     def forget_handlers(self) -> None:
-        """Remove all handlers: the code that sets the connection up again adds its own again."""
+        """Remove all handlers of notices and notifications, before the connection is set up anew.
+
+        The code that sets it up adds its own handlers again.
+        """
         self._notice_handlers.clear()
         self._notify_handlers.clear()
 
@@ -229,7 +236,7 @@ class Connection(psycopg.Connection[Any]):
             super().__del__()
 
     def end_lease(self) -> None:
-        """Make this facade refuse all further use, because its lease is over."""
+        """Make this facade refuse all further use, because its lease is over; send nothing."""
         assert self.physical is not None
         self.physical.forget_holder(types_seen=self.lease is None or self.lease.types_seen)
         self._lease_ended = True
@@ -269,10 +276,10 @@ class Connection(psycopg.Connection[Any]):
         self._closed_by_holder = self.physical is not None
 
     def close_in_turn(self) -> None:
-        """Close this facade, whose lease is about to end, once another task's statement has ended.
+        """Close the connection to the server; first wait for another task's statement to end.
 
-        If the caller cannot wait for that statement, later ones are refused from now on, and the
-        pool cleans the connection up.
+        For a facade whose lease is about to end. If the caller cannot wait for that statement, the
+        connection is not closed here: statements that follow are refused, and the pool cleans up.
         """
         if not self.is_waited_for():
             self.close()
@@ -288,11 +295,12 @@ class Connection(psycopg.Connection[Any]):
 
     @contextlib.contextmanager
     def kept_busy(self, what: str, beginner: Caller | None = None) -> Iterator[None]:
-        """Refuse other statements of the caller in the `with` statement, which holds the lock.
+        """Refuse other statements of the caller inside the `with` statement (a context manager).
 
-        They would wait for the lock for ever. The same holds for statements of `beginner`, who has
-        begun a stream that the caller continues. Statements of other tasks wait until the lock is
-        released. `what` names the command that holds it, for the error message.
+        A COPY or stream holds the lock meanwhile, so they would wait for ever. Refused, too, are
+        the statements of `beginner`, the task or thread that began a stream which the caller
+        continues. Statements of other tasks wait for the lock. `what` names the command that holds
+        the lock, for the error message.
         """
         callers = {caller(), beginner}
         lock = self.lock
@@ -386,8 +394,8 @@ class Connection(psycopg.Connection[Any]):
     def _find_watch(self) -> Watch:
         """Return the watch of this socket on the running loop: `Physical.watch`, or a new one.
 
-        A new one serves this wait only. It is needed for a connection that no pool keeps, and on
-        another loop than the pool's, which may take part in a transaction.
+        A new one serves this wait only. It is needed for a connection that no pool keeps, and for
+        code on another loop than the pool's, which may take part in a transaction.
         """
         loop = asyncio.get_running_loop()
         if self.physical is not None and self.physical.watch.loop is loop:
@@ -418,7 +426,11 @@ class Connection(psycopg.Connection[Any]):
         return self._wait_held(portal, watch, state)
 
     def _wait_held(self, portal: Portal, watch: Watch, state: int) -> int:
-        """Wait on, for `CLEANUP_BUDGET` seconds, while the task's cancellation is held back."""
+        """Go on waiting after a cancellation that is held back, for `CLEANUP_BUDGET` seconds.
+
+        Returns the readiness of the socket. If there is none in time, closes the connection and
+        raises `OutcomeUnknown` during COMMIT, else `NothingCommitted`.
+        """
         deadline = monotonic() + CLEANUP_BUDGET
         while (left := deadline - monotonic()) > 0:
             try:
@@ -446,7 +458,7 @@ class Connection(psycopg.Connection[Any]):
         ) from cancellation
 
     def _maybe_yield(self, portal: Portal, gen: PQGen[Any]) -> None:
-        """Let the loop serve other tasks, if statements that need not wait have kept it busy.
+        """Let the loop serve other tasks, if no wait has done so for `MAX_BUSY_TIME` seconds.
 
         Called before `gen` has begun, so a statement that is interrupted here was not sent. Does
         nothing before the end of a transaction, which must not be interrupted, nor in a closed
@@ -470,7 +482,10 @@ class Connection(psycopg.Connection[Any]):
     def _recover(
         self, portal: Portal, gen: PQGen[Any], stop_watch: Callable[[], None], exc: BaseException
     ) -> None:
-        """Cancel the statement whose wait was interrupted, or close the connection."""
+        """Cancel the statement whose wait `exc` interrupted; if that fails, close the connection.
+
+        Does nothing if no statement is in flight.
+        """
         if is_at_rest(self.pgconn):
             return
         stop_watch()
@@ -478,9 +493,9 @@ class Connection(psycopg.Connection[Any]):
             recover(self, portal, gen, exc)
 
     def cancel_safe(self, *, timeout: float = 30.0) -> None:
-        """Ask the server to cancel the running statement, as psycopg does; do not block green code.
+        """Ask the server to cancel the running statement, as psycopg does; do not block the loop.
 
-        psycopg calls this, too, when a COPY is left early. Raises `CancellationTimeout` if the
+        psycopg itself calls this when a COPY is left early. Raises `CancellationTimeout` if the
         server has not answered after `timeout` seconds.
         """
         portal = running()
@@ -518,7 +533,10 @@ class Connection(psycopg.Connection[Any]):
         return super()._rollback_gen()
 
     def back_to_autocommit(self) -> None:
-        """Set ``autocommit = True``, without a generator of psycopg's if the connection is idle."""
+        """Set ``autocommit = True``, which sends nothing; skip psycopg's steps where it may.
+
+        The steps may be skipped on an idle connection, if nobody has patched them.
+        """
         if (
             self.lock.locked()
             or self.pgconn.transaction_status != _IDLE
@@ -530,7 +548,7 @@ class Connection(psycopg.Connection[Any]):
             self._autocommit = True
 
     def rollback(self) -> None:
-        """Roll back; a cancellation that arrives meanwhile is raised afterwards."""
+        """Roll back, after `cancel_others()`; a cancellation of the caller is raised afterwards."""
         with hold_cancellation():
             self.cancel_others()
             super().rollback()
@@ -544,9 +562,10 @@ class Connection(psycopg.Connection[Any]):
         return super()._get_tx_start_command()
 
     def cancel_others(self) -> None:
-        """Cancel, before a rollback, the statement of another task that shares this connection.
+        """Cancel the statement that another task runs on this connection: a rollback follows.
 
         The rollback undoes the work of that statement anyway, and should not have to wait for it.
+        Does nothing if `ends_in_turn` or `spares_statement`, nor outside of an open portal.
         """
         portal = current()
         if self.ends_in_turn or portal is None or portal.closing or self.spares_statement:
@@ -566,7 +585,7 @@ class Connection(psycopg.Connection[Any]):
     def transaction(
         self, savepoint_name: str | None = None, force_rollback: bool = False
     ) -> Iterator[psycopg.Transaction]:
-        """Open a transaction as psycopg does; a cancellation does not interrupt its end."""
+        """Open a transaction in a `with` statement, as psycopg does; its end is not interrupted."""
         transaction = Transaction(self, savepoint_name, force_rollback)
         if self._pipeline:
             with self.pipeline(), transaction, self.pipeline():
@@ -577,7 +596,7 @@ class Connection(psycopg.Connection[Any]):
 
 
 class Transaction(psycopg.Transaction):
-    """psycopg's transaction or savepoint, at whose end a cancellation is held back."""
+    """psycopg's transaction or savepoint (a context manager); a cancellation cannot cut its end."""
 
     __module__ = "pgbackend.driver"
 

@@ -1,4 +1,4 @@
-"""Objects that wrap a coroutine: to run it in a portal, or to run the rest of it.
+"""Objects that wrap a coroutine: to run it in a portal, or to run the rest of one that has begun.
 
 These classes know no greenlets: the bridge passes the function that drives a portal. They follow
 the protocol between asyncio and a coroutine: `send()`, `throw()` and `close()`, and the flag
@@ -15,16 +15,16 @@ T = TypeVar("T")
 
 
 async def as_coroutine(awaitable: Awaitable[T]) -> T:
-    """Await `awaitable`, and return its result."""
+    """Wrap `awaitable` in a coroutine, which returns the result."""
     return await awaitable
 
 
 def exception_to_throw(exc: BaseException) -> BaseException | type[BaseException]:
-    """Return the exception to throw into a coroutine for `exc`: for a cancellation, a new one.
+    """Return what to throw into a coroutine: for a cancellation its class, else `exc` itself.
 
     The call of `throw()` keeps its argument alive until the coroutine next waits for an awaitable,
-    even if the coroutine has caught it long before. The traceback of `exc` would keep frames alive
-    as long, and the generators in them.
+    even if the coroutine has caught it long before. The traceback of a cancellation would keep
+    frames alive as long, and the generators in them.
     """
     return asyncio.CancelledError if type(exc) is asyncio.CancelledError and not exc.args else exc
 
@@ -91,7 +91,7 @@ class GreenCoroutine(Coroutine[Any, Any, T]):
 
 
 class Resumed:
-    """An awaitable: the rest of `coro`, whose first step, taken elsewhere, yielded `waits_for`."""
+    """An awaitable that runs the rest of `coro`, whose first step has yielded `waits_for`."""
 
     def __init__(
         self, coro: Coroutine[Any, Any, Any], waits_for: asyncio.Future[Any] | None

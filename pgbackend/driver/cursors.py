@@ -50,7 +50,11 @@ BLOCK_ENDED = (
 
 
 def abilities(cursor_class: type[Any]) -> tuple[type[Any], ...]:
-    """Return the mixins for `cursor_class`, depending on how that sends statements."""
+    """Return the mixin for `cursor_class`, in a tuple, which is empty if it needs none.
+
+    That is `BeginningCursor` for psycopg's client cursors, `PreparingCursor` for the others; none
+    for a class that has its own way to send statements.
+    """
     if not issubclass(cursor_class, psycopg.ClientCursor):
         return (PreparingCursor,)
     # A class with an `_execute_send()` of its own keeps that; `BeginningCursor` checks for patches.
@@ -60,10 +64,11 @@ def abilities(cursor_class: type[Any]) -> tuple[type[Any], ...]:
 
 @functools.lru_cache(maxsize=64)
 def own_class(cursor_class: Any, prepares: bool) -> Any:
-    """Return `cursor_class` with its `abilities()`, for a connection that no pool keeps.
+    """Return a subclass of `cursor_class` with its `abilities()`; for connections without a pool.
 
-    `prepares`: whether the connection prepares statements. A class that has the abilities already
-    may be met while another thread makes a cursor: it is returned as it is.
+    A class that needs none is returned as it is: one that would only prepare, if the connection
+    does not prepare statements (`prepares` is False), or one that has the abilities already, which
+    may be met while another thread makes a cursor.
     """
     if issubclass(cursor_class, BeginningCursor | PreparingCursor):
         return cursor_class
@@ -74,12 +79,12 @@ def own_class(cursor_class: Any, prepares: bool) -> Any:
 
 
 class _LeasedCursor:
-    """Make a cursor of a facade hold the facade's lease (a mixin).
+    """A mixin for the cursors of a facade: each is a holder of the facade's lease.
 
     The cursor holds the connection from when it is made until it is closed or garbage-collected.
-    But a cursor whose first statement fails has no rows, and has left nothing on the server that
-    later statements could need. So it lets the connection go, even if it stays alive itself (in a
-    traceback, or a `raw()` QuerySet); its next statement takes a connection again.
+    But if its first statement fails, it lets the connection go, even if it stays alive itself (in a
+    traceback, or a `raw()` QuerySet): it has no rows, and has left nothing on the server that later
+    statements could need. Its next statement takes a connection again.
     """
 
     _conn: Connection
@@ -106,7 +111,7 @@ class _LeasedCursor:
             self.hold()
 
     def hold(self) -> None:
-        """Become a holder of the connection's lease; raise `LeaseEnded` if that is over."""
+        """Become a holder of the connection's lease; raise `LeaseEnded` if the lease is over."""
         lease = self._conn.lease
         if lease is None:
             self._conn.refuse()
@@ -114,7 +119,7 @@ class _LeasedCursor:
         self._holds = True
 
     def let_go(self) -> None:
-        """Stop holding the connection; rows that are in memory can still be read."""
+        """Stop being a holder of the lease; rows that are in memory can still be read."""
         if not self._holds:
             return
         self._holds = False
@@ -213,13 +218,14 @@ class _LeasedCursor:
             yield from self.stream(*args, **kwargs)
 
     def _goes_elsewhere(self, exc: BaseException, *, has_begun: bool = False) -> bool:
-        """Let the connection go after a failure; return whether the statement is to be sent again.
+        """Let the lease go if no statement has succeeded; return True to send this one again.
 
-        If so, the cursor was moved to the connection that the caller has now, which may be in no
-        block. A statement that has lost its turn is always sent again, when it is its turn. So is
-        one that could not be sent because its lease or its block had ended (another task has ended
-        the transaction while the statement waited, say), unless the user's code has begun to use
-        the COPY or the rows of the stream (`has_begun`). Without `renew`, nothing is sent again.
+        It failed with `exc`. It is sent again if it was not sent because it had lost its turn, or
+        because its lease or its block had ended (another task has ended the transaction while the
+        statement waited, say); in the second case not if the user's code has begun to use the COPY
+        or the rows of the stream (`has_begun`). `renew`, without which nothing is sent again, has
+        then waited for the caller's turn, and moved this cursor to the connection that the caller
+        has now, which may be in no block.
         """
         in_vain = isinstance(exc, BlockEndedError) or (
             isinstance(exc, LeaseEnded) and not self._has_begun and self._conn.lease is None
@@ -236,7 +242,7 @@ class _LeasedCursor:
             self.let_go()
 
     def _hold_again(self) -> None:
-        """Hold the same lease again, or, if it is over, the one that the caller has now."""
+        """Hold the lease again after `let_go()`; if it is over, move to the caller's connection."""
         if self.closed:
             return  # psycopg will raise
         if self._conn.lease is not None:
@@ -247,7 +253,7 @@ class _LeasedCursor:
             self.renew(self)
 
     def move_to(self, connection: Connection) -> None:
-        """Make this a cursor of `connection` from now on; its options stay."""
+        """Make this a cursor of `connection`, and a holder of its lease; keep the options."""
         me: Any = self
         self._conn, self._pgconn = connection, connection.pgconn
         self._has_begun = False
@@ -271,9 +277,10 @@ class _LeasedCursor:
             raise
 
     def _note(self, query: Query) -> None:
-        """Note that `query` is about to be sent; mark the lease as dirty unless it is vouched for.
+        """Mark the lease as dirty if `query`, which is about to be sent, is not vouched for.
 
-        The pool resets the server session after a dirty lease; see vouching.py.
+        The pool resets the server session after a dirty lease; see vouching.py. In a pool without
+        `soiled_unless_vouched`, no statement makes its lease dirty here.
         """
         self._has_begun = True
         lease = self._conn.lease
@@ -291,10 +298,11 @@ class _LeasedCursor:
             raise
 
     def _close_if_copying(self, exc: psycopg.Error) -> None:
-        """Close the connection if a COPY was begun without `copy()`: nothing can continue it.
+        """Close the connection if `exc` is due to a COPY that was begun without `copy()`.
 
-        Each later statement would fail: "another command is already in progress". psycopg's own
-        error for such a COPY has no SQLSTATE; an error with one is the server's own.
+        Nothing can continue that COPY, and each later statement would fail: "another command is
+        already in progress". psycopg's own error for such a COPY has no SQLSTATE; an error with one
+        is the server's own.
         """
         pgconn = self._pgconn
         said_by_psycopg = exc.sqlstate is None
@@ -322,7 +330,10 @@ class _LeasedCursor:
             self.let_go()
 
     def _can_close_on_server(self) -> bool:
-        """Return whether the caller can send CLOSE; if not, mark the lease as dirty."""
+        """Return whether the caller can send CLOSE; if not, leave it to the reset after the lease.
+
+        That is, mark the lease as dirty. A closed connection needs neither.
+        """
         lease = self._conn.lease
         if self._conn.closed:
             return False
@@ -355,7 +366,10 @@ class _LeasedCursor:
 
 
 class _LeasedServerCursor(_LeasedCursor):
-    """Make a server-side cursor hold the lease until a statement fails: no rows are left then."""
+    """The mixin for server-side cursors: after any failed statement, the cursor lets the lease go.
+
+    The lease is marked as dirty then, because the server may keep the cursor open.
+    """
 
     #: Returns an error if the server has closed this cursor, at the end of the block that it was
     #: opened in. A statement for this cursor would fail on the server and break the transaction.
@@ -399,7 +413,7 @@ class _LeasedServerCursor(_LeasedCursor):
 
 @functools.lru_cache(maxsize=64)
 def leased_class(cursor_class: type[Any]) -> type[Any]:
-    """Return a subclass of `cursor_class` whose cursors hold the lease of their connection."""
+    """Return a subclass of `cursor_class` whose cursors are holders of their facade's lease."""
     on_server = issubclass(cursor_class, psycopg.ServerCursor)
     holder = _LeasedServerCursor if on_server else _LeasedCursor
     bases: Any = (holder, *abilities(cursor_class), cursor_class)
@@ -408,7 +422,10 @@ def leased_class(cursor_class: type[Any]) -> type[Any]:
 
 
 def adopt(cursor: T) -> T:
-    """Make `cursor` hold its lease if no factory of its facade has made it; return `cursor`."""
+    """Make `cursor` a holder of its facade's lease, if it is none yet; return `cursor`.
+
+    It is none yet if the user's code has made it by another class than the facade's factories.
+    """
     if not isinstance(cursor, _LeasedCursor) and isinstance(cursor, psycopg.Cursor):
         cls: Any = leased_class(type(cursor))  # type: ignore[arg-type]  # a class has a hash
         cursor.__class__ = cls
@@ -417,6 +434,6 @@ def adopt(cursor: T) -> T:
 
 
 def let_go(cursor: object) -> None:
-    """Let `cursor` stop holding its connection, because all its rows are in memory."""
+    """Make `cursor`, whose rows are all in memory, stop being a holder of a lease."""
     if isinstance(cursor, _LeasedCursor):
         cursor.let_go()

@@ -24,7 +24,10 @@ Queued: TypeAlias = Callable[[Task], "Iterable[Task | None] | None"]
 
 
 def find(asking: Task, holders: Iterable[Task | None], queued: Queued) -> set[Task] | None:
-    """Return the tasks of the deadlock if `asking` waits for `holders`; None if there is none."""
+    """Return the tasks that are in a deadlock once `asking` waits for `holders`; else None.
+
+    `holders` hold the connections of the pool that `asking` wants one of.
+    """
     found: set[Task] = set()
     todo = list(holders)
     while todo:
@@ -41,12 +44,16 @@ def find(asking: Task, holders: Iterable[Task | None], queued: Queued) -> set[Ta
 
 
 def waits_for(task: Task | None, future: asyncio.Future[Any] | None) -> bool:
-    """Return whether `task` waits for `future` directly."""
+    """Return whether `future` is the one that `task` awaits right now."""
     return future is not None and getattr(task, "_fut_waiter", None) is future
 
 
 def _waits_for(task: Task | None, queued: Queued) -> list[Task | None]:
-    """Return the tasks of which one must go on before `task` can; an empty list if none must."""
+    """Return the tasks of which one must go on before `task` can.
+
+    An empty list if `task` is unknown, is about to run, or waits for anything but other tasks or a
+    connection of a pool.
+    """
     future: asyncio.Future[Any] | None = getattr(task, "_fut_waiter", None)
     if task is None or future is None or future.done():
         return []
@@ -61,7 +68,7 @@ def _waits_for(task: Task | None, queued: Queued) -> list[Task | None]:
 
 
 def _group_of(task: Task) -> Iterable[Task]:
-    """Return the tasks of the `TaskGroup` whose end `task` waits for; none if it waits for none."""
+    """Return the tasks of the `TaskGroup` whose end `task` waits for; else an empty tuple."""
     coro: Any = task.get_coro()
     while hasattr(inner := getattr(coro, "cr_await", None), "cr_frame"):
         coro = inner

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class NotGreen(RuntimeError):
-    """Synchronous code waited for an awaitable where no greenlet of the bridge was running.
+    """Synchronous code tried to wait for an awaitable outside of the greenlets of the bridge.
 
     Call that code with ``await pgbackend.aio.run(fn)``, which runs it in a greenlet.
     """
@@ -26,12 +26,13 @@ class NotGreen(RuntimeError):
 class PortalClosed(RuntimeError):
     """Code tried to wait where nothing can be waited for.
 
-    That is in a greenlet that is being closed, or in a finalizer that the garbage collector runs.
+    That is in a greenlet that is being closed, in a finalizer that the garbage collector runs, or
+    in a task that goes on in another thread.
     """
 
 
 class LeaseEnded(psycopg.InterfaceError):
-    """A cursor or connection was used after its lease went back to the pool."""
+    """A cursor or connection was used after its lease ended: others may use the connection now."""
 
 
 class PoolTimeout(psycopg.OperationalError):
@@ -55,7 +56,7 @@ class OutcomeUnknown(psycopg.OperationalError):
 
 
 class NothingCommitted(psycopg.OperationalError):
-    """The link went silent during ROLLBACK, or at a savepoint: the connection was closed."""
+    """The link went silent during ROLLBACK, or at a savepoint: nothing was committed."""
 
 
 if not TYPE_CHECKING:

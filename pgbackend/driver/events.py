@@ -15,7 +15,7 @@ logger = logging.getLogger("pgbackend.driver")
 
 @dataclass(frozen=True, slots=True)
 class Leased:
-    """A task took a connection out of the pool."""
+    """The event that a task took a connection out of the pool."""
 
     pool: str
     """The pool's name: the alias of the database."""
@@ -27,7 +27,7 @@ class Leased:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """A connection went back to the pool."""
+    """The event that a connection went back to the pool."""
 
     pool: str
     backend_pid: int
@@ -41,7 +41,7 @@ Event: TypeAlias = Leased | Released
 
 
 class Hook(Protocol):
-    """A function that is called for each event of each pool of the process."""
+    """The type of a hook: a function that is called for each event of each pool of the process."""
 
     def __call__(self, event: Event, /) -> object: ...
 

@@ -30,12 +30,12 @@ after_fork(_loops.clear)  # a child lacks the threads of these loops, and would 
 
 
 def stand_still_at_exit(loop: asyncio.AbstractEventLoop) -> None:
-    """Make `loop`, which runs green code, stand still when the interpreter begins to end."""
+    """Register `loop`, which runs green code, to stand still when the interpreter begins to end."""
     _loops.add(loop)
 
 
 def _stand_still() -> None:
-    """Wait until each running loop stands still, with no green code on its thread's stack."""
+    """Make each running loop sleep in a callback; return when all do, or after `WAIT` seconds."""
     here = asyncio._get_running_loop()
     standing = [_ask(loop) for loop in list(_loops) if loop.is_running() and loop is not here]
     deadline = monotonic() + WAIT

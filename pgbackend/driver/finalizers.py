@@ -41,7 +41,7 @@ def is_collecting() -> bool:
 
 
 def check_not_collecting() -> None:
-    """Raise `PortalClosed` in a finalizer that the garbage collector runs."""
+    """Raise `PortalClosed` if the caller is a finalizer that the garbage collector runs."""
     if collecting and is_collecting():
         raise PortalClosed(
             "a finalizer that the garbage collector runs cannot wait for the database: close the "
@@ -50,7 +50,7 @@ def check_not_collecting() -> None:
 
 
 class RaisesWhenFreed:
-    """Raises an error in its own finalizer, to report it to `sys.unraisablehook`.
+    """An object to make and drop: its finalizer raises `error`, which `sys.unraisablehook` gets.
 
     It is for an error of green code that no caller would get. Only the interpreter can make the
     argument of the hook, which it does for an error that a finalizer raises.

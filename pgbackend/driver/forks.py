@@ -11,7 +11,7 @@ _forgets: list[Callable[[], None]] = []
 
 
 def after_fork(forget: _Forget) -> _Forget:
-    """Let each forked child call `forget`; return `forget`.
+    """Register `forget`, which each forked child calls; return `forget` (a decorator).
 
     Functions that were registered later are called first: so each module forgets before the modules
     that it imports.

@@ -42,7 +42,7 @@ Adapting: TypeAlias = Callable[[Any], Callable[[Any], None] | None]
 
 
 class LendingPool(Protocol):
-    """The part of a pool that its leases, and the holders of leases, use."""
+    """The part of a pool that leases and their holders use (a protocol for type checkers)."""
 
     name: str
     closed: bool
@@ -57,13 +57,13 @@ class LendingPool(Protocol):
         """Take back the connection of `lease`. May be called from any thread."""
 
     def call_at_home(self, func: Callable[[], None], /) -> bool:
-        """Make the pool's loop call `func` soon; return False if the loop is closed."""
+        """Make the pool's loop call `func` soon, in its thread; return False if it is closed."""
 
 
 class Lease:
-    """One task's hold on a connection, from its first statement to the end of the last.
+    """One task's or thread's hold on a pooled connection, from its first statement on.
 
-    The lease ends with the last of its holders: see Note [Holders].
+    The lease ends when its last holder does, or by `end()`: see Note [Holders].
     """
 
     __slots__ = (
@@ -111,7 +111,7 @@ class Lease:
 
     @property
     def connection(self) -> Connection:
-        """Return the facade that is lent to the holder; the first access makes it."""
+        """Return the facade that this lease lends; the first access makes it."""
         if self._connection is None:
             if self.ended:
                 raise errors.LeaseEnded(LEASE_ENDED)
@@ -131,14 +131,14 @@ class Lease:
 
     @property
     def holder(self) -> str:
-        """Return the name of the task that holds the connection, for messages."""
+        """Return the name of the task that holds the connection, or "no task", for messages."""
         return bridge.name_of(self.task) if self.task is not None else "no task"
 
     def execute(self, query: str, params: Params | None, adapting: Adapting) -> Result:
-        """Execute a statement, green, fetch all its rows, and leave no cursor open.
+        """Execute a statement, fetch all its rows, and leave no cursor open.
 
-        `adapting` says how to adapt the cursor. The caller vouches for the statement (vouching.py),
-        or has marked the lease as dirty. Raises psycopg's errors.
+        `adapting` says how to adapt the cursor: see `Adapting`. The caller must vouch for the
+        statement (vouching.py), or have marked the lease as dirty. Raises psycopg's errors.
         """
         physical, connection = self.physical, self._connection
         adapt = adapting(physical.adapters)
@@ -153,10 +153,11 @@ class Lease:
             return result_of(cursor)
 
     def can_wait(self) -> bool:
-        """Return whether the running code may send a statement.
+        """Return whether the running code may send a statement and wait for the reply.
 
-        The code must hold the lease, and be able to wait for the reply: in a portal that is not
-        being closed, or in a thread without a loop.
+        In a portal: if the portal is not being closed, and its task holds the lease or the lease is
+        pinned. Outside of portals: if no loop runs in the thread. Never in a finalizer that the
+        garbage collector runs.
         """
         portal = bridge.current()
         if portal is None:
@@ -167,7 +168,7 @@ class Lease:
         return asyncio.current_task() is self.task or self.pins > 0
 
     def is_held_by_cursors(self) -> bool:
-        """Return whether the lease goes on only for its open cursors: it is not pinned."""
+        """Return whether only open cursors, and no pin, keep the lease from ending."""
         return not self.ended and not self.pins
 
     def cursor_opened(self, cursor: LeasedCursor) -> None:
@@ -179,9 +180,10 @@ class Lease:
         self.cursors[id(cursor)] = cursor.is_on_server
 
     def cursor_closed(self, cursor: LeasedCursor) -> None:
-        """Remove `cursor` from the holders, and end the lease if there are none left.
+        """Remove `cursor` from the holders; if there are none left, make the lease end.
 
-        The garbage collector may call this, in any thread.
+        The garbage collector may call this, in any thread: the lease ends in the thread of the
+        pool's loop, and not before a statement in flight has ended.
         """
         if self.cursors is not None:
             self.cursors.pop(id(cursor), None)
@@ -205,9 +207,10 @@ class Lease:
             self.end()
 
     def end(self, reason: str = LEASE_ENDED) -> None:
-        """End the lease, without waiting: see Note [Holders]. May be called from any thread.
+        """End the lease; give the connection back now, or when a statement in flight ends.
 
-        `reason` is the message of the error that a later use of the connection raises.
+        Waits for nothing; may be called from any thread; see Note [Holders]. `reason` is the
+        message of the error that a later use of the connection raises.
         """
         if self.ended:
             return
@@ -230,7 +233,10 @@ class Lease:
         self._give_back()
 
     def end_at_home(self, reason: str = LEASE_ENDED) -> None:
-        """Call `end()` in the thread of the pool's loop: it cannot miss a statement in flight."""
+        """Call `end()` in the thread of the pool's loop, where it sees each statement in flight.
+
+        From another thread, this returns before `end()` is called.
+        """
         end = partial(self.end, reason)
         if threading.get_ident() == self.pool.thread or not self.pool.call_at_home(end):
             end()
@@ -241,11 +247,11 @@ class Lease:
             self.dirty = self.dirty or any(self.cursors.values())
 
     def is_in_thread(self) -> bool:
-        """Return whether a thread, or another loop, waits for a statement on this connection."""
+        """Return whether a thread, or code on another loop, waits for a statement's reply."""
         return self._connection is not None and self._connection.waits_elsewhere > 0
 
     def _waits_for_statement(self) -> bool:
-        """Return whether a statement is in flight; if so, its end will call `_when_free()`."""
+        """Return whether a statement is in flight; if so, make its end call `_when_free()`."""
         if self._connection is None:
             return False
         lock = self._connection.lock
@@ -258,7 +264,10 @@ class Lease:
         return False
 
     def _when_free(self) -> None:
-        """Call `_go_on()` when a statement has ended, in the thread that releases the lock."""
+        """Make the pool's loop call `_go_on()`, because a statement has ended.
+
+        The connection's lock calls this, in the thread that releases the lock.
+        """
         assert self._connection is not None
         lock = self._connection.lock
         lock.on_free = None
@@ -269,7 +278,7 @@ class Lease:
             self._go_on()
 
     def _go_on(self) -> None:
-        """End the lease and give the connection back, unless it has a holder: Note [Holders]."""
+        """End the lease and give the connection back, unless a holder is left: Note [Holders]."""
         held = not self.ended and (self.cursors or self.pins)
         if held or self._given_back or self._waits_for_statement():
             return
@@ -279,7 +288,10 @@ class Lease:
             self.end()
 
     def _give_back(self) -> None:
-        """Hand the connection to the pool, unless a thread has just begun a statement on it."""
+        """Hand the connection to the pool, unless a thread has just begun a statement on it.
+
+        The end of that statement then calls this again.
+        """
         connection = self._connection
         if connection is not None:
             connection.end_lease()
@@ -290,7 +302,7 @@ class Lease:
         self.pool.release(self)
 
     def disown(self) -> None:
-        """End the lease in a forked child, and leave the connection alone: it is the parent's."""
+        """Mark the lease as ended in a forked child; leave the parent's connection alone."""
         self.ended = self._given_back = True
         if self._connection is not None:
             self._connection.end_lease()

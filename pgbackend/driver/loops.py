@@ -24,7 +24,7 @@ CLOSE_TIMEOUT = 5.0
 
 
 class _LoopPools:
-    """The pools of one event loop, which end with it."""
+    """Keeps the pools of one event loop, and closes them at the end of the loop."""
 
     def __init__(self) -> None:
         self.pools: dict[Any, Pool] = {}
@@ -70,7 +70,7 @@ def _forget_pools() -> None:
 def get_pool(key: tuple[Any, ...], name: str, options: Callable[[], PoolOptions]) -> Pool:
     """Return the pool for `key` on the running loop; make it from `options()` at first use.
 
-    `key[0]` is the owner of the pool, which `close_pools()` takes; `name` is for messages.
+    `key[0]` is the pool's owner, as in `close_pools(owner)`; `name` is for messages.
     """
     loop = asyncio.get_running_loop()
     try:
