@@ -187,7 +187,7 @@ def inside(wrapper: Wrapper, block: Block) -> Iterator[None]:
 
 
 def find_place(key: Key, *, may_wait: bool = True) -> None:
-    """Put the running code in the block of database `key` that a generator which calls it has open.
+    """If a generator that has a block of `key` open calls the running code, put it in that block.
 
     Code that was put in such a block, and is no longer called from the generator, is taken out of
     the block. If `may_wait`, the call may wait until the task's next step: by then, a generator
