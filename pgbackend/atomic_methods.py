@@ -25,7 +25,7 @@ from .protocols import Atomic
 def make_enter(enter: Callable[..., None]) -> Callable[..., None]:
     """Return an `Atomic.__enter__()` that waits for the running code's turn, then calls `enter`.
 
-    `enter` is Django's own method.
+    `enter` is Django's own method. See `atomic_blocks.enter()`.
     """
 
     @functools.wraps(enter)
@@ -43,7 +43,7 @@ def make_enter(enter: Callable[..., None]) -> Callable[..., None]:
 def make_exit(leave: Callable[..., None]) -> Callable[..., None]:
     """Return an `Atomic.__exit__()` that waits for the running code's turn, then calls `leave`.
 
-    `leave` is Django's own method.
+    `leave` is Django's own method. See `atomic_blocks.leave()`.
     """
 
     @functools.wraps(leave)

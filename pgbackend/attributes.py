@@ -1,11 +1,12 @@
-"""Keep attributes that packages and projects set on `django.db.connection` for each request.
+"""Keep, for each request, the attributes that other code sets on `django.db.connection`.
 
-They set a tenant, the user of an audit, a flag that an operation is under way. Django's own wrapper
-keeps them in its dictionary, and each thread has a wrapper of its own. Here a request may use
-several wrappers: one in its thread, and one on the loop, which tasks share. So attributes that are
-not the wrapper's own "follow the request": they are kept by context (see request.py) and alias. All
-wrappers of one alias show the same values in a request, and a task's changes are not seen outside
-the task. In sync code that no loop has started, the wrapper keeps the attributes, as in Django.
+Packages and projects set a tenant, the user of an audit, a flag that an operation is under way.
+Django's own wrapper keeps them in its dictionary, and each thread has a wrapper of its own. Here a
+request may use several wrappers: one in its thread, and one on the loop, which tasks share. So
+attributes that are not the wrapper's own "follow the request": they are kept by context (see
+request.py) and alias. All wrappers of one alias show the same values in a request, and a task's
+changes are not seen outside the task. In sync code that no loop has started, the wrapper keeps the
+attributes, as in Django.
 
 Note [Attributes of a connection]
 An attribute that a derived wrapper sets in its `_cursor()` is about the connection of the cursor:

@@ -2,7 +2,7 @@
 
 The code that opens a block names it in its `contextvars` context. Tasks that are started inside the
 block inherit the context, and so do threads that asgiref starts from there. That is not enough when
-- code is called from a generator that is inside a block, from one step to the next: `find_place()`;
+- a generator stays inside a block from one step to the next, and calls code: `find_place()`;
 - a block has ended in another task, or its generator was left by `break`: `where_left()` (for both
   cases see Note [Blocks that are left] in transactions.py);
 - code has stepped out of its blocks by `pgbackend.detached()`: `no_blocks()`;
@@ -260,7 +260,7 @@ def settle_before_tasks() -> None:
 
 @contextmanager
 def calling_thread() -> Iterator[None]:
-    """Record the running code's open blocks during a `with` that calls a thread: `is_of_call()`.
+    """Record, for `is_of_call()`, the running code's open blocks in a `with` that calls a thread.
 
     If the task is cancelled meanwhile, it is in the blocks from before: asgiref has copied the
     thread's context back by then, which may name blocks that the thread has opened.

@@ -90,7 +90,7 @@ def _forget(frame: FrameType) -> None:
 
 
 def below(key: int, until: Any = None) -> Any:
-    """Return the innermost block of `key` that a generator which calls the running code carries.
+    """Return the innermost block of `key` that generators among the running code's callers carry.
 
     Return None if there is none. Blocks outside `until`, an open `detached()`, do not count.
     """

@@ -128,7 +128,7 @@ def check_not_ended(wrapper: Wrapper) -> None:
 
 
 def has_outlived_block(wrapper: Any) -> bool:
-    """Return whether the running code is still in a block that other code has ended."""
+    """Return whether other code has ended the block that the running code is in."""
     block = current_block(wrapper)
     return block is not None and block.ended
 
@@ -375,7 +375,7 @@ def wrappers_of_task() -> list[Any] | None:
 def leave_to(heir: Sessions, wrapper: Wrapper) -> None:
     """Have the end of the running task pass its lease on to `heir`, another task's sessions.
 
-    The other task has made the iterator that the running task steps: so it can go on with it.
+    The other task has made the iterator that the running task steps, and may step it later.
     """
     sessions = task_sessions()
     session = None if sessions is heir else sessions.by_key.get(wrapper._key)

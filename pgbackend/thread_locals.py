@@ -2,10 +2,10 @@
 
 Modules are searched for `threading.local` objects when the apps are ready, when middleware is
 loaded, and when a request has loaded modules: in their globals, in the attributes of their classes,
-and in the attributes of objects that are globals. Each such object is replaced, wherever something
-refers to it, by an object of a derived class. In code on a loop, and in threads that asgiref starts
-from a loop, the new object keeps its attributes by context (see request.py). In all other code the
-original object still keeps them, by thread.
+and in the attributes of objects that are globals. Each such object is converted: it is replaced,
+wherever something refers to it, by an object of a derived class. In code on a loop, and in threads
+that asgiref starts from a loop, the new object keeps its attributes by context (see request.py). In
+all other code the original object still keeps them, by thread.
 
 Note [Why objects are replaced]
 Three other ways were considered. To swap the dictionaries of threads at each switch of a greenlet

@@ -240,7 +240,7 @@ class Block:
         return False
 
     def notice_end_of_opener(self) -> None:
-        """Call `orphan()` if the task that opened the block is done, even before its callbacks."""
+        """Call `orphan()` if the task that opened the block is done: its callback may be late."""
         opener = None if self.opener is None else self.opener()
         if opener is not None and opener.done():
             self.orphan(opener)
@@ -435,7 +435,7 @@ class Transaction:
         return block
 
     def settle(self, block: Block) -> None:
-        """Record that the statement which opens `block` is done."""
+        """Record that the statement which opens `block` is done; wake the waiting tasks."""
         block.begun, block.moving = True, False
         self._wake()
 
@@ -505,7 +505,7 @@ class Transaction:
             self.innermost.begun = True
 
     def claim(self, block: Block) -> None:
-        """Mark the blocks inside `block` as ended, without SQL: its rollback will undo them.
+        """Mark the blocks inside `block` as ended, without SQL: the coming rollback undoes them.
 
         If a SAVEPOINT or RELEASE of such a block is in flight, wait for it first, so that its
         `Atomic` records whether it worked.
