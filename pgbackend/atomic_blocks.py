@@ -1,8 +1,8 @@
-"""Open and end `atomic` blocks around Django's own code: each in its turn, and those left open.
+"""Let Django's `Atomic` open and end its blocks, each when the running code has the turn.
 
 `atomic_methods` calls `enter()` and `leave()` in the place of `Atomic.__enter__` and `__exit__`.
-These call Django's methods, unedited, when it is the turn of the running code. See Note [Turns] and
-Note [Blocks that are left] in transactions.py.
+They wait for the turn, and then call Django's methods, unedited. See Note [Turns] and Note [Blocks
+that are left] in transactions.py.
 """
 
 from __future__ import annotations
@@ -39,16 +39,20 @@ _djangos_exit: Callable[..., None] = transaction.Atomic.__exit__
 
 
 class OpenAtOnce(Protocol):
-    """Open an outermost block, and return it; return None if Django must open it.
+    """The type of `open_at_once`: open an outermost block and return it, or return None.
 
-    `here` is the portal of the running code.
+    None: Django must open the block. `here` is the portal of the running code.
     """
 
     def __call__(self, here: Portal, wrapper: Wrapper, atomic: Atomic) -> Block | None: ...
 
 
 class CommitAtOnce(Protocol):
-    """Commit `block`, whose `with` in `frame` has no error; return False if Django must end it."""
+    """The type of `commit_at_once`: commit `block` and return True, or return False.
+
+    False: Django must end the block. The `with` of `atomic`, in `frame`, ends without an error;
+    `block` is the block that the context names.
+    """
 
     def __call__(
         self, wrapper: Wrapper, atomic: Atomic, frame: FrameType, block: Block | None
@@ -56,12 +60,12 @@ class CommitAtOnce(Protocol):
 
 
 def _never_open(here: Portal, wrapper: Wrapper, atomic: Atomic) -> Block | None:
-    """Let Django open the block."""
+    """Return None, so that Django opens the block: the default of the seam `open_at_once`."""
     return None
 
 
 def _never_commit(wrapper: Wrapper, atomic: Atomic, frame: FrameType, block: Block | None) -> bool:
-    """Let Django end the block."""
+    """Return False, so that Django ends the block: the default of the seam `commit_at_once`."""
     return False
 
 
@@ -76,7 +80,7 @@ commit_at_once: CommitAtOnce = _never_commit
 
 
 class _AsyncWith(threading.local):
-    """Pass the frame of an `async with` statement to `enter()` or `leave()`.
+    """A thread-local that passes the frame of an `async with` to `enter()` or `leave()`.
 
     `__aenter__()` and `__aexit__()` set `frame`; no other code of the thread runs until `enter()`
     or `leave()` takes it.
@@ -89,9 +93,10 @@ async_with = _AsyncWith()
 
 
 def enter(wrapper: Wrapper, atomic: Atomic, enter_djangos: Callable[[Atomic], None]) -> None:
-    """Call `enter_djangos`, Django's `Atomic.__enter__`, in the turn of the running code.
+    """Wait for the running code's turn, then open the block with `enter_djangos`.
 
-    The caller's caller is the frame of the `with` statement, unless `async_with.frame` is set.
+    `enter_djangos` is Django's `Atomic.__enter__`; the seam `open_at_once` may replace it. The
+    `with` statement must be in the frame of the caller's caller, unless `async_with.frame` is set.
     """
     frame, async_with.frame = async_with.frame, None
     here = _running()  # without a call of `bridge.green()`
@@ -110,7 +115,7 @@ def enter(wrapper: Wrapper, atomic: Atomic, enter_djangos: Callable[[Atomic], No
 
 
 def _open(wrapper: Wrapper, atomic: Atomic, enter_djangos: Callable[[Atomic], None]) -> None:
-    """Let Django open the block when it is the turn of the running code."""
+    """Wait for the running code's turn, then let Django open the block."""
     wrapper.check_context("transaction.atomic")
     block = _push_in_turn(wrapper)
     try:
@@ -127,7 +132,10 @@ def _open(wrapper: Wrapper, atomic: Atomic, enter_djangos: Callable[[Atomic], No
 
 
 def _push_in_turn(wrapper: Wrapper) -> Block | None:
-    """Push a block inside the running code's block, in its turn; None if it has no block."""
+    """Wait for the running code's turn, then push a block inside its block, without SQL.
+
+    Return the new block, or None if the running code is in no block.
+    """
     while True:
         state.take_turn(wrapper)
         if (current := state.current_state(wrapper)).pooled:
@@ -143,10 +151,12 @@ def _push_in_turn(wrapper: Wrapper) -> Block | None:
 def leave(
     wrapper: Wrapper, atomic: Atomic, leave_djangos: Callable[..., None], exc_info: tuple[Any, ...]
 ) -> None:
-    """Call `leave_djangos`, Django's `Atomic.__exit__`, in the turn of the running code.
+    """Wait for the running code's turn (not after an error), then end the block.
 
-    The caller's caller is the frame of the `with` statement, unless `async_with.frame` is set. The
-    block may be another than the context names: see Note [Blocks that are left] in transactions.py.
+    `leave_djangos` is Django's `Atomic.__exit__`; the seam `commit_at_once` may replace it. The
+    `with` statement must be in the frame of the caller's caller, unless `async_with.frame` is set.
+    The block may be another than the context names: see Note [Blocks that are left] in
+    transactions.py.
     """
     frame, async_with.frame = async_with.frame, None
     if not atomic.__dict__.get("_pgbackend_blocks"):  # opened outside portals: not recorded
@@ -203,7 +213,7 @@ def _leave_elsewhere(
 
 @contextmanager
 def _in_turn(block: Block) -> Iterator[None]:
-    """Make the end of `block` wait for the statements that other tasks run on its connection.
+    """Let the end of `block`, inside this `with`, wait for statements that other tasks have sent.
 
     Those tasks do not expect another task to end the block. (A block that its own task ends with an
     error cancels the statements of child tasks instead.)
@@ -222,7 +232,7 @@ def _in_turn(block: Block) -> Iterator[None]:
 def _block_of(
     wrapper: Wrapper, atomic: Atomic, frame: FrameType | None, here: Block | None
 ) -> Block | None:
-    """Return the block that the `with` in `frame` opened; `here` is the block of the context."""
+    """Return the block that the `with` in `frame` opened, or None; the context names `here`."""
     key = wrapper._key
     opened: list[Block]
     opened = [each for each in atomic.__dict__.get("_pgbackend_blocks", ()) if each.key == key]
@@ -234,10 +244,10 @@ def _block_of(
 
 
 def _may_end(frame: FrameType) -> bool:
-    """Return whether the running code can end its own block, whose `with` is in `frame`, directly.
+    """Return whether `_leave()` may end the running code's own block, whose `with` is in `frame`.
 
-    Return False if the code must not wait, or if `frame` is a generator's, whose block any task may
-    end: then `_leave_elsewhere()` ends the block.
+    Return False if `_leave_elsewhere()` must end the block: if the code cannot wait, or if `frame`
+    is a generator's, whose block any task may end.
     """
     if frame in carried or is_collecting():
         return False
@@ -305,7 +315,7 @@ Block.leave_later = _leave_later  # type: ignore[assignment,method-assign]
 
 
 def _doom(block: Block) -> None:
-    """End `block`, and mark its parent to be rolled back: no loop can roll back `block` alone."""
+    """Mark `block` as ended and its parent as to be rolled back: no loop can roll back `block`."""
     parent = block.parent
     assert parent is not None
     block.transaction.pop(block)
@@ -346,7 +356,11 @@ def _leave(
     exc_info: tuple[Any, ...],
     block: Block | None,
 ) -> None:
-    """End `block`, which the running code is in; if it is None, only call `leave_djangos`."""
+    """End `block`, which the running code is in, when no block is open inside it.
+
+    `leave_djangos` sends the SQL; it is not called if other code has rolled the block back already.
+    If `block` is None, `leave_djangos` is called at once.
+    """
     refusal = None
     try:
         if block is not None and not block.ended:
@@ -397,10 +411,11 @@ def _why_to_roll_back(wrapper: Wrapper, block: Block) -> BaseException | None:
 
 
 def _begin_to_end(wrapper: Wrapper, block: Block, *, failed: bool) -> BaseException | None:
-    """Push a last block inside `block`, in which only the running code may send statements.
+    """Push a last block inside `block`, so that only the running code may send statements.
 
-    `failed` tells whether the `with` ends with an error. Returns an error if `block` must be rolled
-    back although its `with` ends without one, or None. See Note [Turns] in transactions.py.
+    If `failed` (the `with` ends with an error), the blocks open inside `block` are marked as ended;
+    otherwise their end is waited for. If that wait fails, return its error: `block` must be rolled
+    back. Else return None. See Note [Turns] in transactions.py.
     """
     refusal = None
     while not block.ended:

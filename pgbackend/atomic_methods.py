@@ -1,4 +1,4 @@
-"""Make the methods that `hooks` puts in the place of those of Django's `Atomic`.
+"""Make the methods with which `hooks` replaces those of Django's `Atomic`.
 
 With them a block takes its turn among the tasks that share its transaction (see atomic_blocks.py),
 `async with atomic()` works, and `atomic` decorates coroutine functions. For databases of other
@@ -23,7 +23,10 @@ from .protocols import Atomic
 
 
 def make_enter(enter: Callable[..., None]) -> Callable[..., None]:
-    """Return an `Atomic.__enter__()` that calls Django's, `enter`, in the running code's turn."""
+    """Return an `Atomic.__enter__()` that waits for the running code's turn, then calls `enter`.
+
+    `enter` is Django's own method. See `atomic_blocks.enter()`.
+    """
 
     @functools.wraps(enter)
     def __enter__(self: Atomic) -> None:
@@ -38,7 +41,10 @@ def make_enter(enter: Callable[..., None]) -> Callable[..., None]:
 
 
 def make_exit(leave: Callable[..., None]) -> Callable[..., None]:
-    """Return an `Atomic.__exit__()` that calls Django's, `leave`, in the running code's turn."""
+    """Return an `Atomic.__exit__()` that waits for the running code's turn, then calls `leave`.
+
+    `leave` is Django's own method. See `atomic_blocks.leave()`.
+    """
 
     @functools.wraps(leave)
     def __exit__(self: Atomic, *exc_info: Any) -> None:
@@ -56,7 +62,10 @@ def make_exit(leave: Callable[..., None]) -> Callable[..., None]:
 
 
 def make_aenter(nothing: None) -> Callable[..., Any]:
-    """Return an `Atomic.__aenter__()`; Django has none, so `nothing` is None."""
+    """Return an `Atomic.__aenter__()` that calls `__enter__()` in a portal, for `async with`.
+
+    Django has no such method, so `nothing`, the method that is replaced, is None.
+    """
 
     async def __aenter__(self: transaction.Atomic) -> None:
         atomic_blocks.async_with.frame = sys._getframe(1)
@@ -66,7 +75,10 @@ def make_aenter(nothing: None) -> Callable[..., Any]:
 
 
 def make_aexit(nothing: None) -> Callable[..., Any]:
-    """Return an `Atomic.__aexit__()`; Django has none, so `nothing` is None."""
+    """Return an `Atomic.__aexit__()` that calls `__exit__()` in a portal, for `async with`.
+
+    Django has no such method, so `nothing`, the method that is replaced, is None.
+    """
 
     async def __aexit__(self: transaction.Atomic, *exc_info: Any) -> None:
         atomic_blocks.async_with.frame = sys._getframe(1)

@@ -1,11 +1,12 @@
-"""Let the attributes that packages and projects set on `django.db.connection` follow the request.
+"""Keep, for each request, the attributes that other code sets on `django.db.connection`.
 
-They set a tenant, the user of an audit, a flag that an operation is under way. Django's own wrapper
-keeps them in its dictionary, and each thread has a wrapper of its own. Here a request may use
-several wrappers: one in its thread, and one on the loop, which tasks share. So attributes that are
-not the wrapper's own are kept by context (see request.py) and alias: all wrappers of one alias show
-the same values in a request, and a task's changes are not seen outside the task. In code that
-follows no request, the wrapper keeps the attributes, as in Django.
+Packages and projects set a tenant, the user of an audit, a flag that an operation is under way.
+Django's own wrapper keeps them in its dictionary, and each thread has a wrapper of its own. Here a
+request may use several wrappers: one in its thread, and one on the loop, which tasks share. So
+attributes that are not the wrapper's own "follow the request": they are kept by context (see
+request.py) and alias. All wrappers of one alias show the same values in a request, and a task's
+changes are not seen outside the task. In sync code that no loop has started, the wrapper keeps the
+attributes, as in Django.
 
 Note [Attributes of a connection]
 An attribute that a derived wrapper sets in its `_cursor()` is about the connection of the cursor:
@@ -88,10 +89,10 @@ _METHODS = {"__setattr__": _set, "__getattr__": _get, "__delattr__": _delete}
 
 
 def follow(wrapper: Wrapper) -> None:
-    """Let the attributes of `wrapper` follow requests from now on, by a change of its class.
+    """Keep the attributes of `wrapper` by context from now on: change its class to one that does.
 
-    The new class has a `__setattr__()`, which makes it slower to set any attribute. Threads without
-    a request set some for each `atomic` block: their wrappers keep the plain class.
+    The `__setattr__()` of the new class makes it slower to set any attribute, and each `atomic`
+    sets several. So wrappers keep their class while only sync code that no loop started uses them.
     """
     cls: Any = type(wrapper)
     if cls.follows_request:
@@ -116,7 +117,10 @@ def _is_patch(cls: type[Any], name: str) -> bool:
 
 
 class _FollowingDefault:
-    """Replace a class attribute that code sets on wrappers; its value becomes the `default`."""
+    """A descriptor that replaces a class attribute, because code has set it on a wrapper.
+
+    `_put()` keeps the values that are set; code that has set none sees `default`, the class's.
+    """
 
     def __init__(self, name: str, default: object) -> None:
         self.name = name
@@ -153,7 +157,10 @@ def _of_class(cls: type[Any], name: str) -> object:
 
 
 def _put(wrapper: Wrapper, name: str, value: object) -> None:
-    """Set attribute `name` in the request that the running code follows, or else on `wrapper`."""
+    """Set attribute `name` by context if `request.follows()`, or else on `wrapper`.
+
+    The value `_MISSING` deletes the attribute.
+    """
     if wrapper._noted and (noted := wrapper._noted.get(_who_runs())) is not None:
         noted.setdefault(name, _raw(wrapper, name))
     if request.follows() and _is_published(wrapper):
@@ -177,7 +184,7 @@ def _is_published(wrapper: Wrapper) -> bool:
 
 
 def _raw(wrapper: Wrapper, name: str) -> object:
-    """Return the stored value, which may be an `_OfConnection`, or `_MISSING`."""
+    """Return attribute `name` as it is stored: maybe as an `_OfConnection`, or as `_MISSING`."""
     if request.follows() and _is_published(wrapper):
         values = request.values_of(("connection", wrapper.alias))
         if values is not None and name in values:
@@ -222,7 +229,8 @@ def _who_runs() -> object:
 def names_of(cls: type[Any]) -> frozenset[str]:
     """Return the names of the attributes that a new object of `cls` has.
 
-    `follows_request` is set meanwhile so that the object stays plain, even if a loop is running.
+    The function makes such an object. It sets `follows_request` meanwhile, so that `follow()` does
+    not change the object's class, even if a loop is running.
     """
     cls.follows_request = True
     try:
@@ -232,7 +240,7 @@ def names_of(cls: type[Any]) -> frozenset[str]:
 
 
 class _Lender(request.Lender):
-    """Lend the attributes that are set on the wrappers of a thread."""
+    """A `request.Lender` of the attributes that code has set on the wrappers of its thread."""
 
     def lend(self) -> request.Values:
         for each in _wrappers_of_thread():

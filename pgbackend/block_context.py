@@ -2,7 +2,7 @@
 
 The code that opens a block names it in its `contextvars` context. Tasks that are started inside the
 block inherit the context, and so do threads that asgiref starts from there. That is not enough when
-- code is called from a generator, which carries a block from one step to the next: `find_place()`;
+- a generator stays inside a block from one step to the next, and calls code: `find_place()`;
 - a block has ended in another task, or its generator was left by `break`: `where_left()` (for both
   cases see Note [Blocks that are left] in transactions.py);
 - code has stepped out of its blocks by `pgbackend.detached()`: `no_blocks()`;
@@ -61,10 +61,10 @@ test_blocks: dict[Key, Block] = {}
 
 
 class _Here(dict[Key, "Block"]):
-    """The blocks of code that is not in `before` because of a generator or of `detached()`.
+    """A value of `named_blocks` for a while, after which the context has `before` again.
 
-    Either the code is called from a generator, and so is in the generator's block (`adopted`), or
-    it runs inside a `with detached()` (`detached`). Afterwards the context names `before` again.
+    It is set for code that is called from a generator, and so is in the generator's block
+    (`adopted`), and for code inside a `with detached()` (`detached`).
     """
 
     __slots__ = ("adopted", "before", "detached", "task")
@@ -87,9 +87,9 @@ class _Here(dict[Key, "Block"]):
         self.task = task
 
     def replaced(self, blocks: Mapping[Key, Block], key: Key) -> Mapping[Key, Block]:
-        """Return an object like this one with `blocks`; or `before`, if `blocks` leave `adopted`.
+        """Return a `_Here` with `blocks`; return `before` if their block is not inside `adopted`.
 
-        `key` is the database whose block has changed in `blocks`.
+        `blocks` are those of this object, except that the block of database `key` has changed.
         """
         adopted = self.adopted
         if adopted is not None and adopted.key == key and not is_within(blocks.get(key), adopted):
@@ -113,7 +113,7 @@ def name_of_thread(ident: int) -> str:
 
 
 def look_again() -> None:
-    """Drop the lookup that the portal has cached, after a change that `state.find()` cannot see."""
+    """Drop the running portal's cached lookup, after a change that `state.find()` cannot notice."""
     if (here := bridge.current()) is not None:
         here.found = None
 
@@ -126,11 +126,11 @@ def is_within(block: Block | None, outer: Block) -> bool:
 
 
 def where_left(block: Block) -> Block | None:
-    """Return the first block, from `block` outwards, that the running code is still in.
+    """Return the first block, from `block` outwards, that the running code is still in, or None.
 
-    The context names `block`, even after `block` has ended in another task (`Block.left`). The task
-    that opened a left block is in the block around it; tasks that were started inside a left block
-    stay in it.
+    The task that opened a block is no longer in it once its `with` was left (`Block.left`), but in
+    the block around it, even if the context still names `block`. Tasks that were started inside a
+    block stay in it.
     """
     found: Block | None = block
     while found is not None and found.left:
@@ -142,7 +142,10 @@ def where_left(block: Block) -> Block | None:
 
 
 def enter_block(wrapper: Wrapper, block: Block | None) -> None:
-    """Put the running code, and tasks that it starts, in `block`; None: in no block."""
+    """Record in the context that the running code, and tasks that it starts, are in `block`.
+
+    None: they are in no block of this database. Nothing is sent to the server.
+    """
     blocks, key = blocks_here(), id(wrapper.settings_dict)
     if type(blocks) is _Here or len(blocks) > (key in blocks):
         blocks = with_block(blocks, key, block)
@@ -155,7 +158,10 @@ def enter_block(wrapper: Wrapper, block: Block | None) -> None:
 
 
 def with_block(before: Mapping[Key, Block], key: Key, block: Block | None) -> Mapping[Key, Block]:
-    """Return a copy of `before` in which `block` is the block of `key`; None removes that entry."""
+    """Return a copy of `before` in which `block` is the block of `key`; None removes that entry.
+
+    For a `_Here`, return what `_Here.replaced()` returns.
+    """
     if block is not None:
         blocks = {**before, key: block}
     else:
@@ -166,7 +172,7 @@ def with_block(before: Mapping[Key, Block], key: Key, block: Block | None) -> Ma
 
 @contextmanager
 def inside(wrapper: Wrapper, block: Block) -> Iterator[None]:
-    """Put the running code in `block` during a `with` statement, whichever block it was in."""
+    """Let the code of this `with` be in `block`, and afterwards in the block from before."""
     before = blocks_here()
     settle_before_tasks()
     enter_block(wrapper, block)
@@ -181,12 +187,12 @@ def inside(wrapper: Wrapper, block: Block) -> Iterator[None]:
 
 
 def find_place(key: Key, *, may_wait: bool = True) -> None:
-    """Put code that is called from a generator in the block of `key` that the generator carries.
+    """If a generator that has a block of `key` open calls the running code, put it in that block.
 
     Code that was put in such a block, and is no longer called from the generator, is taken out of
-    the block. Unless `may_wait` is False, the call may wait for the task's next step, after which a
-    generator that an exception has left is closed. Raises `TransactionManagementError` if the block
-    has ended without the generator, or if the code is in another transaction.
+    the block. If `may_wait`, the call may wait until the task's next step: by then, a generator
+    that an exception has left is closed. Raises `TransactionManagementError` if the block has ended
+    before the generator, or if the code is in another transaction.
     """
     blocks = blocks_here()
     here = blocks if type(blocks) is _Here else None
@@ -254,10 +260,10 @@ def settle_before_tasks() -> None:
 
 @contextmanager
 def calling_thread() -> Iterator[None]:
-    """Record the open blocks of the running code, for a thread that inherits its context.
+    """Record, for `is_of_call()`, the running code's open blocks in a `with` that calls a thread.
 
-    A task that is cancelled goes on without the thread, but asgiref has handed the context of the
-    thread back by then: the task stays where it was, out of the blocks that the thread has open.
+    If the task is cancelled meanwhile, it is in the blocks from before: asgiref has copied the
+    thread's context back by then, which may name blocks that the thread has opened.
     """
     before, called_before = blocks_here(), _blocks_of_call.get()
     _blocks_of_call.set({key: block for key, block in before.items() if not block.ended})
@@ -281,7 +287,7 @@ def is_of_call(block: Block) -> bool:
 
 
 def join_in_tests(wrapper: Wrapper, block: Block | None) -> None:
-    """Let async code that is in no transaction join `block`, a test's; None: end that."""
+    """Let async code that is in no transaction join `block`, a test's; None ends that."""
     if block is None:
         test_blocks.pop(wrapper._key, None)
     else:
@@ -291,7 +297,7 @@ def join_in_tests(wrapper: Wrapper, block: Block | None) -> None:
 
 @contextmanager
 def in_tests() -> Iterator[None]:
-    """Name the tests' blocks in the context, for a thread that is called during the `with`.
+    """Name the blocks of tests in the context during a `with` that calls a thread.
 
     Afterwards the context no longer names them, because a task may live longer than the test.
     """
@@ -315,10 +321,10 @@ def in_tests() -> Iterator[None]:
 
 @contextmanager
 def no_blocks(keys: set[Key] | None, frame: FrameType | None) -> Iterator[None]:
-    """Take the running code out of its blocks of `keys` (None: of all) during a `with`.
+    """Let the code of this `with` be in no block of the databases `keys` (None: of any database).
 
-    `frame` is the frame of that `with` statement. If it is a generator's, code that is called from
-    the generator stays out of the blocks, too.
+    `frame` is the frame of the `with detached()`. If it is a generator's, blocks that the generator
+    has opened around the `with` do not count inside it, and a `break` out of the generator ends it.
     """
     before = blocks_here()
     kept = {key: block for key, block in before.items() if keys is not None and key not in keys}
@@ -334,22 +340,22 @@ def no_blocks(keys: set[Key] | None, frame: FrameType | None) -> Iterator[None]:
 
 
 class _Detachment:
-    """An open `with detached()`, which a generator can carry as it carries a block."""
+    """The record of an open `with detached()`; `generators.carried` lists it as it lists blocks."""
 
-    #: None: this is no block of a database, but it hides the blocks outside the `with`.
+    #: None, because this is no block of a database. `generators.below()` stops at it.
     key = None
 
     def __init__(self, frame: FrameType | None) -> None:
-        #: The frame of the `with`. Code that it calls is in no block that its callers carry.
+        #: The frame of the `with`. Blocks that its callers have open do not count inside.
         self.frame = frame
         self._home = _get_running_loop()
 
     def is_lost(self) -> bool:
-        """Return whether the event loop of the `with` is closed, so that it will never end."""
+        """Return whether the `with` will never end, because its event loop is closed."""
         return self._home is not None and self._home.is_closed()
 
     def abandon(self) -> None:
-        """Restore the blocks from before this `detached()`, if the context still has its own."""
+        """Let the context name the blocks from before the `with`, unless it has changed since."""
         here = blocks_here()
         if type(here) is _Here and here.detached is self:
             named_blocks.set(here.before)
@@ -358,6 +364,6 @@ class _Detachment:
 
 @after_fork
 def _forget_blocks() -> None:
-    """Remove the blocks of the parent process's pools from the context."""
+    """Remove from the context, in a forked process, the blocks of the parent's pools."""
     blocks = blocks_here()
     named_blocks.set({key: one for key, one in blocks.items() if not one.transaction.state.pooled})

@@ -1,4 +1,4 @@
-"""Make the properties by which a wrapper's attributes show the state of the running code.
+"""Make the properties through which a wrapper shows the state of the running code.
 
 Django reads and sets `connection.in_atomic_block`, `connection.queries_log` and their like. On our
 wrapper each is a property: `state_attribute()` for the names of a `State`, `scope_attribute()` for

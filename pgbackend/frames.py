@@ -32,10 +32,10 @@ def stack(frame: FrameType | None) -> Iterator[FrameType]:
 
 
 def of_with(frame: FrameType | None) -> FrameType | None:
-    """Return the frame of the `with` statement that has called into `frame`.
+    """Return the frame of the `with` statement whose context manager runs in `frame`.
 
     That is the first frame, from `frame` outwards, which is no method of a context manager
-    (`ENDS_OF_WITH`) and no function of `contextlib`.
+    (`ENDS_OF_WITH`) and no function of `contextlib`; it may be `frame` itself.
     """
     while frame is not None and (
         frame.f_code.co_name in ENDS_OF_WITH or frame.f_code.co_filename == CONTEXTLIB

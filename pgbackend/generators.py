@@ -1,11 +1,11 @@
-"""Find the blocks that generators carry from one step to the next, by the frame of their `with`.
+"""Find the blocks that generators have open from one step to the next, by the frame of the `with`.
 
 The context tells which transaction code is in. But a generator has no context of its own: each step
 runs in the context of the task that makes the step. While a generator is suspended inside an
 `atomic` block, the context of another task that steps the generator does not name the block, and
-the context of the task that opened it still does, even after a `break`. So `carried` lists such a
-block under the frame of the generator, until its `with` ends; and while any block is listed, each
-statement checks whether it is called from such a frame (`below()`).
+the context of the task that opened it still does, even after a `break`. So the generator "carries"
+the block: `carried` lists the block under the frame of the generator, until its `with` ends; and
+while any block is listed, each statement checks whether it is called from such a frame (`below()`).
 
 Note [Left by break]
 A generator that nothing refers to is closed at once; an async generator is not: its loop starts a
@@ -32,17 +32,17 @@ GENERATORS = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 
 class Carried(Protocol):
-    """An open `with` that a generator can carry: a `Block`, or a `detached()`."""
+    """A protocol for type checkers: an entry of `carried`, a `Block` or an open `detached()`."""
 
     @property
     def key(self) -> int | None:
         """Return the key of the block's database; None for a `detached()`."""
 
     def is_lost(self) -> bool:
-        """Return whether the event loop of the `with` is closed, so that it will never end."""
+        """Return whether the `with` will never end, because its event loop is closed."""
 
     def abandon(self) -> None:
-        """Take the running code out of the block, whose generator is about to be closed."""
+        """Take the running code out of the block, because its generator is about to be closed."""
 
 
 #: The open blocks of each generator, the innermost last; usually empty.
@@ -55,7 +55,7 @@ _told: dict[FrameType, weakref.ref[Any]] = {}
 
 
 def carries(frame: FrameType) -> bool:
-    """Return whether `frame` is that of a generator."""
+    """Return whether `frame` is that of a generator, sync or async, which can carry a block."""
     return bool(frame.f_code.co_flags & GENERATORS)
 
 
@@ -90,7 +90,7 @@ def _forget(frame: FrameType) -> None:
 
 
 def below(key: int, until: Any = None) -> Any:
-    """Return the innermost block of `key` in `carried` that the running code is called from.
+    """Return the innermost block of `key` that generators among the running code's callers carry.
 
     Return None if there is none. Blocks outside `until`, an open `detached()`, do not count.
     """
@@ -109,7 +109,10 @@ def below(key: int, until: Any = None) -> Any:
 
 
 class _Finalizer:
-    """Wrap `of_loop`, a loop's finalizer of async generators: call `abandon()` of blocks first."""
+    """A finalizer of async generators that calls `abandon()` of their blocks, then the loop's own.
+
+    `of_loop` is the finalizer that the loop has set.
+    """
 
     def __init__(self, of_loop: Callable[[Any], Any] | None) -> None:
         self.of_loop = of_loop

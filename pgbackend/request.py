@@ -1,4 +1,4 @@
-"""Keep values that follow a request: by context, as context variables do, and not by thread.
+"""Keep the values of a request by context, as context variables do, and not by thread.
 
 Stock Django runs the sync code of one ASGI request in one thread, so projects and packages keep the
 values of a request in a `threading.local`, or in an attribute of `django.db.connection`. With this
@@ -37,7 +37,7 @@ _NOTHING: Mapping[Any, Any] = {}
 
 
 class _Held:
-    """The values of one task, and of the threads that it waits for."""
+    """A value of `_held`: the values of one task, and of the threads that it waits for."""
 
     __slots__ = ("passed_on", "task", "values")
 
@@ -58,7 +58,10 @@ _held: ContextVar[_Held | None] = ContextVar("pgbackend.request", default=None)
 
 
 def follows() -> bool:
-    """Return whether the values of the running code follow its context, and not its thread."""
+    """Return whether the running code's values are kept by context, and not by thread.
+
+    That is so on a loop, and in threads that asgiref starts from a loop.
+    """
     return _get_running_loop() is not None or _held.get() is not None
 
 
@@ -69,7 +72,7 @@ def values_of(owner: Hashable) -> Mapping[str, Any] | None:
 
 
 def change(owner: Hashable, values: Mapping[str, Any]) -> None:
-    """Set the `values` of `owner`, in this context and in those that inherit it from now on."""
+    """Replace all values of `owner`, in this context and in those that inherit it from now on."""
     held = _mine()
     task = _reference_to_task() if held is None else held.task
     before = _NOTHING if held is None else held.values
@@ -84,7 +87,7 @@ def _reference_to_task() -> weakref.ref[asyncio.Task[Any]] | None:
 
 
 def _mine() -> _Held | None:
-    """Return the values of the running task; values that it has inherited become its own."""
+    """Return the running task's values, or None; at first use, make inherited values its own."""
     held = _held.get()
     if held is None or (task := bridge.current_task()) is None:
         return held  # in a thread: the values of the task that waits for the thread
@@ -140,7 +143,7 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
 
 
 def begin() -> Token[_Held | None]:
-    """Begin a request, which has no values yet; `end()` takes the token."""
+    """Begin a request, which has no values yet; return a token for `end()`."""
     return _held.set(_Held(_NOTHING, None))
 
 
@@ -151,13 +154,13 @@ def end(token: Token[_Held | None]) -> None:
 
 
 def follow() -> None:
-    """Let threads that asgiref starts from the running code follow its context."""
+    """Make `follows()` return True in threads that asgiref starts from the running code."""
     if _held.get() is None:
         _held.set(_Held(_NOTHING, None))
 
 
 class Lender:
-    """A base class: keep values by thread, and lend them to a coroutine."""
+    """A base class, for modules that keep values by thread too; `lend()` calls its methods."""
 
     def lend(self) -> Values:
         """Return the values of the running thread, by owner."""
@@ -173,9 +176,10 @@ lenders: list[Lender] = []
 
 @contextmanager
 def lend() -> Iterator[None]:
-    """Lend the values of the running thread to the coroutine that the thread waits for.
+    """Lend the running thread's values to the coroutine that the thread waits for in this `with`.
 
-    A thread that follows a request lends the values of the request.
+    Afterwards the thread takes them back, with the coroutine's changes. If `follows()`, the values
+    of the context are lent, and not those of the thread.
     """
     held = _held.get()
     if held is not None:

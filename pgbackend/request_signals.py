@@ -33,7 +33,7 @@ from .threads import is_all_djangos
 
 
 def replace_receivers(receivers: list[Any]) -> list[Any]:
-    """Return `receivers` of a signal, with Django's own wrapped to run only if they have work.
+    """Return a copy of a signal's `receivers` in which Django's two run only if they have work.
 
     Their lookup keys stay the same, so that `disconnect()` finds them: Django's tests call it.
     """
@@ -88,7 +88,10 @@ send: Callable[..., Any] = _SEND
 
 
 def make_asend(djangos: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a `Signal.asend()` that follows Note [Tidying up after a request], or `djangos`."""
+    """Return a `Signal.asend()` that does what Note [Tidying up after a request] says.
+
+    Return `djangos`, the method to be replaced, if another package has patched that.
+    """
     return _asend if sends_as_django else djangos
 
 
@@ -109,9 +112,10 @@ async def _tell(
     *,
     may_block: bool = False,
 ) -> object:
-    """Call `tell`, which sends `signal`: see Note [Tidying up after a request].
+    """Call `tell`, which sends `signal`, on the loop or in a thread; return its result.
 
-    `may_block` tells that `tell` also does other things that may block: it needs a thread.
+    If `may_block`, `tell` also does other things that may block, and so needs a thread. See Note
+    [Tidying up after a request].
     """
     thread_in_use = may_block or _thread_in_use()
     if not thread_in_use and not conf.has_foreign_alias():
@@ -141,7 +145,7 @@ def make_sync_to_async(original: object) -> Callable[..., Any]:
 
 
 def _hop_of_response(func: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """Return this module's `close()` for a response's; for other functions, call `sync_to_async`.
+    """Return an async `close()` if `func` closes a response; else return `sync_to_async(func)`.
 
     Handlers also use `sync_to_async` to write large bodies to disk, which must not block the loop.
     """
@@ -151,10 +155,10 @@ def _hop_of_response(func: Callable[..., Any], **options: Any) -> Callable[..., 
 
 
 async def close(response: Any) -> None:
-    """Call `response.close()`, which sends `request_finished`.
+    """Call `response.close()`, which sends `request_finished`, on the loop or in a thread.
 
-    The call is made in the request's thread if it also closes an object of the project's, which may
-    block.
+    A thread is needed if the request has used one, or if the call also closes an object of the
+    project's, which may block.
     """
     may_block = _closing_may_block(response)
     if not (may_block or bridge.current() is None or conf.has_foreign_alias() or _thread_in_use()):
@@ -177,5 +181,5 @@ _CLOSE_RESPONSE, _CLOSE_REQUEST = HttpResponse.close, ASGIRequest.close
 
 
 def is_method(method: object, function: object) -> bool:
-    """Return whether `method` is still bound to `function`, and neither overridden nor patched."""
+    """Return whether `method` is `function`, bound to an object: neither overridden nor patched."""
     return type(method) is MethodType and method.__func__ is function

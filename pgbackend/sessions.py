@@ -178,12 +178,15 @@ class Session:
                 self.state.lease.unpin()
 
     def watch(self) -> None:
-        """Have the end of the task give back the connection, if the session holds one then."""
+        """Have the connection given back when the task ends, if the session still holds one."""
         if (together := self._together()) is not None:
             together.watch()
 
     def task_ended(self, task: asyncio.Task[Any]) -> Left | None:
-        """End the lease that `task` holds at its end, or pass it to its heir; return a warning."""
+        """End the lease that `task` holds at its end, or pass it on to its heir (`leave_to()`).
+
+        Return a warning; None if nothing was left open, or if the heir goes on with the lease.
+        """
         pinned, self.pins = self.pins, 0
         lease = self.state.lease
         if lease is not None and lease.heir is not None and lease.cursors and not pinned:
@@ -210,10 +213,10 @@ class Session:
 
 
 class Sessions:
-    """The sessions of one task.
+    """The sessions of one task, its `owner`, by database.
 
-    A context variable names them, and child tasks inherit its value. So they know their `owner`,
-    and a task whose context names the sessions of another task makes its own.
+    The context variable `state.named_sessions` has them. A child task inherits its value, and makes
+    sessions of its own when it finds that it is not their owner.
     """
 
     # fmt: off
@@ -241,7 +244,10 @@ class Sessions:
         return (None if self.owner is None else self.owner()) is task
 
     def are_at_rest(self) -> bool:
-        """Return whether all sessions are at rest, and the task has used no wrapper's own state."""
+        """Return whether no session has anything open or logged.
+
+        Return False if the task has used a wrapper's own state.
+        """
         if self.uses_own:
             return False
         for session in self.by_key.values():  # noqa: SIM110 - asked in each request: no generator
@@ -250,7 +256,7 @@ class Sessions:
         return True
 
     def watch(self) -> None:
-        """Have `task_ended()` called at the end of the task, which may still hold leases then."""
+        """Have `task_ended()` called when the task ends, because it may still hold leases then."""
         if not self.watched:
             self.watched = True
             task = None if self.owner is None else self.owner()
@@ -267,9 +273,9 @@ class Sessions:
         _warn_in_time(tuple(filter(None, left)), task.get_loop(), _TURNS_TO_CLOSE)
 
     def inherit(self, key: Key, lease: Lease, scope: Scope) -> bool:
-        """Take over `lease`, whose task has ended; return False if the owner has ended too.
+        """Take over `lease` from a task that has ended; return False if `owner` has ended, too.
 
-        `scope` belongs to the session that had the lease.
+        `scope` belongs to the session that had the lease: a new session copies it.
         """
         task = None if self.owner is None else self.owner()
         if task is None or task.done():
@@ -288,9 +294,9 @@ class Sessions:
         return True
 
     def keep(self) -> None:
-        """Keep the sessions in `pinned_sessions`, for their owner, while one of them is pinned.
+        """List the sessions in `pinned_sessions` if one of them is pinned, or else remove them.
 
-        The owner may lose them: asgiref copies whole contexts, and after
+        Without that, their owner may lose them: asgiref copies whole contexts, and after
         `sync_to_async(async_to_sync(f))` a task's context names the sessions of the task that ran
         `f`.
         """
@@ -342,7 +348,8 @@ def _warn_in_time(left: Sequence[Left], loop: asyncio.AbstractEventLoop, turns: 
     """Warn of each entry of `left` that is still open after `turns` iterations of the loop.
 
     If the task ends by leaving an ``async for`` early, the loop closes the generator some
-    iterations after the task's end: that needs no warning. There is none after the loop's end.
+    iterations after the task's end: that needs no warning. A loop that stops earlier warns of
+    nothing.
     """
     left = [each for each in left if each[1]()]
     if left and turns:

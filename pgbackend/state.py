@@ -1,4 +1,4 @@
-"""Look up the state of the running code: its transaction, its session, or the wrapper's own.
+"""Look up the state of the running code: its transaction's, its session's, or the wrapper's own.
 
 Django keeps the state of a connection on its `DatabaseWrapper`. Under an event loop, tasks may
 share one wrapper object, or not, depending on which of them used it first; so the wrapper holds
@@ -74,14 +74,17 @@ _lent: contextvars.ContextVar[Mapping[str, Wrapper]] = contextvars.ContextVar(
     default={},  # noqa: B039
 )
 
-#: Return a copy of the running code's context, for calls that the loop makes later; and an empty
-#: context.
+#: `context_here()` returns a copy of the running code's context, for calls that the loop makes
+#: later; `no_context()` returns an empty context.
 context_here = contextvars.copy_context
 no_context = contextvars.Context
 
 
 def in_async_context() -> bool:
-    """Return whether a loop runs in this thread, so that no wait for the database may block it."""
+    """Return whether the running code must not block its thread, because a loop runs there.
+
+    With `DJANGO_ALLOW_ASYNC_UNSAFE`, return True only in portals.
+    """
     if bridge.current() is not None:
         return True
     return _get_running_loop() is not None and not conf.allows_async_unsafe()
@@ -91,7 +94,7 @@ def in_async_context() -> bool:
 
 
 def current_block(wrapper: Wrapper) -> Block | None:
-    """Return the block that the running code is in, whether or not it is still open."""
+    """Return the block that the running code is in, even one that has ended; None if in none."""
     blocks = blocks_here()
     if blocks and (block := blocks.get(id(wrapper.settings_dict))) is not None:
         if not block.left:
@@ -107,7 +110,10 @@ def current_block(wrapper: Wrapper) -> Block | None:
 
 
 def named_block(wrapper: Wrapper) -> Block | None:
-    """Return the block that the context names, even if code has left it; else `current_block()`."""
+    """Return the block that the context names, even if the running code has left it.
+
+    If the context names none, or one that has ended but was not left, return `current_block()`.
+    """
     blocks = blocks_here()
     block = blocks.get(id(wrapper.settings_dict)) if blocks else None
     if block is not None and (block.left or not block.ended):
@@ -116,19 +122,19 @@ def named_block(wrapper: Wrapper) -> Block | None:
 
 
 def check_not_ended(wrapper: Wrapper) -> None:
-    """Raise `TransactionManagementError` if another thread has ended the running code's block."""
+    """Raise `TransactionManagementError` if other code has ended the running code's block."""
     if (block := current_block(wrapper)) is not None and block.ended:
         block.check_not_ended()
 
 
 def has_outlived_block(wrapper: Any) -> bool:
-    """Return whether the block of the running code has ended without it."""
+    """Return whether other code has ended the block that the running code is in."""
     block = current_block(wrapper)
     return block is not None and block.ended
 
 
 def _is_stale_in_thread(block: Block) -> bool:
-    """Return whether the running code is sync, and must ignore `block`, which has ended.
+    """Return whether the running code is sync, and must ignore `block` because it has ended.
 
     Test runners may use a context that was copied inside a block after the block has ended; but in
     Django, sync code does not depend on contexts. The exception is a function that asgiref called
@@ -207,7 +213,10 @@ class Found:
 
 
 def find(here: bridge.Portal, wrapper: Wrapper) -> Found:
-    """Return the cached lookup of portal `here` for `wrapper`, or a new one: Note [Looking up]."""
+    """Return the lookup for `wrapper` that portal `here` has cached; if none is valid, make one.
+
+    See Note [Looking up].
+    """
     found: Found | None = here.found
     blocks = blocks_here()
     if found is None or found.context is not here.gr_context:
@@ -224,7 +233,7 @@ def find(here: bridge.Portal, wrapper: Wrapper) -> Found:
 
 
 def current_state(wrapper: Wrapper) -> State:
-    """Return the state that the names of `wrapper` stand for in the running code."""
+    """Return the running code's `State`, whose values the attributes of `wrapper` show."""
     if _get_running_loop() is not None:
         if type(here := _running()) is Portal:
             return find(here, wrapper).state
@@ -285,9 +294,9 @@ def plain_state(wrapper: Wrapper) -> State | None:
 
 
 def is_at_rest() -> bool:
-    """Return whether the running code is green, with nothing open and nothing logged anywhere.
+    """Return whether the running code is green, and has left nothing for `request_finished` to do.
 
-    If so, `request_finished` has nothing to clean up.
+    Return False if a connection, a transaction or a `pinned()` may be open, or queries are logged.
     """
     if bridge.green() is None:
         return False
@@ -315,7 +324,10 @@ def has_joined_test(wrapper: Wrapper) -> bool:
 
 @contextmanager
 def prepared(wrapper: Wrapper, connection: Connection) -> Iterator[None]:
-    """Let the running code set up `connection`, which the pool has just made, in a `with`."""
+    """Make `connection` the wrapper's connection during this `with`, whose code sets it up.
+
+    The pool has just made `connection`.
+    """
     state = State(autocommit=True)
     state.connection = connection
     state.is_new = True
@@ -328,7 +340,10 @@ def prepared(wrapper: Wrapper, connection: Connection) -> Iterator[None]:
 
 
 def being_prepared(wrapper: Wrapper) -> Connection | None:
-    """Return the connection that `prepared()` lets the running code set up, or None."""
+    """Return the pool's new connection, if the running code is setting it up, else None.
+
+    That code runs inside `with prepared()`.
+    """
     state = current_state(wrapper)
     return state.connection if state.is_new else None
 
@@ -358,9 +373,9 @@ def wrappers_of_task() -> list[Any] | None:
 
 
 def leave_to(heir: Sessions, wrapper: Wrapper) -> None:
-    """Have the end of the running task pass its lease on to `heir`, the sessions of another task.
+    """Have the end of the running task pass its lease on to `heir`, another task's sessions.
 
-    That task has made an iterator which the running task steps.
+    The other task has made the iterator that the running task steps, and may step it later.
     """
     sessions = task_sessions()
     session = None if sessions is heir else sessions.by_key.get(wrapper._key)
@@ -374,7 +389,7 @@ def session(wrapper: Wrapper) -> Session:
 
 
 def async_session(wrapper: Wrapper) -> Session | None:
-    """Return the running task's session; None in sync code, or if `wrapper` is not shared."""
+    """Return the running task's session; None in sync code, or if `wrapper` does not use a pool."""
     if _get_running_loop() is None:
         return None
     here = _running()
@@ -406,9 +421,9 @@ def current_scope(wrapper: Wrapper) -> Scope:
 
 
 def _new_scope(wrapper: Wrapper, observer: Scope | None) -> Scope:
-    """Return a scope for a task, with the observers of `observer`, the scope of its starter.
+    """Return a new scope for a task, with the observers of the code that started the task.
 
-    A lent wrapper's own scope takes the place of `observer`, if that is None.
+    `observer` is the scope of that code. If it is None, a lent wrapper's own scope takes its place.
     """
     if not wrapper.lent or not is_borrowed(wrapper):
         return Scope(observer, wrapper.queries_limit)

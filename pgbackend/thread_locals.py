@@ -1,11 +1,11 @@
-"""Let each `threading.local` of installed packages and of the project follow the request.
+"""Replace each `threading.local` of packages and of the project by one that follows the request.
 
 Modules are searched for `threading.local` objects when the apps are ready, when middleware is
 loaded, and when a request has loaded modules: in their globals, in the attributes of their classes,
-and in the attributes of objects that are globals. Each such object is replaced, wherever something
-refers to it, by an object of a derived class. In code on a loop, and in threads that asgiref starts
-from a loop, the new object keeps its attributes by context (see request.py). In all other code the
-original object still keeps them, by thread.
+and in the attributes of objects that are globals. Each such object is converted: it is replaced,
+wherever something refers to it, by an object of a derived class. In code on a loop, and in threads
+that asgiref starts from a loop, the new object keeps its attributes by context (see request.py). In
+all other code the original object still keeps them, by thread.
 
 Note [Why objects are replaced]
 Three other ways were considered. To swap the dictionaries of threads at each switch of a greenlet
@@ -63,12 +63,12 @@ _delete = threading.local.__delattr__
 
 @dataclass
 class Converted:
-    """A `threading.local` that was replaced."""
+    """The record of a `threading.local` that was replaced; it owns the values in request.py."""
 
     name: str
     """The dotted name by which it was found first."""
     original: threading.local
-    """The object that keeps the attributes of threads that follow no request."""
+    """The object that keeps the attributes of sync code that no loop has started, by thread."""
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     """`args` and `kwargs` are passed to `__init__()`, which is called in each new context."""
@@ -98,7 +98,10 @@ class Converted:
 
 
 class Following(threading.local):
-    """A `threading.local` whose attributes follow the context if the running code does."""
+    """The base class of the replacements: it keeps attributes by context if `request.follows()`.
+
+    In other code, the original object keeps them, by thread.
+    """
 
     _converted: Converted
 
@@ -164,7 +167,7 @@ def _of_class(cls: type[Any], name: str) -> Any:
 
 
 class _Attributes(MutableMapping[str, Any]):
-    """The `__dict__` of a converted object, in this context."""
+    """A mapping that stands for the `__dict__` of a replacement, in this context."""
 
     def __init__(self, local: Following, converted: Converted) -> None:
         self._local = local
@@ -192,7 +195,7 @@ class _Attributes(MutableMapping[str, Any]):
 
 
 class _Lender(request.Lender):
-    """Lend the attributes that a thread keeps in the converted objects."""
+    """A `request.Lender` of the attributes that the original objects keep for a thread."""
 
     def lend(self) -> request.Values:
         return {each: dict(values) for each in converted if (values := each.of_thread())}
@@ -215,7 +218,10 @@ refused: dict[str, str] = {}
 
 @dataclass
 class _Progress:
-    """Record which modules were searched for `threading.local` objects, and with which options."""
+    """The record of the search for `threading.local` objects: its options, and modules seen.
+
+    `exclude` and `include` are the arguments of `begin()`.
+    """
 
     exclude: frozenset[str] = frozenset()
     include: frozenset[str] = frozenset()
@@ -342,10 +348,11 @@ def _is_local(value: object) -> bool:
 def _add_other_places(
     originals: list[threading.local], places: dict[int, list[Replace | str]]
 ) -> None:
-    """Add to `places` all other references to each object; a text where one cannot be replaced.
+    """Add to `places`, by `id()` of each original, a function for every other reference to it.
 
-    The garbage collector finds the references, except those from objects that `gc.freeze()` has
-    hidden from it.
+    The function puts a new object there. If a reference cannot be changed, a text that says why is
+    added instead. The garbage collector finds the references, except those from objects that
+    `gc.freeze()` has hidden from it.
     """
     mark = object()  # identifies the tuple of this call's arguments, which is no place to replace
     for referrer in gc.get_referrers(*originals, mark):

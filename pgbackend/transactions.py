@@ -72,7 +72,10 @@ _changing = threading.RLock()
 
 
 class Block:
-    """One `atomic` block, or a transaction that `set_autocommit(False)` has begun."""
+    """The record of one `atomic` block, or of a transaction that `set_autocommit(False)` began.
+
+    Its methods send no SQL: Django's `Atomic` does, or the pool when it gets the connection back.
+    """
 
     # The initial values are class attributes, so that a new block sets few.
 
@@ -148,11 +151,11 @@ class Block:
         raise NotImplementedError
 
     def was_ended_by_others(self) -> bool:
-        """Return whether other code rolled the block back: Django's `__exit__()` must not run."""
+        """Return whether other code has rolled the block back, so that `Atomic` must not."""
         return self.claimed or (self.ended and self.reason is not None)
 
     def begin_to_leave(self) -> None:
-        """Record that the `with` statement is ending; its generator no longer carries the block."""
+        """Record that the `with` statement is ending; remove the block from `carried`."""
         self.leaving = True
         if carried:
             generators.drop(self.frame, self)
@@ -171,7 +174,7 @@ class Block:
             self.sessions = None
 
     def check_not_ended(self) -> None:
-        """Raise `TransactionManagementError` if the block has ended."""
+        """Raise `TransactionManagementError` if the block has ended, or has a `reason` to end."""
         self.say_why_it_ended()
         if self.ended:
             raise TransactionManagementError(
@@ -189,7 +192,11 @@ class Block:
             block = block.parent
 
     def why_cursors_are_gone(self) -> Exception | None:
-        """Return an error if the end of the block closes server-side cursors opened inside it."""
+        """Return the error for a read from a server-side cursor of the block; None: it may be read.
+
+        The server closes the cursor if this block, or one around it, is rolled back, and at the end
+        of the transaction.
+        """
         block: Block | None = self
         while block is not None:
             if block.undone or (block.parent is None and block.leaving and not block.ended):
@@ -202,12 +209,12 @@ class Block:
         return None
 
     def is_lost(self) -> bool:
-        """Return whether the block's event loop is closed, so that no code will end the block."""
+        """Return whether no code will end the block, because its event loop is closed."""
         home = self.transaction.home
         return home is not None and home.is_closed()
 
     def abandon(self) -> None:
-        """Take the running code out of the block: another task is about to close its generator."""
+        """Take the running code out of the block, because another task will close its generator."""
         if self.left:
             return
         self.left = True
@@ -220,9 +227,10 @@ class Block:
             look_again()
 
     def may_be_left_with_step(self) -> bool:
-        """Return whether the block, or one around it, is in a generator that code iterates.
+        """Return whether the block's generator may be closed when the task's current step ends.
 
-        Such a generator may be closed without a notice, at the end of the task's current step.
+        That is so if the block, or one around it, is in a generator that code iterates (which
+        `contextlib` does not run): Python closes it as soon as nothing refers to it.
         """
         block: Block | None = self
         while block is not None:
@@ -232,13 +240,17 @@ class Block:
         return False
 
     def notice_end_of_opener(self) -> None:
-        """Call `orphan()` if the opener task is done: its done callback may not have run yet."""
+        """Call `orphan()` if the task that opened the block is done: its callback may be late."""
         opener = None if self.opener is None else self.opener()
         if opener is not None and opener.done():
             self.orphan(opener)
 
     def orphan(self, task: asyncio.Task[Any]) -> Left | None:
-        """Roll the block back, because `task`, which opened it, has ended; return a warning."""
+        """Have the block rolled back, because `task`, which opened it, has ended; return a warning.
+
+        The pool rolls back a whole transaction, and a new task an inner block. Return None if the
+        block has ended, or was left, already.
+        """
         if self.ended or self.left:
             return None
         name = f"task {bridge.name_of(task)!r}"
@@ -260,7 +272,7 @@ class Block:
 
 
 class Transaction:
-    """A transaction, which tasks may share. See Note [Turns]."""
+    """The record of a transaction, which tasks may share. See Note [Turns]."""
 
     # fmt: off
     __slots__ = (
@@ -288,9 +300,9 @@ class Transaction:
         self.task: asyncio.Task[Any] | None = None
 
     def end_with_task(self) -> None:
-        """Have the end of the running task roll back what `set_autocommit(False)` has begun.
+        """Have the transaction rolled back if it is still open when the running task ends.
 
-        After the task's end, no code could end the transaction.
+        `set_autocommit(False)` has begun it; after the task's end, no code could end it.
         """
         if self.task is None:
             self.task = asyncio.current_task()
@@ -298,7 +310,7 @@ class Transaction:
                 self.task.add_done_callback(self._task_done)
 
     def _task_done(self, task: asyncio.Task[Any]) -> None:
-        """Roll the transaction back, because `task`, which began it, has ended."""
+        """Have the pool roll the transaction back, because `task`, which began it, has ended."""
         lease = self.state.lease
         self.state.transaction = None
         self.end()
@@ -306,9 +318,10 @@ class Transaction:
             lease.end()
 
     def borrow(self) -> Lease | None:
-        """Take over the lease of the session in which the transaction began; None if it has none.
+        """Take the lease of `lender`, the session in which the transaction began, and return it.
 
-        `give_up_lease()` returns the lease to that session, if it still needs it.
+        Return None if the session has no lease. `give_up_lease()` gives the lease back to the
+        session, if the session still needs it.
         """
         if self.lender is None:
             return None
@@ -321,7 +334,7 @@ class Transaction:
         return lease
 
     def take(self, lease: Lease) -> bool:
-        """Use the connection of `lease` until the end; return False if that has come already."""
+        """Use the connection of `lease` from now on; return False if the transaction is ending."""
         with _changing:
             inner = self.innermost
             if inner is None or (inner.moving and inner.begun):
@@ -335,14 +348,20 @@ class Transaction:
             return True
 
     def end_unleased(self) -> None:
-        """Let nobody lease a connection any more if there is none: the end, now, sends nothing."""
+        """Make `take()` return False from now on, if the transaction ends without a connection.
+
+        Without a connection there is nothing to commit or to roll back.
+        """
         with _changing:
             inner = self.innermost
             if self.state.connection is None and inner is not None and inner.moving:
                 inner.begun = True
 
     def give_up_lease(self) -> None:
-        """End the lease, even if a cursor is open on it; return a borrowed lease to its session."""
+        """End the lease, even if a cursor is open on it; give a borrowed lease back to `lender`.
+
+        A borrowed lease ends if that session has no use for it: no pin, and no open cursor.
+        """
         lease, lender = self.state.lease, self.lender
         assert lease is not None
         if lender is None:
@@ -399,9 +418,10 @@ class Transaction:
         )
 
     def push(self, parent: Block) -> Block | None:
-        """Open a block inside `parent`; return it, or None if `parent` is not the innermost.
+        """Add a block inside `parent`, without SQL; return it, or None if others have the turn.
 
-        The new block is `moving` until `settle()` or `pop()`.
+        Others have the turn if `parent` is not the innermost block. The new block is `moving` until
+        `settle()` or `pop()`.
         """
         block = Block(self, parent)
         block.moving = True
@@ -415,12 +435,12 @@ class Transaction:
         return block
 
     def settle(self, block: Block) -> None:
-        """Record that the statement which opens `block` is done."""
+        """Record that the statement which opens `block` is done; wake the waiting tasks."""
         block.begun, block.moving = True, False
         self._wake()
 
     def pop(self, block: Block) -> None:
-        """End `block`, and the blocks inside it."""
+        """Mark `block`, and the blocks inside it, as ended, without SQL; wake the waiting tasks."""
         parent = block.parent
         with _changing:
             if block.ended:
@@ -432,7 +452,7 @@ class Transaction:
         self._wake()
 
     def _end_blocks(self, parent: Block | None) -> None:
-        """End all open blocks inside `parent` (None: all), which becomes the innermost."""
+        """Mark all blocks inside `parent` (None: all) as ended; `parent` becomes the innermost."""
         block, self.innermost = self.innermost, parent
         while block is not None and block is not parent:
             block.ended = True
@@ -441,7 +461,7 @@ class Transaction:
             block = block.parent
 
     def doom(self, block: Block, value: bool) -> None:
-        """Set whether `block` must be rolled back: at once, or when no block is open inside it."""
+        """Set `needs_rollback` of `block`: now, or when the blocks inside it have ended."""
         with _changing:
             if self.innermost is block or self.innermost is None:
                 self.state.needs_rollback = value
@@ -449,7 +469,7 @@ class Transaction:
                 block.doomed = value
 
     def is_doomed(self, block: Block) -> bool:
-        """Return whether `block` must be rolled back."""
+        """Return `needs_rollback` of `block`, even while a block is open inside it."""
         with _changing:
             is_innermost = self.innermost is block or self.innermost is None
             return self.state.needs_rollback if is_innermost else block.doomed
@@ -485,10 +505,10 @@ class Transaction:
             self.innermost.begun = True
 
     def claim(self, block: Block) -> None:
-        """End the blocks that are open inside `block`, because `block` is about to be rolled back.
+        """Mark the blocks inside `block` as ended, without SQL: the coming rollback undoes them.
 
-        Waits only while a savepoint statement of such a block runs, so that `Atomic` can record the
-        result.
+        If a SAVEPOINT or RELEASE of such a block is in flight, wait for it first, so that its
+        `Atomic` records whether it worked.
         """
         while True:
             seen, inner = self.changes, self.innermost
@@ -506,9 +526,10 @@ class Transaction:
                 self.pop(inner)
 
     def _wait_held(self, seen: int) -> bool:
-        """Wait as `_wait()` does; hold a cancellation back; return False if the code cannot wait.
+        """Wait until `changes` differs from `seen`; return False if the code cannot wait.
 
-        Code cannot wait in a portal that is being closed.
+        Code cannot wait in a portal that is being closed. Green code that is cancelled meanwhile
+        returns from the wait, and gets the cancellation later.
         """
         here = bridge.current()
         try:
@@ -522,7 +543,7 @@ class Transaction:
         return True
 
     def end(self) -> None:
-        """End all blocks of the transaction that are still open."""
+        """Mark all blocks of the transaction as ended, without SQL; wake the waiting tasks."""
         if self.task is not None:
             self.task.remove_done_callback(self._task_done)
         with _changing:
@@ -541,7 +562,7 @@ class Transaction:
 
 
 def begin(wrapper: Wrapper, state: State) -> Transaction:
-    """Begin a transaction on `state`, with the running code in its outermost block."""
+    """Record a new transaction on `state`, without SQL, and put the running code in its block."""
     state.transaction = transaction = Transaction(state, wrapper.settings_dict)
     assert transaction.innermost is not None
     enter_block(wrapper, transaction.innermost)
@@ -549,7 +570,10 @@ def begin(wrapper: Wrapper, state: State) -> Transaction:
 
 
 def end(wrapper: Wrapper, state: State) -> None:
-    """End the transaction on `state`, if any: later statements of its tasks are refused."""
+    """Record, without SQL, that the transaction on `state` has ended, if there is one.
+
+    Later statements of the tasks that are in the transaction are refused.
+    """
     transaction = state.transaction
     if transaction is None:
         return
