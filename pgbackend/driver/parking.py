@@ -1,4 +1,4 @@
-"""Waiting for a turn: green code parks its greenlet, other code blocks its thread.
+"""Means of waiting: green code parks its greenlet, other code blocks its thread.
 
 A `Waiter` lets one caller wait until it is woken; a `ParkingLock` is a lock whose callers wait so.
 """
@@ -39,7 +39,7 @@ class Waiter:
             self._future: asyncio.Future[bool] = self._loop.create_future()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait for `wake()`; return False when `timeout` seconds passed first."""
+        """Wait for `wake()`; return True, or False if `timeout` seconds passed first."""
         if self._portal is None:
             return self._event.wait(timeout)
         timer = None if timeout is None else self._loop.call_later(timeout, self._set, False)

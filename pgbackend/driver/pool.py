@@ -67,7 +67,7 @@ class PoolOptions:
     session_reset: SessionReset = "dirty"
     """After which leases the server session is reset: see `Pool._restore`."""
     soiled_unless_vouched: bool = False
-    """Whether a statement makes its lease dirty unless code vouches for it (vouching.py)."""
+    """Whether statements that nobody vouches for make their lease dirty (vouching.py)."""
 
     def __repr__(self) -> str:
         return f"<PoolOptions {dict(self.pool)!r}>"  # `connect` holds the password
@@ -106,7 +106,10 @@ class PoolStatistics:
 
 
 class Pool:
-    """The connections of one name on a loop; `release()` and `call_at_home()` are thread-safe."""
+    """A pool of connections for one name (an alias) on one event loop.
+
+    Only `release()` and `call_at_home()` may be called from other threads.
+    """
 
     def __init__(
         self,
@@ -155,7 +158,7 @@ class Pool:
     # --- Lease ---
 
     def lease(self) -> Lease:
-        """Lease a connection; if none is free, wait for one, green.
+        """Lease a connection; if none is free, wait for one, which only green code can.
 
         Raises `PoolTimeout`, `PoolDeadlock`, `PoolQueueFull`, `PoolClosed`, or the error of the
         last attempt to connect.
@@ -183,7 +186,7 @@ class Pool:
             lease.end()
 
     def _wait(self, started: float) -> AsyncConnection | None:
-        """Wait for a free connection without a coroutine; return None if `_get()` is needed."""
+        """Wait for a free connection by parking; return None if the caller must await `_get()`."""
         portal = bridge.current()
         if portal is None or self.closed:
             return None
@@ -196,7 +199,7 @@ class Pool:
             raise self._closed_error() from None
 
     async def _get(self, started: float, found: AsyncConnection | None) -> AsyncConnection:
-        """Replace `found`, a dead connection, if given; return a connection from `getconn()`."""
+        """Return a live connection from `getconn()`; replace `found`, a dead one, if given."""
         if found is not None:
             await self._psycopg.replace(found)
         if self.closed:
@@ -267,13 +270,14 @@ class Pool:
     def holders(self) -> list[asyncio.Task[Any] | None]:
         """Return the tasks of which one must end its lease before another task can have one.
 
-        The list contains None for a holder that is no task, or if a connection may still be opened.
+        A holder that is no task is listed as None. If another connection may still be opened, no
+        task must end its lease: then the list is `[None]`.
         """
         held = self.held()
         return [lease.task for lease in held] if len(held) >= self._psycopg.max_size else [None]
 
     def check_deadlock(self, task: asyncio.Task[Any]) -> None:
-        """Raise `PoolDeadlock` if `task`, which is about to wait, would wait for itself."""
+        """Raise `PoolDeadlock` if `task`, once it waits, and all holders wait for each other."""
         if self._newest_works():  # the usual case, and no deadlock: a lease that will end
             return
         circle = deadlock.find(task, self.holders(), self._queued)
@@ -296,7 +300,7 @@ class Pool:
         )
 
     def _newest_works(self) -> bool:
-        """Return whether the holder of the newest lease waits for the server, and nothing else."""
+        """Return whether the newest lease's task waits for the server: then the lease will end."""
         for ref in reversed(self.leases.values()):
             lease = ref()
             return lease is not None and deadlock.waits_for(lease.task, lease.physical.watch.future)
@@ -350,7 +354,7 @@ class Pool:
             self._run_owned(self._restore(physical, resets), physical)
 
     def _put(self, physical: AsyncConnection) -> None:
-        """Give the connection to psycopg_pool at once, if that need not wait.
+        """Give the connection back to psycopg_pool, without waiting.
 
         If psycopg_pool's lock is held at the moment, a task of the pool waits for it.
         """
@@ -362,7 +366,7 @@ class Pool:
         self._run_owned(bridge.resume(put, waits_for), physical)
 
     def _run_owned(self, coro: Coroutine[Any, Any, Any], physical: AsyncConnection) -> None:
-        """Run `coro`, which works on `physical`, in a task of the pool that inherits nothing."""
+        """Start a `_plain_task()` of the pool's that runs `coro`, which works on `physical`."""
         task = _plain_task(coro, self.loop)
         self.tasks[task] = physical
         task.add_done_callback(self._owned_done)
@@ -403,7 +407,7 @@ class Pool:
             self._put(physical)
 
     async def configure(self, physical: AsyncConnection) -> None:
-        """Set up a new connection; close it if that fails, or takes too long."""
+        """Set up a connection, new or reset; close it if that fails, or takes too long."""
         limit = max(2.0, self._psycopg.timeout)
         try:
             async with asyncio.timeout(limit):
@@ -419,7 +423,7 @@ class Pool:
             raise
 
     def renew(self) -> None:
-        """Replace all connections, because an adapter was registered, which they do not have.
+        """Replace all connections, because an adapter was registered after they were made.
 
         A connection that is leased now is replaced when the lease ends.
         """
@@ -428,10 +432,11 @@ class Pool:
     # --- End ---
 
     def close(self) -> None:
-        """Close the connections that are not in use now, and the others when they are given back.
+        """Close the connections that are not in use now, and each other when it is given back.
 
-        A free connection is not in use, nor is one that a worker of psycopg_pool has: the worker is
-        cancelled. If the loop is closed, only a connection that a thread waits for is in use.
+        In use are those that are leased, that a task of the pool puts back, or on which the user's
+        `check` runs. One that a worker of psycopg_pool has is not: the worker is cancelled. If the
+        loop is closed, a leased connection is in use only if a thread waits for it.
         """
         if self.closed:
             return
@@ -453,7 +458,7 @@ class Pool:
             self._psycopg.fail_waiting_soon(self._closed_error())
 
     def disown(self) -> None:
-        """Send nothing more on any connection: after a fork they belong to the parent process."""
+        """Send nothing more on any connection: called after a fork, since they are the parent's."""
         self.closed = True
         for lease in self.held():
             lease.disown()
@@ -486,6 +491,6 @@ def _plain_task(
 ) -> asyncio.Task[Any]:
     """Start a task that inherits nothing from the running code: no context variables, no portal.
 
-    Nor do the tasks that the new task starts.
+    The tasks that the new task starts inherit nothing from that code, either.
     """
     return asyncio.Task(coro, loop=loop, context=contextvars.Context())

@@ -57,7 +57,7 @@ _OTHER_METHODS = (
 
 
 class _LentConnection:
-    """Notice what the holder of a facade may have changed (a mixin of lent facades).
+    """Notice what the holder of a facade may have changed (a mixin for lent facades).
 
     Record that `adapters` is read, since the holder may register a type. And mark the lease as
     dirty for each statement that its cursor did not check (vouching.py): of a COPY, `executemany()`
@@ -114,7 +114,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         facade_class: type[Connection] = Connection,
         **kwargs: Any,
     ) -> Self:
-        """Open a connection; `cursor_factory` and `facade_class` are for its facades."""
+        """Open a connection whose facades are of `facade_class`, and use `cursor_factory`."""
         self = await super().connect(conninfo, **kwargs)
         self.watch = Watch(asyncio.get_running_loop(), self.pgconn.socket)
         self._make_facade(facade_class, cursor_factory)
@@ -185,13 +185,18 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         return result
 
     def _new_cursor(self) -> StatementCursor:
-        """Make a cursor for `run_statement()`: the first, or another task is using the first."""
+        """Make a cursor for `run_statement()`, because none is kept, or the kept one is in use."""
         cursor: StatementCursor = self._cursor_class(self.facade)
         cursor._adapters = self.adapters  # noqa: SLF001 - no copy: a type may be registered
         return cursor
 
     def makes_cursors_of(self, connection: Connection | None) -> bool:
-        """Return whether `run_statement()` does the same as a cursor made by `connection` would."""
+        """Return True if `run_statement()` does all that a cursor made by `connection` would.
+
+        Returns False if the user has set a class for cursors or rows, if a tool has patched
+        psycopg, or if the shortcut `run` is off. `connection` is None for the facade that is never
+        lent.
+        """
         return all(map(is_, self._seen_for_run(), self._run)) and (
             connection is None
             or (
@@ -211,12 +216,12 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
             self.forget_types()
 
     def forget_types(self) -> None:
-        """Make the next statement look up its dumpers and loaders again."""
+        """Make the next `run_statement()` look up its dumpers and loaders again."""
         if self._cursor is not None:
             self._cursor._last_query = None  # noqa: SLF001
 
     def is_alive(self) -> bool:
-        """Return False if the server has closed the connection, as far as the socket shows.
+        """Return True, or False if the socket shows that the server has closed the connection.
 
         Costs one poll of the socket, but no round trip: on an idle connection, the server sends
         little but the reason why it closes the connection.
@@ -299,11 +304,11 @@ def _hear(
 
 
 class _Probe(psycopg.Connection[Any]):
-    """Call a tool's wrapper of `psycopg.Connection.connect()` for a connection that is open.
+    """A stand-in connection, by which a tool's wrapper of `Connection.connect()` is called.
 
     OpenTelemetry, for one, wraps `connect()` to replace the cursor factory that is given to it. The
-    pool connects in another way; so it also calls the wrapped `connect()`, which opens nothing
-    here, and uses the cursor factory of the result.
+    pool connects in another way. So it calls the wrapped `connect()` of this class, which opens
+    nothing, and uses the cursor factory of the result.
     """
 
     _opened: PGconn

@@ -13,7 +13,7 @@ _IDLE = TransactionStatus.IDLE
 
 
 class PreparingCursor:
-    """Send a statement again, unprepared, if its prepared statement is stale (a mixin).
+    """Send a statement again, without preparing it, if its prepared statement is stale (a mixin).
 
     After an ``ALTER TABLE`` ("cached plan must not change result type") or a ``DEALLOCATE``, the
     server refuses to execute the prepared statement. In autocommit the statement is sent again. In
@@ -49,7 +49,7 @@ class PreparingCursor:
 
     def _forget_prepared(self, exc: psycopg.Error) -> bool:
         """Forget all prepared statements if `exc` says that one is stale; return True if so."""
-        # The server's C function tells, since the message is in the server's language.
+        # Look at the name of the server's C function: the message may be in any language.
         stale_plan = exc.diag.source_function == "RevalidateCachedQuery"
         if isinstance(exc, e.FeatureNotSupported) and not stale_plan:
             return False

@@ -10,7 +10,7 @@ from typing import Protocol
 
 
 class LeasedCursor(Protocol):
-    """A cursor that holds the lease of its connection: see Note [Holders] in lease.py."""
+    """Protocol of a cursor that holds its connection's lease: see Note [Holders] in lease.py."""
 
     @property
     def is_on_server(self) -> bool:
@@ -19,16 +19,16 @@ class LeasedCursor(Protocol):
 
 
 class SoilingPool(Protocol):
-    """The pool that a lease belongs to."""
+    """Protocol of the pool that a lease belongs to."""
 
     @property
     def soiled_unless_vouched(self) -> bool:
-        """Return whether a statement makes its lease dirty unless code vouches for it."""
+        """Return whether statements that nobody vouches for make their lease dirty."""
         ...
 
 
 class Lease(Protocol):
-    """The part of a lease that its facade, and the cursors of the facade, use."""
+    """Protocol of the part of a lease that its facade, and the facade's cursors, use."""
 
     dirty: bool
     types_seen: bool

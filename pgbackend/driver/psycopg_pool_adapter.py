@@ -50,12 +50,12 @@ PsycopgPoolTimeout = psycopg_pool.PoolTimeout
 PsycopgPoolFull = psycopg_pool.TooManyRequests
 PsycopgPoolClosed = psycopg_pool.PoolClosed
 
-#: How often a connection is made anew because the pool was renewed while it was made.
+#: How often at most a connection is made anew: see `_connect_up_to_date()`.
 MAX_REMAKES = 4
 
 
 class Owner(QueueOwner, Protocol):
-    """The part of a `Pool` that its `PsycopgPool` uses."""
+    """Protocol of the part of a `Pool` that its `PsycopgPool` uses."""
 
     closed: bool
 
@@ -64,19 +64,19 @@ class Owner(QueueOwner, Protocol):
 
 
 class _WorkerCancelled(BaseException):
-    """A worker was cancelled while it connected: it must stop, without logging an error."""
+    """Stops a worker that was cancelled while it connected; no error is logged."""
 
 
 @dataclass(slots=True, eq=False)
 class _Making:
-    """A connection that a task is making, and whether the pool has been renewed since it began."""
+    """Records who calls `renew()` while the task `task_id` makes a connection."""
 
     task_id: int
     renewed_by_itself: bool = False
     renewed_by_others: bool = False
 
     def note(self, task_id: int) -> None:
-        """Record that the task with the `id()` `task_id` has renewed the pool."""
+        """Record that `renew()` was called by the task whose `id()` is `task_id`."""
         if task_id == self.task_id:
             self.renewed_by_itself = True
         else:
@@ -84,7 +84,7 @@ class _Making:
 
 
 class _GreenWaiter(TimedByQueue, WaitingClient[AsyncConnection]):
-    """A client in the queue that waits in a greenlet, and is its own condition."""
+    """A client in the queue that waits in a greenlet; psycopg_pool wakes it by `_cond`: itself."""
 
     __slots__ = ("deadline", "future")
 
@@ -128,7 +128,7 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
 
     @property
     def is_open(self) -> bool:
-        """Return whether the pool was opened; it may have been closed since."""
+        """Return whether the pool was ever opened; True even if it has been closed since."""
         return self._opened
 
     def _start_workers(self) -> None:
@@ -138,7 +138,7 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
 
     @classmethod
     async def worker(cls, q: asyncio.Queue[MaintenanceTask]) -> None:
-        """Run the tasks of the pool, until it is closed or this worker is cancelled.
+        """Run the maintenance tasks from `q` until the pool is closed or this worker is cancelled.
 
         psycopg_pool's own worker goes on if it is cancelled while it connects; asyncio.run(), which
         cancels each task once and waits for its end, would then never return.
@@ -158,10 +158,12 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
     def take_free(self, now: float) -> AsyncConnection | None:
         """Take a free connection, as `getconn()` would, but without an await.
 
-        Returns None if none is free, or only `getconn()` will do. Takes the connection that came
-        back last, where psycopg_pool takes them in turn: the memory of its server process is still
-        in the processor's caches. But a firewall may drop a connection that is silent for long; so
-        one that has been free for more than `max_idle` is taken first. `now` is `monotonic()`.
+        Returns None if none is free, or if the caller must call `getconn()`: the user has set a
+        `check`, psycopg_pool's lock is held, the pool is closed, or the shortcut `lease` is off.
+        Takes the connection that came back last (psycopg_pool takes the one that came back first):
+        the memory of its server process is still in the processor's caches. But a firewall may drop
+        a connection that is silent for long; so one that has been free for more than `max_idle` is
+        taken first. `now` is `monotonic()`.
         """
         free = self._pool
         if (
@@ -183,8 +185,10 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
     def wait_free(self, portal: Portal, timeout: float, began: float) -> AsyncConnection | None:
         """Wait for a connection, as `getconn()` would, but by parking `portal`.
 
-        Returns None at once if only `getconn()` will do: the pool has to be opened or to grow, or
-        the user has set a `check`. `began` is when the caller asked for a connection.
+        Returns None at once if the caller must call `getconn()`: for example, the pool has to be
+        opened or to grow, or the user has set a `check`. Raises `PsycopgPoolTimeout` after
+        `timeout` seconds, or another error that the client was given. `began` is when the caller
+        asked for a connection, by `monotonic()`.
         """
         if not switches.queue or not self._opened or self._closed or self._nconns < self._max_size:
             return None
@@ -258,7 +262,7 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         client.error = client.error or errors.PoolClosed("the task that waited was closed")
 
     def put_free(self, connection: AsyncConnection) -> bool:
-        """Take an idle connection back, as `putconn()` would; return False if only that will do."""
+        """Take an idle connection back; return False if the caller must call `putconn()`."""
         if not switches.lease or self._reset or self._closed or self._lock.locked():
             return False
         now = monotonic()
@@ -276,7 +280,7 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         return True
 
     async def replace(self, connection: AsyncConnection) -> None:
-        """Close, count and replace a dead connection, as psycopg_pool does after a failed check."""
+        """Close a dead connection, count it as lost, and let psycopg_pool open another for it."""
         connection.close_now()
         await self._putconn(connection, from_getconn=True)
 
@@ -299,13 +303,13 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         return self._waiting.has(task)
 
     def make_room(self) -> None:
-        """Remove the clients that gave up from a queue that has `max_waiting` clients."""
+        """Remove the clients that gave up from the queue, if it has `max_waiting` clients."""
         if self.max_waiting and len(self._waiting) >= self.max_waiting:
             for client in [client for client in self._waiting if client.error is not None]:
                 self._waiting.remove(client)
 
     async def _fail_waiting(self, error: Callable[[], Exception]) -> None:
-        """Make each client that waits raise an error of its own, which `error()` returns."""
+        """Make each client that waits raise an error; `error()` is called to make one for each."""
         waiting = list(self._waiting)
         self._waiting.clear()
         for client in waiting:
@@ -318,7 +322,10 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         return any(not connection.closed for connection in self.made)
 
     def check_failure(self) -> None:
-        """Raise the last attempt's error if no connection is open and a new attempt must wait."""
+        """Raise the error of the last attempt to connect if it is too soon for another attempt.
+
+        Does nothing if any connection is open.
+        """
         failure = self.attempts.recent_failure()
         if failure is not None and not self.has_connection():
             raise repeat(failure)
@@ -350,11 +357,12 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         return connection
 
     async def _connect_up_to_date(self, timeout: float | None) -> AsyncConnection:
-        """Make a connection; make it anew if an adapter was registered meanwhile (`renew()`).
+        """Make a connection; if an adapter was registered while it was made, make another instead.
 
-        If its own set-up has registered one, the connection is made anew only once, since each
-        set-up may do so. Other code may register adapters again and again, too (two loops whose
-        set-ups each do so): after `MAX_REMAKES`, the connection serves one lease as it is.
+        This is repeated at most once if the connection's own set-up registered the adapter, since
+        each set-up may do so; and at most `MAX_REMAKES` times if other code did (as when two loops
+        set up connections). If other code has registered one even then, the outdated connection is
+        used for one lease, and closed afterwards. Registrations are reported by `renew()`.
         """
         making = _Making(id(asyncio.current_task()))
         self._being_made.add(making)
@@ -373,9 +381,10 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         return connection
 
     async def _tell_waiting(self, exc: Exception) -> None:
-        """Make the clients that wait raise `exc` if no connection is open; else try again later.
+        """Make the clients that wait raise `exc`, or if any connection is open, try again later.
 
-        Does nothing if the connection was lost while it was set up: see `Attempts`.
+        Does nothing if the next attempt is made at once, because the server closed a new connection
+        while it was set up: see `Attempts.note_failure()`.
         """
         if self.attempts.failure is None:
             return
@@ -385,7 +394,7 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
             self._regrowing = self.owner.loop.call_later(FAILURE_WINDOW, self._grow_again)
 
     def _grow_again(self) -> None:
-        """Connect for the clients that still wait; psycopg_pool would do so at the next request."""
+        """Start to connect if clients still wait; psycopg_pool would only at the next request."""
         self._regrowing = None
         if not self.owner.closed and self.waiting():
             self._maybe_grow_pool()
@@ -404,10 +413,10 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
     # --- The end of connections ---
 
     def renew(self) -> None:
-        """Replace all connections that are open, or being made, before the next lease.
+        """Make sure that later leases get connections made after this call; await nothing.
 
-        The free ones are closed now, and the leased ones at the end of their lease; new ones are
-        opened on demand.
+        Free connections are closed now, leased ones at the end of their lease, and connections that
+        are being made are made anew (`_connect_up_to_date()`). New ones are opened on demand.
         """
         task_id = id(asyncio.current_task()) if asyncio._get_running_loop() else 0
         for making in self._being_made:
@@ -419,7 +428,7 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
             self._nconns -= 1
 
     def abandon(self) -> None:
-        """Close the pool, as `close()` would, but without waiting for its tasks."""
+        """Mark the pool as closed and cancel its tasks, without waiting; close no connection."""
         self._closed = True
         self._waiting.stop_timing()
         self._pool.clear()
@@ -428,6 +437,6 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
                 task.cancel()
 
     def fail_waiting_soon(self, error: Exception) -> None:
-        """Make the clients that wait raise `error`, in a task: the loop must not be closed."""
+        """Start a task that makes the waiting clients raise `error`; the loop must be open."""
         if self._waiting:
             self.owner.loop.create_task(self._fail_waiting(lambda: error))

@@ -1,9 +1,10 @@
 """Recovery of a connection whose statement was interrupted: cancel, read the rest, or close it.
 
-The whole recovery may take `CLEANUP_BUDGET` seconds, so that a user's timeout holds on a silent
-link, too. If the task was cancelled, the server is asked to cancel the statement, and the rest of
-its reply is read in a separate task, which no further cancellation interrupts. Where nothing can be
-waited for (in a closed portal, at the end of the process) the socket is closed at once.
+The whole recovery takes `CLEANUP_BUDGET` seconds at most, so that a user's timeout holds on a
+silent link, too. If the task was cancelled, the server is asked to cancel the statement, and the
+rest of its reply is read in a separate task, which no further cancellation interrupts. Where
+nothing can be waited for (in a closed portal, at the end of the process) the socket is closed at
+once.
 """
 
 from __future__ import annotations
@@ -67,14 +68,14 @@ def recover(
 
 
 def cut_off(pgconn: PGconn, gen: PQGen[Any]) -> None:
-    """Close the socket, then `gen`, whose clean-up (of a pipeline) then sends nothing."""
+    """Close the socket and then `gen`, so that `gen`, as it ends a pipeline, sends nothing."""
     pgconn.finish()
     with contextlib.suppress(psycopg.Error):
         gen.close()
 
 
 async def _cancel_and_drain(connection: psycopg.Connection[Any], gen: PQGen[Any]) -> None:
-    """Cancel the statement and read the rest of its reply; the caller limits the time."""
+    """Ask to cancel the statement until it ends, and read its reply; the caller limits the time."""
     try:
         while not await _is_cancelled(connection, gen):
             pass
@@ -85,9 +86,10 @@ async def _cancel_and_drain(connection: psycopg.Connection[Any], gen: PQGen[Any]
 
 
 async def _is_cancelled(connection: psycopg.Connection[Any], gen: PQGen[Any]) -> bool:
-    """Ask the server once to cancel; return False if the statement has not ended soon after.
+    """Ask the server once to cancel; return True, or False if the caller must ask again.
 
-    The request may have reached the server before the statement did.
+    It must if the statement has not ended after `_CANCEL_INTERVAL` seconds: the request may have
+    reached the server before the statement did. Raises the error by which the statement ended.
     """
     pgconn = connection.pgconn
     await ask_to_cancel(connection, CLEANUP_BUDGET)
@@ -116,7 +118,7 @@ async def ask_to_cancel(connection: BaseConnection[Any], timeout: float) -> None
 
 
 async def cancel_while_locked(connection: psycopg.Connection[Any]) -> None:
-    """Ask to cancel the running statement until its task releases the lock of `connection`."""
+    """Ask the server again and again to cancel the statement, until its task releases the lock."""
     pgconn, lock = connection.pgconn, connection.lock
     with contextlib.suppress(psycopg.Error):
         while (
@@ -133,9 +135,9 @@ async def cancel_while_locked(connection: psycopg.Connection[Any]) -> None:
 
 @contextlib.contextmanager
 def limit_clean_up(connection: psycopg.Connection[Any]) -> Iterator[None]:
-    """Limit the time of psycopg's own clean-up, which would wait for a silent server for ever.
+    """Limit, in a `with`, psycopg's own clean-up, which would wait for a silent server for ever.
 
-    If the statement has not ended by then, the connection is closed. Not green, nothing is limited.
+    If the statement has not ended by then, the connection is closed. Does nothing unless green.
     """
     if current() is None:
         yield

@@ -48,12 +48,13 @@ NO_OTHERS: tuple[Any, ...] = (None,)
 def looking(
     name: str, names: str, **owners: object
 ) -> tuple[Callable[[], tuple[Any, ...]], tuple[Any, ...]]:
-    """Return a function that reads the state of a shortcut, and the state in which it may be taken.
+    """Return `read, state`: a shortcut may be taken while ``all(map(is_, read(), state))``.
 
-    The state is the switch `name` and the functions `names` ("owner.name owner.name"), all read in
-    one call of C. If one of the functions is not psycopg's own, but a patch, `NO_OTHERS` is
-    returned as the second value. Compare the two by ``all(map(is_, ...))``, not by ``==``: a
-    tracing tool's proxy equals the function that it wraps.
+    `read()` returns the switch `name` and the functions `names` ("owner.name owner.name", where
+    `owners` has the owners), all read in one call of C; `state` has the switch as on, and the
+    functions as they are now. If one of them is a patch, and not psycopg's own, `state` is
+    `NO_OTHERS`, which matches nothing. Do not compare by ``==``: a tracing tool's proxy equals the
+    function that it wraps.
     """
     namespace = SimpleNamespace(**owners, switches=switches)
     functions = attrgetter("switches", *names.split())(namespace)[1:]

@@ -29,7 +29,7 @@ from .bridge import Portal
 
 
 class Watch:
-    """The readiness of one socket, as seen by one event loop."""
+    """One socket's registration with one event loop, by which a portal waits for the socket."""
 
     __slots__ = ("errors", "fd", "future", "loop", "reading", "ready", "told", "writing")
 
@@ -99,7 +99,10 @@ class Watch:
         self._wake(Ready.W)
 
     def leave(self) -> None:
-        """Unregister, since a thread is about to wait for the socket itself, and may close it."""
+        """Unregister, because a thread is about to wait for the socket itself, and may close it.
+
+        From another thread, the loop is only asked to do so.
+        """
         if not self.reading or self.loop.is_closed():
             return
         if asyncio._get_running_loop() is self.loop:

@@ -1,4 +1,4 @@
-"""Cursors for statements that leave nothing but their rows: executed, fetched, and over.
+"""Cursors that execute a statement, fetch all its rows, and keep nothing of it open.
 
 Note [Statements without a facade]
 Most statements are the ORM's own, outside of a transaction. No other code ever sees the connection
@@ -160,7 +160,7 @@ class _ClientStatementCursor(StatementCursor):
 
 @functools.lru_cache(maxsize=64)
 def statement_class(cursor_class: type[Any]) -> type[Any]:
-    """Return a class derived from `cursor_class` that has `run()`."""
+    """Return a class derived from `cursor_class` that also has `StatementCursor.run()`."""
     on_client = issubclass(cursor_class, psycopg.ClientCursor)
     runs = _ClientStatementCursor if on_client else StatementCursor
     bases: Any = (runs, *abilities(cursor_class), cursor_class)

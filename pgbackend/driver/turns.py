@@ -28,12 +28,16 @@ _TURN_TAKEN = (
 
 
 class Turns(Protocol):
-    """The transaction of a connection that tasks and threads share, as the driver sees it."""
+    """Protocol of a transaction that several tasks or threads share: what the driver asks of it.
+
+    `pgbackend.transactions.Transaction` implements it: the driver itself knows no blocks.
+    """
 
     def may_send(self) -> bool:
-        """Return whether the running code, which has the connection's lock, may send a statement.
+        """Return True if it is the running code's turn to send a statement, False if it must wait.
 
-        If it may, the caller sends the statement at once.
+        The caller has the connection's lock. After True it must send the statement at once: if the
+        statement opens or ends a block, that block counts as opened or ended from now on.
         """
 
     def end_is_sent(self) -> None:
@@ -41,7 +45,7 @@ class Turns(Protocol):
 
 
 class SharedConnection(Protocol):
-    """A connection that tasks and threads may share."""
+    """Protocol of a connection that tasks and threads may share; else its `turns` is None."""
 
     @property
     def turns(self) -> Turns | None: ...
@@ -52,15 +56,16 @@ class TurnTakenError(LeaseEnded):
 
 
 def check_turn(connection: SharedConnection) -> None:
-    """Raise `TurnTakenError` if it is not the turn of the running code any more."""
+    """Raise `TurnTakenError` if the running code has lost its turn to send a statement."""
     if connection.turns is not None and not connection.turns.may_send():
         raise TurnTakenError(_TURN_TAKEN)
 
 
 def sparing(connection: Any, gen: PQGen[RV]) -> PQGen[RV]:
-    """Run `gen`, a FETCH or CLOSE, which takes no turns.
+    """Run `gen`, which sends FETCH or CLOSE, even if another task or thread has the turn.
 
-    A task that rolls back a block which it has open meanwhile does not cancel the statement.
+    If that task rolls its block back meanwhile, it does not cancel the FETCH or CLOSE, as it would
+    cancel a statement of its block (`Connection.cancel_others()`).
     """
     turns = connection.turns
     connection.spares_statement = turns is not None and not turns.may_send()
@@ -71,11 +76,12 @@ def sparing(connection: Any, gen: PQGen[RV]) -> PQGen[RV]:
 
 
 def waits_for_executemany(connection: Any, exc: BaseException) -> bool:
-    """Wait for another's `executemany()` if `exc` is due to its pipeline; return True to retry.
+    """Return True if the caller should retry after `exc`, once another's `executemany()` has ended.
 
-    psycopg refuses server-side cursors and `stream()` in a pipeline, and checks for a pipeline
-    before it waits for the lock. A pipeline of the user's does not hold the lock between two
-    statements: then `exc` stands, and the result is False.
+    psycopg refuses server-side cursors and `stream()` while the connection is in a pipeline, such
+    as that of an `executemany()` in another task. If that is the reason of `exc`, this waits for
+    the lock, which `executemany()` holds to its end. False means that `exc` is to be raised: it has
+    another reason, or the user has opened a pipeline, which does not hold the lock.
     """
     if not isinstance(exc, psycopg.Error) or exc.sqlstate is not None or "pipeline" not in str(exc):
         return False
@@ -87,10 +93,10 @@ def waits_for_executemany(connection: Any, exc: BaseException) -> bool:
 
 
 class _TurnTakingCursor:
-    """Execute a statement that has lost its turn again, at its next turn (a mixin).
+    """Wait for the next turn when a statement has lost its turn, then retry (a mixin for cursors).
 
-    It is for a connection that no pool lends, which other tasks use while its thread waits for
-    them. The cursors of a lease do the same in another way: see cursors.py.
+    Used on a connection that no pool lends, which other tasks use while its thread waits for them.
+    The cursors of a lease do the same in another way: see cursors.py.
     """
 
     _conn: SharedConnection
@@ -105,7 +111,7 @@ class _TurnTakingCursor:
         self.check_not_ended()
         return super()._start_query(query)  # type: ignore[misc,no-any-return]
 
-    # A server-side cursor ends with its transaction; to use it in the next one would fail that.
+    # A server-side cursor ends with its transaction: a FETCH in the next one would make that fail.
 
     def _fetch_gen(self, *args: Any, **kwargs: Any) -> PQGen[Any]:
         self.check_not_ended()
@@ -167,10 +173,10 @@ def _turn_taking_class(cursor_class: type[Any]) -> type[Any]:
 def let_take_turns(
     cursor: Any, take_turn: Callable[[], None], check_not_ended: Callable[[], None]
 ) -> None:
-    """Make `cursor` call `take_turn()`, which waits, when one of its statements lost its turn.
+    """Make `cursor` call `take_turn()`, which waits, and retry, when a statement lost its turn.
 
-    `check_not_ended()` raises if the block of the running code has ended. A tracing tool's wrapper
-    of a cursor is left unchanged, and so is a cursor of another driver's connection.
+    `check_not_ended()` raises if the block of the running code has ended. Does nothing to a tracing
+    tool's wrapper of a cursor, and to a cursor of another driver's connection.
     """
     cls: Any = type(cursor)
     if not issubclass(cls, psycopg.Cursor) or not hasattr(cursor.connection, "turns"):

@@ -19,7 +19,7 @@ def add_own_connection(connection: psycopg.Connection[Any]) -> None:
 
 
 def own_connections() -> int:
-    """Return how many connections this process has open beside those of its async pools."""
+    """Return how many connections this process has open, without those of its async pools."""
     # Copied in one step, since other threads open and drop connections meanwhile.
     opened = [ref() for ref in list(_unpooled)]
     return sum(connection is not None and not connection.closed for connection in opened)

@@ -26,7 +26,8 @@ _AFTER = re.compile(rf"(?:\s|;|{_COMMENT})*(?:--[^\r\n]*)?", re.DOTALL)
 def vouching(texts: Collection[str]) -> Iterator[None]:
     """Vouch for statements with these texts inside the `with` statement.
 
-    This includes tasks that inherit its context variables. `texts` may grow meanwhile.
+    Tasks that are started inside it vouch for them, too. Texts that are added to `texts` meanwhile
+    count from then on.
     """
     outer = _texts.get()
     _texts.set(texts)

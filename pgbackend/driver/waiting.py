@@ -14,16 +14,16 @@ from typing import Any, Protocol
 
 
 class QueueOwner(Protocol):
-    """The part of a pool that its queue uses."""
+    """Protocol of the part of a pool that its queue uses."""
 
     loop: asyncio.AbstractEventLoop
 
     def check_deadlock(self, task: asyncio.Task[Any], /) -> None:
-        """Raise `PoolDeadlock` if `task`, which is about to wait, would wait for itself."""
+        """Raise `PoolDeadlock` if `task`, once it waits, and all holders wait for each other."""
 
 
 class Notified:
-    """Stands in for the `asyncio.Condition` by which psycopg_pool notifies a client.
+    """Base class of the stand-ins for the `asyncio.Condition` by which psycopg_pool wakes a client.
 
     It needs no lock, since nothing is awaited between the steps that a lock would guard. (Python
     3.11's `wait_for()`, cancelled twice, releases a lock that it does not hold; and it swallows a
@@ -42,12 +42,12 @@ class Notified:
         pass
 
     def notify_all(self) -> None:
-        """Wake the client, which has a connection or an error now."""
+        """Wake the client, because it was given a connection or an error."""
         if not self.future.done():
             self.future.set_result(True)
 
     def time_out(self) -> None:
-        """Wake the client, whose time is over."""
+        """Wake the client, because its time is over."""
         if not self.future.done():
             self.future.set_result(False)
 
@@ -61,7 +61,7 @@ class Condition(Notified):
         self.future = asyncio.get_running_loop().create_future()
 
     async def wait_timeout(self, timeout: float) -> bool:
-        """Wait until the client is notified; return False if `timeout` (seconds) passed first."""
+        """Wait until `notify_all()`; return True, or False if `timeout` seconds passed first."""
         timer = self.future.get_loop().call_later(timeout, self.time_out)
         try:
             return await self.future
@@ -70,7 +70,10 @@ class Condition(Notified):
 
 
 class TimedByQueue(Notified):
-    """A client that is its own condition, and whose deadline the queue watches."""
+    """Base class of a client that waits in a greenlet; the queue wakes it at its deadline.
+
+    It is its own condition: psycopg_pool wakes it by calling `notify_all()` on it.
+    """
 
     __slots__ = ()
 
@@ -83,14 +86,14 @@ class TimedByQueue(Notified):
 
 
 class Alarm(asyncio.Event):
-    """Wakes psycopg_pool's scheduler, in the place of its own subclass of `asyncio.Event`.
+    """An event that wakes psycopg_pool's scheduler; used instead of psycopg_pool's own class.
 
-    On Python 3.11 psycopg_pool's class swallows a cancellation that comes together with the event:
-    at its end the loop would wait for the scheduler for ever.
+    On Python 3.11 that class swallows a cancellation that comes together with the event. Then
+    `asyncio.run()`, at its end, would wait for the scheduler for ever.
     """
 
     async def wait_timeout(self, timeout: float) -> bool:
-        """Wait until the event is set; return False if `timeout` (seconds) passed first."""
+        """Wait until the event is set; return True, or False if `timeout` seconds passed first."""
         try:
             async with asyncio.timeout(timeout):
                 return await self.wait()
@@ -99,7 +102,7 @@ class Alarm(asyncio.Event):
 
 
 class WaitingQueue(deque[Any]):
-    """The clients that wait, and the task that each belongs to.
+    """A deque of the clients that wait, which also knows the task of each.
 
     A client that waits in a coroutine has a timer of its own; the clients that wait in a greenlet
     (`TimedByQueue`) share one timer of the queue's.
@@ -114,7 +117,7 @@ class WaitingQueue(deque[Any]):
         self._timer: asyncio.TimerHandle | None = None
 
     def append(self, client: Any) -> None:
-        """Add `client`, of the running task; raise `PoolDeadlock` if it would wait for itself."""
+        """Add `client` for the running task; raise `PoolDeadlock` if that would wait for ever."""
         task = asyncio.current_task()
         assert task is not None
         self.owner.check_deadlock(task)
@@ -124,7 +127,7 @@ class WaitingQueue(deque[Any]):
         super().append(client)
 
     def withdraw(self, client: TimedByQueue) -> bool:
-        """Remove `client`, added just before; return False if it has got a connection meanwhile."""
+        """Remove `client` from the queue; return False if it was given a connection before."""
         if client.conn is not None:
             return False
         self.remove(client)
@@ -132,14 +135,14 @@ class WaitingQueue(deque[Any]):
         return True
 
     def time(self, place: TimedByQueue, timeout: float) -> None:
-        """Make the queue's timer end the wait of the client `place` after `timeout` seconds."""
+        """Make the queue's timer wake the client `place` if it still waits in `timeout` seconds."""
         loop = self.owner.loop
         place.deadline = loop.time() + timeout  # type: ignore[misc]  # the class of it has a slot
         if self._timer is None:
             self._timer = loop.call_later(timeout, self._time_out)
 
     def stop_timing(self) -> None:
-        """Cancel the timer."""
+        """Cancel the timer: no client is woken at its deadline any more."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -157,6 +160,6 @@ class WaitingQueue(deque[Any]):
                 place.time_out()
 
     def has(self, task: asyncio.Task[Any]) -> bool:
-        """Return whether `task` waits: it has got no connection or error yet."""
+        """Return whether `task` waits; False once it was given a connection or an error."""
         client = self.by_task.get(task)
         return client is not None and client.conn is None and client.error is None

@@ -17,7 +17,11 @@ class Closing(Leasing):
     """A wrapper that closes its own connection, and gives a leased one back."""
 
     def close(self) -> None:
-        """Close the connection; give a leased one back, which is closed only in a transaction."""
+        """Close the wrapper's own connection, or give a leased one back.
+
+        In a transaction the leased connection is closed, too. In a test's transaction that another
+        wrapper opened, or after the code's block has ended, `_close_own()` is all that is done.
+        """
         if state.has_joined_test(self) or state.has_outlived_block(self):
             self._close_own()  # the transaction's connection belongs to other code
             return
@@ -38,8 +42,8 @@ class Closing(Leasing):
     def close_if_unusable_or_obsolete(self) -> None:
         """Close a connection that should not serve another request, unless a test's block uses it.
 
-        Inside that block autocommit is off, which is a reason to close for Django: on Django's own
-        backend, `database_sync_to_async` of channels therefore ends a `TestCase`'s transaction.
+        Django closes a connection on which autocommit is off, as it is in that block. So with
+        Django's backend, `database_sync_to_async` of channels ends a `TestCase`'s transaction.
         """
         if not state.is_of_test(self):
             super().close_if_unusable_or_obsolete()
@@ -56,7 +60,11 @@ class Closing(Leasing):
             lease.end()
 
     def _close_own(self) -> None:
-        """Close the connection that sync code has left open on the wrapper, unless it is in use."""
+        """Close the connection that sync code has left open on the wrapper, unless it is in use.
+
+        In use: in a block or transaction, or by a thread that lends the wrapper to this code. A
+        connection of the synchronous pool is given back instead.
+        """
         own = self._own
         if own.connection is None or own.in_atomic_block or own.transaction is not None:
             return
@@ -72,7 +80,7 @@ class Closing(Leasing):
     # --- A connection that threads share ---
 
     def inc_thread_sharing(self) -> None:
-        """Let threads share this wrapper's connection, which from now on comes from no pool."""
+        """Let threads share the wrapper, which from now on has a connection of its own."""
         super().inc_thread_sharing()
         self._sharing = (None, False)
         block_context.look_again()
@@ -80,7 +88,7 @@ class Closing(Leasing):
             self.ensure_connection()
 
     def dec_thread_sharing(self) -> None:
-        """Undo `inc_thread_sharing()`; green, close the connection if no thread shares it now."""
+        """Undo `inc_thread_sharing()`; green, close the connection that no thread shares now."""
         super().dec_thread_sharing()
         self._sharing = (None, False)
         block_context.look_again()

@@ -62,7 +62,7 @@ class Connecting(Contexts):
 
     @property
     def pool(self) -> Any:
-        """Return Django's synchronous pool, with the driver's connections; None in async code."""
+        """Return Django's synchronous pool, if the option `pool` is set; None in async code."""
         if not self.settings_dict["OPTIONS"].get("pool"):
             return None
         if self.alias not in self._connection_pools:
@@ -119,8 +119,8 @@ class Connecting(Contexts):
     def _initialise(self, params: dict[str, Any], connection: Connection) -> None:
         """Set up a connection of the async pool, as Django's `connect()` sets up a connection.
 
-        `get_new_connection()` returns `connection` meanwhile; so overrides of that method in
-        derived wrappers apply to it, too.
+        Calls `get_new_connection()`, which returns `connection` here, so that overrides of that
+        method in derived wrappers apply to it, too.
         """
         connection.isolation_level = self._isolation_level_option()
         with state.prepared(self, connection):
@@ -132,7 +132,7 @@ class Connecting(Contexts):
 
     @property
     def isolation_level(self) -> IsolationLevel | None:
-        """Return the isolation level of transactions: of the connection, or of the whole pool."""
+        """Return the isolation level of transactions: the one that was set, else the pool's."""
         current = state.current_state(self)
         if current.pooled and current.isolation_level is None:
             return self._isolation_level_option() or IsolationLevel.READ_COMMITTED

@@ -2,8 +2,8 @@
 
 In sync code a wrapper keeps what Django keeps on it. In async code several tasks may share one
 wrapper, so each of Django's names (`connection`, `in_atomic_block`, ...) is a descriptor that looks
-the value up in `pgbackend.state`. Attributes that packages and projects set follow the request: see
-`pgbackend.attributes`.
+the value up in `pgbackend.state`. Attributes that packages and projects set have other values in
+each request: see `pgbackend.attributes`.
 
 A wrapper that `django.db.connections` does not own (`connection.copy()`, the one that creates test
 databases) has a connection of its own everywhere, as in Django; in green code, waiting for that
@@ -48,8 +48,8 @@ class Contexts(Guards):
     #: How many calls of `async_to_sync()` lend it now; see Note [Lent wrappers] in state.py.
     lent = 0
 
-    #: Whether attributes that other code sets on the wrapper follow requests (see attributes.py),
-    #: and the names of the wrapper's own attributes, which do not.
+    #: Whether attributes that other code sets have other values in each request (attributes.py);
+    #: and the names of the wrapper's own attributes, which have not.
     follows_request = False
     own_names: frozenset[str] = frozenset()
     _attributes: Mapping[str, Any] = {}
@@ -89,7 +89,10 @@ class Contexts(Guards):
 
     @property
     def _shared(self) -> bool:
-        """Return whether this wrapper stands for its alias, so that async code uses the pool."""
+        """Return whether async code that uses this wrapper uses the pool of its alias.
+
+        False for a copy of a wrapper, and while threads share the wrapper's own connection.
+        """
         settings_dict, shared = self._sharing
         if settings_dict is not self.settings_dict:
             for_threads = self._thread_sharing_count > self.lent
@@ -98,7 +101,7 @@ class Contexts(Guards):
         return shared
 
     def lend(self) -> None:
-        """Let async code use the wrapper while this thread waits for that code."""
+        """Let async code use the wrapper while this thread waits; see Note [Lent wrappers]."""
         super().inc_thread_sharing()
         self.lent += 1
 
@@ -108,12 +111,12 @@ class Contexts(Guards):
         super().dec_thread_sharing()
 
     def async_session(self) -> Session | None:
-        """Return the task's session in an async context, else None."""
+        """Return the session of the running task; None in sync code, or if not `_shared`."""
         return state.async_session(self)
 
     @contextmanager
     def backend_statement(self, *texts: str) -> Iterator[None]:
-        """Vouch for the backend's own statements `texts` inside the `with` (see vouching.py)."""
+        """Vouch, inside the `with`, for the backend's own statements `texts` (see vouching.py)."""
         session = self.async_session()
         if session is None:
             yield

@@ -59,9 +59,11 @@ class Cursors(Transactions):
             return super().chunked_cursor()
 
     def cursor_for_compiler(self, here: Portal) -> Any:
-        """Return None, or a cursor with fewer steps for a compiler's statement.
+        """Return None: the caller then opens an ordinary cursor.
 
-        A shortcut overrides this method. `here` is the portal that runs this code.
+        The shortcut `statements` replaces this method: if the caller is a compiler that fetches all
+        rows, its method returns a cursor with fewer steps, else None. `here` is the portal that
+        runs this code.
         """
         return None
 
@@ -71,7 +73,7 @@ class Cursors(Transactions):
         return self._cursor_in_turn(name)
 
     def _cursor_in_turn(self, name: str | None) -> Any:
-        """Open a cursor for code in a transaction or in async code, when it is the code's turn."""
+        """Wait for the running code's turn, then open a cursor; for blocks and async code."""
         state.take_turn(self)
         current, session = state.state_and_session(self)
         if not current.pooled:
@@ -125,7 +127,7 @@ class Cursors(Transactions):
         return wrapped or self._prepare_cursor(cursor)
 
     def _renew(self, cursor: Any) -> None:
-        """Move `cursor`, which holds no connection any more, to that of the running code."""
+        """Move `cursor`, whose lease is over, to the lease that the running code has or takes."""
         state.take_turn(self)
         current, session = state.state_and_session(self)
         if not current.pooled:
@@ -152,8 +154,9 @@ class Cursors(Transactions):
     def temporary_connection(self) -> Iterator[Any]:
         """Yield a cursor; afterwards close the connection, if it was opened for the cursor.
 
-        Green, the cursor ends its own lease. If this is the first statement of an `atomic` block,
-        Django's method would close the connection, and so end the transaction.
+        In green code nothing is closed: the cursor's own lease ends with it. In an `atomic` block
+        without a statement yet, Django's method would close the connection, and so end the
+        transaction that the cursor began.
         """
         if state.current_state(self).pooled:
             with self.cursor() as cursor:
@@ -191,7 +194,7 @@ _CURSOR_MODULES = frozenset(
 
 
 def _caller() -> str | None:
-    """Return the place where user code opened a cursor; None if Django or pgbackend opened it."""
+    """Return "file:line" of the code that opens a cursor, for a warning; None if it is Django."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_globals.get("__name__") in _CURSOR_MODULES:
         frame = frame.f_back

@@ -37,8 +37,8 @@ def guarded(name: str) -> Callable[..., Any]:
     """Return Django's method `name` with our guard in the place of `async_unsafe`'s.
 
     If the method is patched on Django's class (by Sentry, before this module is loaded; by Django's
-    test cases, afterwards), the guard calls the patch. If the patch then calls the guard, which it
-    may have found as the method to replace, Django's method runs, and not the patch again.
+    test cases, afterwards), the guard calls the patch. The patch may have kept the guard as the
+    original method, and call it: then Django's method runs, and not the patch again.
     """
     unsafe = if_unpatched(getattr(PostgresDatabaseWrapper, name))
     method = inspect.unwrap(getattr(PostgresDatabaseWrapper, name))
@@ -77,7 +77,7 @@ class Guards(PostgresDatabaseWrapper):
         def _close(self) -> None: ...
 
     def check_context(self, name: str) -> None:
-        """Raise `SynchronousOnlyOperation` where waiting for the database would block a loop."""
+        """Raise `SynchronousOnlyOperation` if the method `name` would block a loop here."""
         if _get_running_loop() is None:
             return
         if bridge.current() is None and state.in_async_context():

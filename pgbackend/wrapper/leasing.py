@@ -30,7 +30,7 @@ _ENSURE_CONNECTION = if_unpatched(PostgresDatabaseWrapper.ensure_connection)
 
 
 class _InThePool:
-    """Stands in for a connection where Django's wrapper would have one, and none is leased yet."""
+    """Stands in for the connection that Django's wrapper would have, in `_ask_others()`."""
 
     closed = False
 
@@ -41,7 +41,11 @@ class Leasing(Connecting):
     _asking_others = False
 
     def connect(self) -> None:
-        """Connect; green, only check that the database can be reached, and hold no connection."""
+        """Open the wrapper's own connection; in green code, only check that one can be had.
+
+        In green code no connection is held afterwards. If a transaction is open, its connection is
+        closed, so that it is rolled back.
+        """
         if self._asking_others:
             return
         current = state.current_state(self)
@@ -61,8 +65,8 @@ class Leasing(Connecting):
     def ensure_connection(self) -> None:
         """Guarantee that the database can be reached.
 
-        Green, a connection is leased and given back. In async code that is not green nothing is
-        done, since each statement will lease a connection.
+        In green code that holds no connection, one is leased and given back. In async code that is
+        not green nothing is done, since each statement will lease a connection.
         """
         current = state.current_state(self)
         if self._asking_others and "ensure_connection" not in self._in_patches:
@@ -78,9 +82,9 @@ class Leasing(Connecting):
                 lease.maybe_end()
 
     def lease_for(self, current: State, session: Session | None) -> Lease | None:
-        """Lease a connection for the state `current`, if it has none; return the lease if new.
+        """Lease a connection for the state `current`; return None if it has a connection already.
 
-        `session` is the session of the running task.
+        Otherwise returns the new lease. `session` is the session of the running task.
         """
         if current.connection is not None:
             if type(self).ensure_connection is not _OWN_ENSURE_CONNECTION:
@@ -98,7 +102,7 @@ class Leasing(Connecting):
             return self._take(current, transaction, session) if missing else None
 
     def hold(self, current: State, session: Session | None) -> Lease | None:
-        """Lease a connection for `current`, if it has none, and return the lease, pinned.
+        """Return the lease of `current`, pinned; lease a connection first if it has none.
 
         The caller must unpin it. Returns None if there is nothing to unpin: `current` is in a
         transaction, which pins the lease itself, or has a connection that is not leased.
@@ -118,7 +122,11 @@ class Leasing(Connecting):
             # Once more: the garbage collector has freed the last holder of the lease just now.
 
     def acquire_pool(self) -> Pool:
-        """Return the pool for one statement outside of transactions, which leases a connection."""
+        """Return the pool from which the caller leases a connection for one statement.
+
+        Only for code outside of transactions. Calls the overrides and patches of
+        `ensure_connection()` first, which may refuse.
+        """
         if (
             type(self).ensure_connection is not _OWN_ENSURE_CONNECTION
             or PostgresDatabaseWrapper.ensure_connection is not _ENSURE_CONNECTION
@@ -166,7 +174,7 @@ class Leasing(Connecting):
         return bridge.await_(asyncio.wrap_future(leasing))
 
     def _lease_at_home(self) -> Lease:
-        # A pool that is made here keeps its wrapper: not this thread's, which others may not use.
+        # A pool that is made here keeps its wrapper: so use that of the loop's thread, not `self`.
         at_home: Any = connections[self.alias]
         lender = at_home if at_home.settings_dict is self.settings_dict else self
         lease: Lease = lender._async_pool().lease()  # noqa: SLF001 - ours
@@ -186,10 +194,10 @@ class Leasing(Connecting):
     def _ask_others(self) -> None:
         """Call the overrides and patches of `ensure_connection()`, which may refuse to connect.
 
-        Test cases without a database refuse, for one. The first time, and after `close()`, the
-        override finds no connection; later it finds one, as in Django, although each statement
-        leases another. Nothing connects here, and so nothing waits: no other code sees
-        `_asking_others`.
+        Test cases without a database refuse, for one. In the first call, and after `close()`, an
+        override finds that `connection` is None. Later it finds a stand-in, since on Django's own
+        backend the connection would be open. This neither connects nor waits: so no other code runs
+        while `_asking_others` is set.
         """
         current = state.current_state(self)
         session = self.async_session()
@@ -213,7 +221,7 @@ class Leasing(Connecting):
     def is_usable(self) -> bool:
         """Return whether the database answers.
 
-        Green code often holds no connection; then one is leased to find out.
+        Sends a statement. If green code holds no connection, one is leased for that.
         """
         current, session = state.state_and_session(self)
         if not current.pooled:

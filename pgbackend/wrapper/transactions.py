@@ -106,14 +106,14 @@ class Transactions(Closing):
     # --- On connections of the pool ---
 
     def begin_if_due(self, current: State) -> State:
-        """Begin a transaction if AUTOCOMMIT is off and there is none; return the state to use."""
+        """Begin a transaction if autocommit is off and none is open; return the state to use."""
         if current.transaction is not None or current.autocommit:
             return current
         self.set_autocommit(False)
         return state.current_state(self)
 
     def begin_pooled(self, current: State) -> State:
-        """Begin a transaction, unless `current` is in one; return the transaction's state.
+        """Mark a transaction as begun, unless `current` is in one; return the transaction's state.
 
         No statement is sent: the first one of the transaction leases a connection.
         """
@@ -129,9 +129,10 @@ class Transactions(Closing):
     def end_pooled(
         self, current: State, block: Block | None, session: Session | None = None
     ) -> None:
-        """Give the connection of `current` back, end its transaction, and run its commit hooks.
+        """Give the connection back, mark the transaction as ended, and run the commit hooks.
 
-        `block` is the block that ends; `session` is the running task's, if the caller knows it.
+        The caller has sent COMMIT or ROLLBACK; hooks run only after COMMIT. `block` is the block
+        that ends, if any; `session` is the running task's, if the caller knows it.
         """
         if current.lease is not None:
             self._end_lease(current, block)
@@ -195,7 +196,7 @@ class Transactions(Closing):
                 connection.commit()
 
     def commit_pooled(self, current: State) -> None:
-        """Commit as `commit()` does, but log nothing; a shortcut calls this (fast/blocks.py)."""
+        """Send COMMIT as `commit()` does, but log nothing; fast/blocks.py calls this."""
         connection = current.connection or self._find_connection_to_end(current)
         if connection is not None:
             with self.wrap_database_errors:
@@ -204,7 +205,11 @@ class Transactions(Closing):
         current.run_commit_hooks_on_set_autocommit_on = True
 
     def _find_connection_to_end(self, current: State) -> Any:
-        """Return the connection that a thread has just leased; if none, prevent later leases."""
+        """Return the connection to send COMMIT or ROLLBACK on; None if none was leased.
+
+        The caller found none, but another thread may have leased one since. If not, no statement of
+        the transaction can lease one any more.
+        """
         if current.transaction is not None:
             current.transaction.end_unleased()
         return current.connection
@@ -222,7 +227,7 @@ class Transactions(Closing):
     def _log_without_connection(self, end: str) -> None:
         """Log `end` (COMMIT or ROLLBACK) if the transaction has leased no connection to send it on.
 
-        Its BEGIN has been logged; Django's own backend, always connected, logs and sends both.
+        Its BEGIN has been logged, so `queries` shows the pair, as on Django's own backend.
         """
         current = state.current_state(self)
         if current.pooled and current.connection is None:
