@@ -33,6 +33,7 @@ from django.db.transaction import TransactionManagementError
 
 from . import generators
 from .driver import bridge
+from .driver.coroutines import name_of
 from .driver.forks import after_fork
 from .generators import carried
 from .protocols import Wrapper
@@ -102,7 +103,7 @@ class _Here(dict[Key, "Block"]):
 def name_of_task() -> str:
     """Return the name of the running task, or else of the running thread, for messages."""
     if (task := bridge.current_task()) is not None:
-        return f"task {bridge.name_of(task)!r}"
+        return f"task {name_of(task)!r}"
     return name_of_thread(threading.get_ident())
 
 

@@ -26,7 +26,7 @@ import psycopg
 from psycopg import IsolationLevel
 
 from . import frames
-from .driver import bridge
+from .driver.coroutines import name_of
 from .driver.lease import Lease
 
 if TYPE_CHECKING:
@@ -327,7 +327,7 @@ def _end_left_over(
     """
     if lease is None or lease.ended:
         return None
-    name = f"task {bridge.name_of(task)!r}"
+    name = f"task {name_of(task)!r}"
     left = pinned or f"a cursor or an iterator of {lease.opened_at}"
     warning = (
         f"{name} has ended with {left} open, and held its connection of {lease.pool.name!r} until "

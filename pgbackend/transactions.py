@@ -57,6 +57,7 @@ from .block_context import (
     with_block,
 )
 from .driver import bridge
+from .driver.coroutines import name_of
 from .driver.errors import PortalClosed
 from .driver.lease import Lease
 from .driver.parking import ParkingLock, Waiter
@@ -114,7 +115,7 @@ class Block:
         self.transaction = transaction
         self.parent = parent
         if _get_running_loop() is not None and (task := asyncio.current_task()) is not None:
-            self.task = bridge.name_of(task)
+            self.task = name_of(task)
             self.opener = weakref.ref(task)
         else:
             self.thread = threading.get_ident()
@@ -253,7 +254,7 @@ class Block:
         """
         if self.ended or self.left:
             return None
-        name = f"task {bridge.name_of(task)!r}"
+        name = f"task {name_of(task)!r}"
         place = "an unknown place" if self.frame is None else frames.place_of(self.frame)
         self.reason = (
             f"an atomic block was rolled back: {name}, which had opened it in {place}, ended "

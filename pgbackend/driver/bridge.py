@@ -51,7 +51,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
-from .coroutines import GreenCoroutine, Resumed, as_coroutine, exception_to_throw
+from .coroutines import GreenCoroutine, as_coroutine, exception_to_throw
 from .errors import NotGreen, PortalClosed
 from .finalizers import (
     RaisesWhenFreed,
@@ -138,11 +138,8 @@ class Portal(greenlet):
         return value
 
     def wait_for(self, future: asyncio.Future[T]) -> T:
-        """Let the task wait for `future`; return the result of `future`, or raise its exception.
-
-        The code of `suspend()` is repeated here instead of called, because greenlet makes an object
-        for each frame that a switch leaves behind.
-        """
+        """Let the task wait for `future`; return the result of `future`, or raise its exception."""
+        # As `suspend()` does: greenlet makes an object for each frame that a switch leaves behind.
         if not future.done():
             if self.closing or collecting or self.gr_context is not self.context:
                 self._check_may_wait()
@@ -154,10 +151,7 @@ class Portal(greenlet):
         return future.result()
 
     def deliver_cancellation(self) -> None:
-        """Raise the cancellation that was held back, if there is one.
-
-        Does nothing inside `with hold_cancellation()` or `with postpone_delivery()`.
-        """
+        """Raise the cancellation that was held back, if there is one and none is still held."""
         if self.pending is None or self.holding or self.postponing:
             return
         pending, self.pending = self.pending, None
@@ -225,10 +219,7 @@ class _Orphan(Portal):
 
 @after_fork
 def _forget_portals() -> None:
-    """Make the running code synchronous in a forked child, where no loop runs.
-
-    The other portals in which a function has not ended are left suspended for ever.
-    """
+    """Make the running code synchronous in a forked child; leave other portals suspended."""
     here = getcurrent()
     if type(here) is Portal:
         here.__class__ = _Orphan
@@ -263,11 +254,7 @@ def current_task() -> asyncio.Task[Any] | None:
 
 
 def frames_below() -> Iterator[FrameType]:
-    """Yield, for each portal around the caller, the frame that has switched to that portal.
-
-    The innermost portal comes first. The stack of a portal ends with the portal's own function:
-    these frames are where it goes on.
-    """
+    """Yield the frames that have switched to the portals around the caller, innermost first."""
     here: greenlet | None = getcurrent()
     while isinstance(here, Portal):
         here = here.parent
@@ -357,10 +344,7 @@ def _take_portal() -> Portal:
 
 
 def _keep_portal(portal: Portal) -> None:
-    """Keep `portal`, whose function has ended, for another function, or end it.
-
-    It is ended if enough are kept, if it was closed, or if it still holds cancellations back.
-    """
+    """Keep `portal`, whose function has ended, for another one; end it if it cannot be kept."""
     portal.returned = portal.raised = portal.pending = portal.found = portal.gr_context = None
     portal.on_wait = portal.loop = portal.context = None
     idle = _mine.idle
@@ -454,10 +438,7 @@ def _unwind_left() -> None:
 
 
 def _unwind(portal: Portal) -> None:
-    """Raise GeneratorExit in the code in `portal`, as if its coroutine were closed.
-
-    If that code then raises another exception, `sys.unraisablehook` gets it.
-    """
+    """Raise GeneratorExit in the code in `portal`, as if its coroutine were closed."""
     _mine.made.discard(portal)
     if portal.dead or not portal.working:
         return
@@ -578,29 +559,15 @@ def first_step(
 ) -> asyncio.Future[Any] | None:
     """Take the first step of `coro`, in a callback of the loop; return what that step yields.
 
-    That is the future that `coro` waits for, or None. A task must take the other steps, by
-    `resume()`. Raises StopIteration if `coro` returns in this step, and the errors of `coro`; a use
-    of the database is the error `NotGreen`, since only a task can hold a connection.
+    That is the future that `coro` waits for, or None; `coroutines.resume()`, in a task, takes the
+    other steps. Raises StopIteration if `coro` returns, the errors of `coro`, and `NotGreen` if it
+    uses the database, since only a task can hold a connection.
     """
     _mine.outside_of_tasks = True
     try:
         return coro.send(None)
     finally:
         _mine.outside_of_tasks = False
-
-
-async def resume(coro: Coroutine[Any, Any, T], waits_for: asyncio.Future[Any] | None) -> T:
-    """Run the rest of `coro`, whose first step was taken before and yielded `waits_for`."""
-    result: T = await Resumed(coro, waits_for)
-    return result
-
-
-def name_of(task: asyncio.Task[Any]) -> str:
-    """Return the name of `task` for messages; if it has none, the name of its function."""
-    name = task.get_name()
-    if name == "None":  # some releases of Python 3.13 give it to tasks of a factory
-        name = getattr(task.get_coro(), "__qualname__", name)
-    return name
 
 
 #: Functions that the factory of `make_child_tasks_green()` calls before it makes a task, since the

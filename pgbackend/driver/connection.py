@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from operator import is_
 from time import monotonic
-from types import TracebackType
 from typing import Any, NoReturn, Protocol, Self, TypeVar
 
 import psycopg
@@ -35,6 +34,7 @@ from .cursors import BLOCK_ENDED, BlockEndedError, adopt, own_class
 from .errors import LeaseEnded, NothingCommitted, OutcomeUnknown
 from .parking import Caller, ParkingLock, caller
 from .protocols import Lease
+from .psycopg_transaction import Transaction
 from .recovery import (
     CLEANUP_BUDGET,
     WAIT_INTERVAL,
@@ -593,24 +593,3 @@ class Connection(psycopg.Connection[Any]):
         else:
             with transaction:
                 yield transaction
-
-
-class Transaction(psycopg.Transaction):
-    """psycopg's transaction or savepoint (a context manager); a cancellation cannot cut its end."""
-
-    __module__ = "pgbackend.driver"
-
-    _conn: Connection
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_val: BaseException | None,
-        exc_tb: TracebackType | None,
-    ) -> bool:
-        commits = self._outer_transaction and exc_val is None and not self.force_rollback
-        telling = self._conn._commits() if commits else contextlib.nullcontext()  # noqa: SLF001
-        with hold_cancellation(), telling:
-            suppressed = super().__exit__(exc_type, exc_val, exc_tb)
-        deliver_cancellation()
-        return suppressed

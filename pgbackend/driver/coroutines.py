@@ -113,3 +113,17 @@ class Resumed:
                     waits_for = self.coro.send(value)
         except StopIteration as stop:
             return stop.value
+
+
+async def resume(coro: Coroutine[Any, Any, T], waits_for: asyncio.Future[Any] | None) -> T:
+    """Run the rest of `coro`, whose first step was taken before and yielded `waits_for`."""
+    result: T = await Resumed(coro, waits_for)
+    return result
+
+
+def name_of(task: asyncio.Task[Any]) -> str:
+    """Return the name of `task` for messages; if it has none, the name of its function."""
+    name = task.get_name()
+    if name == "None":  # some releases of Python 3.13 give it to tasks of a factory
+        name = getattr(task.get_coro(), "__qualname__", name)
+    return name

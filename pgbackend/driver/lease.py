@@ -30,6 +30,7 @@ from psycopg.abc import Params
 
 from . import bridge, errors
 from .connection import LEASE_ENDED, Connection
+from .coroutines import name_of
 from .finalizers import is_collecting
 from .pooled import AsyncConnection
 from .protocols import LeasedCursor
@@ -132,7 +133,7 @@ class Lease:
     @property
     def holder(self) -> str:
         """Return the name of the task that holds the connection, or "no task", for messages."""
-        return bridge.name_of(self.task) if self.task is not None else "no task"
+        return name_of(self.task) if self.task is not None else "no task"
 
     def execute(self, query: str, params: Params | None, adapting: Adapting) -> Result:
         """Execute a statement, fetch all its rows, and leave no cursor open.

@@ -34,6 +34,7 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 
 from . import bridge, deadlock, errors, events
 from .connection import ConnectArguments, Connection
+from .coroutines import name_of, resume
 from .finalizers import check_not_collecting
 from .lease import Adapting, Lease
 from .pooled import AsyncConnection
@@ -291,7 +292,7 @@ class Pool:
             if lease.task in circle
         )
         raise errors.PoolDeadlock(
-            f"task {bridge.name_of(task)!r} would wait for ever for a connection of {self.name!r}: "
+            f"task {name_of(task)!r} would wait for ever for a connection of {self.name!r}: "
             f"all {self._psycopg.max_size} are held by tasks that wait for each other: {holders}. "
             f"Raise 'max_size' in {self._setting()}, or need no second connection while one is "
             "held: let the inner code take part in the transaction instead of being detached, or "
@@ -363,7 +364,7 @@ class Pool:
             waits_for = put.send(None)
         except StopIteration:
             return
-        self._run_owned(bridge.resume(put, waits_for), physical)
+        self._run_owned(resume(put, waits_for), physical)
 
     def _run_owned(self, coro: Coroutine[Any, Any, Any], physical: AsyncConnection) -> None:
         """Start a `_plain_task()` of the pool's that runs `coro`, which works on `physical`."""

@@ -23,6 +23,7 @@ from django.core.handlers.asgi import ASGIHandler
 
 from pgbackend import conf, hooks, state
 from pgbackend.driver import bridge
+from pgbackend.driver.coroutines import resume
 from pgbackend.hooks import Hook
 from pgbackend.patches import if_unpatched
 from pgbackend.request_signals import close, is_method
@@ -183,12 +184,12 @@ class _Connected:
                 waits_for.add_done_callback(self._go_on)
                 self._listening = listening
             else:  # a bare `yield`, as of `asyncio.sleep(0)`
-                self._listen_in_task(bridge.resume(listening, waits_for))
+                self._listen_in_task(resume(listening, waits_for))
 
     def _go_on(self, waits_for: Any) -> None:
         listening, self._listening = self._listening, None
         if listening is not None:  # None: the response was sent first
-            self._listen_in_task(bridge.resume(listening, waits_for))
+            self._listen_in_task(resume(listening, waits_for))
 
     def _listen_in_task(self, listening: Coroutine[Any, Any, None]) -> None:
         # In a portal, as all tasks of a request.
@@ -237,7 +238,7 @@ class _Connected:
             except Exception as exc:
                 return exc
             # The coroutine awaits something as it ends: a task completes it, without the request.
-            self._task.get_loop().create_task(bridge.portal(bridge.resume(listening, waits_for)))
+            self._task.get_loop().create_task(bridge.portal(resume(listening, waits_for)))
             return None
         listener = self._listener
         if listener is not None:
