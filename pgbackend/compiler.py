@@ -6,8 +6,9 @@ C9). While a compiler executes, it vouches for the SQL texts that it has compile
 (`driver/vouching.py`), and for no other statement that is sent meanwhile. The cursor of a compiled
 statement is closed as soon as the result is in memory, and the lease ends with it.
 
-The classes `Compiled...` are bases of Django's compilers. They pass each part of a statement to
-`expressions`, which notes a part that is not Django's own: the SQL is not vouched for then.
+The classes `Compiled...` are mixins, in front of Django's compilers. They pass each part of a
+statement to `expressions`, which notes a part that is not Django's own: the SQL is not vouched for
+then.
 
 Note [Seams of the compilers]
 The five classes that Django looks up in this module by name are empty: their bases have the
@@ -33,9 +34,10 @@ _PLAIN_EXPRESSIONS = expressions.plain
 
 
 class CompiledStatement:
-    """The base of all compilers: marks their statements as the ORM's, and vouches for their SQL.
+    """A mixin of all compilers: marks their statements as the ORM's, and vouches for their SQL.
 
-    The mark (`Session.compiled`) is for the next cursor, which may end its lease after the rows.
+    The mark (`Session.compiled`) tells the next cursor that its lease may end once the rows are in
+    memory.
     """
 
     connection: Any
@@ -97,7 +99,7 @@ class CompiledStatement:
 
 
 class CompiledSelect(CompiledStatement):
-    """A compiler that lets `expressions` note a SELECT which is not made of Django's parts only."""
+    """A mixin: has `expressions` note a SELECT if a field or a part of it is not Django's own."""
 
     def get_select(self, with_col_aliases: bool = False) -> tuple[Any, Any, Any]:
         found: tuple[Any, Any, Any] = super().get_select(with_col_aliases=with_col_aliases)  # type: ignore[misc]
@@ -114,7 +116,7 @@ class CompiledSelect(CompiledStatement):
 
 
 class CompiledInsert(CompiledStatement):
-    """A compiler that lets `expressions` note fields that write SQL of their own in an INSERT."""
+    """A mixin: has `expressions` note an INSERT if a field writes the SQL of its value itself."""
 
     def as_sql(self) -> list[tuple[str, tuple[Any, ...]]]:
         for field in self.query.fields:
@@ -123,7 +125,7 @@ class CompiledInsert(CompiledStatement):
 
 
 class CompiledUpdate(CompiledStatement):
-    """A compiler that lets `expressions` note fields that write SQL of their own in an UPDATE.
+    """A mixin: has `expressions` note an UPDATE if a field writes the SQL of its value itself.
 
     It also marks and vouches for the statements of `execute_returning_sql()`.
     """

@@ -103,8 +103,8 @@ def of_the_orm(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
 def _alias_of(subject: Any) -> str | None:
     """Return the alias of the database that `subject` uses; None if that cannot be told.
 
-    `subject` is a QuerySet, a manager, an instance, a session store, or a list of instances, of
-    which the first is asked.
+    `subject` is a QuerySet, a manager, an instance or a session store; or a list of these, of which
+    the first is asked.
     """
     if isinstance(subject, list | tuple):
         return _alias_of(subject[0]) if subject else None

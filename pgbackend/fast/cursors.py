@@ -68,7 +68,7 @@ def cursor(self: Cursors) -> Any:
 
 
 def _cursor(self: Cursors, name: str | None = None) -> Any:
-    """Make a cursor on the open connection; leave it to Django's `_cursor()` if that may differ."""
+    """Make a cursor if the connection is open and no method is patched; else take the plain way."""
     own = state.plain_state(self)
     if own is None:
         return self._cursor_in_turn(name)

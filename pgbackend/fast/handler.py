@@ -252,7 +252,7 @@ LISTEN_AFTER = 0.05
 
 
 class _Busy(threading.local):
-    """A list, for each thread, of requests that have waited only for their databases so far."""
+    """A `threading.local` with the requests that have waited only for their databases so far."""
 
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None

@@ -374,7 +374,7 @@ class _Look:
 
     @cache  # noqa: B019 - the object lives for one call of why_off()
     def _series(self, distribution: str) -> str:
-        """Return the series to compare texts with: the installed one, else the newest known."""
+        """Return the series to compare texts with: the installed one if known, else the newest."""
         installed = series_of(installed_version(distribution))
         every = [*map(series_of, self._known["versions"][distribution])]
         return installed if installed in every or not every else every[-1]

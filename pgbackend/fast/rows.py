@@ -69,7 +69,7 @@ def from_db(db, field_names, values, *, fetch_mode=None):
 
 
 class _KlassInfo:
-    """The descriptor `klass_info`: shows row constructors to `ModelIterable`, else models."""
+    """The descriptor `klass_info`: `ModelIterable` sees row constructors, other code models."""
 
     def __get__(self, made_by: Any, cls: Any) -> Any:
         if made_by is None:
@@ -130,7 +130,7 @@ def standing_for(model: Any) -> Any:
 
 
 class RowConstructor:
-    """Stands in for a model in `ModelIterable`: has its own `from_db()`, else the model's names."""
+    """Stands in for a model in `ModelIterable`: `from_db()` is generated, the rest the model's."""
 
     __slots__ = ("descriptors", "fields", "from_db", "keys", "model", "post_init", "pre_init")
 

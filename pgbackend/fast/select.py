@@ -157,7 +157,7 @@ def _is_ordered(query: Any) -> bool:
 
 
 class Selects(CompiledSelect):
-    """A base of the SELECT compiler: writes usual statements from cached parts; see the Note."""
+    """A base of the SELECT compiler: uses cached parts for usual statements; see the Notes."""
 
     #: The columns that `get_select()` found in the cache.
     _columns: _CachedColumns | None = None
@@ -201,9 +201,9 @@ class Selects(CompiledSelect):
         return made or super().as_sql(with_limits=with_limits)
 
     def _known_statement(self, with_limits: bool, only: Any) -> tuple[str, tuple[Any, ...]] | None:
-        """Return SQL, from the cache if it is there, and parameters for the condition `only`.
+        """Return the SQL, now cached, and the parameters of a SELECT with the condition `only`.
 
-        Returns None if Django must write the SQL, or `_cached_select()` must.
+        Returns None if this way is not possible: the caller then tries `_cached_select()`.
         """
         query: Any = self.query
         cached = _CachedColumns.for_query(query, self.connection.ops)

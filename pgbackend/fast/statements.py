@@ -303,7 +303,10 @@ class InsertsAtOnce(CompiledStatement):
 
 
 def cursor_for_compiler(wrapper: Any, here: Portal) -> StatementCursor | None:
-    """Return a `StatementCursor` if a compiler asks; None if an ordinary cursor must be opened."""
+    """Return a `StatementCursor` if the caller is a compiler that fetches all rows.
+
+    Otherwise returns None, and the wrapper opens an ordinary cursor.
+    """
     session = state.find(here, wrapper).session
     if session is None or not session.at_once:
         return None
