@@ -2,8 +2,8 @@
 
 Django keeps the adapters of all future connections in a template (`get_adapters_template()`), on
 which projects register loaders and dumpers of their own. pgbackend uses that template itself, not a
-copy, so every connection that is opened after a registration has the new adapter. Code cannot close
-the open connections of an async pool; so the pool replaces them, before their next lease.
+copy, so every connection that is opened after a registration has the new adapter. Connections that
+are open already do not get it: the pools close them (leased ones when they come back).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PSYCOPGS: Any = adapters.get_loader(_TIMESTAMPTZ, Format.TEXT)
 
 
 class Template(AdaptersMap):
-    """Django's template of adapters, which renews the pools when an adapter is registered."""
+    """A class for Django's template of adapters: registering an adapter on it renews the pools."""
 
     registered: dict[Any, Any]
     """The adapter that was registered last, by type and format: a repeated one renews no pool."""
@@ -51,7 +51,9 @@ class Template(AdaptersMap):
 
 
 def prepare_template(template: Any, timezone: tzinfo | None) -> None:
-    """Let Django's `template` load UTC timestamps in C code, and notice registrations.
+    """Make Django's `template` load UTC timestamps in C code, and renew pools on registrations.
+
+    A template that the project has made is left unchanged.
 
     psycopg loads each timestamp, and then Django sets its `timezone` on it, in Python. If both
     zones are UTC, that changes nothing, and psycopg's loader, which is C code, is enough.
@@ -68,14 +70,14 @@ def prepare_template(template: Any, timezone: tzinfo | None) -> None:
 
 
 def _may_be_spared(loader: type[Any]) -> bool:
-    """Return whether `loader` is Django's own, unpatched, and sets UTC on timestamps."""
+    """Return True if `loader` is Django's own, unpatched, and all that it does is to set UTC."""
     if not issubclass(loader, BaseTzLoader) or issubclass(loader, _Fast):
         return False
     return bool(loader.load is BaseTzLoader.load and loader.timezone is UTC)
 
 
 class _Fast:
-    """Marks the loaders that `_without_detour()` has made."""
+    """A mixin without members: marks the loaders that `_without_detour()` has made."""
 
 
 def _without_detour(djangos: Any) -> type[Loader]:
@@ -97,6 +99,9 @@ def _timezone_of(context: AdaptContext | None) -> bytes | None:
 
 
 def adapting(timezone: tzinfo | None, adapters: AdaptersMap) -> Callable[[Any], None] | None:
-    """Return a function that lets a cursor load timestamps in `timezone`; None if not needed."""
+    """Return a function that makes a cursor load timestamps in `timezone`.
+
+    Returns None if that is not needed: `adapters`, those of its connection, do so already.
+    """
     loader: Any = adapters.get_loader(_TIMESTAMPTZ, Format.TEXT)
     return None if loader.timezone == timezone else partial(register_tzloader, timezone)

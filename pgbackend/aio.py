@@ -28,7 +28,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 if TYPE_CHECKING:
 
     class Atomic(transaction.Atomic):
-        """Django's `Atomic`, with the methods that `hooks` adds."""
+        """Django's `Atomic`, for type checkers: with the methods that `hooks` adds to it."""
 
         def __call__(self, func: F) -> F: ...
 
@@ -118,7 +118,7 @@ class pinned:  # noqa: N801 - reads as a statement
 
 
 class Detached:
-    """A context manager whose code is outside the surrounding transactions; made by `detached`."""
+    """A context manager: its body runs outside of the transactions around it; see `detached`."""
 
     def __init__(self, using: str | None = None) -> None:
         self._keys = None if using is None else {id(connections.settings[using])}

@@ -1,9 +1,10 @@
 """Serves requests on the event loop: replaces methods of Django's handlers of requests.
 
 Each request runs in a portal, so all synchronous code that its view calls is green. Each request
-has its own values of `threading.local` objects (see request.py). request_signals.py has the end of
-a request.
+has its own values of `threading.local` objects (see request.py). At its end, request_signals.py
+calls the receivers of its signals, and closes the response.
 
+Each `make_...()` function is given a method of Django's, and returns the replacement: see hooks.py.
 Django's own `ASGIHandler.handle()` does the rest: it reads the request, calls the view, watches
 whether the client is still connected, and sends the response.
 """
@@ -28,8 +29,8 @@ from .driver import bridge
 def make_call(call: Callable[..., Any]) -> Callable[..., Any]:
     """Return a `__call__()` of an ASGI application that runs each call in a portal.
 
-    The result names its arguments, because uvicorn calls an application without any to find out
-    whether it is a factory: without a `TypeError`, uvicorn takes it for one.
+    The result declares its three arguments, and not `*args`: uvicorn calls an application without
+    arguments, and takes it for a factory unless that raises `TypeError`.
     """
 
     @functools.wraps(call)
@@ -60,7 +61,8 @@ def make_call_of_test_client(call: Callable[..., Any]) -> Callable[..., Any]:
 def make_view_atomic(make: Callable[..., Any]) -> Callable[..., Any]:
     """Return a `BaseHandler.make_view_atomic()` that accepts async views under `ATOMIC_REQUESTS`.
 
-    Django's refuses async views, because its `atomic()` cannot decorate them.
+    Django's refuses async views, because its `atomic()` cannot decorate them; it still does if an
+    alias with `ATOMIC_REQUESTS` has another engine.
     """
 
     @functools.wraps(make)
@@ -95,9 +97,10 @@ _loops_of_threads: Mapping[Any, Any] = AsyncToSync.loop_thread_executors
 
 
 def new_wrapper(create: Callable[..., Any], handler: ConnectionHandler, alias: str) -> object:
-    """Return a new wrapper object of an alias, for green code that has none yet.
+    """Call `create`, Django's method, and return the new wrapper object of `alias`.
 
-    This is a seam: the shortcut ``wrappers`` returns the wrapper of an ended request, if it can.
+    This is a seam, for green code that has no wrapper of the alias yet: the shortcut ``wrappers``
+    replaces this function by one that returns the wrapper of an ended request, if there is one.
     """
     return create(handler, alias)
 
@@ -106,7 +109,8 @@ def make_create_connection(create: Callable[..., Any]) -> Callable[..., Any]:
     """Return a `ConnectionHandler.create_connection()` that lends out a waiting thread's wrapper.
 
     If `async_to_sync()` has started the running loop, the thread that called it waits for the loop;
-    then that thread's wrapper is returned. See Note [Lent wrappers] in state.py.
+    then that thread's wrapper is returned. Otherwise a new one is returned, as in Django. See Note
+    [Lent wrappers] in state.py.
     """
 
     @functools.wraps(create)
@@ -130,7 +134,8 @@ def make_create_connection(create: Callable[..., Any]) -> Callable[..., Any]:
 def make_load_middleware(load: Callable[..., None]) -> Callable[..., None]:
     """Return a `BaseHandler.load_middleware()` that looks for `threading.local` objects afterwards.
 
-    It imports the modules of the middleware, which may have made new ones.
+    Django's imports the modules of the middleware, which may have made new objects: each of these
+    is replaced, so that each request has its own values.
     """
 
     @functools.wraps(load)
@@ -144,7 +149,7 @@ def make_load_middleware(load: Callable[..., None]) -> Callable[..., None]:
 def make_resolve_request(resolve: Callable[..., Any]) -> Callable[..., Any]:
     """Return a `BaseHandler.resolve_request()` that looks for `threading.local` objects afterwards.
 
-    The first request imports the modules of the views, which may have made new ones.
+    The first request imports the modules of the views, which may have made new objects.
     """
 
     @functools.wraps(resolve)

@@ -21,9 +21,10 @@ from .driver import bridge
 def make_get_running_loop(get_running_loop: Callable[[], Any]) -> Callable[[], Any]:
     """Return a `get_running_loop()` that hides the loop from `async_unsafe` in green code.
 
-    It does so only for methods of pgbackend's wrappers: the guard still works for other engines,
-    and for any other decorated function. pgbackend's own methods have a guard of their own
-    (wrapper/guards.py), but derived wrappers, mixins and patches may use Django's.
+    It raises `RuntimeError` then, as without a loop: so the guard lets the call through. It does so
+    only for methods of pgbackend's wrappers: the guard still works for other engines, and for any
+    other decorated function. pgbackend's own methods have another guard (wrapper/guards.py), but
+    derived wrappers, mixins and patches may use Django's.
     """
 
     @functools.wraps(get_running_loop)
@@ -41,7 +42,7 @@ _GUARD = async_unsafe(wrapper_is_ours).__code__
 
 
 def _guards_ours(frame: FrameType) -> bool:
-    """Return whether `frame` runs the guard around a method of one of pgbackend's wrappers."""
+    """Return whether `frame` is a call of the guard, for a method of a wrapper of pgbackend's."""
     if frame.f_code is not _GUARD:
         return False
     names = frame.f_locals

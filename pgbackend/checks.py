@@ -14,7 +14,7 @@ _CURE = (
 
 
 def check_thread_locals(app_configs: object, **kwargs: object) -> list[checks.CheckMessage]:
-    """Return one message with all converted thread-locals, and a warning for each refused one."""
+    """Return a message that names the replaced thread-locals, and a warning for each refused."""
     messages: list[checks.CheckMessage] = []
     if thread_locals.converted:
         names = ", ".join(sorted(each.name for each in thread_locals.converted))

@@ -1,4 +1,4 @@
-"""`DatabaseClient`: Django's for PostgreSQL, unchanged; packages import it from here by name."""
+"""`DatabaseClient`: Django's class for PostgreSQL; packages import it from here by name."""
 
 from __future__ import annotations
 

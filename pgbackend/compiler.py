@@ -6,6 +6,10 @@ C9). While a compiler executes, it vouches for the SQL texts that it has compile
 (`driver/vouching.py`), and for no other statement that is sent meanwhile. The cursor of a compiled
 statement is closed as soon as the result is in memory, and the lease ends with it.
 
+The classes `Compiled...` are mixins, in front of Django's compilers. They pass each part of a
+statement to `expressions`, which notes a part that is not Django's own: the SQL is not vouched for
+then.
+
 Note [Seams of the compilers]
 The five classes that Django looks up in this module by name are empty: their bases have the
 methods. So a shortcut is plugged in as one more base, in front (`put_before()`), whose methods call
@@ -30,7 +34,11 @@ _PLAIN_EXPRESSIONS = expressions.plain
 
 
 class CompiledStatement:
-    """A compiler that marks its statements as the ORM's, and vouches for their SQL."""
+    """A mixin of all compilers: marks their statements as the ORM's, and vouches for their SQL.
+
+    The mark (`Session.compiled`) tells the next cursor that its lease may end once the rows are in
+    memory.
+    """
 
     connection: Any
     query: Any
@@ -60,15 +68,16 @@ class CompiledStatement:
             session.compiled, session.at_once, session.cursor = outer
 
     def fetches_at_once(self) -> bool:
-        """Return whether `execute_sql()` may use a cursor that fetches all rows as it executes.
+        """Return False: `execute_sql()` gets an ordinary cursor.
 
-        The plain way has no such cursor; the shortcut `statements` overrides this method.
+        The shortcut `statements` overrides this method, and returns True if `execute_sql()` may get
+        a cursor that fetches all rows as it executes.
         """
         return False
 
     @contextmanager
     def _vouching(self) -> Iterator[None]:
-        """Vouch, inside the `with`, for SQL of `as_sql()` whose parts are all Django's own."""
+        """Vouch, inside the `with`, for the SQL of `as_sql()` if its parts are all Django's own."""
         texts: list[str] = []
         # Set on the object, so that the text of a derived class's `as_sql()` is known, too.
         as_sql: Any = self.as_sql  # type: ignore[attr-defined]  # of Django's
@@ -90,7 +99,7 @@ class CompiledStatement:
 
 
 class CompiledSelect(CompiledStatement):
-    """A compiler that passes selected fields, and the parts of a SELECT, to `expressions`."""
+    """A mixin: has `expressions` note a SELECT if a field or a part of it is not Django's own."""
 
     def get_select(self, with_col_aliases: bool = False) -> tuple[Any, Any, Any]:
         found: tuple[Any, Any, Any] = super().get_select(with_col_aliases=with_col_aliases)  # type: ignore[misc]
@@ -107,7 +116,7 @@ class CompiledSelect(CompiledStatement):
 
 
 class CompiledInsert(CompiledStatement):
-    """A compiler that passes the fields that an INSERT writes to `expressions`."""
+    """A mixin: has `expressions` note an INSERT if a field writes the SQL of its value itself."""
 
     def as_sql(self) -> list[tuple[str, tuple[Any, ...]]]:
         for field in self.query.fields:
@@ -116,7 +125,10 @@ class CompiledInsert(CompiledStatement):
 
 
 class CompiledUpdate(CompiledStatement):
-    """A compiler that passes an UPDATE's fields to `expressions`, and marks UPDATE RETURNING."""
+    """A mixin: has `expressions` note an UPDATE if a field writes the SQL of its value itself.
+
+    It also marks and vouches for the statements of `execute_returning_sql()`.
+    """
 
     def as_sql(self) -> tuple[str, tuple[Any, ...]]:
         for field, _, _ in self.query.values:
@@ -137,7 +149,7 @@ class CompiledUpdate(CompiledStatement):
             session.compiled, session.at_once = outer
 
     def fetches_returned_at_once(self) -> bool:
-        """Return the same as `fetches_at_once()`, for `execute_returning_sql()`."""
+        """Return False, as `fetches_at_once()` does, but for `execute_returning_sql()`."""
         return False
 
 
@@ -168,5 +180,5 @@ COMPILERS = (
 
 
 def put_before(kind: type[Any], shortcut: type[Any]) -> None:
-    """Put the class `shortcut` in front of the bases of the compiler class `kind`."""
+    """Put `shortcut`, a class, in front of the bases of `kind`: Note [Seams of the compilers]."""
     kind.__bases__ = (shortcut, *kind.__bases__)

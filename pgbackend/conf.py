@@ -48,12 +48,12 @@ _RESETS = ("always", "dirty", "never")
 
 
 def is_shared(alias: str, settings_dict: Mapping[str, Any]) -> bool:
-    """Return whether `settings_dict` is the very object in `django.db.connections`, not a copy."""
+    """Return True if `settings_dict` is the object in `connections.settings`; False for a copy."""
     return connections.settings.get(alias) is settings_dict
 
 
 def has_foreign_alias() -> bool:
-    """Return whether the project uses a database with another engine."""
+    """Return whether an alias has another engine than pgbackend; Django's dummy does not count."""
     # Not `any()`: a request asks several times, and a generator costs more than the loop.
     for entry in connections.settings.values():
         engine = entry["ENGINE"]
@@ -63,7 +63,10 @@ def has_foreign_alias() -> bool:
 
 
 def alias_is_ours(alias: str) -> bool:
-    """Return whether pgbackend is the engine of `alias`; Django refuses an unknown alias itself."""
+    """Return whether pgbackend is the engine of `alias`; False for an unknown alias.
+
+    The caller then does what it does for other engines, and so Django raises its own error.
+    """
     settings_dict = connections.settings.get(alias)
     return settings_dict is not None and engine_is_ours(settings_dict["ENGINE"])
 
@@ -95,7 +98,7 @@ _known_settings: dict[str, Any] = vars(settings)
 
 
 def is_debugging() -> bool:
-    """Return whether Django logs all statements, in `connection.queries`."""
+    """Return whether `DEBUG` is on: Django then logs all statements, in `connection.queries`."""
     try:
         return bool(_known_settings["DEBUG"])
     except KeyError:
@@ -117,10 +120,11 @@ _SHORTCUTS = "PGBACKEND_SHORTCUTS"
 
 
 def shortcuts_switched_off(names: Iterable[str]) -> tuple[frozenset[str], str]:
-    """Return which of the shortcuts `names` are switched off, and by which setting, for messages.
+    """Return the shortcuts of `names` that are switched off, and which setting says so.
 
-    The environment variable comes before the setting. Either is ``0``, which switches all off, or
-    a list of names with a minus before each: ``-select,-rows``. Raises `ImproperlyConfigured`.
+    `PGBACKEND_SHORTCUTS` is read from the environment, else from the settings. It is ``0``, which
+    switches all off, or a list of names with a minus before each: ``-select,-rows``. By default,
+    and with ``1``, none is off. Raises `ImproperlyConfigured` for any other value.
     """
     names = [*names]
     if (value := os.environ.get(_SHORTCUTS)) is not None:
@@ -146,7 +150,7 @@ _THREAD_LOCALS = "PGBACKEND_THREAD_LOCALS"
 def thread_locals() -> dict[str, frozenset[str]]:
     """Return the checked setting `PGBACKEND_THREAD_LOCALS`, as sets of dotted names.
 
-    Its keys are ``exclude`` and ``include``. Raises `ImproperlyConfigured`.
+    Its keys are ``exclude`` and ``include``. Raises `ImproperlyConfigured` for any other value.
     """
     value = getattr(settings, _THREAD_LOCALS, {})
     names = {"exclude", "include"}
@@ -173,7 +177,7 @@ def of_project(name: str) -> Any:
 
 
 def session_reset(alias: str, options: Mapping[str, Any]) -> Any:
-    """Return the checked value of `OPTIONS["session_reset"]`."""
+    """Return `OPTIONS["session_reset"]`; raise `ImproperlyConfigured` if it is not in `_RESETS`."""
     value = options.get("session_reset", "dirty")
     if value not in _RESETS:
         raise ImproperlyConfigured(
@@ -184,7 +188,7 @@ def session_reset(alias: str, options: Mapping[str, Any]) -> Any:
 
 
 def pool_options(alias: str, settings_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of psycopg_pool's `AsyncConnectionPool` for an alias.
+    """Return the keyword arguments for psycopg_pool's `AsyncConnectionPool` of `alias`.
 
     The options have psycopg_pool's names. Where these take a coroutine function (`check`, `reset`),
     they may also be the synchronous functions that psycopg_pool's synchronous pool takes, which are
@@ -213,7 +217,10 @@ def pool_options(alias: str, settings_dict: Mapping[str, Any]) -> dict[str, Any]
 
 
 def facade_class(alias: str, settings_dict: Mapping[str, Any]) -> type[Connection]:
-    """Return the class of the connections that user code sees: `Connection`, or a subclass."""
+    """Return the class of the connections that user code sees: `Connection`, or a subclass.
+
+    Raises `ImproperlyConfigured` if the option `connection_class` is anything else.
+    """
     given = settings_dict["OPTIONS"].get("pool")
     cls = given.get("connection_class", Connection) if isinstance(given, Mapping) else Connection
     if not (isinstance(cls, type) and issubclass(cls, Connection)):

@@ -1,4 +1,4 @@
-"""`DatabaseCreation`: Django's for PostgreSQL; closes the pools before it creates a database."""
+"""`DatabaseCreation`: Django's for PostgreSQL; closes the pools before it makes a database."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ SQL that the ORM compiles from its own expressions changes nothing in the server
 part may: `RawSQL("set_config(...)")`, a `Func` with a given function name, a custom lookup, a field
 that writes SQL. So the compilers pass each part to one of the `look_at...()` functions, which
 replace the object `noted` for a part that is not Django's own. The code that executes a statement
-compares `noted` before and after compiling. Subqueries, and the parts of unions, have compilers of
-their own, which run between these two moments.
+compares `noted` before and after compiling: if the object was replaced, the lease becomes dirty.
+Subqueries, and the parts of unions, have compilers of their own, which run in between.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _NOT_WRITING = frozenset(
 
 
 def note() -> None:
-    """Note that a part of the statement which is being compiled is not Django's own."""
+    """Replace `noted`, because a part of the statement being compiled is not Django's own."""
     global noted  # noqa: PLW0603 - all compilers share it
     noted = object()
 
@@ -124,12 +124,16 @@ def _look_at_field(field: object, names: frozenset[str]) -> None:
 
 
 def is_djangos(kind: type[Any]) -> bool:
-    """Return whether a class is Django's own."""
+    """Return whether the class `kind` is `object`, or defined by Django."""
     return kind is object or kind.__module__.startswith("django.")
 
 
 def writes_as_django(kind: type[Any]) -> bool:
-    """Return whether compilers of this class write the same SQL as Django's."""
+    """Return whether compilers of the class `kind` write the same SQL as Django's.
+
+    So do Django's and pgbackend's own, and classes derived from them that override nothing which
+    writes SQL.
+    """
     return _writes_as_django(kind)  # type: ignore[arg-type]  # a class has a hash
 
 

@@ -1,4 +1,4 @@
-"""`DatabaseFeatures`: Django's for PostgreSQL; pgbackend supports all of them."""
+"""`DatabaseFeatures`: Django's for PostgreSQL; nothing differs, for pgbackend supports them all."""
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@ request_signals.py, iteration.py, other_packages.py; threads.py decides which fu
 place. With other engines, the replacements do what the originals do.
 
 A row whose target is missing raises an error when it is installed: a new version of Django, or of
-another package, has moved the target, and the project would lose a promise in silence.
+another package, has moved the target. Without an error, the project would run without the
+replacement, and nobody would notice.
 """
 
 from __future__ import annotations
@@ -108,7 +109,10 @@ class Hook:
 
 
 def _has(target: object, attribute: str) -> bool:
-    """Return whether `target` has `attribute`; for a class, `type` and `object` do not count."""
+    """Return whether `target` has `attribute`.
+
+    If `target` is a class, attributes of `object`, and of its metaclass `type`, do not count.
+    """
     if not inspect.isclass(target):
         return hasattr(target, attribute)
     return any(attribute in vars(cls) for cls in target.__mro__ if cls is not object)
@@ -136,7 +140,7 @@ _AUTH = "django.contrib.auth"
 
 
 def _thread(module: str, policy: hops.Policy, reason: str, **conditions: Any) -> Hook:
-    """Declare a hook for a module of Django's that imports `sync_to_async`; see `hops.Policy`."""
+    """Return a hook that replaces `sync_to_async` in a module of Django's; see `hops.Policy`."""
     return Hook(module, "sync_to_async", hops.make_sync_to_async(policy), reason, **conditions)
 
 

@@ -1,10 +1,11 @@
 """Replaces Django's hops between the event loop and threads: `sync_to_async`, `async_to_sync`.
 
-hooks.py lists the modules of Django in which they are replaced. The rule for a `sync_to_async`:
+hooks.py lists the modules of Django in which they are replaced. A call "runs in place" if it runs
+green on the loop, and "keeps its thread" if asgiref calls it in a thread, as in Django. The rule:
 
-- the ORM's a-methods run their synchronous method green, if its alias uses pgbackend;
+- the ORM's a-methods run their synchronous method in place, if its alias uses pgbackend;
 - code that Django itself defines and that does not block (its middleware, its views, rendering, the
-  receivers of signals) runs green, in place, if every alias of the project uses pgbackend;
+  receivers of signals) runs in place, if every alias of the project uses pgbackend;
 - code that users define (sync views, sync middleware) always keeps its thread, because it may
   block. threads.py tells users' code from Django's.
 
@@ -24,7 +25,7 @@ from django.db import connections, router
 from . import block_context, conf, generators, request, state
 from .driver import bridge
 
-#: A policy decides whether a call of a function, with these arguments, runs green and in place.
+#: A policy returns whether a call of a function, with these arguments, runs in place.
 Policy: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], bool]
 
 
@@ -32,7 +33,7 @@ Policy: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any
 
 
 def make_sync_to_async(policy: Policy) -> Callable[[Any], Callable[..., Any]]:
-    """Return a `Hook.replace` that makes a `sync_to_async` which asks `policy` at each call."""
+    """Return a `Hook.replace`: it returns a `sync_to_async` that asks `policy` at each call."""
     return lambda original: _hop(policy)
 
 
@@ -54,7 +55,7 @@ def _hop(policy: Policy) -> Callable[..., Any]:
 
 
 def make_async_to_sync(original: object) -> Callable[..., Any]:
-    """Return an `async_to_sync` whose coroutines run green, on any loop."""
+    """Return an `async_to_sync` that runs its coroutines in a portal, on any loop."""
     return _green_async_to_sync
 
 
@@ -67,14 +68,17 @@ def _green_async_to_sync(func: Callable[..., Awaitable[Any]]) -> Callable[..., A
 
 
 def _bound_like(method: Any, function: Any) -> Any:
-    """Give `function` the `__self__` of `method`, as asgiref's wrappers do: Django reads it."""
+    """Return `function` with the `__self__` of `method`, if any, as in asgiref: Django reads it."""
     if hasattr(method, "__self__"):
         function.__self__ = method.__self__
     return function
 
 
 def run_coroutine_function(func: Callable[[], Awaitable[Any]]) -> object:
-    """Call the coroutine function `func` from synchronous code, green or not."""
+    """Call the coroutine function `func`, wait for its result, and return it.
+
+    The caller is synchronous code, green or not.
+    """
     if bridge.current() is not None:
         return bridge.await_(func())
     return _green_async_to_sync(func)()
@@ -84,7 +88,10 @@ def run_coroutine_function(func: Callable[[], Awaitable[Any]]) -> object:
 
 
 def of_the_orm(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Return whether `func`, a method of the ORM, uses a database whose engine is pgbackend."""
+    """Return whether `func`, a method of the ORM, uses a database whose engine is pgbackend.
+
+    If the project has other engines, too, and the call does not tell its alias, returns False.
+    """
     if not conf.has_foreign_alias():
         return True
     alias = kwargs.get("using") or next(
@@ -94,9 +101,10 @@ def of_the_orm(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
 
 
 def _alias_of(subject: Any) -> str | None:
-    """Return the alias of the database that a QuerySet, manager, instance or session store uses.
+    """Return the alias of the database that `subject` uses; None if that cannot be told.
 
-    `subject` may also be a list of these.
+    `subject` is a QuerySet, a manager, an instance or a session store; or a list of these, of which
+    the first is asked.
     """
     if isinstance(subject, list | tuple):
         return _alias_of(subject[0]) if subject else None
@@ -111,7 +119,7 @@ def _alias_of(subject: Any) -> str | None:
 
 
 def of_receivers(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Return whether receivers of a signal run in place: if every alias uses pgbackend."""
+    """Return True if every alias uses pgbackend: then the receivers of a signal run in place."""
     return not conf.has_foreign_alias()
 
 
@@ -121,8 +129,9 @@ def of_receivers(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
 def make_call_of_async_to_sync(call: Callable[..., Any]) -> Callable[..., Any]:
     """Return an `AsyncToSync.__call__()` that green code can call: it waits in its portal.
 
-    asgiref's own fails while a loop runs in the thread. Called in another thread, it lends the
-    thread's wrapper objects to the coroutine: see Note [Lent wrappers] in state.py.
+    asgiref's own raises an error while a loop runs in the thread. Code that is not green still
+    calls it, and the coroutine then uses the wrapper objects of the calling thread: see Note [Lent
+    wrappers] in state.py.
     """
 
     @functools.wraps(call)
@@ -141,8 +150,8 @@ def make_call_of_async_to_sync(call: Callable[..., Any]) -> Callable[..., Any]:
 def make_call_of_sync_to_async(call: Callable[..., Any]) -> Callable[..., Any]:
     """Return a `SyncToAsync.__call__()` whose thread takes part in the caller's `atomic` blocks.
 
-    asgiref lets the thread inherit the context of the task. That context may not name the block of
-    a generator that makes the call, nor the block of a test; so these are added.
+    asgiref calls the function in a copy of the task's context. If a generator makes the call, or a
+    test has opened a block, that context may not name the block; so it is added.
     """
 
     @functools.wraps(call)

@@ -1,4 +1,4 @@
-"""`DatabaseIntrospection`: Django's for PostgreSQL, unchanged; packages import it from here."""
+"""`DatabaseIntrospection`: Django's class for PostgreSQL; packages import it from here."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Replaces Django's ways to iterate over rows: `async for`, `aiterator()`, the cursor of `raw()`.
 
 Chunks are fetched green. A cursor is closed, and its connection given back, as soon as its iterator
-is closed, and not when the garbage collector finds it.
+is closed, and not only when the garbage collector finds it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ _AT_A_TIME = 100
 def make_async_generator(in_threads: Callable[..., AsyncIterator[Any]]) -> Callable[..., Any]:
     """Return a `BaseIterable._async_generator()` that fetches its chunks green.
 
-    Closing the generator closes its cursor, too.
+    Closing the generator closes its cursor, too. `in_threads`, Django's method, does the work for
+    other engines.
     """
 
     async def _async_generator(self: Any) -> AsyncIterator[Any]:
@@ -68,9 +69,9 @@ def make_aiterator(original: Callable[..., AsyncIterator[Any]]) -> Callable[...,
     Django's is one more generator around it: each row goes through both, and closing the outer one
     leaves the inner one, with its cursor and its lease, to the garbage collector.
 
-    Other tasks than the caller may make steps of the generator, and end before it does
-    (`asyncio.wait_for()` on Python 3.11): the lease then passes to the task that called
-    `aiterator()`.
+    Another task than the caller may make a step of the generator, lease the connection for it, and
+    end before the generator does (`asyncio.wait_for()` on Python 3.11). Its lease then passes to
+    the task that called `aiterator()`.
     """
     # 2000; from Django 6.2 on None, which means 2000 if nothing is prefetched.
     default = inspect.signature(original).parameters["chunk_size"].default
@@ -113,8 +114,8 @@ def _known_by(maker: Sessions, queryset: QuerySet[Any]) -> QuerySet[Any]:
 def make_aiter(original: Callable[..., AsyncIterator[Any]]) -> Callable[..., Any]:
     """Return an `__aiter__()` of a QuerySet that fetches its rows without an async generator.
 
-    Before Python 3.13, closing a coroutine inside its ``async for`` does not close the generator.
-    The statement, and its lease, would be left to the garbage collector.
+    Before Python 3.13, closing a coroutine inside its ``async for`` does not close the generator:
+    its statement and lease would wait for the garbage collector.
     """
 
     @functools.wraps(original)
@@ -125,7 +126,7 @@ def make_aiter(original: Callable[..., AsyncIterator[Any]]) -> Callable[..., Any
 
 
 class _FetchedRows:
-    """The rows of a QuerySet: the first step fetches all of them, green."""
+    """An async iterator over the rows of a QuerySet: its first step fetches all of them, green."""
 
     __slots__ = ("_queryset", "_rows")
 
@@ -152,10 +153,10 @@ async def _each(rows: list[Any]) -> AsyncIterator[Any]:
 
 
 def make_execute_query(execute: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Return a `RawQuery._execute_query()` whose cursor is no holder of its lease afterwards.
+    """Return a `RawQuery._execute_query()` whose cursor, once executed, holds no lease any more.
 
-    By then the rows are in memory. Django never closes the cursor, and keeps it as long as the
-    QuerySet lives.
+    The rows are in memory then, so the connection can be given back. Django never closes the
+    cursor, and keeps it as long as the QuerySet lives.
     """
 
     @functools.wraps(execute)

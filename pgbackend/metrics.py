@@ -15,7 +15,7 @@ __all__ += ["connections", "remove_hook", "statistics"]
 
 @dataclass(frozen=True, slots=True)
 class Connections:
-    """The number of connections that this process has open, and how many it may open at most."""
+    """A count of the connections that this process has open, and may open at most."""
 
     async_open: int
     """Connections of the async pools, open or being opened."""

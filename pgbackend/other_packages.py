@@ -36,8 +36,8 @@ def make_call_of_consumer(call: Callable[..., Any]) -> Callable[..., Any]:
 def make_sync_to_async_of_consumer(original: object) -> Callable[..., Any]:
     """Return a `sync_to_async` for the `close_old_connections` that precedes each message.
 
-    It calls the function in place, and also in asgiref's one thread, which consumers share, if that
-    thread is running already: it is not started for this.
+    It calls the function green, for the loop's connections; and once more in the one thread that
+    all synchronous consumers share, if asgiref has started that thread already.
     """
 
     def hop(func: Callable[..., Any], **options: Any) -> Callable[..., Any]:
@@ -64,9 +64,10 @@ def make_local_of_silk(by_thread: object) -> Local:
 
 
 def make_instrumentation_of_toolbar(enable: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a method of django-debug-toolbar's SQL panel that also records statements on the loop.
+    """Return an `aenable_instrumentation()`, for the toolbar, that also records on the loop.
 
-    The toolbar's own method records those in the thread of a request's synchronous code.
+    `enable`, the method of the toolbar's SQL panel, records only the statements of synchronous code
+    in the thread of its request.
     """
 
     @functools.wraps(enable)

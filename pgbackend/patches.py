@@ -15,23 +15,25 @@ NO_OTHERS: tuple[Any, ...] = (None,)
 
 
 def lookup(names: str, **owners: object) -> Callable[[], tuple[Any, ...]]:
-    """Return a function that returns the current values of `names` (``owner.name``, two or more).
+    """Return a function that looks `names` up at each call, and returns a tuple of their values.
 
-    `owners` gives the object of each owner. All look-ups are one call of C code, to save time.
+    `names` are two or more, as ``owner.name``, with spaces between them; `owners` has the object of
+    each owner. All look-ups are one call of C code, to save time.
     """
     return partial(attrgetter(*names.split()), SimpleNamespace(**owners))
 
 
 def if_unpatched(function: T) -> T | None:
-    """Return `function`, to compare with later, if it is Django's own; else None."""
+    """Return `function` if it is Django's own, to compare with later; None if it is patched."""
     return function if _is_djangos(function) else None
 
 
 def unpatched(*functions: object) -> tuple[Any, ...]:
-    """Return `functions`, to compare with later, if all are Django's own; else `NO_OTHERS`.
+    """Return `functions` if all are Django's own, for later comparisons; else `NO_OTHERS`.
 
-    A wrapper is found out by its globals, which `functools.wraps()` does not copy. Compare later by
-    ``all(map(is_, ...))``, not ``==``: proxies of tracing tools equal the function that they wrap.
+    Compare by ``all(map(is_, ...))``, not ``==``: proxies of tracing tools equal the function that
+    they wrap. `NO_OTHERS` is never the same as functions, so the shortcut stays off. A wrapper is
+    found out by its globals, which `functools.wraps()` does not copy.
     """
     return functions if all(map(_is_djangos, functions)) else NO_OTHERS
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Atomic(Protocol):
-    """Django's `Atomic`, with a list of its open blocks, which `transactions` keeps on it."""
+    """A protocol: Django's `Atomic`, with a list of its open blocks; transactions.py keeps it."""
 
     using: str | None
     _from_testcase: bool
@@ -28,7 +28,7 @@ class Atomic(Protocol):
 
 
 class Wrapper(Protocol):
-    """A `DatabaseWrapper` of pgbackend: the members that lower modules use."""
+    """A protocol: the members of pgbackend's `DatabaseWrapper` that lower modules use."""
 
     # Attributes and methods of Django's
 

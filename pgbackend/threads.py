@@ -1,9 +1,9 @@
 """Decides which functions of a request run in place, on the loop, and which keep their thread.
 
 Django calls the sync code of a request in the request's thread, by `sync_to_async`. hops.py
-replaces that, and asks a policy of this module at each call. A function runs in place if all code
-that it may call is Django's own, and none of that blocks. Statements do not count as blocking,
-because they wait on the loop.
+replaces that, and asks a policy of this module at each call: True means in place (green), False
+means the thread. A function runs in place if all code that it may call is Django's own, and none of
+that blocks. Statements do not count as blocking, because they wait on the loop.
 
 Note [Django's own code]
 The module of a function's globals proves who wrote it; `__module__` and `__wrapped__` do not, since
@@ -67,7 +67,7 @@ def in_request(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
 
 
 def _unusual(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
-    """Decide about a function that is not in `_usual`, the known methods of Django's middleware."""
+    """Return whether a function that is not in `_usual` runs in place."""
     owner = getattr(func, "__self__", None)
     if owner is None:
         return _function(func, args, kwargs)
@@ -102,7 +102,10 @@ def in_error(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
 
 
 def in_cache(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
-    """Return whether a cache's method runs in place: its data is in memory, or in our database."""
+    """Return whether `func`, a method of a cache, runs in place.
+
+    It does if the cache is in memory, or in a table of a database whose engine is pgbackend.
+    """
     cache = getattr(func, "__self__", None)
     name = f"{type(cache).__module__}.{type(cache).__qualname__}"
     if name != _CACHE_IN_A_TABLE:
@@ -119,14 +122,14 @@ _CACHE_IN_A_TABLE = "django.core.cache.backends.db.DatabaseCache"
 
 
 def _function(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
-    """Decide about a function that is no method; most are views."""
+    """Return whether `func`, which is no method and mostly a view, runs in place."""
     if getattr(func, "__name__", "") == "log_response" and _is_djangos_function(func):
         return bool(kwargs["response"].status_code < 500)  # from 500 on, logging may send mail
     return _view(func, args, kwargs)
 
 
 def _view(view: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
-    """Decide about a view; its arguments beside the request may hold code of the project, too."""
+    """Return whether `view` runs in place; its arguments may hold code of the project, too."""
     if not is_all_djangos(view, args) or (kwargs and not is_all_djangos(kwargs, args)):
         return False
     module, name = getattr(view, "__module__", ""), getattr(view, "__name__", "")
@@ -144,7 +147,7 @@ _MODULES_THAT_HASH = ("django.contrib.auth.admin", "django.contrib.auth.views")
 
 
 def _rendering(render: Callable[..., Any], response: Any) -> bool:
-    """Decide about `render()` of a response, which also calls the response's callbacks."""
+    """Return whether `render()` of `response`, which also calls its callbacks, runs in place."""
     return (
         is_all_djangos(render)
         and all(is_all_djangos(callback) for callback in response._post_render_callbacks)  # noqa: SLF001
@@ -203,7 +206,7 @@ _SESSIONS_IN_CACHES = (
 
 
 def cache_may_block(alias: str) -> bool:
-    """Return whether the cache `alias` may block, if pgbackend is the engine of all databases."""
+    """Return whether the cache `alias` may block, assuming that all databases use pgbackend."""
     backend = conf.of_project("CACHES").get(alias, {}).get("BACKEND")
     return backend not in (*_CACHES_IN_MEMORY, _CACHE_IN_A_TABLE)
 
@@ -250,13 +253,16 @@ def _cache(middleware: Any, args: Args) -> bool:
 
 
 def _compression(middleware: object, args: Args) -> bool:
-    """Return whether the response is so long that compressing it takes about a millisecond."""
+    """Return True if compressing the response may block: if it has more than 32 KiB.
+
+    From there on it takes a millisecond or more. Returns False for a response that is streamed.
+    """
     response = args[1] if len(args) > 1 else None
     return response is not None and not response.streaming and len(response.content) > 32 * 1024
 
 
 def _broken_link(middleware: object, args: Args) -> bool:
-    """Return whether the middleware may send mail, which blocks: for a 404 it may."""
+    """Return True if the middleware may send mail, which blocks: for a 404, or no response yet."""
     return len(args) < 2 or args[1].status_code == 404
 
 
@@ -307,7 +313,7 @@ _usual: dict[tuple[type[Any], type[Any], Any], Callable[[Any, Args], bool] | Non
 
 
 def _learn(cls: type[Any]) -> _Middleware | None:
-    """Return a description of `cls`, and keep it; None if `cls` is not a middleware of Django's."""
+    """Return a description of `cls`, kept unless patched; None if `cls` is no Django middleware."""
     name = f"{cls.__module__}.{cls.__qualname__}"
     if name not in _MIDDLEWARE:
         return None
@@ -328,7 +334,7 @@ def is_all_djangos(thing: object, args: Args = ()) -> bool:
 
     `patches.unpatched()` asks less: whether one function is Django's own.
 
-    `args` are the arguments of the call: a middleware that `thing` holds must not block with these.
+    Also returns False if `thing` holds a middleware that may block when it is called with `args`.
     """
     return _Look(args).is_all_djangos(thing)
 
@@ -407,7 +413,7 @@ def _is_djangos_function(function: object) -> bool:
 
 
 def _held_by(thing: Any) -> Iterable[Any] | None:
-    """Return the objects that a function or container holds; None if `thing` is neither."""
+    """Return the objects in a function's closure, or in a container; None if `thing` is neither."""
     cls = type(thing)
     if cls is FunctionType:
         return _closure(thing)

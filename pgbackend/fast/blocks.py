@@ -49,7 +49,7 @@ _engines = NO_OTHERS
 
 
 def install() -> None:
-    """Let green code open and end outermost blocks in one step."""
+    """Plug `open_at_once()` and `commit_at_once()` into the seam in `atomic_blocks`."""
     global _engines  # noqa: PLW0603 - set here, after the shortcut `cursors` has replaced methods
     _engines = _called_on(Cursors)
     atomic_blocks.open_at_once = open_at_once
@@ -71,7 +71,7 @@ def open_at_once(here: Portal, wrapper: Any, atomic: Any) -> Block | None:
 
 
 def commit_at_once(wrapper: Any, atomic: Any, frame: FrameType, block: Block | None) -> bool:
-    """Commit `block` and return True; return False if Django must end it."""
+    """Commit `block` and return True; send nothing and return False if Django must end it."""
     here = _running()
     if (
         block is not None
@@ -102,7 +102,7 @@ _TO_BE_COMMITTED: tuple[Any, ...] = (True, True, True, False, False, [])
 
 
 def _session_of_opener(block: Block) -> Session | None:
-    """Return the session of `block`'s database, if the running task has opened `block`."""
+    """Return the session of `block`'s database if the running task opened `block`; else None."""
     sessions = _sessions_here()
     if sessions is None or sessions is not block.sessions or _get_running_loop() is None:
         return None
@@ -112,7 +112,7 @@ def _session_of_opener(block: Block) -> Session | None:
 
 
 def _has_djangos_ends(wrapper: Any, scope: Scope) -> bool:
-    """Return whether the methods that begin and end a block are unpatched and unobserved."""
+    """Return True if no method that begins or ends a block is patched, and nothing is logged."""
     if (
         scope.force_debug_cursor
         or not all(map(is_, _called_on(type(wrapper)), _engines))

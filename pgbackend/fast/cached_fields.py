@@ -67,7 +67,7 @@ def is_plain_column(col: Any, field: Any, table: str) -> bool:
 
 
 class FieldAnswers:
-    """The methods and attributes that cached SQL depends on, as they were when it was cached.
+    """A record of the methods and attributes on which cached SQL depends, made with the SQL.
 
     Each statement pays for `is_stale()`, so all loops are in C code.
     """
@@ -93,7 +93,7 @@ class FieldAnswers:
         )
 
     def is_stale(self, ops: Any) -> bool:
-        """Return whether a field or method has changed since, or `ops` are of another class."""
+        """Return True if a field, a method or the class of `ops` has changed: make the SQL anew."""
         fields = self.fields
         return (
             self.ops is not type(ops)

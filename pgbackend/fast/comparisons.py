@@ -95,7 +95,7 @@ def comparison_in(where: Any) -> Any:
 
 
 class ComparesColumns(CompiledStatement):
-    """A compiler that writes the SQL of a plain comparison in one step."""
+    """A base of all compilers that writes the SQL of a plain comparison in one step."""
 
     def compile(self, node: Any) -> Any:
         if django_compiler.SQLCompiler.compile is not _COMPILE:

@@ -52,7 +52,10 @@ _DJANGO_ASKS = unpatched(*_djangos_asks())
 
 
 def cursor(self: Cursors) -> Any:
-    """Open a cursor by Django's `cursor()`, without the guard `async_unsafe` around it."""
+    """Open a cursor by Django's `cursor()`, without the guard `async_unsafe` around it.
+
+    Raises an error itself if a loop runs and the caller is not green.
+    """
     if type(self)._cursor is not _cursor or PostgresDatabaseWrapper.cursor is not _CURSOR:
         return _plain_cursor(self)
     if _get_running_loop() is not None:
@@ -65,7 +68,7 @@ def cursor(self: Cursors) -> Any:
 
 
 def _cursor(self: Cursors, name: str | None = None) -> Any:
-    """Make a cursor on the open connection, if no overridden or patched method may change that."""
+    """Make a cursor if the connection is open and no method is patched; else take the plain way."""
     own = state.plain_state(self)
     if own is None:
         return self._cursor_in_turn(name)
@@ -108,6 +111,6 @@ _OWN_ASKS = (_cursor, close_if_health_check_failed, Cursors.ensure_connection)
 
 
 def install() -> None:
-    """Replace the methods of the engine's class by those of this module."""
+    """Replace four methods of the engine's class `Cursors` by those of this module."""
     for method in (cursor, _cursor, close_if_health_check_failed, create_cursor):
         setattr(Cursors, method.__name__, method)

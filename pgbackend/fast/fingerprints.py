@@ -64,7 +64,7 @@ def find(name: str) -> Any:
 
 
 def _is_of_package(function: Any, package: str) -> bool:
-    """Return whether `package` defines `function`, which only it and pgbackend may have wrapped."""
+    """Return True if `package` defines `function`, and only it or pgbackend has wrapped that."""
     met: set[int] = set()
     while function is not None:
         if id(function) in met:  # a cycle of wrappers

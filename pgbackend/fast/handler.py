@@ -44,7 +44,7 @@ def install() -> None:
 
 
 def _replace_handle(djangos: Any) -> Any:
-    """Return `handle()`; or the method that is there, if it is a patch and not Django's."""
+    """Return `handle()`; or `djangos` itself, if that is a patch and not Django's method."""
     if if_unpatched(djangos) is None:
         return djangos
     handle.__wrapped__ = djangos  # type: ignore[attr-defined]
@@ -82,7 +82,7 @@ async def handle(self: Any, scope: Any, receive: Any, send: Any) -> None:
 
 
 async def _read_body(handler: Any, receive: Any) -> Any:
-    """Return the body as `ASGIHandler.read_body()` does; a single small message needs no file."""
+    """Return the body as a file, like Django's `read_body()`; a small one is kept in memory."""
     if not is_method(handler.read_body, _READ_BODY):
         return await handler.read_body(receive)
     message = await receive()
@@ -105,11 +105,11 @@ _READ_BODY, _LISTEN = ASGIHandler.read_body, ASGIHandler.listen_for_disconnect
 
 
 class _Connected:
-    """Cancel the task that runs the body of this `with` when the client disconnects.
+    """A context manager: the task in its body is cancelled if the client disconnects.
 
     `listen()` returns a coroutine that waits for the disconnect, and then raises `RequestAborted`.
     If it raises another error, the `with` raises that at its end. As with `asyncio.timeout`, the
-    cancellation ends with the `with`, unless other code has cancelled the task, too. With
+    `with` swallows the `CancelledError`, unless other code has cancelled the task, too. With
     `at_once`, a task listens from the beginning, as in Django.
 
     Note [Listening without a task]
@@ -225,7 +225,7 @@ class _Connected:
         return exc_type is asyncio.CancelledError and self._task.cancelling() <= self._cancelled
 
     def _stop_listening(self) -> BaseException | None:
-        """Stop listening; return an error that was raised at the same moment, if there is one."""
+        """Stop listening; return the error that listening raised at the same moment, or None."""
         self._no_more_busy()
         if self._first_step is not None:
             self._first_step.cancel()
@@ -253,7 +253,7 @@ LISTEN_AFTER = 0.05
 
 
 class _Busy(threading.local):
-    """The requests, on this thread's loop, that have only waited for their databases so far."""
+    """A `threading.local` with the requests that have waited only for their databases so far."""
 
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None
@@ -269,7 +269,7 @@ class _Busy(threading.local):
             self._time(loop)
 
     def _time(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start a timer that calls `_look()`: there is one timer for all requests of the loop."""
+        """Start the timer that calls `_look()`; one timer serves all requests of the loop."""
         self._timed = True
         loop.call_later(LISTEN_AFTER / 2, self._look, loop, context=state.no_context())
 

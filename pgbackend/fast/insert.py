@@ -87,7 +87,7 @@ class _CachedInsert:
 
     @classmethod
     def for_compiler(cls, made_by: Any, returning_fields: Any) -> _CachedInsert | None:
-        """Return the SQL for the compiler `made_by`; None if a field has SQL of its own."""
+        """Return the SQL for `made_by`, cached or new; None if a field has SQL of its own."""
         query: Any = made_by.query
         fields, opts = query.fields, query.model._meta  # noqa: SLF001
         known: dict[Any, _CachedInsert] = opts.__dict__.get("_pgbackend_inserts", {})
@@ -109,7 +109,7 @@ class _CachedInsert:
 
 
 class Inserts(CompiledInsert):
-    """A compiler that inserts one row by cached SQL, and fetches what it returns in one step."""
+    """A base of the INSERT compiler: inserts one row by cached SQL, and fetches what it returns."""
 
     def as_sql(self: Any) -> Any:
         cached = (

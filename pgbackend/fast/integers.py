@@ -47,7 +47,7 @@ _INTEGERS = unpatched(*_for_integers())
 
 
 class Integers(NamedTuple):
-    """The range of integers of a column, and the type in which Django sends them."""
+    """A record of the range of a column's integers, and of the type in which Django sends them."""
 
     field: Any
     least: int
@@ -56,7 +56,7 @@ class Integers(NamedTuple):
 
     @classmethod
     def for_column(cls, column: Any, ops: Any, sent: Any) -> Integers | None:
-        """Return the integers of `column`; None if a method that is not Django's prepares them.
+        """Return the record of `column`; None if any but Django's methods prepares its integers.
 
         `sent` is an integer as Django has prepared it for this column: its type is recorded.
         """

@@ -43,7 +43,7 @@ def _named(owner: str, names: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Shortcut:
-    """A shortcut: it does some work of Django's or psycopg's in fewer steps."""
+    """A row of the registry: a shortcut that does work of Django's or psycopg's in fewer steps."""
 
     name: str
     stands_for: str
@@ -309,7 +309,8 @@ def switch_driver() -> None:
 def why_off() -> Mapping[str, str]:
     """Return the shortcuts that are off, by name, each with the reason.
 
-    Raises `ImproperlyConfigured` if `PGBACKEND_SHORTCUTS` names an unknown shortcut.
+    Also logs each shortcut that a patched or unknown function switches off. Raises
+    `ImproperlyConfigured` if `PGBACKEND_SHORTCUTS` names an unknown shortcut.
     """
     switched_off, where = conf.shortcuts_switched_off(SHORTCUTS)
     reasons = {name: f"switched off by {where}" for name in SHORTCUTS if name in switched_off}
@@ -348,7 +349,7 @@ class _Look:
         self.patched: set[str] = set()
 
     def first_unknown(self, shortcut: Shortcut) -> str | None:
-        """Return the name of the first bypassed function whose text is unknown; else None."""
+        """Return the first bypassed function of `shortcut` whose text is unknown; else None."""
         for each in shortcut.bypasses:
             if each not in self._is_known:
                 self._is_known[each] = self._compare(each)
@@ -373,7 +374,7 @@ class _Look:
 
     @cache  # noqa: B019 - the object lives for one call of why_off()
     def _series(self, distribution: str) -> str:
-        """Return the series whose known texts count: the installed one, else the newest known."""
+        """Return the series to compare texts with: the installed one if known, else the newest."""
         installed = series_of(installed_version(distribution))
         every = [*map(series_of, self._known["versions"][distribution])]
         return installed if installed in every or not every else every[-1]

@@ -69,7 +69,7 @@ def from_db(db, field_names, values, *, fetch_mode=None):
 
 
 class _KlassInfo:
-    """A descriptor that shows row constructors to `ModelIterable`, and models to all other code."""
+    """The descriptor `klass_info`: `ModelIterable` sees row constructors, other code models."""
 
     def __get__(self, made_by: Any, cls: Any) -> Any:
         if made_by is None:
@@ -88,7 +88,10 @@ class _KlassInfo:
 
 
 class MakesObjects(CompiledStatement):
-    """A compiler whose rows are made into objects by row constructors; not in derived compilers."""
+    """A base of the SELECT compiler: row constructors make its objects.
+
+    It does nothing for compilers of derived classes.
+    """
 
     klass_info = _KlassInfo()
 
@@ -127,7 +130,7 @@ def standing_for(model: Any) -> Any:
 
 
 class RowConstructor:
-    """Stands in for a model where rows are made into objects; has all attributes of the model."""
+    """Stands in for a model in `ModelIterable`: `from_db()` is generated, the rest the model's."""
 
     __slots__ = ("descriptors", "fields", "from_db", "keys", "model", "post_init", "pre_init")
 
@@ -207,7 +210,7 @@ def _is_a_key(descriptor: Any) -> bool:
 
 
 def _target(constructor: RowConstructor, attname: str) -> str:
-    """Return the target of the assignment of a field's value; see Note [Row constructors]."""
+    """Return the code to which a field's value is assigned; see Note [Row constructors]."""
     return f"new.__dict__[{attname!r}]" if attname in constructor.keys else f"new.{attname}"
 
 

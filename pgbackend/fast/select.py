@@ -157,7 +157,7 @@ def _is_ordered(query: Any) -> bool:
 
 
 class Selects(CompiledSelect):
-    """A compiler that selects a model's columns from cached parts; see Note [Usual statements]."""
+    """A base of the SELECT compiler: uses cached parts for usual statements; see the Notes."""
 
     #: The columns that `get_select()` found in the cache.
     _columns: _CachedColumns | None = None
@@ -201,7 +201,10 @@ class Selects(CompiledSelect):
         return made or super().as_sql(with_limits=with_limits)
 
     def _known_statement(self, with_limits: bool, only: Any) -> tuple[str, tuple[Any, ...]] | None:
-        """Return a statement with the condition `only`, from cached SQL; None if Django must."""
+        """Return the SQL, now cached, and the parameters of a SELECT with the condition `only`.
+
+        Returns None if this way is not possible: the caller then tries `_cached_select()`.
+        """
         query: Any = self.query
         cached = _CachedColumns.for_query(query, self.connection.ops)
         if (
@@ -234,7 +237,7 @@ class Selects(CompiledSelect):
         return sql, tuple(params)
 
     def _select(self, cached: _CachedColumns) -> None:
-        """Set the attributes that Django's `as_sql()` leaves on this compiler."""
+        """Set the attributes that Django's `as_sql()` sets on this compiler, from the cache."""
         query: Any = self.query
         self._columns = cached
         self.where = query.where
@@ -246,10 +249,10 @@ class Selects(CompiledSelect):
     def _cached_select(
         self: Any, with_limits: bool, only: Any, ordered: bool
     ) -> tuple[str, tuple[Any, ...]] | None:
-        """Return the same as Django's `as_sql()`, and set the same attributes; None if Django must.
+        """Return SQL and parameters, from cached parts; None if Django must write this SELECT.
 
-        `only` is the only condition, if that is a plain comparison; `ordered` says whether there is
-        an ORDER BY.
+        Also sets the attributes that `as_sql()` sets. `only` is the one condition, if that is a
+        plain comparison, else None; `ordered` is True if there is an ORDER BY.
         """
         query = self.query
         cached = (

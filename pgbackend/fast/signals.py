@@ -25,7 +25,7 @@ from pgbackend.request_signals import (
 
 
 def install() -> None:
-    """Let handlers, and all other code, send the signals of requests by `_send()`."""
+    """Let handlers, and all other code, send the two signals of requests by `_send()`."""
     if not sends_as_django:
         return
     request_signals.send = _send
@@ -75,7 +75,7 @@ def _send(signal: Any, sender: Any, **named: Any) -> Any:
 
 
 def _receivers_of(signal: Any) -> list[Any]:
-    """Return the receivers of `signal` if all are Django's own; else an empty list."""
+    """Return the receivers of `signal`; an empty list if `_stays()` is False for one of them."""
     connected, receivers = _known.get(signal, (None, []))
     if connected != signal.receivers:
         connected = [*signal.receivers]

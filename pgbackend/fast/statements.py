@@ -117,7 +117,7 @@ def is_executed_by_django(made_by: Any) -> bool:
 
 
 def can_execute(wrapper: Any) -> bool:
-    """Return whether `execute()` may stand in for the next cursor of `wrapper`."""
+    """Return True if the caller is green, and no code could tell `execute()` from a cursor."""
     here = _running()  # not `bridge.green()`: each statement would pay for the call
     if type(here) is not Portal or _get_running_loop() is None:
         return False
@@ -138,9 +138,10 @@ def can_execute(wrapper: Any) -> bool:
 
 
 def execute(wrapper: Any, sql: Any, params: Any = None, soils: bool = False) -> Result:
-    """Execute a statement, and fetch its rows; raise the same errors as Django's cursor.
+    """Execute a statement; return its row count and all its rows (None: it has no result set).
 
-    If `soils` is true, the statement may change the server session: the lease becomes dirty.
+    Raises the same errors as Django's cursor. If `soils` is true, the statement may change the
+    server session: the lease becomes dirty.
     """
     if wrapper._thread_ident != threading.get_ident():
         wrapper.validate_thread_sharing()  # raises, unless sharing is allowed
@@ -169,7 +170,7 @@ def fetched(wrapper: Any, rows: list[tuple[Any, ...]] | None) -> list[tuple[Any,
 
 
 def _refuse(wrapper: Any, current: State) -> None:
-    """Raise the error of Django's cursor in a transaction that must be rolled back."""
+    """Raise the error that Django's cursor raises in a transaction that must be rolled back."""
     if current.connection is not None:  # Django makes the cursor first: that fails if it is closed
         with wrapper.wrap_database_errors:
             current.connection._check_connection_ok()  # noqa: SLF001 - raises, if it is closed
@@ -179,7 +180,7 @@ def _refuse(wrapper: Any, current: State) -> None:
 def _execute_on_lease(  # noqa: PLR0913, PLR0917 - packing the arguments would cost time
     wrapper: Any, current: State, session: Session, sql: Any, params: Any, soils: bool
 ) -> Result:
-    """Execute a statement on the connection that `current` holds, or on one leased for it now."""
+    """Execute a statement on the connection of `current`, or on one that is leased for it now."""
     missing = current.connection is None
     pinned: Lease | None = wrapper.hold(current, session)
     try:
@@ -204,7 +205,7 @@ def _execute_on_lease(  # noqa: PLR0913, PLR0917 - packing the arguments would c
 
 
 class StatementCursor:
-    """Stands in for the cursor of a compiler that executes a statement and fetches all its rows."""
+    """A cursor for compilers that execute a statement and fetch all its rows."""
 
     __slots__ = ("_position", "_rows", "db", "rowcount")
 
@@ -215,7 +216,7 @@ class StatementCursor:
         self.rowcount = -1
 
     def execute(self, sql: Any, params: Any = None) -> StatementCursor:
-        """Execute a statement, and fetch all rows. If not vouched for, it makes the lease dirty."""
+        """Execute a statement and fetch all rows; if not vouched for, it makes the lease dirty."""
         self.rowcount, self._rows = execute(self.db, sql, params, not is_vouched(sql))
         self._position = 0
         return self
@@ -243,7 +244,7 @@ class StatementCursor:
 
 
 class FetchesAtOnce(CompiledStatement):
-    """A compiler that executes statements and fetches all their rows in one step."""
+    """A base of compilers: executes statements and fetches all their rows in one step."""
 
     def execute_sql(self, result_type: Any = MULTI, *args: Any, **kwargs: Any) -> Any:
         if _get_running_loop() is None:
@@ -283,7 +284,7 @@ class FetchesAtOnce(CompiledStatement):
 
 
 class UpdatesAtOnce(FetchesAtOnce, CompiledUpdate):
-    """A compiler that executes an UPDATE in one step, and fetches the rows that it returns."""
+    """A base of the UPDATE compiler: executes an UPDATE and fetches its rows in one step."""
 
     def _execute_at_once(self: Any, result_type: Any, chunk_size: int) -> Any:
         if self.query.related_updates:  # further UPDATEs, of parents' tables
@@ -295,14 +296,17 @@ class UpdatesAtOnce(FetchesAtOnce, CompiledUpdate):
 
 
 class InsertsAtOnce(CompiledStatement):
-    """A compiler whose INSERTs use a `StatementCursor`."""
+    """A base of the INSERT compiler: INSERTs that fetch rows use a `StatementCursor`."""
 
     def fetches_at_once(self) -> bool:
         return is_executed_by_django(self) and are_returned_rows_djangos(self.connection)
 
 
 def cursor_for_compiler(wrapper: Any, here: Portal) -> StatementCursor | None:
-    """Return a `StatementCursor` if the caller is a compiler that fetches all rows; else None."""
+    """Return a `StatementCursor` if the caller is a compiler that fetches all rows.
+
+    Otherwise returns None, and the wrapper opens an ordinary cursor.
+    """
     session = state.find(here, wrapper).session
     if session is None or not session.at_once:
         return None

@@ -65,7 +65,7 @@ def _assign(made_by: Any, values: Any, quote_name: Any) -> tuple[list[str], list
 
 
 class Updates(CompiledUpdate):
-    """A compiler that writes an UPDATE with one comparison from the parts that it has."""
+    """A base of the UPDATE compiler: writes an UPDATE with one comparison, part by part."""
 
     def as_sql(self) -> Any:
         return self._cached_update() or super().as_sql()

@@ -72,7 +72,7 @@ def take(alias: str) -> Any:
 
 
 def lend(wrapper: Any) -> None:
-    """List `wrapper`, which is new, among those that are lent to the running task."""
+    """Record that the new `wrapper` is lent to the running task; not if its class is derived."""
     cls = type(wrapper)
     if cls.__module__ in ("pgbackend.base", "pgbackend.gis.base"):
         if cls not in _names:
@@ -86,7 +86,7 @@ def lent() -> int:
 
 
 def give_back(all_but: int) -> None:
-    """Keep the wrappers of the running task for the next request.
+    """Keep the wrappers of the running task for the next request, if no code has changed them.
 
     The first `all_but` of them were lent before the request: these stay lent.
     """
@@ -101,7 +101,7 @@ def give_back(all_but: int) -> None:
 
 
 def forget(**kwargs: Any) -> None:
-    """Drop the kept wrappers of all threads, because a setting has changed."""
+    """Make each thread drop its kept wrappers at its next `take()`: a setting has changed."""
     global _generation  # noqa: PLW0603 - a process has one set of settings
     _generation += 1
 

@@ -32,10 +32,10 @@ _INSERT_BY = unpatched(*_inserting_by(DatabaseOperations))
 
 
 def has_placeholder(field: Any) -> bool:
-    """Return whether `field` writes the placeholder of its value itself."""
+    """Return whether `field` has a method that writes the placeholder of its value."""
     return hasattr(field, "get_placeholder_sql") or hasattr(field, "get_placeholder")
 
 
 def are_returned_rows_djangos(connection: Any) -> bool:
-    """Return whether Django's own `ops` write the INSERT, and fetch all rows that it returns."""
+    """Return whether Django's own methods of `ops` write an INSERT and read what it returns."""
     return all(map(is_, _inserting_by(type(connection.ops)), _INSERT_BY))
