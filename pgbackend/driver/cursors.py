@@ -104,6 +104,8 @@ class _LeasedCursor:
     renew: Callable[[_LeasedCursor], None] | None = None
     #: Whether each statement, right before it is sent, is checked to have its turn; see turns.py.
     takes_turns = False
+    #: Whether the running call has sent a statement: a class of the user's may send several.
+    _has_sent = False
 
     def __init__(self, connection: Connection, *args: object, **kwargs: object) -> None:
         super().__init__(connection, *args, **kwargs)  # type: ignore[call-arg]  # a mixin
@@ -133,6 +135,7 @@ class _LeasedCursor:
     # --- Statements ---
 
     def execute(self, *args: object, **kwargs: object) -> Self:
+        self._has_sent = False
         if not self._holds:
             self._hold_again()
         try:
@@ -145,6 +148,7 @@ class _LeasedCursor:
         return result
 
     def executemany(self, *args: object, **kwargs: object) -> None:
+        self._has_sent = False
         if not self._holds:
             self._hold_again()
         try:
@@ -161,6 +165,7 @@ class _LeasedCursor:
 
     @contextlib.contextmanager
     def copy(self, *args: object, **kwargs: object) -> Iterator[Any]:
+        self._has_sent = False
         if not self._holds:
             self._hold_again()
         entered = goes_elsewhere = False
@@ -188,6 +193,7 @@ class _LeasedCursor:
                 yield copy
 
     def stream(self, *args: object, **kwargs: object) -> Iterator[Any]:
+        self._has_sent = False
         if not self._holds:
             self._hold_again()
         beginner = caller()
@@ -265,7 +271,8 @@ class _LeasedCursor:
 
     def _start_query(self, query: Query | None = None) -> PQGen[None]:
         if self.takes_turns:
-            check_turn(self._conn)
+            check_turn(self._conn, has_sent=self._has_sent)
+            self._has_sent = True
         return super()._start_query(query)  # type: ignore[misc,no-any-return]
 
     def _execute_gen(self, query: Query, *args: object, **kwargs: object) -> PQGen[None]:
@@ -429,7 +436,11 @@ def adopt(cursor: T) -> T:
     if not isinstance(cursor, _LeasedCursor) and isinstance(cursor, psycopg.Cursor):
         cls: Any = leased_class(type(cursor))  # type: ignore[arg-type]  # a class has a hash
         cursor.__class__ = cls
-        cls.hold(cursor)
+        try:
+            cls.hold(cursor)
+        except LeaseEnded:
+            cls._close(cursor)  # psycopg would warn of a cursor that is left open
+            raise
     return cursor
 
 

@@ -27,6 +27,14 @@ _TURN_TAKEN = (
 )
 
 
+_TURN_LOST = (
+    "a block that another task or thread has opened or ended in the same transaction came between "
+    "two statements of one call of a cursor: the first was sent, the second was not. Let the "
+    "cursor class send one statement for each call, or run the other task outside with "
+    "'pgbackend.detached()'"
+)
+
+
 class Turns(Protocol):
     """Protocol of a transaction that several tasks or threads share: what the driver asks of it.
 
@@ -55,10 +63,17 @@ class TurnTakenError(LeaseEnded):
     """A statement was not sent, because an `atomic` block was opened or ended just before."""
 
 
-def check_turn(connection: SharedConnection) -> None:
-    """Raise `TurnTakenError` if the running code has lost its turn to send a statement."""
+class TurnLostError(psycopg.OperationalError):
+    """A statement was not sent, and is not retried: the same call has sent another one before."""
+
+
+def check_turn(connection: SharedConnection, *, has_sent: bool = False) -> None:
+    """Raise `TurnTakenError` if the running code has lost its turn to send a statement.
+
+    Raises `TurnLostError` instead if the call that would be retried `has_sent` a statement already.
+    """
     if connection.turns is not None and not connection.turns.may_send():
-        raise TurnTakenError(_TURN_TAKEN)
+        raise TurnLostError(_TURN_LOST) if has_sent else TurnTakenError(_TURN_TAKEN)
 
 
 def sparing(connection: Any, gen: PQGen[RV]) -> PQGen[RV]:
@@ -104,9 +119,12 @@ class _TurnTakingCursor:
     take_turn: Callable[[], None]
     #: Raises if the block of the running code has ended.
     check_not_ended: Callable[[], None]
+    #: Whether the running call has sent a statement: a class of the user's may send several.
+    _has_sent = False
 
     def _start_query(self, query: Query | None = None) -> PQGen[None]:
-        check_turn(self._conn)
+        check_turn(self._conn, has_sent=self._has_sent)
+        self._has_sent = True
         # After `check_turn()`: once the block has ended, the connection has no `turns` to refuse.
         self.check_not_ended()
         return super()._start_query(query)  # type: ignore[misc,no-any-return]
@@ -125,6 +143,7 @@ class _TurnTakingCursor:
         yield from sparing(self._conn, super()._close_gen())  # type: ignore[misc]
 
     def execute(self, *args: object, **kwargs: object) -> Self:
+        self._has_sent = False
         while True:
             try:
                 return super().execute(*args, **kwargs)  # type: ignore[misc,no-any-return]
@@ -135,6 +154,7 @@ class _TurnTakingCursor:
                     raise
 
     def executemany(self, *args: object, **kwargs: object) -> None:
+        self._has_sent = False
         while True:
             try:
                 return super().executemany(*args, **kwargs)  # type: ignore[misc,no-any-return]
@@ -143,6 +163,7 @@ class _TurnTakingCursor:
 
     @contextlib.contextmanager
     def copy(self, *args: object, **kwargs: object) -> Iterator[Any]:
+        self._has_sent = False
         with contextlib.ExitStack() as stack:
             while True:
                 try:
@@ -153,6 +174,7 @@ class _TurnTakingCursor:
             yield copy
 
     def stream(self, *args: object, **kwargs: object) -> Iterator[Any]:
+        self._has_sent = False
         while True:
             try:
                 yield from super().stream(*args, **kwargs)  # type: ignore[misc]

@@ -39,6 +39,7 @@ from pgbackend.driver.lease import Lease
 from pgbackend.transactions import Transaction
 from tests.conftest import Runner
 from tests.library.models import Tag
+from tests.support.fixtures import settings_of_default
 from tests.support.halt import Halt
 
 #: It is given the name of its row, and a function to call in the midst of its block.
@@ -256,6 +257,43 @@ def test_a_thread_writes_nothing_after_the_end_of_its_block(
         await Tag.objects.all().adelete()
 
     sweep(once)
+
+
+def test_an_execute_of_two_statements_that_loses_its_turn_in_between_repeats_none(
+    run: Runner,
+) -> None:
+    """A cursor class may send more than it is asked for: the first is not sent twice."""
+    between, block_is_open = threading.Event(), threading.Event()
+
+    class Auditing(psycopg.ClientCursor[Any]):
+        def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+            if "'asked'" in str(query):
+                super().execute("INSERT INTO library_tag (name) VALUES ('audit')")
+                between.set()
+                assert block_is_open.wait(10)
+            return super().execute(query, *args, **kwargs)
+
+    def ask() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("INSERT INTO library_tag (name) VALUES ('asked')")
+
+    async def main() -> None:
+        async with transaction.atomic():
+            await Tag.objects.acreate(name="first")
+            thread = asyncio.create_task(sync_to_async(ask, thread_sensitive=False)())
+            while not between.is_set():
+                await asyncio.sleep(0)
+            async with transaction.atomic():
+                await Tag.objects.acreate(name="inside")
+                block_is_open.set()
+                with pytest.raises(OperationalError, match="between two statements of one call"):
+                    await thread
+        names = sorted([tag.name async for tag in Tag.objects.all()])
+        assert names == ["audit", "first", "inside"]
+
+    options = {**connection.settings_dict["OPTIONS"], "cursor_factory": Auditing}
+    with settings_of_default(OPTIONS=options):
+        run(main())
 
 
 @pytest.mark.parametrize("error", [None, ZeroDivisionError()], ids=["COMMIT", "ROLLBACK"])

@@ -16,7 +16,7 @@ import pytest
 from pgbackend.driver import bridge
 from pgbackend.driver.bridge import run as green
 from pgbackend.driver.connection import Connection
-from pgbackend.driver.cursors import let_go
+from pgbackend.driver.cursors import adopt, let_go
 from pgbackend.driver.errors import LeaseEnded
 from pgbackend.driver.lease import Lease
 from pgbackend.driver.parking import ParkingLock
@@ -694,6 +694,24 @@ def test_a_timeout_of_one_statement_leaves_the_other_cursors(
 
 class _OfTheUsers(psycopg.ClientCursor[Any]):
     """Derives a class of cursors that the backend has not seen."""
+
+
+@pytest.mark.filterwarnings("error::ResourceWarning")
+def test_a_cursor_that_is_made_as_its_lease_ends_is_refused_and_not_left_open(
+    run: Runner, pools: Pools
+) -> None:
+    """Another thread may end the lease between the two steps in which Django makes a cursor."""
+
+    async def main() -> None:
+        pool = pools()
+        lease = await green(pool.lease)
+        cursor = psycopg.ServerCursor(lease.connection, "c")
+        lease.end()
+        with pytest.raises(LeaseEnded):
+            adopt(cursor)
+        assert cursor.closed
+
+    run(main())
 
 
 @pytest.mark.parametrize("where", ["on the facade", "on the lease"])
