@@ -702,10 +702,13 @@ def test_a_cursor_that_is_made_as_its_lease_ends_is_refused_and_not_left_open(
 ) -> None:
     """Another thread may end the lease between the two steps in which Django makes a cursor."""
 
+    class OnServer(psycopg.ServerCursor[Any]):
+        """Is derived from psycopg's class, as Django's is."""
+
     async def main() -> None:
         pool = pools()
         lease = await green(pool.lease)
-        cursor = psycopg.ServerCursor(lease.connection, "c")
+        cursor = OnServer(lease.connection, "c")
         lease.end()
         with pytest.raises(LeaseEnded):
             adopt(cursor)
