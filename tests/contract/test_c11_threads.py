@@ -51,7 +51,7 @@ _REFUSALS = (TransactionManagementError, InterfaceError)
 #: A ROLLBACK cancels the statement in flight; Django does not wrap the errors of a COPY.
 _CANCELLATIONS = (OperationalError, psycopg.errors.QueryCanceled)
 #: How many lines each test halts at, of the up to 3,000 that it executes.
-HALTS = 40
+HALTS = 20
 
 
 def statement(who: str, pause: Callable[[], object]) -> None:
