@@ -33,7 +33,7 @@ class Halt:
         #: Set when the thread that was halted waits for the other one, or has done its thing.
         self._at_rest = threading.Event()
         self._thread: int | None = None
-        #: Where the thread was halted; None if the block had fewer lines.
+        #: The function and line in which the thread was halted; None if the block had fewer lines.
         self.place: str | None = None
 
     @contextmanager
