@@ -33,7 +33,7 @@ from django.db import (
 from django.db.backends.signals import connection_created
 from django.db.transaction import TransactionManagementError
 
-from pgbackend import aio, state
+from pgbackend import aio, state, transactions
 from pgbackend.driver import bridge
 from pgbackend.driver.lease import Lease
 from pgbackend.transactions import Transaction
@@ -640,3 +640,39 @@ def test_a_block_ends_while_a_thread_is_given_its_first_connection(
         assert names == ([] if refusal else ["thread"])
 
     run(main())
+
+
+def test_a_block_that_ends_just_before_a_thread_waits_for_it_is_not_missed(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread has seen the block open, and is about to wait when the block ends."""
+    about_to_wait, block_has_ended = threading.Event(), threading.Event()
+    waits: list[float | None] = []
+
+    class Waiter(transactions.Waiter):
+        def __init__(self) -> None:
+            about_to_wait.set()
+            assert block_has_ended.wait(10)
+            super().__init__()
+
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout)
+            return super().wait(timeout)
+
+    async def main() -> None:
+        async with transaction.atomic():
+            await Tag.objects.acreate(name="first")
+            outer = contextvars.copy_context()
+            async with transaction.atomic():
+                await Tag.objects.acreate(name="inside")
+                monkeypatch.setattr(transactions, "Waiter", Waiter)
+                write = sync_to_async(statement, thread_sensitive=False)("thread", int)
+                thread = asyncio.create_task(write, context=outer)
+                while not about_to_wait.is_set():
+                    await asyncio.sleep(0)
+            block_has_ended.set()
+            await thread
+        assert await Tag.objects.acount() == 3
+
+    run(main())
+    assert not waits
