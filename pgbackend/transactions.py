@@ -263,8 +263,9 @@ class Block:
         )
         state = self.transaction.state
         if self.parent is None and state.pooled:
-            lease, state.transaction = state.lease, None
-            self.transaction.end()
+            lease = state.lease
+            self.transaction.end()  # first, as in `end()` below
+            state.transaction = None
             if lease is not None:
                 lease.end(self.reason)
         elif self.atomic is not None:
@@ -313,8 +314,8 @@ class Transaction:
     def _task_done(self, task: asyncio.Task[Any]) -> None:
         """Have the pool roll the transaction back, because `task`, which began it, has ended."""
         lease = self.state.lease
+        self.end()  # first, as in `end()` below
         self.state.transaction = None
-        self.end()
         if lease is not None:
             lease.end()
 

@@ -12,7 +12,8 @@ import contextvars
 import inspect
 import threading
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
@@ -35,6 +36,7 @@ from django.db.transaction import TransactionManagementError
 
 from pgbackend import aio, state, transactions
 from pgbackend.driver import bridge
+from pgbackend.driver.coroutines import as_coroutine
 from pgbackend.driver.lease import Lease
 from pgbackend.transactions import Transaction
 from tests.conftest import Runner
@@ -676,3 +678,40 @@ def test_a_block_that_ends_just_before_a_thread_waits_for_it_is_not_missed(
 
     run(main())
     assert not waits
+
+
+@pytest.mark.parametrize("begin", ["by hand", "in a generator"])
+def test_a_transaction_that_ends_with_its_task_is_marked_as_ended_first(
+    run: Runner, monkeypatch: pytest.MonkeyPatch, begin: str
+) -> None:
+    """A thread that found no transaction, and no block that has ended, would begin another."""
+    marked: list[bool] = []
+    end = Transaction.end
+
+    def seen(ending: Transaction) -> None:
+        marked.append(ending.state.transaction is ending)
+        end(ending)
+
+    def begin_by_hand() -> None:
+        transaction.set_autocommit(False)
+        Tag.objects.create(name="by hand")
+
+    async def in_block() -> AsyncIterator[None]:
+        async with transaction.atomic():
+            await Tag.objects.acreate(name="in a generator")
+            yield
+
+    async def main() -> None:
+        left = in_block()
+        work = aio.run(begin_by_hand) if begin == "by hand" else anext(left)
+        await asyncio.create_task(as_coroutine(work))
+        await asyncio.sleep(0)
+        with suppress(TransactionManagementError):
+            await left.aclose()
+        assert not await Tag.objects.aexists()
+
+    monkeypatch.setattr(Transaction, "end", seen)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # of what the task has left open
+        run(main())
+    assert marked and all(marked)
