@@ -51,7 +51,7 @@ class State:
 
     # The initial values are class attributes, because each request makes a state.
 
-    #: Whether an override of `ensure_connection()` has let code connect; see wrapper/leasing.py.
+    #: Whether an override of `ensure_connection()` has let code connect; see wrapper/cursors.py.
     asked = False
     #: Whether the pool has just made the connection, which is being set up: `state.prepared()`.
     is_new = False

@@ -10,10 +10,10 @@ from __future__ import annotations
 from pgbackend import block_context, state, transactions
 from pgbackend.driver import bridge
 
-from .leasing import Leasing
+from .connecting import Connecting
 
 
-class Closing(Leasing):
+class Closing(Connecting):
     """A wrapper that closes its own connection, and gives a leased one back."""
 
     def close(self) -> None:

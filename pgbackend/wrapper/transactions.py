@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from asgiref.sync import iscoroutinefunction
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
@@ -25,6 +25,9 @@ from pgbackend.sessions import Session, State
 from pgbackend.transactions import Block
 
 from .closing import Closing
+
+if TYPE_CHECKING:
+    from pgbackend.protocols import Wrapper
 
 _GET_AUTOCOMMIT = if_unpatched(PostgresDatabaseWrapper.get_autocommit)
 _SET_AUTOCOMMIT = if_unpatched(PostgresDatabaseWrapper.set_autocommit)
@@ -93,7 +96,7 @@ class Transactions(Closing):
                 return
             begun = self.begin_pooled(current)
             if is_patched:  # the patch expects that there is a connection
-                self.lease_for(begun, state.async_session(self))
+                cast("Wrapper", self).lease_for(begun, state.async_session(self))
                 super()._set_autocommit(False)
             return
         super()._set_autocommit(autocommit)
