@@ -37,7 +37,7 @@ def _take_or_make(create: Callable[..., Any], handler: ConnectionHandler, alias:
 
 
 #: Attributes that a wrapper sets on itself later, besides Django's cached properties.
-_NOTES = {"_asking_others", "_noted", "_own_blocks", "_published", "_sharing"}
+_NOTES = {"_asking_others", "_noted", "_own_blocks", "_published", "_pool_use"}
 
 
 class _Idle(threading.local):
