@@ -86,7 +86,7 @@ class Physical(Protocol):
     watch: Watch
     listener: weakref.ref[Connection]
 
-    def forget_holder(self, *, types_seen: bool) -> None:
+    def forget_facade(self, *, types_seen: bool) -> None:
         """Undo what the holder of a facade may have changed for the facades that follow.
 
         Notices go to that facade no longer. If `types_seen`, the holder may have registered a type:
@@ -128,7 +128,7 @@ class Connection(psycopg.Connection[Any]):
     #: Whether it is already known if the statement to be sent is vouched for; see vouching.py.
     has_looked = False
     _lease_ended = False
-    _closed_by_holder = False
+    _closed_by_user = False
     _committing = False
     #: When a wait in this process last let a loop serve other tasks; whether a wait has ended since
     #: then that did not.
@@ -238,7 +238,7 @@ class Connection(psycopg.Connection[Any]):
     def end_lease(self) -> None:
         """Make this facade refuse all further use, because its lease is over; send nothing."""
         assert self.physical is not None
-        self.physical.forget_holder(types_seen=self.lease is None or self.lease.types_seen)
+        self.physical.forget_facade(types_seen=self.lease is None or self.lease.types_seen)
         self._lease_ended = True
         self.lease = self.turns = None  # lease and facade must not refer to each other
 
@@ -249,7 +249,7 @@ class Connection(psycopg.Connection[Any]):
 
     def refuse(self) -> NoReturn:
         """Raise the error for using a facade that was closed, or whose lease is over."""
-        if self._closed_by_holder:
+        if self._closed_by_user:
             raise e.OperationalError("the connection is closed")
         raise LeaseEnded(self.end_reason)
 
@@ -258,14 +258,14 @@ class Connection(psycopg.Connection[Any]):
             self.refuse()
 
     def _check_connection_ok(self) -> None:
-        if self._lease_ended or self._closed_by_holder:
+        if self._lease_ended or self._closed_by_user:
             self.refuse()
         super()._check_connection_ok()
 
     @property
     def closed(self) -> bool:
         """True if the connection is closed, or its lease is over."""
-        return self._lease_ended or self._closed_by_holder or self.pgconn.status == _BAD
+        return self._lease_ended or self._closed_by_user or self.pgconn.status == _BAD
 
     def close(self) -> None:
         """Close the connection to the server; do nothing on a facade whose lease is over."""
@@ -273,7 +273,7 @@ class Connection(psycopg.Connection[Any]):
             return
         self._stop_watch()
         super().close()
-        self._closed_by_holder = self.physical is not None
+        self._closed_by_user = self.physical is not None
 
     def close_in_turn(self) -> None:
         """Close the connection to the server; first wait for another task's statement to end.
@@ -287,7 +287,7 @@ class Connection(psycopg.Connection[Any]):
             with self.lock:
                 self.close()
         else:
-            self._closed_by_holder = True
+            self._closed_by_user = True
 
     def _stop_watch(self) -> None:
         if self.physical is not None:

@@ -141,7 +141,7 @@ class _LeasedCursor:
         try:
             result: Self = super().execute(*args, **kwargs)  # type: ignore[misc]
         except BaseException as exc:
-            if self._goes_elsewhere(exc):
+            if self._prepare_retry(exc):
                 return self.execute(*args, **kwargs)
             raise
         self._has_succeeded = True
@@ -157,7 +157,7 @@ class _LeasedCursor:
             conn = self._conn
             if conn.pgconn.pipeline_status != PipelineStatus.OFF and conn._pipeline is None:  # noqa: SLF001
                 conn.close()  # psycopg could not end its own pipeline, due to a COPY
-            if self._goes_elsewhere(exc):
+            if self._prepare_retry(exc):
                 return self.executemany(*args, **kwargs)
             raise
         self._has_succeeded = True
@@ -168,7 +168,7 @@ class _LeasedCursor:
         self._has_sent = False
         if not self._holds:
             self._hold_again()
-        entered = goes_elsewhere = False
+        entered = retries = False
         try:
             with (
                 contextlib.ExitStack() as budget,
@@ -184,11 +184,11 @@ class _LeasedCursor:
                     budget.enter_context(limit_clean_up(self._conn))
                     raise
         except BaseException as exc:
-            if not self._goes_elsewhere(exc, has_begun=entered):
+            if not self._prepare_retry(exc, in_use=entered):
                 raise
-            goes_elsewhere = True
+            retries = True
         self._has_succeeded = True
-        if goes_elsewhere:
+        if retries:
             with self.copy(*args, **kwargs) as copy:
                 yield copy
 
@@ -197,7 +197,7 @@ class _LeasedCursor:
         if not self._holds:
             self._hold_again()
         beginner = caller()
-        entered = goes_elsewhere = False
+        entered = retries = False
         try:
             with (
                 contextlib.ExitStack() as budget,
@@ -214,22 +214,22 @@ class _LeasedCursor:
                             budget.enter_context(limit_clean_up(self._conn))
                             raise
         except BaseException as exc:
-            if not self._goes_elsewhere(exc, has_begun=entered) and (
+            if not self._prepare_retry(exc, in_use=entered) and (
                 entered or not waits_for_executemany(self._conn, exc)
             ):
                 raise
-            goes_elsewhere = True
+            retries = True
         self._has_succeeded = True
-        if goes_elsewhere:
+        if retries:
             yield from self.stream(*args, **kwargs)
 
-    def _goes_elsewhere(self, exc: BaseException, *, has_begun: bool = False) -> bool:
+    def _prepare_retry(self, exc: BaseException, *, in_use: bool = False) -> bool:
         """Let the lease go if no statement has succeeded; return True to send this one again.
 
         It failed with `exc`. It is sent again if it was not sent because it had lost its turn, or
         because its lease or its block had ended (another task has ended the transaction while the
         statement waited, say); in the second case not if the user's code has begun to use the COPY
-        or the rows of the stream (`has_begun`). `renew`, without which nothing is sent again, has
+        or the rows of the stream (`in_use`). `renew`, without which nothing is sent again, has
         then waited for the caller's turn, and moved this cursor to the connection that the caller
         has now, which may be in no block.
         """
@@ -238,7 +238,7 @@ class _LeasedCursor:
         )
         lost_turn = isinstance(exc, TurnTakenError)
         self._statement_failed()
-        if self.renew is None or not (lost_turn or (in_vain and not has_begun and not self._holds)):
+        if self.renew is None or not (lost_turn or (in_vain and not in_use and not self._holds)):
             return False
         self.renew(self)
         return True

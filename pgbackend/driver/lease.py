@@ -190,8 +190,10 @@ class Lease:
             self.cursors.pop(id(cursor), None)
         if self.pins or self.cursors or self.ended:
             return
-        if threading.get_ident() == self.pool.thread or not self.pool.call_at_home(self._go_on):
-            self._go_on()
+        if threading.get_ident() == self.pool.thread or not self.pool.call_at_home(
+            self._maybe_give_back
+        ):
+            self._maybe_give_back()
 
     def pin(self) -> None:
         """Keep the connection until `unpin()`, also while no cursor is open."""
@@ -265,7 +267,7 @@ class Lease:
         return False
 
     def _when_free(self) -> None:
-        """Make the pool's loop call `_go_on()`, because a statement has ended.
+        """Make the pool's loop call `_maybe_give_back()`, because a statement has ended.
 
         The connection's lock calls this, in the thread that releases the lock.
         """
@@ -275,10 +277,12 @@ class Lease:
         if self.ended:
             self._connection.end_lease()  # before another thread finds the lock free
             lock.refuse = None  # or lock and connection would refer to each other
-        if threading.get_ident() == self.pool.thread or not self.pool.call_at_home(self._go_on):
-            self._go_on()
+        if threading.get_ident() == self.pool.thread or not self.pool.call_at_home(
+            self._maybe_give_back
+        ):
+            self._maybe_give_back()
 
-    def _go_on(self) -> None:
+    def _maybe_give_back(self) -> None:
         """End the lease and give the connection back, unless a holder is left: Note [Holders]."""
         held = not self.ended and (self.cursors or self.pins)
         if held or self._given_back or self._waits_for_statement():

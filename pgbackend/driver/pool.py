@@ -279,7 +279,9 @@ class Pool:
 
     def check_deadlock(self, task: asyncio.Task[Any]) -> None:
         """Raise `PoolDeadlock` if `task`, once it waits, and all holders wait for each other."""
-        if self._newest_works():  # the usual case, and no deadlock: a lease that will end
+        if (
+            self._newest_waits_for_server()
+        ):  # the usual case, and no deadlock: a lease that will end
             return
         circle = deadlock.find(task, self.holders(), self._queued)
         if circle is None:
@@ -300,7 +302,7 @@ class Pool:
             "everywhere"
         )
 
-    def _newest_works(self) -> bool:
+    def _newest_waits_for_server(self) -> bool:
         """Return whether the newest lease's task waits for the server: then the lease will end."""
         for ref in reversed(self.leases.values()):
             lease = ref()

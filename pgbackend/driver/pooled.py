@@ -209,7 +209,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         """Return the id of the server process; 0 if the connection is lost."""
         return 0 if self.pgconn.status == _BAD else self.pgconn.backend_pid
 
-    def forget_holder(self, *, types_seen: bool) -> None:
+    def forget_facade(self, *, types_seen: bool) -> None:
         """Undo what a holder may have changed for all facades; forget types if `types_seen`."""
         self.listener = self._hears_itself
         if types_seen:
