@@ -49,10 +49,10 @@ def waits_for(task: Task | None, future: asyncio.Future[Any] | None) -> bool:
 
 
 def _blockers(task: Task | None, queued: Queued) -> list[Task | None]:
-    """Return the tasks of which one must go on before `task` can.
+    """Return the tasks that `task` waits for: until one of them goes on, `task` cannot.
 
-    An empty list if `task` is unknown, is about to run, or waits for anything but other tasks or a
-    connection of a pool.
+    The list is empty if `task` is in no certain deadlock: it is unknown, is about to run, or waits
+    for anything but other tasks or a connection of a pool.
     """
     future: asyncio.Future[Any] | None = getattr(task, "_fut_waiter", None)
     if task is None or future is None or future.done():
