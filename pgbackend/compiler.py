@@ -99,7 +99,11 @@ class CompiledStatement:
 
 
 class CompiledSelect(CompiledStatement):
-    """A mixin: has `expressions` note a SELECT if a field or a part of it is not Django's own."""
+    """A mixin: a SELECT is not vouched for if a part of it may write SQL that is not Django's.
+
+    The selected fields, the extra tables and the compiler itself are passed to the module
+    `expressions`, which notes such a part.
+    """
 
     def get_select(self, with_col_aliases: bool = False) -> tuple[Any, Any, Any]:
         found: tuple[Any, Any, Any] = super().get_select(with_col_aliases=with_col_aliases)  # type: ignore[misc]
@@ -116,7 +120,10 @@ class CompiledSelect(CompiledStatement):
 
 
 class CompiledInsert(CompiledStatement):
-    """A mixin: has `expressions` note an INSERT if a field writes the SQL of its value itself."""
+    """A mixin: an INSERT is not vouched for if a custom field writes the SQL of its own value.
+
+    The fields are passed to the module `expressions`, which notes such a field.
+    """
 
     def as_sql(self) -> list[tuple[str, tuple[Any, ...]]]:
         for field in self.query.fields:
@@ -125,9 +132,11 @@ class CompiledInsert(CompiledStatement):
 
 
 class CompiledUpdate(CompiledStatement):
-    """A mixin: has `expressions` note an UPDATE if a field writes the SQL of its value itself.
+    """A mixin: an UPDATE is not vouched for if a custom field writes the SQL of its own value.
 
-    It also marks and vouches for the statements of `execute_returning_sql()`.
+    The fields are passed to the module `expressions`, which notes such a field. The mixin also
+    overrides `execute_returning_sql()`, as `CompiledStatement` overrides `execute_sql()`: it marks
+    the statement as the ORM's, and vouches for its SQL.
     """
 
     def as_sql(self) -> tuple[str, tuple[Any, ...]]:

@@ -126,7 +126,10 @@ class BeginningCursor:
         return super()._execute_gen(query, params, **kwargs)  # type: ignore[misc,no-any-return]
 
     def _may_be_sent_again(self, result: PGresult) -> bool:
-        """Return True if the only `result` says: the statement was neither run nor cancelled."""
+        """Return True if `result` shows that the statement was neither executed nor cancelled.
+
+        `result` is the only one that the server has sent for BEGIN and the statement.
+        """
         if result.status != ExecStatus.FATAL_ERROR:
             return True  # BEGIN's own result: the statement is empty
         if self._pgconn.transaction_status != _IDLE:

@@ -84,7 +84,10 @@ class _Making:
 
 
 class _GreenWaiter(TimedByQueue, WaitingClient[AsyncConnection]):
-    """A client in the queue that waits in a greenlet; psycopg_pool wakes it by `_cond`: itself."""
+    """A client in the queue that waits in a greenlet.
+
+    psycopg_pool wakes a client by its `_cond`, which is here the client itself.
+    """
 
     __slots__ = ("deadline", "future")
 

@@ -4,8 +4,8 @@ Note [Statements without a facade]
 Most statements are the ORM's own, outside of a transaction. No other code ever sees the connection
 or the cursor of such a statement. So it is executed on the facade that is never lent, by one cursor
 that is reset after each statement (`AsyncConnection.run_statement()`). When the cursor executes the
-same SQL again, it still has the dumpers and loaders that psycopg has found for it, unless the
-holder of a facade has read `adapters` meanwhile, and so may have registered a type.
+same SQL again, it still has the dumpers and loaders that psycopg has found for it, unless the user
+of a facade has read `adapters` meanwhile, and so may have registered a type.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class StatementCursor:
     _last_query: Query | None
 
     def run(self, query: Query, params: Params | None) -> Result:
-        """Execute a statement and fetch all its rows."""
+        """Execute a statement, and return its result with all rows."""
         if self._conn.lease is not None:
             self._conn.has_looked = True  # the caller vouches for it, or the lease is dirty
         self.execute(query, params)  # type: ignore[attr-defined]  # of psycopg's
