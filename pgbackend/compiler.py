@@ -28,6 +28,7 @@ from typing import Any
 from django.db.backends.postgresql import compiler
 
 from . import expressions
+from .driver.session_settings import declared
 from .driver.vouching import vouching
 
 _PLAIN_EXPRESSIONS = expressions.plain
@@ -51,7 +52,7 @@ class CompiledStatement:
     def execute_sql(self, *args: Any, **kwargs: Any) -> Any:
         session = self.connection.async_session()
         if session is None:
-            return super().execute_sql(*args, **kwargs)  # type: ignore[misc]
+            return self._execute_sync(*args, **kwargs)
         # The next cursor takes these marks. Code that compiles may run other statements before it.
         outer = session.compiled, session.at_once, session.cursor
         session.compiled, session.at_once, session.cursor = True, self.fetches_at_once(), None
@@ -66,6 +67,13 @@ class CompiledStatement:
             raise
         finally:
             session.compiled, session.at_once, session.cursor = outer
+
+    def _execute_sync(self, *args: Any, **kwargs: Any) -> Any:
+        if declared.get() is None:
+            return super().execute_sql(*args, **kwargs)  # type: ignore[misc]
+        # A statement that is vouched for keeps the declared settings, so the next needs no SET.
+        with self._vouching():
+            return super().execute_sql(*args, **kwargs)  # type: ignore[misc]
 
     def fetches_at_once(self) -> bool:
         """Return False: `execute_sql()` gets an ordinary cursor.

@@ -114,9 +114,8 @@ class Portal(greenlet):
         """Return whether the running task is the one that drives this portal.
 
         False: an eager task takes its first step in this portal, and must not wait in it; see Note
-        [Whose step]. The code then runs in another context (contextvars) than that of the portal's
-        task. But it also does inside `Context.run()`; so if the contexts differ, asyncio is asked
-        for the running task.
+        [Whose step]. Such code has another context (contextvars) than the portal's task; but so has
+        code inside `Context.run()`. So if the contexts differ, asyncio is asked for the task.
         """
         if self.gr_context is self.context or self.closing or not _HAS_EAGER_TASKS:
             return True
@@ -152,10 +151,7 @@ class Portal(greenlet):
         return future.result()
 
     def deliver_cancellation(self) -> None:
-        """Raise the cancellation that was held back, if there is one.
-
-        Does nothing inside `with hold_cancellation()` or `with postpone_delivery()`.
-        """
+        """Raise the cancellation that was held back, if any; not while one is held or postponed."""
         if self.pending is None or self.holding or self.postponing:
             return
         pending, self.pending = self.pending, None
@@ -543,8 +539,8 @@ def await_(awaitable: Awaitable[T]) -> T:
 def drive(coro: Coroutine[Any, Any, T]) -> Awaitable[T]:
     """Return an awaitable, to be awaited at once, that runs `coro` in a portal.
 
-    If the caller is green already, the result is `coro` itself. This is no ``async def``, because
-    each step would have to go through one coroutine more.
+    If the caller is green already, returns `coro` itself. No ``async def``, because each step would
+    have to go through one coroutine more.
     """
     here = getcurrent()
     if type(here) is Portal and here.is_own():
@@ -563,9 +559,9 @@ def first_step(
 ) -> asyncio.Future[Any] | None:
     """Take the first step of `coro`, in a callback of the loop; return what that step yields.
 
-    The step yields the future that `coro` waits for, or None; `coroutines.resume()`, in a task,
-    takes the other steps. Raises StopIteration if `coro` returns, the errors of `coro`, and
-    `NotGreen` if it uses the database, since only a task can hold a connection.
+    The step yields the future that `coro` waits for, or None; `coroutines.resume()` takes the other
+    steps, in a task. Raises StopIteration if `coro` returns, the errors of `coro`, and `NotGreen`
+    if it uses the database, since only a task can hold a connection.
     """
     _mine.outside_of_tasks = True
     try:

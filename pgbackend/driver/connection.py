@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from operator import is_
 from time import monotonic
-from typing import Any, NoReturn, Protocol, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 import psycopg
 from psycopg import errors as e
@@ -31,9 +31,10 @@ from psycopg.pq.abc import PGconn
 from .bridge import INTERRUPTIONS, Portal, await_, check_may_wait, current, let_step_end, running
 from .cancellation import deliver_cancellation, finish, hold_cancellation
 from .cursors import BLOCK_ENDED, BlockEndedError, adopt, own_class
+from .declaring import DeclaringConnection
 from .errors import LeaseEnded, NothingCommitted, OutcomeUnknown
 from .parking import Caller, ParkingLock, caller
-from .protocols import Lease
+from .protocols import Lease, Physical
 from .psycopg_transaction import Transaction
 from .recovery import (
     CLEANUP_BUDGET,
@@ -80,21 +81,7 @@ class ConnectArguments(dict[str, Any]):
         return f"<arguments {', '.join(self)}>"
 
 
-class Physical(Protocol):
-    """The part of `AsyncConnection` that its facades use (a protocol for type checkers)."""
-
-    watch: Watch
-    listener: weakref.ref[Connection]
-
-    def forget_facade(self, *, types_seen: bool) -> None:
-        """Pass no more notices to the last facade; if `types_seen`, have types looked up again.
-
-        Called at the end of each lease; sends nothing. `types_seen` says that the facade's user may
-        have registered a type: so the next statement must look its dumpers and loaders up again.
-        """
-
-
-class Connection(psycopg.Connection[Any]):
+class Connection(DeclaringConnection):
     """A psycopg connection: to wait, a green caller parks its greenlet, another blocks its thread.
 
     `connect()` opens one with a socket of its own, as psycopg does; a pool lends facades, each of
@@ -183,7 +170,8 @@ class Connection(psycopg.Connection[Any]):
         if self.pgconn.status != _OK:
             self._check_connection_ok()  # raises
         factory: Any = self.cursor_factory
-        factory = own_class(factory, self._prepared.prepare_threshold is not None)
+        prepares = self._prepared.prepare_threshold is not None
+        factory = own_class(factory, prepares or self.is_settled())
         if not all(map(is_, _seen_for_cursors(), _CURSORS)):
             return self._cursor_by_psycopg(
                 factory, binary=binary, row_factory=row_factory, **kwargs
@@ -234,6 +222,13 @@ class Connection(psycopg.Connection[Any]):
     def __del__(self) -> None:  # type: ignore[override]  # psycopg's argument is its own
         if self.physical is None:  # psycopg would report a facade as left open
             super().__del__()
+
+    def note_lost_values(self) -> None:
+        """Close a connection of one's own, as the base does; make the pool reset one of its own."""
+        if self.physical is None:
+            super().note_lost_values()
+        elif self.lease is not None:
+            self.lease.dirty = True
 
     def end_lease(self) -> None:
         """Make this facade refuse all further use, because its lease is over; send nothing."""

@@ -19,12 +19,13 @@ from psycopg.abc import PQGen, Query
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGconn
 
-from .begin import BeginningCursor
 from .cancellation import hold_cancellation, hold_when_closed
 from .errors import LeaseEnded
 from .parking import caller
+from .prefix import PrefixingCursor
 from .prepared import PreparingCursor
 from .recovery import limit_clean_up
+from .session_settings import UNKNOWN, Statement
 from .turns import TurnTakenError, check_turn, sparing, waits_for_executemany
 from .vouching import is_vouched
 
@@ -52,14 +53,14 @@ BLOCK_ENDED = (
 def abilities(cursor_class: type[Any]) -> tuple[type[Any], ...]:
     """Return the mixin for `cursor_class`, in a tuple, which is empty if the class needs none.
 
-    The mixin is `BeginningCursor` for psycopg's client cursors, `PreparingCursor` for other
+    The mixin is `PrefixingCursor` for psycopg's client cursors, `PreparingCursor` for other
     cursors. A client cursor's class that has its own way to send statements needs none.
     """
     if not issubclass(cursor_class, psycopg.ClientCursor):
         return (PreparingCursor,)
-    # A class with an `_execute_send()` of its own keeps that; `BeginningCursor` checks for patches.
+    # A class with an `_execute_send()` of its own keeps that; `PrefixingCursor` checks for patches.
     sends_by_itself = cursor_class._execute_send is not psycopg.ClientCursor._execute_send  # noqa: SLF001
-    return () if sends_by_itself else (BeginningCursor,)
+    return () if sends_by_itself else (PrefixingCursor,)
 
 
 @functools.lru_cache(maxsize=64)
@@ -70,7 +71,7 @@ def own_class(cursor_class: Any, prepares: bool) -> Any:
     is making a cursor, has just put it in the place of the connection's own class. Or its ability
     would be `PreparingCursor`, and the connection prepares no statements (`prepares` is False).
     """
-    if issubclass(cursor_class, BeginningCursor | PreparingCursor):
+    if issubclass(cursor_class, PrefixingCursor | PreparingCursor):
         return cursor_class
     if not prepares and not issubclass(cursor_class, psycopg.ClientCursor):
         return cursor_class
@@ -384,6 +385,8 @@ class _LeasedServerCursor(_LeasedCursor):
     #: Returns an error if the server has closed this cursor, at the end of the block that it was
     #: opened in. A statement for this cursor would fail on the server and break the transaction.
     why_gone: Callable[[], Exception | None] | None = None
+    #: The properties of the query that the cursor was declared for.
+    _statement = UNKNOWN
 
     def execute(self, *args: Any, **kwargs: Any) -> Any:
         while True:
@@ -401,7 +404,17 @@ class _LeasedServerCursor(_LeasedCursor):
 
     def _declare_gen(self, query: Query, *args: object, **kwargs: object) -> PQGen[None]:
         self._note(query)
-        return super()._declare_gen(query, *args, **kwargs)  # type: ignore[misc,no-any-return]
+        self._statement = Statement(keeps_settings=is_vouched(query))
+        return self._with_settings(super()._declare_gen(query, *args, **kwargs))  # type: ignore[misc]
+
+    def _with_settings(self, gen: PQGen[RV]) -> PQGen[RV]:
+        """Run `gen`, which sends DECLARE or FETCH: neither knows if the query is vouched for."""
+        conn = self._conn
+        conn.next_statement = self._statement
+        try:
+            return (yield from gen)
+        finally:
+            conn.next_statement = UNKNOWN
 
     def _close_gen(self) -> PQGen[None]:
         if self.why_gone is None or self.why_gone() is None:
@@ -411,6 +424,8 @@ class _LeasedServerCursor(_LeasedCursor):
         if self.why_gone is not None and (reason := self.why_gone()) is not None:
             raise reason
         fetch_gen = sparing(self._conn, super()._fetch_gen(*args, **kwargs))  # type: ignore[misc]
+        if self._conn.is_settled():
+            fetch_gen = self._with_settings(fetch_gen)
         return self._letting_go(fetch_gen)
 
     def _letting_go(self, gen: PQGen[RV]) -> PQGen[RV]:

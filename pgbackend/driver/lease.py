@@ -144,7 +144,12 @@ class Lease:
         physical, connection = self.physical, self._connection
         adapt = adapting(physical.adapters)
         if adapt is None and physical.makes_cursors_of(connection):
-            return physical.run_statement(connection, query, params)
+            try:
+                return physical.run_statement(connection, query, params)
+            except BaseException:
+                if physical.facade.session_settings.has_lost_values():
+                    self.dirty = True
+                raise
         # A cursor of a user's class may send more statements: vouch for this one only.
         with self.connection.cursor() as cursor, vouching((query,)):
             cursor.takes_turns = True

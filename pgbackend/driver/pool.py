@@ -419,6 +419,9 @@ class Pool:
     async def configure(self, physical: AsyncConnection) -> None:
         """Set up a connection, new or reset; close it if that fails, or takes too long."""
         limit = max(2.0, self._psycopg.timeout)
+        settings = physical.facade.session_settings
+        settings.database = None  # what is set up is outside of all blocks that declare settings
+        settings.forget()
         try:
             async with asyncio.timeout(limit):
                 await bridge.run(self.options.initialise, physical.facade)
@@ -431,6 +434,7 @@ class Pool:
         except BaseException:
             physical.close_now()
             raise
+        settings.database = self.name
 
     def renew(self) -> None:
         """Replace all connections, because an adapter was registered after they were made.

@@ -25,8 +25,9 @@ from psycopg.adapt import AdaptersMap, Transformer
 from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
 
-from .begin import BEGIN, NotBegunError, seen_for_begin
 from .cursors import abilities
+from .prefix import BEGIN, NotRunError, Prefix, prefix_for, seen_for_begin
+from .session_settings import Statement, declared
 from .turns import check_turn
 
 if TYPE_CHECKING:
@@ -79,7 +80,6 @@ class _ClientStatementCursor(StatementCursor):
     _pgconn: PGconn
     pgresult: PGresult
     _check_results: Callable[[list[PGresult]], None]
-    _drop_begun: Callable[[list[PGresult]], None]
     _execute_plainly_gen: Callable[..., PQGen[None]]
     #: The last statement, parsed, into which new parameters can be merged.
     _merged: PostgresClientQuery = None  # type: ignore[assignment]
@@ -89,14 +89,17 @@ class _ClientStatementCursor(StatementCursor):
         if conn._pipeline:  # noqa: SLF001
             return super().run(query, params)
         self._merge(query, params)
+        settles = declared.get() is not None or conn.session_settings.outside
+        run_gen = self._run_settled_gen if settles else self._run_gen_in_turn
         try:
             if conn.lease is None:  # the facade that is never lent: one task at a time uses it
-                result = conn.wait(self._run_gen())
+                gen = self._run_settled_gen(query, params) if settles else self._run_gen()
+                result = conn.wait(gen)
             else:
                 with conn.lock:
                     if conn.turns is not None:
                         check_turn(conn)
-                    result = conn.wait(self._run_gen_in_turn(query, params))
+                    result = conn.wait(run_gen(query, params))
         except e._NO_TRACEBACK as exc:  # noqa: SLF001 - as psycopg does
             raise exc.with_traceback(None)  # noqa: B904 - the same error
         return self._fetch(result)
@@ -117,13 +120,13 @@ class _ClientStatementCursor(StatementCursor):
         self._merged.convert(query, params)
         self._last_query = query
 
-    def _run_gen(self, begin: bytes = b"") -> PQGen[PGresult]:
+    def _run_gen(self, prefix: Prefix | None = None) -> PQGen[PGresult]:
         merged = self._merged
-        self._pgconn.send_query(begin + merged.query)
+        self._pgconn.send_query(merged.query if prefix is None else prefix.write() + merged.query)
         merged.query, merged.params = b"", None  # they may contain secrets
         results: list[PGresult] = yield from generators.execute(self._pgconn)
-        if begin:
-            self._drop_begun(results)
+        if prefix is not None:
+            prefix.drop_results(results)
         self._check_results(results)
         yield from self._conn._prepared.maintain_gen(self._conn)  # noqa: SLF001
         return results[0]
@@ -138,13 +141,42 @@ class _ClientStatementCursor(StatementCursor):
             yield from conn._start_query()  # noqa: SLF001
             result = yield from self._run_gen()
             return result
+        result = yield from self._run_prefixed_gen(Prefix(conn, None, begins=True), query, params)
+        return result
+
+    def _run_settled_gen(self, query: Query, params: Params | None) -> PQGen[PGresult]:
+        """Run a statement with the settings that the running code declares."""
+        conn = self._conn
+        # The caller vouches for the statement, or has marked the lease as dirty.
+        vouched = conn.lease is None or not conn.lease.dirty
+        statement = Statement(shares=True, keeps_settings=vouched)
+        if (prefix := prefix_for(conn, statement)) is None:
+            conn.has_looked, conn.next_statement = True, statement
+            yield from conn._start_query()  # noqa: SLF001
+            result = yield from self._run_gen()
+        else:
+            if not prefix.begins:
+                yield from conn.begin_gen()
+            try:
+                result = yield from self._run_prefixed_gen(prefix, query, params)
+            finally:
+                conn.executed(statement)
+        return result
+
+    def _run_prefixed_gen(
+        self, prefix: Prefix, query: Query, params: Params | None
+    ) -> PQGen[PGresult]:
         try:
-            result = yield from self._run_gen(conn._get_tx_start_command() + b"; ")  # noqa: SLF001
-        except NotBegunError:
-            conn.has_looked = True
+            result = yield from self._run_gen(prefix)
+        except NotRunError:
+            prefix.failed()
+            self._conn.has_looked = True
             yield from self._execute_plainly_gen(query, params)
             result = self.pgresult
             self._reset()
+        except BaseException:
+            prefix.failed()
+            raise
         return result
 
     def _fetch(self, result: PGresult) -> Result:
