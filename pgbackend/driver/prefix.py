@@ -101,7 +101,8 @@ class Prefix:
     def drop_results(self, results: list[PGresult]) -> None:
         """Remove the results of the commands, and leave those of the statement.
 
-        Raises `NotRunError` if the statement is to be sent again.
+        Raises `NotRunError` if the statement is to be sent again, and psycopg's error if the server
+        has refused a setting.
         """
         change = self._change
         begin = int(self.begins)
@@ -113,6 +114,8 @@ class Prefix:
             del results[:own]
         elif self._may_be_sent_again(results[-1]):
             raise NotRunError
+        elif change is not None and len(results) > begin:
+            raise change.refusal(results[-1], self._conn.pgconn)
 
     def _may_be_sent_again(self, result: PGresult) -> bool:
         """Return True if the last `result` says: the statement was neither run nor cancelled."""
