@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequenc
 from datetime import timedelta
 from decimal import Decimal
 from types import FrameType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, overload
 from uuid import UUID
 
 from asgiref.sync import iscoroutinefunction
@@ -53,12 +53,27 @@ _LONGEST_NAME = 63
 _RUNNERS = frozenset(("_pytest", "anyio", "contextlib", "pytest_asyncio"))
 
 
+@overload
 def session(
     using: str = DEFAULT_DB_ALIAS,
     *,
     search_path: str | Sequence[str] | None = None,
     role: str | None = None,
     **settings: Setting,
+) -> SessionBlock: ...
+
+
+# For names that are in a dictionary, which type checkers cannot tell from the other parameters.
+@overload
+def session(using: str = DEFAULT_DB_ALIAS, /, **settings: Setting) -> SessionBlock: ...
+
+
+def session(
+    using: Any = DEFAULT_DB_ALIAS,
+    *,
+    search_path: Any = None,
+    role: Any = None,
+    **settings: Any,
 ) -> SessionBlock:
     """Declare settings of the server session for all statements of a block.
 
@@ -277,6 +292,8 @@ def _as_value(name: str, value: Any) -> Value:
     """Return `value` as it is sent; raise `TypeError` or `ValueError` if it cannot be."""
     if name in LISTS_OF_NAMES:
         return _as_names(name, value)
+    if name == "role" and not isinstance(value, str):
+        raise TypeError(f"'role' is the name of a role; got {type(value).__name__!r}")
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, timedelta):

@@ -90,6 +90,12 @@ def test_a_value_of_another_type_is_refused_at_once(value: Any) -> None:
         pgbackend.session(**{"app.tenant": value})
 
 
+@pytest.mark.parametrize("settings", [{"role": 1}, {"search_path": 1}, {"search_path": [1]}])
+def test_a_name_of_another_type_is_refused_at_once(settings: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match="name"):
+        pgbackend.session(**settings)
+
+
 def test_an_error_and_a_repr_show_no_value() -> None:
     secret = "do not show"
     assert secret not in repr(pgbackend.session(**{"app.key": secret}))
