@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+from django.db import connections
 
 from tests.conftest import Runner
 from tests.driver.conftest import link, pools, pools_by_link, table  # noqa: F401 - pytest's
@@ -34,3 +37,14 @@ def loop_factory(request: pytest.FixtureRequest) -> LoopFactory:
 def run(loop_factory: LoopFactory) -> Runner:
     """Run a coroutine on a new loop of this run's kind, its tasks shuffled by this run's seed."""
     return Runner(loop_factory)
+
+
+@pytest.fixture(scope="module")
+def other_alias(django_db_setup: None) -> Iterator[str]:
+    """Add a second alias of the same database."""
+    connections.settings["other"] = {**connections.settings["default"]}
+    yield "other"
+    connections["other"].close()
+    connections["other"].close_pool()
+    del connections["other"]
+    del connections.settings["other"]

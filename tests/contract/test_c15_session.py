@@ -19,6 +19,7 @@ from django.db import DatabaseError, connection, connections, transaction
 
 import pgbackend
 from pgbackend import aio
+from pgbackend.base import DatabaseWrapper
 from tests.conftest import Runner
 from tests.library.models import Author
 from tests.support.fixtures import settings_of_default
@@ -301,6 +302,7 @@ def count_messages(run: Runner, work: Body) -> int:
         async def main() -> None:
             await aio.run(tenant)  # sets the connection up
             await aio.run(work)
+            await aio.run(tenant)  # waits until the connection is reset, if raw SQL ran
 
         run(main())
     return len(sent)
@@ -473,3 +475,53 @@ def test_one_block_object_serves_many_at_once(run: Runner) -> None:
         return await asyncio.gather(*(use() for _ in range(5)))
 
     assert run(main()) == [["one", "one", "one", OUTSIDE]] * 5
+
+
+# --- Databases and wrappers ---
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "other"])
+def test_settings_are_those_of_one_alias(do: Any, other_alias: str) -> None:
+    def there() -> str:
+        return Author.objects.using(other_alias).get(pk=1).name
+
+    def body() -> list[str]:
+        with pgbackend.session(other_alias, search_path=["two", "public"]):
+            seen = [tenant(), there()]
+            with in_tenant("one"), transaction.atomic(using=other_alias):
+                seen += [tenant(), there()]
+            seen += [tenant(), there()]
+        return [*seen, tenant(), there()]
+
+    assert do(body) == [OUTSIDE, "two", "one", "two", OUTSIDE, "two", OUTSIDE, OUTSIDE]
+
+
+class SetsPath(DatabaseWrapper):
+    """A wrapper that sets its tenant's schema for each cursor by raw SQL, as packages do."""
+
+    schema = "three"
+
+    def _cursor(self, name: str | None = None) -> Any:
+        cursor = super()._cursor(name)
+        with super()._cursor() as setting:
+            setting.execute(f"SET search_path TO {self.schema}, public")
+        return cursor
+
+
+def test_a_derived_wrapper_may_set_what_a_block_declares(run_once: Runner) -> None:
+    """The block wins for the statements of its code, and the wrapper for those outside of it."""
+
+    def body() -> list[str]:
+        seen = [tenant()]
+        with in_tenant("one"):
+            seen += [tenant(), tenant()]
+            with transaction.atomic():
+                seen.append(tenant())
+        return [*seen, tenant()]
+
+    async def main() -> Any:
+        connections["default"] = SetsPath(connections.settings["default"], "default")
+        return await aio.run(body)
+
+    assert run_once(main()) == ["three", "one", "one", "one", "three"]
+    assert tenant() == OUTSIDE
