@@ -115,7 +115,8 @@ class _ClientStatementCursor(StatementCursor):
         self._tx = Transformer(self)  # type: ignore[arg-type]  # a mixin
         self._merged = PostgresClientQuery(self._tx)
         self._merged.convert(query, params)
-        self._last_query = query
+        if params is not None:  # else the query is no template, into which parameters can be merged
+            self._last_query = query
 
     def _run_gen(self, begin: bytes = b"") -> PQGen[PGresult]:
         merged = self._merged
@@ -140,11 +141,13 @@ class _ClientStatementCursor(StatementCursor):
             return result
         try:
             result = yield from self._run_gen(conn._get_tx_start_command() + b"; ")  # noqa: SLF001
+            return result
         except NotBegunError:
             conn.has_looked = True
-            yield from self._execute_plainly_gen(query, params)
-            result = self.pgresult
-            self._reset()
+        # After the `except`, or an error of the statement would show the `NotBegunError`, too.
+        yield from self._execute_plainly_gen(query, params)
+        result = self.pgresult
+        self._reset()
         return result
 
     def _fetch(self, result: PGresult) -> Result:
