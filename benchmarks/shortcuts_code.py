@@ -58,7 +58,7 @@ CODE: Mapping[str, tuple[str, ...]] = {
             f"{_FAST}.written_values",
             "RETURNING _inserting_by _INSERT_BY are_returned_rows_djangos",
         ),
-        "pgbackend.wrapper.leasing:Leasing.acquire_pool",
+        "pgbackend.wrapper.cursors:Cursors.acquire_pool",
     ),
     "cursors": ("pgbackend.fast.cursors",),
     "blocks": (
@@ -85,7 +85,7 @@ CODE: Mapping[str, tuple[str, ...]] = {
         "pgbackend.driver.statement_cursors",
         "StatementCursor _ClientStatementCursor statement_class",
     ),
-    "begin": _in("pgbackend.driver.begin", "BEGIN BeginningCursor NotBegunError"),
+    "begin": _in("pgbackend.driver.prefix", "BEGIN Begin NotRunError PrefixingCursor"),
     "portals": _in("pgbackend.driver.bridge", "_keep_portal"),
 }
 

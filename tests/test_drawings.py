@@ -35,6 +35,8 @@ OTHERS = {
 }
 #: How many files of pgbackend each drawing has, and how many calls of functions, at least.
 AT_LEAST = {"files": 8, "calls": 25}
+#: How many files of pgbackend a `get()` passes, from the call of `QuerySet.get()` on, at most.
+FILES_OF_A_GET = 8
 _LINE = re.compile(
     r"participant (?P<key>\w+) as (?P<name>.+)"
     r"|(?P<from>\w+)(?P<arrow>-?->>)(?P<to>\w+): (?P<text>[^;#]+)"
@@ -136,6 +138,13 @@ def test_there_are_three_drawings_and_none_is_empty() -> None:
         assert len(drawing.calls) >= AT_LEAST["calls"]
         called = {each.receiver for each in drawing.calls}
         assert not {*drawing.files} - called, "a file that nothing leads to"
+
+
+def test_a_get_passes_few_files_of_pgbackend() -> None:
+    calls = DRAWINGS[0].calls
+    begins = [call.name for call in calls].index("QuerySet.get")
+    passed = {file for call in calls[begins:] for file in (call.sender, call.receiver)}
+    assert len(passed.difference(OTHERS)) <= FILES_OF_A_GET
 
 
 @pytest.mark.parametrize("drawing", DRAWINGS, ids=DRAWN)

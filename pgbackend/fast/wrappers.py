@@ -39,7 +39,7 @@ def _take_or_make(create: Callable[..., Any], handler: ConnectionHandler, alias:
 
 
 #: Attributes that a wrapper sets on itself later, besides Django's cached properties.
-_NOTES = frozenset({"_asking_others", "_made", "_noted", "_own_blocks", "_published", "_sharing"})
+_NOTES = frozenset({"_asking_others", "_made", "_noted", "_own_blocks", "_published", "_pool_use"})
 #: The helpers that Django makes for each wrapper.
 _HELPERS = ("client", "creation", "features", "introspection", "ops", "validation")
 

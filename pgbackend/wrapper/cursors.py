@@ -1,7 +1,10 @@
-"""Cursors: how they are opened, on a connection that is leased for them.
+"""Cursors: how they are opened, each on a connection that is leased for it.
 
-Green, a cursor outside of transactions has a lease of its own: the connection goes back when the
-cursor is closed, or has nothing more to fetch. If the cursor is used again, it takes a new lease.
+Outside of transactions, green code holds no connection between two statements: each cursor leases
+one, which goes back when the cursor is closed, or has nothing more to fetch. If the cursor is used
+again, it takes a new lease. In a transaction, the first statement leases the connection. Overrides
+and patches of `ensure_connection()`, which may refuse to connect, are called when Django would call
+them.
 """
 
 from __future__ import annotations
@@ -14,19 +17,23 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-from django.db import InterfaceError
+from django.db import Error, InterfaceError, connections
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
 
-from pgbackend import frames, state
+from pgbackend import frames, state, transactions
 from pgbackend.attributes import of_connection
 from pgbackend.driver import bridge
 from pgbackend.driver.bridge import Portal
 from pgbackend.driver.connection import LEASE_ENDED
 from pgbackend.driver.cursors import adopt
 from pgbackend.driver.errors import LeaseEnded
+from pgbackend.driver.lease import Lease
+from pgbackend.driver.pool import Pool
 from pgbackend.driver.turns import let_take_turns
+from pgbackend.driver.vouching import vouching
 from pgbackend.patches import if_unpatched
 from pgbackend.sessions import Session, State
+from pgbackend.transactions import Transaction
 
 from .transactions import Transactions
 
@@ -35,10 +42,22 @@ _get_running_loop = asyncio._get_running_loop
 _running = bridge.running
 
 _DJANGOS_CURSOR = if_unpatched(PostgresDatabaseWrapper._cursor)  # type: ignore[attr-defined]
+_ENSURE_CONNECTION = if_unpatched(PostgresDatabaseWrapper.ensure_connection)
+
+
+class _InThePool:
+    """Stands in for the connection that Django's wrapper would have, in `_ask_others()`."""
+
+    closed = False
 
 
 class Cursors(Transactions):
-    """A wrapper that opens cursors; the shortcut `cursors` replaces some of its methods."""
+    """A wrapper that opens cursors, and leases a connection from the pool for each.
+
+    The shortcut `cursors` replaces some of its methods.
+    """
+
+    # --- Opening a cursor ---
 
     def cursor(self) -> Any:
         if _get_running_loop() is not None:
@@ -183,6 +202,214 @@ class Cursors(Transactions):
             state.observe(self)
             yield
 
+    # --- A connection for the cursor ---
+
+    _asking_others = False
+
+    def connect(self) -> None:
+        """Open the wrapper's own connection; in green code, only check that one can be had.
+
+        In green code no connection is held afterwards. If a transaction is open, its connection is
+        closed, so that it is rolled back.
+        """
+        if self._asking_others:
+            return
+        current = state.current_state(self)
+        if not current.pooled:
+            super().connect()
+            settings = getattr(self.connection, "session_settings", None)
+            if settings is not None:  # the driver's own class of connections
+                settings.database = self.alias
+            return
+        self.check_context("connect")
+        if current.transaction is not None:
+            # As in Django, the new connection is in no transaction.
+            if current.lease is not None:
+                current.lease.connection.close()
+                current.lease.end()
+            transactions.end(self, current)
+        self.run_on_commit = []
+        self.ensure_connection()
+
+    def ensure_connection(self) -> None:
+        """Guarantee that the database can be reached.
+
+        In green code that holds no connection, one is leased and given back. In async code that is
+        not green nothing is done, since each statement will lease a connection.
+        """
+        current = state.current_state(self)
+        if self._asking_others and "ensure_connection" not in self._in_patches:
+            super().ensure_connection()
+        elif current.connection is not None:
+            if PostgresDatabaseWrapper.ensure_connection is not _ENSURE_CONNECTION:
+                self._let_patches_refuse()
+        elif not current.pooled:
+            super().ensure_connection()
+        elif bridge.current() is not None and not current.closed_in_transaction:
+            lease = self.lease_for(current, state.async_session(self))
+            if lease is not None:
+                lease.maybe_end()
+
+    def lease_for(self, current: State, session: Session | None) -> Lease | None:
+        """Lease a connection for the state `current`; return None if it has a connection already.
+
+        Otherwise returns the new lease. `session` is the session of the running task.
+        """
+        if current.connection is not None:
+            if type(self).ensure_connection is not _OWN_ENSURE_CONNECTION:
+                self.ensure_connection()
+            elif PostgresDatabaseWrapper.ensure_connection is not _ENSURE_CONNECTION:
+                self._let_patches_refuse()
+            return None
+        transaction = current.transaction
+        if transaction is None:
+            state.check_not_ended(self)
+            return self._take(current, None, session)
+        assert transaction.leasing is not None
+        with transaction.leasing:
+            missing = current.connection is None  # another task may have leased it meanwhile
+            return self._take(current, transaction, session) if missing else None
+
+    def hold(self, current: State, session: Session | None) -> Lease | None:
+        """Return the lease of `current`, pinned; lease a connection first if it has none.
+
+        The caller must unpin it. Returns None if there is nothing to unpin: `current` is in a
+        transaction, which pins the lease itself, or has a connection that is not leased.
+        """
+        while True:
+            self.lease_for(current, session)
+            lease = current.lease
+            if current.transaction is not None or (
+                lease is None and current.connection is not None
+            ):
+                return None
+            if lease is not None:
+                lease.pin()
+                if not lease.ended:
+                    return lease
+                lease.pins -= 1
+            # Once more: the garbage collector has freed the last holder of the lease just now.
+
+    def acquire_pool(self) -> Pool:
+        """Return the pool from which the caller leases a connection for one statement.
+
+        Only for code outside of transactions. Calls the overrides and patches of
+        `ensure_connection()` first, which may refuse.
+        """
+        if (
+            type(self).ensure_connection is not _OWN_ENSURE_CONNECTION
+            or PostgresDatabaseWrapper.ensure_connection is not _ENSURE_CONNECTION
+        ):
+            self._ask_others()
+        return self._async_pool()
+
+    def _take(
+        self,
+        current: State,
+        transaction: Transaction | None,
+        session: Session | None,
+    ) -> Lease:
+        if (
+            type(self).ensure_connection is not _OWN_ENSURE_CONNECTION
+            or PostgresDatabaseWrapper.ensure_connection is not _ENSURE_CONNECTION
+        ):
+            self._ask_others()
+        lease = None if transaction is None else transaction.borrow()
+        if lease is None:
+            with self.wrap_database_errors:
+                lease = self._get_lease(transaction)
+        if transaction is not None:
+            if not transaction.take(lease):
+                lease.end()
+                state.take_turn(self)  # raises: the block has ended while its task waited
+                raise LeaseEnded(LEASE_ENDED)
+            return lease
+        current.take(lease)
+        if session is not None:
+            session.watch()
+            if session.pins:
+                lease.pin()
+        return lease
+
+    def _get_lease(self, transaction: Transaction | None) -> Lease:
+        home = None if transaction is None else transaction.home
+        running = _get_running_loop()
+        if home is None or home is running:
+            return self._async_pool().lease()
+        # The transaction began on the loop `home`, and its first statement comes from elsewhere.
+        leasing = asyncio.run_coroutine_threadsafe(bridge.run(self._lease_at_home), home)
+        if running is None:
+            return leasing.result()
+        return bridge.await_(asyncio.wrap_future(leasing))
+
+    def _lease_at_home(self) -> Lease:
+        # A pool that is made here keeps its wrapper: so use that of the loop's thread, not `self`.
+        at_home: Any = connections[self.alias]
+        lender = at_home if at_home.settings_dict is self.settings_dict else self
+        lease: Lease = lender._async_pool().lease()  # noqa: SLF001 - ours
+        return lease
+
+    # --- Patches and overrides that may refuse ---
+
+    def _let_patches_refuse(self) -> None:
+        """Call a patch of `ensure_connection()` although a connection is open: it may refuse.
+
+        In async code that is not green, this does nothing: no statement is sent there, but tests
+        call `ensure_connection()` when they begin to capture queries.
+        """
+        if bridge.current() is not None or not state.in_async_context():
+            super().ensure_connection()
+
+    def _ask_others(self) -> None:
+        """Call the overrides and patches of `ensure_connection()`, which may refuse to connect.
+
+        Test cases without a database refuse, for one. In the first call, and after `close()`, an
+        override finds that `connection` is None. Later it finds a stand-in, since on Django's own
+        backend the connection would be open. This neither connects nor waits: so no other code runs
+        while `_asking_others` is set.
+        """
+        current = state.current_state(self)
+        session = self.async_session()
+        known = current if session is None else session.state
+        self._asking_others = True
+        if known.asked:
+            current.connection = _InThePool()
+        is_overridden = type(self).ensure_connection is not _OWN_ENSURE_CONNECTION
+        try:
+            if is_overridden and "ensure_connection" not in self._in_patches:
+                self.ensure_connection()
+            else:
+                super().ensure_connection()
+        finally:
+            current.connection = None
+            self._asking_others = False
+        known.asked = True
+
+    # --- Whether the database answers ---
+
+    def is_usable(self) -> bool:
+        """Return whether the database answers.
+
+        Sends a statement. If green code holds no connection, one is leased for that.
+        """
+        current, session = state.state_and_session(self)
+        if not current.pooled:
+            return bool(super().is_usable())
+        self.check_context("is_usable")
+        try:
+            state.take_turn(self)
+            lease = self.lease_for(current, session)
+        except Error:
+            return False
+        try:
+            with vouching(("SELECT 1",)):
+                return bool(super().is_usable())
+        finally:
+            if lease is not None:
+                lease.maybe_end()
+
+
+_OWN_ENSURE_CONNECTION = Cursors.ensure_connection
 
 #: Modules between the code that opens a cursor and `_caller()`.
 _CURSOR_MODULES = frozenset(

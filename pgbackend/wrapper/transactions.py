@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from asgiref.sync import iscoroutinefunction
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
@@ -25,6 +25,9 @@ from pgbackend.sessions import Session, State
 from pgbackend.transactions import Block
 
 from .closing import Closing
+
+if TYPE_CHECKING:
+    from pgbackend.protocols import Wrapper
 
 _GET_AUTOCOMMIT = if_unpatched(PostgresDatabaseWrapper.get_autocommit)
 _SET_AUTOCOMMIT = if_unpatched(PostgresDatabaseWrapper.set_autocommit)
@@ -93,7 +96,7 @@ class Transactions(Closing):
                 return
             begun = self.begin_pooled(current)
             if is_patched:  # the patch expects that there is a connection
-                self.lease_for(begun, state.async_session(self))
+                cast("Wrapper", self).lease_for(begun, state.async_session(self))
                 super()._set_autocommit(False)
             return
         super()._set_autocommit(autocommit)
@@ -106,7 +109,10 @@ class Transactions(Closing):
     # --- On connections of the pool ---
 
     def begin_if_due(self, current: State) -> State:
-        """Begin a transaction if autocommit is off and none is open; return the state to use."""
+        """Begin a transaction, without SQL, if autocommit is off and none is open.
+
+        Return the running code's state afterwards: the new transaction's, or else `current`.
+        """
         if current.transaction is not None or current.autocommit:
             return current
         self.set_autocommit(False)
@@ -187,7 +193,7 @@ class Transactions(Closing):
 
     def _commit(self) -> None:
         djangos: Any = PostgresDatabaseWrapper
-        connection = self.connection or self._find_connection_to_end(state.current_state(self))
+        connection = self.connection or self._find_connection_for_end(state.current_state(self))
         if self.queries_logged or djangos._commit is not _COMMIT:  # noqa: SLF001
             self._log_without_connection("COMMIT")
             super()._commit()
@@ -197,18 +203,18 @@ class Transactions(Closing):
 
     def commit_pooled(self, current: State) -> None:
         """Send COMMIT as `commit()` does, but log nothing; fast/blocks.py calls this."""
-        connection = current.connection or self._find_connection_to_end(current)
+        connection = current.connection or self._find_connection_for_end(current)
         if connection is not None:
             with self.wrap_database_errors:
                 connection.commit()
         current.errors_occurred = False
         current.run_commit_hooks_on_set_autocommit_on = True
 
-    def _find_connection_to_end(self, current: State) -> Any:
-        """Return the connection to send COMMIT or ROLLBACK on; None if none was leased.
+    def _find_connection_for_end(self, current: State) -> Any:
+        """Look again for a connection to send COMMIT or ROLLBACK on; return None if there is none.
 
-        The caller found none, but another thread may have leased one since. If not, no statement of
-        the transaction can lease one any more.
+        The caller has found none, but another thread may have leased one since. If this returns
+        None, no statement of the transaction can lease a connection any more.
         """
         if current.transaction is not None:
             current.transaction.end_unleased()
@@ -220,7 +226,7 @@ class Transactions(Closing):
 
     def _rollback(self) -> None:
         if self.connection is None:
-            self._find_connection_to_end(state.current_state(self))
+            self._find_connection_for_end(state.current_state(self))
         self._log_without_connection("ROLLBACK")
         super()._rollback()
 

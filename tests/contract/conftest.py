@@ -18,6 +18,7 @@ from tests.support.fixtures import (  # noqa: F401 - pytest's
     transactional_db,
 )
 from tests.support.loops import LoopFactory, shuffled
+from tests.support.tenants import do, tenants  # noqa: F401 - pytest's
 
 collect_ignore = ["project"]  # a project with tests of its own: see test_c12_tests.py
 
