@@ -348,7 +348,8 @@ def _keep_portal(portal: Portal) -> None:
     portal.returned = portal.raised = portal.pending = portal.found = portal.gr_context = None
     portal.on_wait = portal.loop = portal.context = None
     idle = _mine.idle
-    as_new = not (portal.closing or portal.holding or portal.postponing)
+    # Its `__dict__` has what the function has set on the greenlet: the next one must not see that.
+    as_new = not (portal.closing or portal.holding or portal.postponing or portal.__dict__)
     if as_new and switches.portals and len(idle) < _Mine.MOST:
         idle.append(portal)
     else:
