@@ -55,10 +55,9 @@ class DatabaseClient(PostgresDatabaseClient):
         wrapper: Any = self.connection
         if wrapper.has_own_parameters():
             given = wrapper.get_connection_params()
-            settings_dict = ConnectArguments(settings_dict)
+            settings_dict = ConnectArguments(settings_dict, OPTIONS=given)
+            settings_dict["NAME"] = given.get("dbname")
             settings_dict |= {key: given.get(name, "") for key, name in LIBPQ_NAMES.items()}
-            shared = settings_dict["OPTIONS"].keys() & given.keys()
-            settings_dict["OPTIONS"] = {name: given[name] for name in shared}
         else:
             settings_dict = credentials.resolve_settings(wrapper.alias, settings_dict)
         args, env = make(settings_dict, parameters)

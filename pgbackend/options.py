@@ -9,6 +9,7 @@ message reaches the user.
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,7 @@ _NUMBERS = {
 }
 _FUNCTIONS = {"check", "reconnect_failed", "reset"}
 _OTHERS = {"close_returns", "connection_class", "name", *_FUNCTIONS}
+_LEVELS = [level.value for level in IsolationLevel]
 _RESETS = ("always", "dirty", "never")
 
 #: Keys of `OPTIONS` that Django and pgbackend take out before they connect.
@@ -102,7 +104,7 @@ def problems(
             f"Set it to one of {', '.join(map(repr, _RESETS))}.",
         )
     level = options.get("isolation_level")
-    if level is not None and level not in [*IsolationLevel, *map(int, IsolationLevel)]:
+    if level is not None and level not in _LEVELS:
         yield Problem(
             "pgbackend.E008",
             f"Invalid transaction isolation level {level} specified.",  # both as in Django
@@ -136,22 +138,18 @@ def check_arguments(alias: str, arguments: Collection[str]) -> None:
 
 def unknown_options(alias: str, names: Collection[str]) -> Iterator[Problem]:
     """Yield a problem for each of `names` that is no option of Django, pgbackend or psycopg."""
-    known = {*_libpq_options(), *_OUR_OPTIONS, *_PSYCOPG_ARGUMENTS}
+    known = _known_options()
     for name in names:
         if name not in known:
             text = f"DATABASES[{alias!r}]['OPTIONS'] has no option {name!r}."
             yield Problem("pgbackend.E010", text, _suggestion(name, known))
 
 
-def _libpq_options() -> set[str]:
-    """Return the names of the options of the installed libpq."""
-    if not _of_libpq:
-        defaults = psycopg.pq.Conninfo.get_defaults()
-        _of_libpq.update(option.keyword.decode() for option in defaults)
-    return _of_libpq
-
-
-_of_libpq: set[str] = set()
+@functools.cache
+def _known_options() -> frozenset[str]:
+    """Return all names that `OPTIONS` may have, with those of the installed libpq."""
+    of_libpq = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()}
+    return frozenset({*of_libpq, *_OUR_OPTIONS, *_PSYCOPG_ARGUMENTS})
 
 
 def _suggestion(name: object, known: Collection[str]) -> str:

@@ -68,7 +68,8 @@ class Connecting(Contexts):
         params.pop("session_reset", None)
         prepare_template(params["context"], self.timezone)
         if self._asked_in_vain:
-            return params
+            asked = {name for name, value in params.items() if credentials.is_asked(name, value)}
+            return ConnectArguments({name: params[name] for name in params.keys() - asked})
         try:
             return credentials.resolve(self.alias, self.settings_dict, params)
         except (driver.Error, ImproperlyConfigured, SynchronousOnlyOperation) as exc:
@@ -76,14 +77,15 @@ class Connecting(Contexts):
 
     def connect(self) -> None:
         """Connect in sync code; an error keeps no frame that shows the parameters."""
-        self._asked_in_vain = self._has_sync_pool()
+        if self._has_sync_pool():
+            vars(self)["_asked_in_vain"] = True
         try:
             super().connect()
         except Exception as exc:
             credentials.forget_parameters(exc)
             raise
         finally:
-            self._asked_in_vain = False
+            vars(self).pop("_asked_in_vain", None)
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         if (prepared := state.being_prepared(self)) is not None:
@@ -93,11 +95,10 @@ class Connecting(Contexts):
             if not self._asked_in_vain:
                 options.check_arguments(self.alias, conn_params)
             return super().get_new_connection(conn_params)
-        except ImproperlyConfigured as exc:
-            raise exc.with_traceback(None) from None
-        except driver.Error as exc:
-            if self._asked_in_vain:
-                cause = self._connection_pools[self.alias].kwargs.failure
+        except Exception as exc:
+            if self._asked_in_vain and isinstance(exc, driver.Error):
+                pool = self._connection_pools.get(self.alias)
+                cause = pool and pool.kwargs.failure
             exc.__context__ = None
             raise exc.with_traceback(None) from cause
 
@@ -129,7 +130,7 @@ class Connecting(Contexts):
             return None
         self.check_settings()
         asking, stand_in = copy.copy(self), copy.copy(self)
-        vars(asking)["_asked_in_vain"] = False
+        vars(asking).pop("_asked_in_vain", None)
         # Django would ask once, and connect with that for ever.
         vars(stand_in)["get_connection_params"] = functools.partial(_AskedEachTime, asking)
         given = self.settings_dict["OPTIONS"]["pool"]

@@ -167,11 +167,10 @@ CONTEXTS = ["by the pool", "green", "sync", "synchronous pool"]
 def new_wrapper(context: str, cls: type[DatabaseWrapper] | None = None) -> Iterator[Any]:
     """Make a wrapper that connects as sync code does in `context`."""
     settings_dict = {**connections.settings["default"], "CONN_MAX_AGE": 0}
-    pool = {"min_size": 0, "max_size": 3, "timeout": 5.0}
     given = settings_dict["OPTIONS"].get("pool", {})
     options = {key: value for key, value in settings_dict["OPTIONS"].items() if key != "pool"}
     if context == "synchronous pool":
-        options["pool"] = given if given != connections.settings["default"] and given else pool
+        options["pool"] = given or {"min_size": 0, "max_size": 3, "timeout": 5.0}
     settings_dict["OPTIONS"] = options
     wrapper = (cls or type(connections["default"]))(settings_dict, context)
     try:
@@ -503,25 +502,35 @@ def test_a_function_that_hangs_is_told_and_takes_two_threads_at_most(
     assert next(calls) == 3
 
 
-@pytest.mark.parametrize("context", ["green", "sync"])
+@pytest.mark.parametrize("function_fails", [False, True])
+@pytest.mark.parametrize("context", CONTEXTS)
 def test_a_derived_wrappers_parameters_are_not_shown(
     run: Runner,
     leaks: Leaks,  # noqa: F811
     context: str,
+    function_fails: bool,
 ) -> None:
     class Derived(DatabaseWrapper):
         def get_connection_params(self) -> dict[str, Any]:
-            return {**super().get_connection_params(), "password": CANARY}
+            params = {"password": CANARY}
+            if function_fails:
+                raise VaultIsSealed
+            return {**super().get_connection_params(), **params}
 
         def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
             return super().get_new_connection(conn_params)
 
     def fail() -> None:
+        if context == "by the pool":
+            wrapper = Derived(connections.settings["default"], "default")
+            leaks.show(caught(wrapper.cursor))
+            return
         with new_wrapper(context, Derived) as wrapper:
             leaks.show(caught(wrapper.ensure_connection))
 
-    with settings_of_default(**NOWHERE):
-        run.green(fail) if context == "green" else fail()
+    pool = {"min_size": 0, "max_size": 1, "timeout": 0.3}
+    with changed({**NOWHERE, "pool": pool, "CONN_MAX_AGE": 0}):
+        run.green(fail) if context in ("by the pool", "green") else fail()
     leaks.check()
 
 
