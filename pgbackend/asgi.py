@@ -22,7 +22,7 @@ from django.db import connections, transaction
 from django.db.utils import ConnectionHandler
 from django.http import HttpRequest
 
-from . import conf, request, state, thread_locals
+from . import blocking, conf, request, state, thread_locals
 from .driver import bridge
 
 
@@ -36,12 +36,20 @@ def make_call(call: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(call)
     async def __call__(self: object, scope: object, receive: object, send: object) -> object:
         token = request.begin()
+        served: Any = bridge.drive(call(self, scope, receive, send))
         try:
-            return await bridge.drive(call(self, scope, receive, send))
+            if (bound := blocking.bound()) is not None:
+                served = blocking.Watched(served, _described(scope), bound)
+            return await served
         finally:
             request.end(token)
 
     return __call__
+
+
+def _described(scope: Any) -> str:
+    """Return the method and the path of the request of `scope`, for messages."""
+    return f"{scope.get('method', scope['type'])} {scope.get('path', '')}"
 
 
 def make_call_of_test_client(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -134,6 +142,7 @@ def make_create_connection(create: Callable[..., Any]) -> Callable[..., Any]:
 def make_load_middleware(load: Callable[..., None]) -> Callable[..., None]:
     """Return a `BaseHandler.load_middleware()` that looks for `threading.local` objects afterwards.
 
+    It also reads the setting `PGBACKEND_SLOW_STEP` again, which is for requests of a handler.
     Django's imports the modules of the middleware, which may have made new objects: each of these
     is replaced, so that each request has its own values.
     """
@@ -141,6 +150,7 @@ def make_load_middleware(load: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(load)
     def load_middleware(self: BaseHandler, is_async: bool = False) -> None:
         load(self, is_async)
+        blocking.read_setting()
         thread_locals.look_at_new_modules()
 
     return load_middleware
