@@ -19,8 +19,9 @@ page cache takes less time than a hop to a thread.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import Any, Self
 
 import django
 from asgiref.sync import iscoroutinefunction
@@ -88,16 +89,9 @@ class GreenHandler(GreenChain, ASGIHandler):
 
         See Note [Responses of sync iterators].
         """
-        if not response.streaming or not _has_sync_content(response):
-            await super().send_response(response, send)
-            return
-        iterator = response._iterator  # noqa: SLF001 - its `close()`; Django shows a `map()` of it
-        response.streaming_content = _each(response.streaming_content)
-        try:
-            await super().send_response(response, send)
-        finally:
-            if (close := getattr(iterator, "close", None)) is not None:
-                await bridge.run(close)
+        if response.streaming and _has_sync_content(response):
+            response = _Stepped(response)
+        await super().send_response(response, send)
 
 
 def _green(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -122,16 +116,37 @@ def _has_sync_content(response: Any) -> bool:
 _AT_MOST = 0.001
 
 
-async def _each(pieces: Iterable[Any]) -> AsyncIterator[Any]:
-    """Yield the items of the sync `pieces`; each step runs green."""
-    time = asyncio.get_running_loop().time
-    steps = iter(pieces)
-    since = time()
-    while (piece := await bridge.run(next, steps, _END)) is not _END:
-        yield piece
-        if time() - since > _AT_MOST:
+class _Stepped:
+    """Stands for a streamed response whose content is a sync iterator; each step of it is green.
+
+    This is no async generator: before Python 3.13, one that waits cannot be closed.
+    """
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+        self._pieces = iter(response.streaming_content)
+        self._since = time.monotonic()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._response, name)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if time.monotonic() - self._since > _AT_MOST:  # the loop's own clock may stand meanwhile
             await asyncio.sleep(0)
-            since = time()
+            self._since = time.monotonic()
+        piece: Any = await bridge.run(next, self._pieces, _END)
+        if piece is _END:
+            raise StopAsyncIteration
+        return piece  # type: ignore[no-any-return]
+
+    async def aclose(self) -> None:
+        # Django shows `streaming_content` as a `map()` of the iterator, which cannot be closed.
+        close = getattr(self._response._iterator, "close", None)  # noqa: SLF001
+        if close is not None:
+            await bridge.run(close)
 
 
 _END = object()

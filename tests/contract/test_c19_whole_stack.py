@@ -301,9 +301,10 @@ def test_the_error_view_of_a_project_may_use_the_database(
 
 
 def test_a_view_that_returns_nothing_is_told_of_as_in_django(ask: Ask, settings: Any) -> None:
-    settings.DEBUG_PROPAGATE_EXCEPTIONS = True
-    with pytest.raises(ValueError, match="didn't return an HttpResponse object"):
-        ask(view=lambda request: None)
+    settings.DEBUG = True
+    exchange = ask(view=lambda request: None)
+    assert exchange.status == 500
+    assert b"return an HttpResponse object. It returned None" in exchange.content
 
 
 # --- Transactions ---------------------------------------------------------------------------------
