@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import django
-from asgiref.sync import iscoroutinefunction
+from asgiref.sync import async_to_sync, iscoroutinefunction
 from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.base import BaseHandler
@@ -71,6 +71,12 @@ class GreenChain(BaseHandler):
         if method_is_async is None:
             method_is_async = iscoroutinefunction(method)
         return _green(method) if is_async and not method_is_async else adapted
+
+    def check_response(self, response: Any, callback: Any, name: str | None = None) -> None:
+        """Check `response` as Django does, which then renders it; let its `render()` be async."""
+        super().check_response(response, callback, name)
+        if iscoroutinefunction(getattr(response, "render", None)):
+            response.render = async_to_sync(response.render)
 
     async def get_response_async(self, request: HttpRequest) -> HttpResponseBase:
         response: HttpResponseBase = await bridge.run(self.get_response, request)

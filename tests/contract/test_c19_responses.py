@@ -30,7 +30,7 @@ HERE = __name__
 #: For tests in which the handler is cancelled or fails: that of older Djangos leaves the view, in a
 #: task of its own, to itself, and the body to the garbage collector.
 of_handler = pytest.mark.shortcut("handler") if django.VERSION < (6, 1) else lambda test: test
-#: For coroutines that are closed or dropped: Django's handler, which must wait for tasks, cannot be.
+#: For coroutines that are closed or dropped: Django's handler waits for tasks, and cannot be.
 ABANDONED = [pytest.param(mode, marks=pytest.mark.shortcut("handler")) for mode in ABANDONING]
 
 

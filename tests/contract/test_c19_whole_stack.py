@@ -194,6 +194,19 @@ def test_every_middleware_and_view_runs_green_on_the_loop_in_djangos_order(
     assert threads == []
 
 
+def test_a_response_may_have_an_async_render(ask: Ask, threads: list[str]) -> None:
+    class Response(TemplateResponse):
+        async def render(self) -> Any:  # type: ignore[override]
+            self.content = f"{await Tag.objects.acount()}"
+            return self
+
+    def view(request: HttpRequest) -> HttpResponse:
+        return Response(request, "names.html")
+
+    assert ask(view=view).content == b"0"
+    assert threads == []
+
+
 def test_the_application_is_djangos_handler_and_takes_http_only(run: Runner) -> None:
     application = pgbackend.get_asgi_application()
     assert isinstance(application, ASGIHandler)
