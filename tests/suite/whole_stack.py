@@ -7,6 +7,7 @@ make by `get_asgi_application()`, or derive from `ASGIHandler`, is the whole sta
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -27,6 +28,9 @@ from django.test.client import (
 
 from pgbackend.whole_stack import GreenHandler, get_asgi_application
 
+#: How many requests of test clients the application has served.
+served = 0
+
 
 def install() -> None:
     """Rebind the names of Django's that test modules import."""
@@ -40,6 +44,13 @@ class _Application(GreenHandler):
     """The application, for one test client: keeps the response that it has sent."""
 
     sent: Any = None
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        super().__init__()
+
+    def get_response(self, request: Any) -> Any:
+        return self.client.get_response(request)  # a subclass may override it
 
     def create_request(self, scope: Any, body_file: Any) -> Any:
         return scope["request of the test"], None
@@ -56,12 +67,14 @@ class _Application(GreenHandler):
 
 async def _exchange(application: _Application, scope: dict[str, Any]) -> Any:
     """Send one request to `application`; return its response, with the content that was sent."""
+    global served  # noqa: PLW0603 - a process has one suite
+    served += 1
     messages: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
-        if received:
-            return received.pop()
-        raise AssertionError("the client of a test never hangs up")
+        if not received:
+            await asyncio.Event().wait()  # the client of a test never hangs up
+        return received.pop()
 
     received = [{"type": "http.request", "body": b""}]
 
@@ -90,7 +103,7 @@ async def _each(pieces: list[bytes]) -> AsyncIterator[bytes]:
 
 class _Client(ClientHandler):
     def load_middleware(self, is_async: bool = False) -> None:
-        self.application = _Application()
+        self.application = _Application(self)
         self._middleware_chain = self.application._middleware_chain
 
     def __call__(self, environ: Any) -> Any:
@@ -102,7 +115,6 @@ class _Client(ClientHandler):
             "type": "http",
             "path": environ.get("PATH_INFO", ""),
             "method": environ["REQUEST_METHOD"],
-            "root_path": environ.get("SCRIPT_NAME", ""),
             "request of the test": request,
         }
         response = async_to_sync(_exchange)(self.application, scope)
@@ -112,7 +124,7 @@ class _Client(ClientHandler):
 
 class _AsyncClient(AsyncClientHandler):
     def load_middleware(self, is_async: bool = False) -> None:
-        self.application = _Application()
+        self.application = _Application(self)
         self._middleware_chain = self.application._middleware_chain
 
     async def __call__(self, scope: Any) -> Any:
