@@ -66,7 +66,7 @@ WAYS = (
 
 @dataclass(frozen=True)
 class Sample:
-    """What one round of one way at one work has given."""
+    """Holds the figures of one round of one way at one work."""
 
     rate: float
     cpu: float

@@ -25,6 +25,7 @@ from django.test.client import (
     FakePayload,
     conditional_content_removal,
 )
+from django.urls import get_script_prefix, set_script_prefix
 
 from pgbackend.whole_stack import GreenHandler, get_asgi_application
 
@@ -84,9 +85,11 @@ async def _exchange(application: _Application, scope: dict[str, Any]) -> Any:
     # As the test clients do: the connection is the test's.
     request_started.disconnect(close_old_connections)
     request_finished.disconnect(close_old_connections)
+    prefix = get_script_prefix()  # each request of a server sets it anew; tests of clients do not
     try:
         await application(scope, receive, send)
     finally:
+        set_script_prefix(prefix)
         request_started.connect(close_old_connections)
         request_finished.connect(close_old_connections)
     response, application.sent = application.sent, None
