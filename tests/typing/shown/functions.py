@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, assert_type
 
+from django.core.handlers.asgi import ASGIHandler
 from django.db import connection, transaction
 from django.http import HttpRequest, HttpResponse
 
@@ -52,6 +53,21 @@ def worker() -> int:
     result = asyncio.run(pgbackend.aio.portal(main()))
     assert_type(result, int)
     return result
+
+
+# aio.hybrid_middleware, get_asgi_application
+
+
+@aio.hybrid_middleware
+def request_id(get_response: Callable[[HttpRequest], HttpResponse]) -> Any:
+    def middleware(request: HttpRequest) -> HttpResponse:
+        return get_response(request)
+
+    return middleware
+
+
+def whole_stack() -> ASGIHandler:
+    return pgbackend.get_asgi_application()
 
 
 # pinned, detached
