@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .aio import atomic as atomic
     from .aio import detached as detached
     from .aio import pinned as pinned
+    from .declared import session as session
     from .metrics import PoolStatistics as PoolStatistics
     from .metrics import add_hook as add_hook
     from .metrics import remove_hook as remove_hook
@@ -33,6 +34,7 @@ __all__ = [
     "metrics",
     "pinned",
     "remove_hook",
+    "session",
     "statistics",
 ]
 
@@ -44,6 +46,7 @@ _HOMES = {
     "get_asgi_application": "whole_stack",
     "pinned": "aio",
     "remove_hook": "metrics",
+    "session": "declared",
     "statistics": "metrics",
 }
 

@@ -51,13 +51,14 @@ class Template(AdaptersMap):
 
 
 def prepare_template(template: Any, timezone: tzinfo | None) -> None:
-    """Make Django's `template` load UTC timestamps in C code, and renew pools on registrations.
+    """Make Django's `template` load UTC timestamps in C alone, and renew pools on registrations.
 
     A template that the project has made is left unchanged.
 
-    psycopg loads each timestamp, and then Django sets its `timezone` on it, in Python. If both
-    zones are UTC, that changes nothing, and psycopg's loader, which is C code, is enough.
-    Connections of Django's own engine, which share the template, load the same values.
+    Django's loader calls psycopg's, which is C code, and then sets `timezone` on the timestamp, in
+    Python. If `timezone` and the time zone of the server session are both UTC, this second step
+    changes nothing, and is left out. Connections of Django's own engine share the template, and
+    load the same values as before.
     """
     if all(template is not get_adapters_template(use_tz, timezone) for use_tz in (True, False)):
         return  # it is not Django's: the project has made it
@@ -70,7 +71,7 @@ def prepare_template(template: Any, timezone: tzinfo | None) -> None:
 
 
 def _may_be_spared(loader: type[Any]) -> bool:
-    """Return True if `loader` is Django's own, unpatched, and all that it does is to set UTC."""
+    """Return True if `loader` is Django's own, unpatched, and sets the time zone UTC."""
     if not issubclass(loader, BaseTzLoader) or issubclass(loader, _Fast):
         return False
     return bool(loader.load is BaseTzLoader.load and loader.timezone is UTC)
@@ -99,9 +100,10 @@ def _timezone_of(context: AdaptContext | None) -> bytes | None:
 
 
 def adapting(timezone: tzinfo | None, adapters: AdaptersMap) -> Callable[[Any], None] | None:
-    """Return a function that makes a cursor load timestamps in `timezone`.
+    """Return a function that makes a cursor load timestamps in `timezone`; None if none is needed.
 
-    Returns None if that is not needed: `adapters`, those of its connection, do so already.
+    `adapters` are those of the cursor's connection. If they load timestamps in `timezone` already,
+    the function is not needed.
     """
     loader: Any = adapters.get_loader(_TIMESTAMPTZ, Format.TEXT)
     return None if loader.timezone == timezone else partial(register_tzloader, timezone)

@@ -69,8 +69,8 @@ def make_call_of_test_client(call: Callable[..., Any]) -> Callable[..., Any]:
 def make_view_atomic(make: Callable[..., Any]) -> Callable[..., Any]:
     """Return a `BaseHandler.make_view_atomic()` that accepts async views under `ATOMIC_REQUESTS`.
 
-    Django's refuses async views, because its `atomic()` cannot decorate them; it still does if an
-    alias with `ATOMIC_REQUESTS` has another engine.
+    Django's method raises an error for async views, because Django's `atomic()` cannot decorate
+    them. So does the replacement if an alias with `ATOMIC_REQUESTS` has another engine.
     """
 
     @functools.wraps(make)
@@ -142,9 +142,9 @@ def make_create_connection(create: Callable[..., Any]) -> Callable[..., Any]:
 def make_load_middleware(load: Callable[..., None]) -> Callable[..., None]:
     """Return a `BaseHandler.load_middleware()` that looks for `threading.local` objects afterwards.
 
-    It also reads the setting `PGBACKEND_SLOW_STEP` again, which is for requests of a handler.
-    Django's imports the modules of the middleware, which may have made new objects: each of these
-    is replaced, so that each request has its own values.
+    Django's method imports the modules of the middleware, which may make new objects. Each of these
+    objects is replaced, so that each request has its own values. The setting `PGBACKEND_SLOW_STEP`,
+    which is for the requests of a handler, is read again.
     """
 
     @functools.wraps(load)
@@ -159,7 +159,7 @@ def make_load_middleware(load: Callable[..., None]) -> Callable[..., None]:
 def make_resolve_request(resolve: Callable[..., Any]) -> Callable[..., Any]:
     """Return a `BaseHandler.resolve_request()` that looks for `threading.local` objects afterwards.
 
-    The first request imports the modules of the views, which may have made new objects.
+    The first request imports the modules of the views, which may make new objects.
     """
 
     @functools.wraps(resolve)

@@ -41,7 +41,7 @@ _djangos_exit: Callable[..., None] = transaction.Atomic.__exit__
 class OpenAtOnce(Protocol):
     """The type of `open_at_once`: open an outermost block and return it, or return None.
 
-    None: Django must open the block. `here` is the portal of the running code.
+    None: nothing was done, and Django must open the block. `here` is the running code's portal.
     """
 
     def __call__(self, here: Portal, wrapper: Wrapper, atomic: Atomic) -> Block | None: ...
@@ -50,8 +50,9 @@ class OpenAtOnce(Protocol):
 class CommitAtOnce(Protocol):
     """The type of `commit_at_once`: commit `block` and return True, or return False.
 
-    False: Django must end the block. The `with` of `atomic`, in `frame`, ends without an error;
-    `block` is the block that the context names.
+    False: nothing was done, and Django must end the block. Called only when the `with` of `atomic`
+    ends without an error. `frame` is the frame of this `with`; `block` is the block that the
+    context names, or None.
     """
 
     def __call__(
@@ -213,10 +214,12 @@ def _leave_elsewhere(
 
 @contextmanager
 def _in_turn(block: Block) -> Iterator[None]:
-    """Let the end of `block`, inside this `with`, wait for statements that other tasks have sent.
+    """Let the code of this `with`, which ends `block`, first wait for statements in flight.
 
-    Those tasks do not expect another task to end the block. (A block that its own task ends with an
-    error cancels the statements of child tasks instead.)
+    The statements are those that other tasks have sent in `block`: these tasks do not expect that a
+    task ends a block which it did not open. (When the task that opened a block ends it with an
+    error, the statements of child tasks are cancelled instead.) Does nothing if no pooled
+    connection is in use.
     """
     connection = block.transaction.state.connection
     if connection is None or not block.transaction.state.pooled:
@@ -232,7 +235,12 @@ def _in_turn(block: Block) -> Iterator[None]:
 def _block_of(
     wrapper: Wrapper, atomic: Atomic, frame: FrameType | None, here: Block | None
 ) -> Block | None:
-    """Return the block that the `with` in `frame` opened, or None; the context names `here`."""
+    """Return the block that the `with` of `atomic` in `frame` opened, as far as is known.
+
+    `here` is the block that the context names, or None. It is returned if the block was not
+    recorded, as outside of portals. If no recorded block has this `frame`, the last block of
+    `atomic` is returned.
+    """
     key = wrapper._key
     opened: list[Block]
     opened = [each for each in atomic.__dict__.get("_pgbackend_blocks", ()) if each.key == key]
@@ -356,10 +364,12 @@ def _leave(
     exc_info: tuple[Any, ...],
     block: Block | None,
 ) -> None:
-    """End `block`, which the running code is in, when no block is open inside it.
+    """Wait until no block is open inside `block`, which the running code is in; then end `block`.
 
-    `leave_djangos` sends the SQL; it is not called if other code has rolled the block back already.
-    If `block` is None, `leave_djangos` is called at once.
+    If the `with` ends with an error (`exc_info`), the blocks inside are rolled back, too, instead
+    of waited for. `leave_djangos` sends the SQL. It is not called if other code has rolled `block`
+    back already; then, without an error, `TransactionManagementError` is raised. If `block` is
+    None, `leave_djangos` is called at once.
     """
     refusal = None
     try:

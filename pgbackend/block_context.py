@@ -62,10 +62,11 @@ test_blocks: dict[Key, Block] = {}
 
 
 class _Here(dict[Key, "Block"]):
-    """A value of `named_blocks` for a while, after which the context has `before` again.
+    """A temporary value of the context variable `named_blocks`; `before` is the value to restore.
 
-    It is set for code that is called from a generator, and so is in the generator's block
-    (`adopted`), and for code inside a `with detached()` (`detached`).
+    Used in two cases. A generator that has a block open calls code: the code is in that block
+    meanwhile, and `adopted` is the block. Or code is inside a `with detached()`: `detached` is its
+    record.
     """
 
     __slots__ = ("adopted", "before", "detached", "task")
@@ -88,9 +89,11 @@ class _Here(dict[Key, "Block"]):
         self.task = task
 
     def replaced(self, blocks: Mapping[Key, Block], key: Key) -> Mapping[Key, Block]:
-        """Return a `_Here` with `blocks`; return `before` if their block is not inside `adopted`.
+        """Return the value for the context after the block of database `key` has changed.
 
-        `blocks` are those of this object, except that the block of database `key` has changed.
+        `blocks` is a copy of this object's entries, with the new block of `key`. If `adopted` is a
+        block of `key`, and the new block is neither `adopted` nor inside it, return `before`; else
+        return a `_Here` with `blocks`.
         """
         adopted = self.adopted
         if adopted is not None and adopted.key == key and not is_within(blocks.get(key), adopted):
@@ -114,7 +117,7 @@ def name_of_thread(ident: int) -> str:
 
 
 def look_again() -> None:
-    """Drop the running portal's cached lookup, after a change that `state.find()` cannot notice."""
+    """Drop the portal's cached result of `state.find()`, after a change that it cannot notice."""
     if (here := bridge.current()) is not None:
         here.found = None
 
@@ -127,11 +130,11 @@ def is_within(block: Block | None, outer: Block) -> bool:
 
 
 def where_left(block: Block) -> Block | None:
-    """Return the first block, from `block` outwards, that the running code is still in, or None.
+    """Return the innermost of `block` and the blocks around it that the running code is still in.
 
-    The task that opened a block is no longer in it once its `with` was left (`Block.left`), but in
-    the block around it, even if the context still names `block`. Tasks that were started inside a
-    block stay in it.
+    None if the code is in none of them. Once the `with` of a block was left (`Block.left`), the
+    task that opened the block is in the block around it, even if the context still names the block
+    that was left. Tasks that were started inside a block stay in it.
     """
     found: Block | None = block
     while found is not None and found.left:
@@ -173,7 +176,7 @@ def with_block(before: Mapping[Key, Block], key: Key, block: Block | None) -> Ma
 
 @contextmanager
 def inside(wrapper: Wrapper, block: Block) -> Iterator[None]:
-    """Let the code of this `with` be in `block`, and afterwards in the block from before."""
+    """Put the code of this `with` in `block`; afterwards restore the blocks from before."""
     before = blocks_here()
     settle_before_tasks()
     enter_block(wrapper, block)
@@ -188,12 +191,14 @@ def inside(wrapper: Wrapper, block: Block) -> Iterator[None]:
 
 
 def find_place(key: Key, *, may_wait: bool = True) -> None:
-    """If a generator that has a block of `key` open calls the running code, put it in that block.
+    """Put the running code in a generator's block of `key`, if the generator is among its callers.
 
-    Code that was put in such a block, and is no longer called from the generator, is taken out of
-    the block. If `may_wait`, the call may wait until the task's next step: by then, a generator
-    that an exception has left is closed. Raises `TransactionManagementError` if the block has ended
-    before the generator, or if the code is in another transaction.
+    Code that was put in such a block earlier, and is no longer called from the generator, is taken
+    out of the block. Raises `TransactionManagementError` if the block has ended before the
+    generator, or if the code is in another transaction.
+
+    If `may_wait`, this may wait until the task's next step. An exception may just have left a
+    generator; Python closes the generator, and so ends its block, only when the step ends.
     """
     blocks = blocks_here()
     here = blocks if type(blocks) is _Here else None
@@ -251,7 +256,11 @@ def settle() -> None:
 
 
 def settle_before_tasks() -> None:
-    """Have `settle()` called before each new task: from now on, contexts may name wrong blocks."""
+    """Have `settle()` called before each new task is made, from now on.
+
+    Called by code that may make a context name a wrong block (one that was left, say), which a new
+    task would inherit. In a process that never runs such code, a new task costs no such call.
+    """
     if settle not in bridge.before_task:
         bridge.before_task.append(settle)
 
@@ -261,10 +270,10 @@ def settle_before_tasks() -> None:
 
 @contextmanager
 def calling_thread() -> Iterator[None]:
-    """Record, for `is_of_call()`, the running code's open blocks in a `with` that calls a thread.
+    """Record the caller's open blocks, for `is_of_call()`, during a `with` that calls a thread.
 
-    If the task is cancelled meanwhile, it is in the blocks from before: asgiref has copied the
-    thread's context back by then, which may name blocks that the thread has opened.
+    If the task is cancelled during the call, the context is made to name the caller's blocks again:
+    asgiref has copied the thread's context into it, which may name blocks that the thread opened.
     """
     before, called_before = blocks_here(), _blocks_of_call.get()
     _blocks_of_call.set({key: block for key, block in before.items() if not block.ended})
@@ -288,7 +297,10 @@ def is_of_call(block: Block) -> bool:
 
 
 def join_in_tests(wrapper: Wrapper, block: Block | None) -> None:
-    """Let async code that is in no transaction join `block`, a test's; None ends that."""
+    """Let async code that is in no transaction join `block`, a test's.
+
+    If `block` is None, such code joins no transaction of a test any more.
+    """
     if block is None:
         test_blocks.pop(wrapper._key, None)
     else:
@@ -322,10 +334,11 @@ def in_tests() -> Iterator[None]:
 
 @contextmanager
 def no_blocks(keys: set[Key] | None, frame: FrameType | None) -> Iterator[None]:
-    """Let the code of this `with` be in no block of the databases `keys` (None: of any database).
+    """Take the code of this `with` out of all blocks of the databases `keys` (None: of all).
 
-    `frame` is the frame of the `with detached()`. If it is a generator's, blocks that the generator
-    has opened around the `with` do not count inside it, and a `break` out of the generator ends it.
+    `frame` is the frame of the `with detached()`. Blocks that generators have opened around this
+    `with` do not count inside it, either. If `frame` is a generator's, and a `break` leaves the
+    generator, the running code is in the blocks from before the `with` again.
     """
     before = blocks_here()
     kept = {key: block for key, block in before.items() if keys is not None and key not in keys}
@@ -356,7 +369,7 @@ class _Detachment:
         return self._home is not None and self._home.is_closed()
 
     def abandon(self) -> None:
-        """Let the context name the blocks from before the `with`, unless it has changed since."""
+        """Make the context name the blocks from before the `with`, unless it has changed since."""
         here = blocks_here()
         if type(here) is _Here and here.detached is self:
             named_blocks.set(here.before)

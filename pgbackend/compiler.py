@@ -28,6 +28,7 @@ from typing import Any
 from django.db.backends.postgresql import compiler
 
 from . import expressions
+from .driver.session_settings import declared
 from .driver.vouching import vouching
 
 _PLAIN_EXPRESSIONS = expressions.plain
@@ -51,7 +52,7 @@ class CompiledStatement:
     def execute_sql(self, *args: Any, **kwargs: Any) -> Any:
         session = self.connection.async_session()
         if session is None:
-            return super().execute_sql(*args, **kwargs)  # type: ignore[misc]
+            return self._execute_sync(*args, **kwargs)
         # The next cursor takes these marks. Code that compiles may run other statements before it.
         outer = session.compiled, session.at_once, session.cursor
         session.compiled, session.at_once, session.cursor = True, self.fetches_at_once(), None
@@ -66,6 +67,13 @@ class CompiledStatement:
             raise
         finally:
             session.compiled, session.at_once, session.cursor = outer
+
+    def _execute_sync(self, *args: Any, **kwargs: Any) -> Any:
+        if declared.get() is None:
+            return super().execute_sql(*args, **kwargs)  # type: ignore[misc]
+        # A statement that is vouched for keeps the declared settings, so the next needs no SET.
+        with self._vouching():
+            return super().execute_sql(*args, **kwargs)  # type: ignore[misc]
 
     def fetches_at_once(self) -> bool:
         """Return False: `execute_sql()` gets an ordinary cursor.
@@ -99,7 +107,11 @@ class CompiledStatement:
 
 
 class CompiledSelect(CompiledStatement):
-    """A mixin: has `expressions` note a SELECT if a field or a part of it is not Django's own."""
+    """A mixin: a SELECT is not vouched for if a part of it may write SQL that is not Django's.
+
+    The selected fields, the extra tables and the compiler itself are passed to the module
+    `expressions`, which notes such a part.
+    """
 
     def get_select(self, with_col_aliases: bool = False) -> tuple[Any, Any, Any]:
         found: tuple[Any, Any, Any] = super().get_select(with_col_aliases=with_col_aliases)  # type: ignore[misc]
@@ -116,7 +128,10 @@ class CompiledSelect(CompiledStatement):
 
 
 class CompiledInsert(CompiledStatement):
-    """A mixin: has `expressions` note an INSERT if a field writes the SQL of its value itself."""
+    """A mixin: an INSERT is not vouched for if a custom field writes the SQL of its own value.
+
+    The fields are passed to the module `expressions`, which notes such a field.
+    """
 
     def as_sql(self) -> list[tuple[str, tuple[Any, ...]]]:
         for field in self.query.fields:
@@ -125,9 +140,11 @@ class CompiledInsert(CompiledStatement):
 
 
 class CompiledUpdate(CompiledStatement):
-    """A mixin: has `expressions` note an UPDATE if a field writes the SQL of its value itself.
+    """A mixin: an UPDATE is not vouched for if a custom field writes the SQL of its own value.
 
-    It also marks and vouches for the statements of `execute_returning_sql()`.
+    The fields are passed to the module `expressions`, which notes such a field. The mixin also
+    overrides `execute_returning_sql()`, as `CompiledStatement` overrides `execute_sql()`: it marks
+    the statement as the ORM's, and vouches for its SQL.
     """
 
     def as_sql(self) -> tuple[str, tuple[Any, ...]]:

@@ -208,9 +208,9 @@ def session_reset(alias: str, options: Mapping[str, Any]) -> Any:
 def pool_options(alias: str, settings_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keyword arguments for psycopg_pool's `AsyncConnectionPool` of `alias`.
 
-    The options have psycopg_pool's names. Where these take a coroutine function (`check`, `reset`),
-    they may also be the synchronous functions that psycopg_pool's synchronous pool takes, which are
-    then called green. Raises `ImproperlyConfigured` for an unknown option, or a wrong value.
+    The options have psycopg_pool's names. An option that is a coroutine function there (`check`,
+    `reset`) may also be a synchronous function, as for psycopg_pool's `ConnectionPool`; it is then
+    called green. Raises `ImproperlyConfigured` for an unknown option, or a wrong value.
     """
     given = settings_dict["OPTIONS"].get("pool") or {}
     if given is True:

@@ -94,13 +94,13 @@ def _look_at_words(node: Any, kind: type[Any]) -> None:
 
 
 def look_at_parts(compiler: Any) -> None:
-    """Call `note()` for extra tables in the query, or for a compiler that writes its own SQL."""
+    """Call `note()` if the query has extra tables, or if the compiler writes SQL of its own."""
     if compiler.query.extra_tables or not writes_as_django(type(compiler)):
         note()
 
 
 def look_at_selected(select: Iterable[tuple[object, object, object]]) -> None:
-    """Call `note()` if a selected field writes the SQL of its column itself."""
+    """Call `note()` if a selected field is a custom one that writes the SQL of its column."""
     for expression, _, _ in select:
         field = getattr(expression, "__dict__", {}).get("output_field")
         if field is not None:
@@ -108,7 +108,7 @@ def look_at_selected(select: Iterable[tuple[object, object, object]]) -> None:
 
 
 def look_at_written(field: object) -> None:
-    """Call `note()` if `field`, whose value a statement sends, writes the value's SQL itself."""
+    """Call `note()` if `field`, whose value is sent, is a custom one that writes the SQL of it."""
     _look_at_field(field, _PLACING)
 
 
@@ -131,8 +131,8 @@ def is_djangos(kind: type[Any]) -> bool:
 def writes_as_django(kind: type[Any]) -> bool:
     """Return whether compilers of the class `kind` write the same SQL as Django's.
 
-    So do Django's and pgbackend's own, and classes derived from them that override nothing which
-    writes SQL.
+    True for Django's and pgbackend's own classes, and for classes derived from them that override
+    no method which writes SQL.
     """
     return _writes_as_django(kind)  # type: ignore[arg-type]  # a class has a hash
 

@@ -66,11 +66,12 @@ _AITER = BaseIterable.__aiter__
 def make_aiterator(original: Callable[..., AsyncIterator[Any]]) -> Callable[..., Any]:
     """Return a `QuerySet.aiterator()` that returns the generator of the rows itself.
 
-    Django's is one more generator around it: each row goes through both, and closing the outer one
-    leaves the inner one, with its cursor and its lease, to the garbage collector.
+    Django's method returns one more generator around that one: each row goes through both, and
+    closing the outer one leaves the inner one, with its cursor and its lease, to the garbage
+    collector.
 
     Another task than the caller may make a step of the generator, lease the connection for it, and
-    end before the generator does (`asyncio.wait_for()` on Python 3.11). Its lease then passes to
+    end before the generator does (`asyncio.wait_for()` on Python 3.11). The lease then passes to
     the task that called `aiterator()`.
     """
     # 2000; from Django 6.2 on None, which means 2000 if nothing is prefetched.
@@ -114,8 +115,8 @@ def _known_by(maker: Sessions, queryset: QuerySet[Any]) -> QuerySet[Any]:
 def make_aiter(original: Callable[..., AsyncIterator[Any]]) -> Callable[..., Any]:
     """Return an `__aiter__()` of a QuerySet that fetches its rows without an async generator.
 
-    Before Python 3.13, closing a coroutine inside its ``async for`` does not close the generator:
-    its statement and lease would wait for the garbage collector.
+    Before Python 3.13, a coroutine that is closed inside an ``async for`` leaves the generator of
+    that loop open: the generator's statement and lease would wait for the garbage collector.
     """
 
     @functools.wraps(original)

@@ -87,7 +87,11 @@ def _reference_to_task() -> weakref.ref[asyncio.Task[Any]] | None:
 
 
 def _mine() -> _Held | None:
-    """Return the running task's values, or None; at first use, make inherited values its own."""
+    """Return the values of the running task; None if it has set none, and has inherited none.
+
+    In a thread that a task waits for, return that task's values. When a task first calls this, the
+    values that it has inherited become its own; they are copied if another task owns them, too.
+    """
     held = _held.get()
     if held is None or (task := bridge.current_task()) is None:
         return held  # in a thread: the values of the task that waits for the thread

@@ -101,7 +101,7 @@ class State:
 class Scope:
     """The observers of a task's statements: Django's query log and `execute_wrappers`.
 
-    Wrappers have a scope of their own, too, for sync code.
+    Each `DatabaseWrapper` has a scope, too: the observers of the statements of sync code.
     """
 
     NAMES = ("execute_wrappers", "force_debug_cursor", "queries_log")
@@ -183,7 +183,7 @@ class Session:
             together.watch()
 
     def task_ended(self, task: asyncio.Task[Any]) -> Left | None:
-        """End the lease that `task` holds at its end, or pass it on to its heir (`leave_to()`).
+        """End the lease that `task` holds at its end, or pass it on to `Lease.heir`.
 
         Return a warning; None if nothing was left open, or if the heir goes on with the lease.
         """
@@ -198,7 +198,7 @@ class Session:
         return _end_left_over(lease, task, f"pinned() of {self.pinned_at}" if pinned else None)
 
     def is_at_rest(self) -> bool:
-        """Return whether no connection or transaction is open, and no query is logged."""
+        """Return whether no connection and no transaction is open, and the query log is empty."""
         state = self.state
         return (
             state.connection is None
@@ -244,9 +244,9 @@ class Sessions:
         return (None if self.owner is None else self.owner()) is task
 
     def are_at_rest(self) -> bool:
-        """Return whether no session has anything open or logged.
+        """Return whether all sessions are at rest: see `Session.is_at_rest()`.
 
-        Return False if the task has used a wrapper's own state.
+        Return False also if the task has used a wrapper's own state.
         """
         if self.uses_own:
             return False
@@ -270,12 +270,13 @@ class Sessions:
         left += [session.task_ended(task) for session in self.by_key.values()]
         left += [_end_left_over(ref(), task) for ref in self.inherited]
         # Last, because a warnings filter may make it an error.
-        _warn_in_time(tuple(filter(None, left)), task.get_loop(), _TURNS_TO_CLOSE)
+        _warn_later(tuple(filter(None, left)), task.get_loop(), _ITERATIONS_TO_CLOSE)
 
     def inherit(self, key: Key, lease: Lease, scope: Scope) -> bool:
         """Take over `lease` from a task that has ended; return False if `owner` has ended, too.
 
-        `scope` belongs to the session that had the lease: a new session copies it.
+        If `owner` has no session for `key` yet, one is made, with a copy of `scope`: the scope of
+        the session that had the lease.
         """
         task = None if self.owner is None else self.owner()
         if task is None or task.done():
@@ -294,11 +295,11 @@ class Sessions:
         return True
 
     def keep(self) -> None:
-        """List the sessions in `pinned_sessions` if one of them is pinned, or else remove them.
+        """Add these sessions to `pinned_sessions` if one of them is pinned, else take them out.
 
-        Without that, their owner may lose them: asgiref copies whole contexts, and after
-        `sync_to_async(async_to_sync(f))` a task's context names the sessions of the task that ran
-        `f`.
+        `state.task_sessions()` looks there, because the context of `owner` may name the sessions of
+        another task: asgiref copies whole contexts, so after `sync_to_async(async_to_sync(f))` the
+        calling task's context names the sessions of the task that ran `f`.
         """
         task = None if self.owner is None else self.owner()
         if task is not None and any(session.pins for session in self.by_key.values()):
@@ -315,7 +316,7 @@ Left: TypeAlias = tuple[str, Callable[[], bool]]
 
 #: How many iterations an event loop needs at most to close an async generator that nothing refers
 #: to, and one that the generator iterates; with a margin for loops with many tasks.
-_TURNS_TO_CLOSE = 30
+_ITERATIONS_TO_CLOSE = 30
 
 
 def _end_left_over(
@@ -344,16 +345,15 @@ def _end_left_over(
     return warning, is_open
 
 
-def _warn_in_time(left: Sequence[Left], loop: asyncio.AbstractEventLoop, turns: int) -> None:
-    """Warn of each entry of `left` that is still open after `turns` iterations of the loop.
+def _warn_later(left: Sequence[Left], loop: asyncio.AbstractEventLoop, iterations: int) -> None:
+    """Schedule a warning of each entry of `left` that is still open after `iterations` of the loop.
 
-    If the task ends by leaving an ``async for`` early, the loop closes the generator some
-    iterations after the task's end: that needs no warning. A loop that stops earlier warns of
-    nothing.
+    Does not wait; if the loop stops before, there is no warning. If a task has ended by leaving an
+    ``async for`` early, the loop closes the generator some iterations later: that needs no warning.
     """
     left = [each for each in left if each[1]()]
-    if left and turns:
-        loop.call_soon(_warn_in_time, left, loop, turns - 1, context=contextvars.Context())
+    if left and iterations:
+        loop.call_soon(_warn_later, left, loop, iterations - 1, context=contextvars.Context())
         return
     for warning, _ in left:
         warnings.warn(warning, ResourceWarning, stacklevel=2)

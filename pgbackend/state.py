@@ -110,9 +110,10 @@ def current_block(wrapper: Wrapper) -> Block | None:
 
 
 def named_block(wrapper: Wrapper) -> Block | None:
-    """Return the block that the context names, even if the running code has left it.
+    """Return the block that the context names, if it is open, or if its opener has left it.
 
-    If the context names none, or one that has ended but was not left, return `current_block()`.
+    Else (the context names none, or one that other code has ended inside its `with`) return
+    `current_block()`. For code that ends a block: `current_block()` skips blocks that were left.
     """
     blocks = blocks_here()
     block = blocks.get(id(wrapper.settings_dict)) if blocks else None
@@ -134,11 +135,11 @@ def has_outlived_block(wrapper: Any) -> bool:
 
 
 def _is_stale_in_thread(block: Block) -> bool:
-    """Return whether the running code is sync, and must ignore `block` because it has ended.
+    """Return whether the running code is sync, and must ignore `block` because `block` has ended.
 
-    Test runners may use a context that was copied inside a block after the block has ended; but in
-    Django, sync code does not depend on contexts. The exception is a function that asgiref called
-    in a thread while the block was open: its statements are refused, as those of a task are.
+    In Django, sync code does not depend on contexts; here, a test runner may run it in a context
+    that was copied inside of `block`. Returns False in a function that asgiref called in a thread
+    while `block` was open: its statements are refused after the end, as those of a task are.
     """
     return block.ended and not in_async_context() and not is_of_call(block)
 
@@ -201,7 +202,7 @@ class Found:
         #: None if the wrapper has a connection of its own.
         self.session: Session | None = None
         self.scope: Scope = wrapper._own_scope
-        if wrapper._shared:
+        if wrapper._uses_pool:
             self.session = session = _session_of(sessions, wrapper)
             self.scope = session.scope
             if not blocks and not test_blocks and own.connection is own.transaction is None:
@@ -278,7 +279,7 @@ def _look_up(wrapper: Wrapper, blocks: Mapping[Key, Block], known: Session | Non
         or (own.connection is not None and wrapper._thread_ident != threading.get_ident())
     ):
         return own
-    if not wrapper._shared:
+    if not wrapper._uses_pool:
         return own
     if test_blocks and wrapper._key in test_blocks:
         return test_blocks[wrapper._key].transaction.state
@@ -296,7 +297,8 @@ def plain_state(wrapper: Wrapper) -> State | None:
 def is_at_rest() -> bool:
     """Return whether the running code is green, and has left nothing for `request_finished` to do.
 
-    Return False if a connection, a transaction or a `pinned()` may be open, or queries are logged.
+    Return False if a connection, a transaction or a `pinned()` may be open, if the query log is on,
+    or if it has entries.
     """
     if bridge.green() is None:
         return False
@@ -373,9 +375,11 @@ def wrappers_of_task() -> list[Any] | None:
 
 
 def leave_to(heir: Sessions, wrapper: Wrapper) -> None:
-    """Have the end of the running task pass its lease on to `heir`, another task's sessions.
+    """Record that `heir` takes the running task's lease over when the running task ends.
 
-    The other task has made the iterator that the running task steps, and may step it later.
+    `heir` are the sessions of the task that has made an iterator, of which the running task makes a
+    step. The other task may make later steps, and needs the lease for them. Does nothing if `heir`
+    are the running task's own sessions, or if these have no lease.
     """
     sessions = task_sessions()
     session = None if sessions is heir else sessions.by_key.get(wrapper._key)
@@ -395,7 +399,7 @@ def async_session(wrapper: Wrapper) -> Session | None:
     here = _running()
     if type(here) is Portal:
         return find(here, wrapper).session
-    return session(wrapper) if wrapper._shared and in_async_context() else None
+    return session(wrapper) if wrapper._uses_pool and in_async_context() else None
 
 
 def _session_of(sessions: Sessions, wrapper: Wrapper) -> Session:
@@ -417,7 +421,7 @@ def current_scope(wrapper: Wrapper) -> Scope:
     here = _running()
     if type(here) is Portal:
         return find(here, wrapper).scope
-    return session(wrapper).scope if wrapper._shared and in_async_context() else own
+    return session(wrapper).scope if wrapper._uses_pool and in_async_context() else own
 
 
 def _new_scope(wrapper: Wrapper, observer: Scope | None) -> Scope:

@@ -74,9 +74,10 @@ class Converted:
     """`args` and `kwargs` are passed to `__init__()`, which is called in each new context."""
 
     def values(self, owner: object) -> Mapping[str, Any]:
-        """Return the attributes in this context; the first time, let `__init__()` set them.
+        """Return the attributes in this context; in a new context, let `__init__()` set them first.
 
-        `owner` is the object that replaces the original.
+        That is the `__init__()` of the original's class. It is called with `owner`, the object that
+        replaces the original.
         """
         values = request.values_of(self)
         if values is None:
@@ -348,11 +349,11 @@ def _is_local(value: object) -> bool:
 def _add_other_places(
     originals: list[threading.local], places: dict[int, list[Replace | str]]
 ) -> None:
-    """Add to `places`, by `id()` of each original, a function for every other reference to it.
+    """Add to `places` an entry for each reference to `originals` that the garbage collector finds.
 
-    The function puts a new object there. If a reference cannot be changed, a text that says why is
-    added instead. The garbage collector finds the references, except those from objects that
-    `gc.freeze()` has hidden from it.
+    `places` has a list of entries for each original, by its `id()`. An entry is a function that
+    puts a new object in the original's place; or, if the reference cannot be changed, a text that
+    says why. The garbage collector does not find references from objects that `gc.freeze()` hides.
     """
     mark = object()  # identifies the tuple of this call's arguments, which is no place to replace
     for referrer in gc.get_referrers(*originals, mark):

@@ -141,7 +141,7 @@ def _function(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
 
 
 def _view(view: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
-    """Return whether `view` runs in place; its arguments may hold code of the project, too."""
+    """Return whether `view` runs in place; False also if `kwargs` hold code that may block."""
     if not is_all_djangos(view, args) or (kwargs and not is_all_djangos(kwargs, args)):
         return False
     module, name = getattr(view, "__module__", ""), getattr(view, "__name__", "")
@@ -239,7 +239,12 @@ def _messages(middleware: object, args: Args) -> bool:
 
 
 def _csrf(middleware: object, args: Args) -> bool:
-    """Return whether the CSRF check may block: it parses a form, and may call the failure view."""
+    """Return whether the CSRF check may block.
+
+    Return True if it reads a session that may block. Else return False for GET, HEAD, OPTIONS and
+    TRACE. For other methods, return True if the failure view or an upload handler is not Django's,
+    if `users_may_block()`, or if the form may be too long to be kept in memory.
+    """
     if conf.of_project("CSRF_USE_SESSIONS") and sessions_may_block():
         return True
     request = args[0] if args else None
@@ -325,7 +330,11 @@ _usual: dict[tuple[type[Any], type[Any], Any], Callable[[Any, Args], bool] | Non
 
 
 def _learn(cls: type[Any]) -> _Middleware | None:
-    """Return a description of `cls`, kept unless patched; None if `cls` is no Django middleware."""
+    """Return a description of the class `cls`; None if `cls` is no middleware of Django's.
+
+    The description is kept in `_known`, unless a method of `cls` is patched: the patch may be
+    undone. With the description of a patched class, no method runs in place.
+    """
     name = f"{cls.__module__}.{cls.__qualname__}"
     if name not in _MIDDLEWARE:
         return None

@@ -228,10 +228,11 @@ class Block:
             look_again()
 
     def may_be_left_with_step(self) -> bool:
-        """Return whether the block's generator may be closed when the task's current step ends.
+        """Return whether the end of the running task's step may take the task out of the block.
 
-        That is so if the block, or one around it, is in a generator that code iterates (which
-        `contextlib` does not run): Python closes it as soon as nothing refers to it.
+        True if the block, or one around it, is open in a generator that code iterates (generators
+        of `@contextmanager` do not count). Python closes the generator when nothing refers to it
+        any more, which may be at the end of the step.
         """
         block: Block | None = self
         while block is not None:
@@ -320,10 +321,10 @@ class Transaction:
             lease.end()
 
     def borrow(self) -> Lease | None:
-        """Take the lease of `lender`, the session in which the transaction began, and return it.
+        """Take the lease away from `lender`, and return it; return None if there is none.
 
-        Return None if the session has no lease. `give_up_lease()` gives the lease back to the
-        session, if the session still needs it.
+        `lender` is the session in which the transaction began. The caller passes the lease to
+        `take()`. Later, `give_up_lease()` gives it back to the session, if that still needs it.
         """
         if self.lender is None:
             return None
@@ -350,9 +351,10 @@ class Transaction:
             return True
 
     def end_unleased(self) -> None:
-        """Make `take()` return False from now on, if the transaction ends without a connection.
+        """Make `take()` return False from now on, unless the transaction has a connection already.
 
-        Without a connection there is nothing to commit or to roll back.
+        Called when the transaction ends. Without a connection there is nothing to commit or to roll
+        back, and no statement may lease one any more.
         """
         with _changing:
             inner = self.innermost
@@ -360,9 +362,10 @@ class Transaction:
                 inner.begun = True
 
     def give_up_lease(self) -> None:
-        """End the lease, even if a cursor is open on it; give a borrowed lease back to `lender`.
+        """End the transaction's lease, even if a cursor is open on it, unless it is borrowed.
 
-        A borrowed lease ends if that session has no use for it: no pin, and no open cursor.
+        A borrowed lease goes back to `lender` if that session needs it for a pin or an open cursor;
+        else it ends, too.
         """
         lease, lender = self.state.lease, self.lender
         assert lease is not None
@@ -380,7 +383,8 @@ class Transaction:
         """Wait until statements of `block` may run. See Note [Turns].
 
         Raises `TransactionManagementError` when the block has ended, or after the pool's `timeout`.
-        Returns early if the running task, which opened the block, is no longer in it.
+        If the running task has opened the block, and has left it, this returns at once, without the
+        turn: the caller looks up the current block again.
         """
         if self.innermost is block:
             return
@@ -528,10 +532,11 @@ class Transaction:
                 self.pop(inner)
 
     def _wait_held(self, seen: int) -> bool:
-        """Wait until `changes` differs from `seen`; return False if the code cannot wait.
+        """Wait until `changes` differs from `seen`; return False if the running code cannot wait.
 
-        Code cannot wait in a portal that is being closed. Green code that is cancelled meanwhile
-        returns from the wait, and gets the cancellation later.
+        It cannot wait in a portal that is being closed. If green code is cancelled meanwhile, this
+        returns True early, and the cancellation is raised later (Note [Held cancellation] in
+        driver/cancellation.py): so the caller checks again if it must wait.
         """
         here = bridge.current()
         try:

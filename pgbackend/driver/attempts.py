@@ -42,11 +42,12 @@ class Attempts:
         return began
 
     def note_failure(self, exc: Exception, began: float) -> None:
-        """Record why the attempt that began at `began` failed; `recent_failure()` returns that.
+        """Record why the attempt that began at `began` failed, for `recent_failure()` to return.
 
-        One kind of failure is not recorded at first: the server accepted a connection and closed it
-        during its set-up, which the next attempt may well survive. So the first such failure, and
-        the failures of attempts that were under way then, do not delay the next attempt.
+        One kind of failure is not recorded at first: the server accepted a connection, and closed
+        it during its set-up. The next attempt may well survive that, so it is not delayed. This
+        holds for the first such failure since the last success, and for such failures of attempts
+        that had begun before it.
         """
         now = monotonic()
         self.failure, self._failed_at = exc, now

@@ -113,9 +113,8 @@ class Portal(greenlet):
     def is_own(self) -> bool:
         """Return whether the running task is the one that drives this portal.
 
-        False: an eager task takes its first step here, and must not wait in this portal; see Note
-        [Whose step]. If the portal's code runs in another context than its task's, that may also be
-        due to `Context.run()`; then the context of the running task decides.
+        False: an eager task takes its first step in this portal, and must not wait in it: Note
+        [Whose step]. If the code's context is not the portal's, asyncio is asked for the task.
         """
         if self.gr_context is self.context or self.closing or not _HAS_EAGER_TASKS:
             return True
@@ -151,7 +150,7 @@ class Portal(greenlet):
         return future.result()
 
     def deliver_cancellation(self) -> None:
-        """Raise the cancellation that was held back, if there is one and none is still held."""
+        """Raise the cancellation that was held back, if any; not while one is held or postponed."""
         if self.pending is None or self.holding or self.postponing:
             return
         pending, self.pending = self.pending, None
@@ -263,7 +262,7 @@ def frames_below() -> Iterator[FrameType]:
 
 
 def _serve(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Run one function after another: this is the function of each portal's greenlet.
+    """Call `fn`, then each next function that the portal is given; a portal's greenlet runs this.
 
     While it waits for the next one, its frame must refer to no greenlet: Note [Greenlets end].
     """
@@ -348,7 +347,8 @@ def _keep_portal(portal: Portal) -> None:
     portal.returned = portal.raised = portal.pending = portal.found = portal.gr_context = None
     portal.on_wait = portal.loop = portal.context = None
     idle = _mine.idle
-    as_new = not (portal.closing or portal.holding or portal.postponing)
+    # Its `__dict__` has what the function has set on the greenlet: the next one must not see that.
+    as_new = not (portal.closing or portal.holding or portal.postponing or portal.__dict__)
     if as_new and switches.portals and len(idle) < _Mine.MOST:
         idle.append(portal)
     else:
@@ -404,8 +404,8 @@ def _drive(
 def _may_close(portal: Portal) -> bool:
     """Mark `portal` as closed; return True if the caller is to unwind its code now.
 
-    False if the portal has ended, if its own thread is asked to unwind it, or if this thread is to
-    do so after the running garbage collection.
+    False: the portal has ended; or it is unwound later, by its own thread, or after the running
+    garbage collection.
     """
     if portal.dead:
         return False
@@ -539,8 +539,8 @@ def await_(awaitable: Awaitable[T]) -> T:
 def drive(coro: Coroutine[Any, Any, T]) -> Awaitable[T]:
     """Return an awaitable, to be awaited at once, that runs `coro` in a portal.
 
-    That is `coro` itself if the caller is green already. This is no ``async def``, because each
-    step would have to go through one coroutine more.
+    If the caller is green already, returns `coro` itself. No ``async def``, because each step would
+    have to go through one coroutine more.
     """
     here = getcurrent()
     if type(here) is Portal and here.is_own():
@@ -559,9 +559,9 @@ def first_step(
 ) -> asyncio.Future[Any] | None:
     """Take the first step of `coro`, in a callback of the loop; return what that step yields.
 
-    That is the future that `coro` waits for, or None; `coroutines.resume()`, in a task, takes the
-    other steps. Raises StopIteration if `coro` returns, the errors of `coro`, and `NotGreen` if it
-    uses the database, since only a task can hold a connection.
+    The step yields the future that `coro` waits for, or None; `coroutines.resume()` takes the other
+    steps, in a task. Raises StopIteration if `coro` returns, the errors of `coro`, and `NotGreen`
+    if it uses the database, since only a task can hold a connection.
     """
     _mine.outside_of_tasks = True
     try:

@@ -35,13 +35,17 @@ class hold_cancellation:  # noqa: N801 - reads as a statement
 
 
 class hold_when_closed:  # noqa: N801 - reads as a statement
-    """A context manager for a generator: once that is closed, holds back a cancellation.
+    """Hold back a cancellation while a generator that is closed leaves its context managers.
 
-    Enter it before the generator's other context managers. Its value is a second context manager:
-    enter that after the others, so that it sees first that the generator is being closed. A
-    cancellation that arrives while the others are left is delivered later, at the end of the portal
-    at the latest, because code that closes a generator by dropping the last reference to it cannot
-    get an exception.
+    It is entered before the others, and its value, a second context manager, after them::
+
+        with hold_when_closed() as closed, others(), closed:
+            yield
+
+    `closed` is left first, and sees if the generator is being closed. From then on, until the
+    others are left, a cancellation is held back. It is delivered later, at the end of the portal at
+    the latest: code that closes a generator by dropping the last reference to it cannot get an
+    exception.
     """
 
     def __init__(self) -> None:

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from operator import is_
 from time import monotonic
-from typing import Any, NoReturn, Protocol, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 import psycopg
 from psycopg import errors as e
@@ -31,9 +31,10 @@ from psycopg.pq.abc import PGconn
 from .bridge import INTERRUPTIONS, Portal, await_, check_may_wait, current, let_step_end, running
 from .cancellation import deliver_cancellation, finish, hold_cancellation
 from .cursors import BLOCK_ENDED, BlockEndedError, adopt, own_class
+from .declaring import DeclaringConnection
 from .errors import LeaseEnded, NothingCommitted, OutcomeUnknown
 from .parking import Caller, ParkingLock, caller
-from .protocols import Lease
+from .protocols import Lease, Physical
 from .psycopg_transaction import Transaction
 from .recovery import (
     CLEANUP_BUDGET,
@@ -44,6 +45,7 @@ from .recovery import (
     is_at_rest,
     recover,
 )
+from .session_settings import declared
 from .shortcuts import looking
 from .socket_watch import Watch
 from .turns import Turns
@@ -80,22 +82,8 @@ class ConnectArguments(dict[str, Any]):
         return f"<arguments {', '.join(self)}>"
 
 
-class Physical(Protocol):
-    """The part of `AsyncConnection` that its facades use (a protocol for type checkers)."""
-
-    watch: Watch
-    listener: weakref.ref[Connection]
-
-    def forget_holder(self, *, types_seen: bool) -> None:
-        """Undo what the holder of a facade may have changed for the facades that follow.
-
-        Notices go to that facade no longer. If `types_seen`, the holder may have registered a type:
-        then the next statement looks its dumpers and loaders up again.
-        """
-
-
-class Connection(psycopg.Connection[Any]):
-    """A psycopg connection whose waits park the greenlet of a green caller, else block the thread.
+class Connection(DeclaringConnection):
+    """A psycopg connection: to wait, a green caller parks its greenlet, another blocks its thread.
 
     `connect()` opens one with a socket of its own, as psycopg does; a pool lends facades, each of
     which is valid until its `end_lease()`.
@@ -128,7 +116,7 @@ class Connection(psycopg.Connection[Any]):
     #: Whether it is already known if the statement to be sent is vouched for; see vouching.py.
     has_looked = False
     _lease_ended = False
-    _closed_by_holder = False
+    _closed_by_user = False
     _committing = False
     #: When a wait in this process last let a loop serve other tasks; whether a wait has ended since
     #: then that did not.
@@ -158,7 +146,7 @@ class Connection(psycopg.Connection[Any]):
     def _connect_green(cls, conninfo: str, **kwargs: Any) -> Self:
         """Open a psycopg `AsyncConnection`, and return a `Connection` on its socket.
 
-        Unlike psycopg's sync connection, that looks host names up without blocking the loop.
+        psycopg's `Connection` would block the loop while it looks host names up.
         """
         options = {name: kwargs.pop(name, None) for name in ("cursor_factory", "row_factory")}
         opened = await_(psycopg.AsyncConnection.connect(conninfo, **kwargs))
@@ -183,7 +171,8 @@ class Connection(psycopg.Connection[Any]):
         if self.pgconn.status != _OK:
             self._check_connection_ok()  # raises
         factory: Any = self.cursor_factory
-        factory = own_class(factory, self._prepared.prepare_threshold is not None)
+        is_told = self._prepared.prepare_threshold is not None or declared.get() is not None
+        factory = own_class(factory, is_told)
         if not all(map(is_, _seen_for_cursors(), _CURSORS)):
             return self._cursor_by_psycopg(
                 factory, binary=binary, row_factory=row_factory, **kwargs
@@ -211,7 +200,7 @@ class Connection(psycopg.Connection[Any]):
         facade.lease = lease
         facade.lock = ParkingLock()
         facade._listen_alone()
-        # All facades share the manager of prepared statements: a former holder may have changed it.
+        # All facades share the manager of prepared statements: an earlier user may have changed it.
         facade._prepared.prepare_threshold = self.given_threshold
         return facade
 
@@ -235,10 +224,17 @@ class Connection(psycopg.Connection[Any]):
         if self.physical is None:  # psycopg would report a facade as left open
             super().__del__()
 
+    def note_lost_values(self) -> None:
+        """Close a connection of one's own, as the base does; make the pool reset one of its own."""
+        if self.physical is None:
+            super().note_lost_values()
+        elif self.lease is not None:
+            self.lease.dirty = True
+
     def end_lease(self) -> None:
         """Make this facade refuse all further use, because its lease is over; send nothing."""
         assert self.physical is not None
-        self.physical.forget_holder(types_seen=self.lease is None or self.lease.types_seen)
+        self.physical.forget_facade(types_seen=self.lease is None or self.lease.types_seen)
         self._lease_ended = True
         self.lease = self.turns = None  # lease and facade must not refer to each other
 
@@ -249,7 +245,7 @@ class Connection(psycopg.Connection[Any]):
 
     def refuse(self) -> NoReturn:
         """Raise the error for using a facade that was closed, or whose lease is over."""
-        if self._closed_by_holder:
+        if self._closed_by_user:
             raise e.OperationalError("the connection is closed")
         raise LeaseEnded(self.end_reason)
 
@@ -258,14 +254,14 @@ class Connection(psycopg.Connection[Any]):
             self.refuse()
 
     def _check_connection_ok(self) -> None:
-        if self._lease_ended or self._closed_by_holder:
+        if self._lease_ended or self._closed_by_user:
             self.refuse()
         super()._check_connection_ok()
 
     @property
     def closed(self) -> bool:
         """True if the connection is closed, or its lease is over."""
-        return self._lease_ended or self._closed_by_holder or self.pgconn.status == _BAD
+        return self._lease_ended or self._closed_by_user or self.pgconn.status == _BAD
 
     def close(self) -> None:
         """Close the connection to the server; do nothing on a facade whose lease is over."""
@@ -273,7 +269,7 @@ class Connection(psycopg.Connection[Any]):
             return
         self._stop_watch()
         super().close()
-        self._closed_by_holder = self.physical is not None
+        self._closed_by_user = self.physical is not None
 
     def close_in_turn(self) -> None:
         """Close the connection to the server; first wait for another task's statement to end.
@@ -287,7 +283,7 @@ class Connection(psycopg.Connection[Any]):
             with self.lock:
                 self.close()
         else:
-            self._closed_by_holder = True
+            self._closed_by_user = True
 
     def _stop_watch(self) -> None:
         if self.physical is not None:
@@ -295,12 +291,12 @@ class Connection(psycopg.Connection[Any]):
 
     @contextlib.contextmanager
     def kept_busy(self, what: str, beginner: Caller | None = None) -> Iterator[None]:
-        """Refuse other statements of the caller inside the `with` statement (a context manager).
+        """Refuse statements of the caller while its COPY or stream holds the connection's lock.
 
-        A COPY or stream holds the lock meanwhile, so they would wait for ever. Refused, too, are
-        the statements of `beginner`, the task or thread that began a stream which the caller
-        continues. Statements of other tasks wait for the lock. `what` names the command that holds
-        the lock, for the error message.
+        A context manager, around the COPY or stream. The caller would wait for the lock for ever.
+        So would `beginner`, the task or thread that began the stream, if the caller continues it:
+        its statements are refused, too. Statements of other tasks wait for the lock. `what` names
+        the COPY or stream, for the error message.
         """
         callers = {caller(), beginner}
         lock = self.lock
@@ -331,9 +327,10 @@ class Connection(psycopg.Connection[Any]):
         interval: float = WAIT_INTERVAL,
         timeout: float | None = None,
     ) -> RV:
-        """Run `gen` to its end; waits park the greenlet of a green caller, else block the thread.
+        """Run `gen` to its end, and return its result.
 
-        Raises `LeaseEnded` on a facade whose lease is over, before a byte is sent.
+        While `gen` waits for the socket, a green caller parks its greenlet; any other caller blocks
+        its thread. Raises `LeaseEnded` on a facade whose lease is over, before a byte is sent.
         """
         portal = running()
         if type(portal) is not Portal:
@@ -426,10 +423,11 @@ class Connection(psycopg.Connection[Any]):
         return self._wait_held(portal, watch, state)
 
     def _wait_held(self, portal: Portal, watch: Watch, state: int) -> int:
-        """Go on waiting after a cancellation that is held back, for `CLEANUP_BUDGET` seconds.
+        """Go on waiting, for `CLEANUP_BUDGET` seconds at most, although the task was cancelled.
 
-        Returns the readiness of the socket. If there is none in time, closes the connection and
-        raises `OutcomeUnknown` during COMMIT, else `NothingCommitted`.
+        The cancellation is held back. Returns the readiness of the socket. If it is not ready in
+        time, closes the connection, and raises `OutcomeUnknown` during COMMIT, else
+        `NothingCommitted`.
         """
         deadline = monotonic() + CLEANUP_BUDGET
         while (left := deadline - monotonic()) > 0:
@@ -461,8 +459,7 @@ class Connection(psycopg.Connection[Any]):
         """Let the loop serve other tasks, if no wait has done so for `MAX_BUSY_TIME` seconds.
 
         Called before `gen` has begun, so a statement that is interrupted here was not sent. Does
-        nothing before the end of a transaction, which must not be interrupted, nor in a closed
-        portal.
+        nothing in a closed portal, and while a cancellation would be held back, as for COMMIT.
         """
         if portal.closing or portal.holding:
             return
@@ -562,10 +559,12 @@ class Connection(psycopg.Connection[Any]):
         return super()._get_tx_start_command()
 
     def cancel_others(self) -> None:
-        """Cancel the statement that another task runs on this connection: a rollback follows.
+        """Cancel, on the server, the statement that another task runs on this connection.
 
-        The rollback undoes the work of that statement anyway, and should not have to wait for it.
-        Does nothing if `ends_in_turn` or `spares_statement`, nor outside of an open portal.
+        Called before a rollback, which undoes the work of that statement anyway. Waits for the end
+        of the statement, for `CLEANUP_BUDGET` seconds at most. Does nothing if the rollback must
+        wait for the statement (`ends_in_turn`), if the rollback does not undo the statement
+        (`spares_statement`), or if the caller is in no portal, or in a closed one.
         """
         portal = current()
         if self.ends_in_turn or portal is None or portal.closing or self.spares_statement:

@@ -19,12 +19,13 @@ from psycopg.abc import PQGen, Query
 from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGconn
 
-from .begin import BeginningCursor
 from .cancellation import hold_cancellation, hold_when_closed
 from .errors import LeaseEnded
 from .parking import caller
+from .prefix import PrefixingCursor
 from .prepared import PreparingCursor
 from .recovery import limit_clean_up
+from .session_settings import UNKNOWN, Statement
 from .turns import TurnTakenError, check_turn, sparing, waits_for_executemany
 from .vouching import is_vouched
 
@@ -50,29 +51,30 @@ BLOCK_ENDED = (
 
 
 def abilities(cursor_class: type[Any]) -> tuple[type[Any], ...]:
-    """Return the mixin for `cursor_class`, in a tuple, which is empty if it needs none.
+    """Return the mixin for `cursor_class`, in a tuple, which is empty if the class needs none.
 
-    That is `BeginningCursor` for psycopg's client cursors, `PreparingCursor` for the others; none
-    for a class that has its own way to send statements.
+    The mixin is `PrefixingCursor` for psycopg's client cursors, `PreparingCursor` for other
+    cursors. A client cursor's class that has its own way to send statements needs none.
     """
     if not issubclass(cursor_class, psycopg.ClientCursor):
         return (PreparingCursor,)
-    # A class with an `_execute_send()` of its own keeps that; `BeginningCursor` checks for patches.
+    # A class with an `_execute_send()` of its own keeps that; `PrefixingCursor` checks for patches.
     sends_by_itself = cursor_class._execute_send is not psycopg.ClientCursor._execute_send  # noqa: SLF001
-    return () if sends_by_itself else (BeginningCursor,)
+    return () if sends_by_itself else (PrefixingCursor,)
 
 
 @functools.lru_cache(maxsize=64)
-def own_class(cursor_class: Any, prepares: bool) -> Any:
+def own_class(cursor_class: Any, is_told: bool) -> Any:
     """Return a subclass of `cursor_class` with its `abilities()`; for connections without a pool.
 
-    A class that needs none is returned as it is: one that would only prepare, if the connection
-    does not prepare statements (`prepares` is False), or one that has the abilities already, which
-    may be met while another thread makes a cursor.
+    Returns `cursor_class` itself in two cases. It has its abilities already: another thread, which
+    is making a cursor, has just put it in the place of the connection's own class. Or its ability
+    would be `PreparingCursor`, and `is_told` is False: the connection prepares no statements, and
+    the running code declares no settings.
     """
-    if issubclass(cursor_class, BeginningCursor | PreparingCursor):
+    if issubclass(cursor_class, PrefixingCursor | PreparingCursor):
         return cursor_class
-    if not prepares and not issubclass(cursor_class, psycopg.ClientCursor):
+    if not is_told and not issubclass(cursor_class, psycopg.ClientCursor):
         return cursor_class
     bases = (*abilities(cursor_class), cursor_class)
     return type(cursor_class.__name__, bases, {"__module__": __name__})
@@ -141,7 +143,7 @@ class _LeasedCursor:
         try:
             result: Self = super().execute(*args, **kwargs)  # type: ignore[misc]
         except BaseException as exc:
-            if self._goes_elsewhere(exc):
+            if self._prepare_retry(exc):
                 return self.execute(*args, **kwargs)
             raise
         self._has_succeeded = True
@@ -157,7 +159,7 @@ class _LeasedCursor:
             conn = self._conn
             if conn.pgconn.pipeline_status != PipelineStatus.OFF and conn._pipeline is None:  # noqa: SLF001
                 conn.close()  # psycopg could not end its own pipeline, due to a COPY
-            if self._goes_elsewhere(exc):
+            if self._prepare_retry(exc):
                 return self.executemany(*args, **kwargs)
             raise
         self._has_succeeded = True
@@ -168,7 +170,7 @@ class _LeasedCursor:
         self._has_sent = False
         if not self._holds:
             self._hold_again()
-        entered = goes_elsewhere = False
+        entered = retries = False
         try:
             with (
                 contextlib.ExitStack() as budget,
@@ -184,11 +186,11 @@ class _LeasedCursor:
                     budget.enter_context(limit_clean_up(self._conn))
                     raise
         except BaseException as exc:
-            if not self._goes_elsewhere(exc, has_begun=entered):
+            if not self._prepare_retry(exc, in_use=entered):
                 raise
-            goes_elsewhere = True
+            retries = True
         self._has_succeeded = True
-        if goes_elsewhere:
+        if retries:
             with self.copy(*args, **kwargs) as copy:
                 yield copy
 
@@ -197,7 +199,7 @@ class _LeasedCursor:
         if not self._holds:
             self._hold_again()
         beginner = caller()
-        entered = goes_elsewhere = False
+        entered = retries = False
         try:
             with (
                 contextlib.ExitStack() as budget,
@@ -214,31 +216,33 @@ class _LeasedCursor:
                             budget.enter_context(limit_clean_up(self._conn))
                             raise
         except BaseException as exc:
-            if not self._goes_elsewhere(exc, has_begun=entered) and (
+            if not self._prepare_retry(exc, in_use=entered) and (
                 entered or not waits_for_executemany(self._conn, exc)
             ):
                 raise
-            goes_elsewhere = True
+            retries = True
         self._has_succeeded = True
-        if goes_elsewhere:
+        if retries:
             yield from self.stream(*args, **kwargs)
 
-    def _goes_elsewhere(self, exc: BaseException, *, has_begun: bool = False) -> bool:
-        """Let the lease go if no statement has succeeded; return True to send this one again.
+    def _prepare_retry(self, exc: BaseException, *, in_use: bool = False) -> bool:
+        """Return whether to repeat a call that raised `exc`; if so, make the cursor ready for it.
 
-        It failed with `exc`. It is sent again if it was not sent because it had lost its turn, or
-        because its lease or its block had ended (another task has ended the transaction while the
-        statement waited, say); in the second case not if the user's code has begun to use the COPY
-        or the rows of the stream (`has_begun`). `renew`, without which nothing is sent again, has
-        then waited for the caller's turn, and moved this cursor to the connection that the caller
-        has now, which may be in no block.
+        In any case, the cursor lets its lease go if none of its statements has succeeded. Returns
+        True only if the cursor has a `renew()`, and the call's statement was not sent, because
+        - it had lost its turn; or
+        - its lease or its block had ended while it waited (another task ended the transaction, for
+          example), unless the cursor still holds its lease, or the user's code already uses the
+          COPY or the rows of the stream (`in_use`).
+        Before it returns True, it calls `renew()`, which waits for the caller's turn, and moves the
+        cursor to the connection that the caller has now, perhaps outside of any block.
         """
         in_vain = isinstance(exc, BlockEndedError) or (
             isinstance(exc, LeaseEnded) and not self._has_begun and self._conn.lease is None
         )
         lost_turn = isinstance(exc, TurnTakenError)
         self._statement_failed()
-        if self.renew is None or not (lost_turn or (in_vain and not has_begun and not self._holds)):
+        if self.renew is None or not (lost_turn or (in_vain and not in_use and not self._holds)):
             return False
         self.renew(self)
         return True
@@ -337,9 +341,10 @@ class _LeasedCursor:
             self.let_go()
 
     def _can_close_on_server(self) -> bool:
-        """Return whether the caller can send CLOSE; if not, leave it to the reset after the lease.
+        """Return whether the caller can send CLOSE for the cursor; if not, mark the lease as dirty.
 
-        That is, mark the lease as dirty. A closed connection needs neither.
+        The reset after a dirty lease closes the cursor. But if the connection is closed, or its
+        lease is over, return False and mark nothing.
         """
         lease = self._conn.lease
         if self._conn.closed:
@@ -381,6 +386,8 @@ class _LeasedServerCursor(_LeasedCursor):
     #: Returns an error if the server has closed this cursor, at the end of the block that it was
     #: opened in. A statement for this cursor would fail on the server and break the transaction.
     why_gone: Callable[[], Exception | None] | None = None
+    #: The properties of the query that the cursor was declared for.
+    _statement = UNKNOWN
 
     def execute(self, *args: Any, **kwargs: Any) -> Any:
         while True:
@@ -398,7 +405,17 @@ class _LeasedServerCursor(_LeasedCursor):
 
     def _declare_gen(self, query: Query, *args: object, **kwargs: object) -> PQGen[None]:
         self._note(query)
-        return super()._declare_gen(query, *args, **kwargs)  # type: ignore[misc,no-any-return]
+        self._statement = Statement(keeps_settings=is_vouched(query))
+        return self._with_settings(super()._declare_gen(query, *args, **kwargs))  # type: ignore[misc]
+
+    def _with_settings(self, gen: PQGen[RV]) -> PQGen[RV]:
+        """Run `gen`, which sends DECLARE or FETCH: neither knows if the query is vouched for."""
+        conn = self._conn
+        conn.next_statement = self._statement
+        try:
+            return (yield from gen)
+        finally:
+            conn.next_statement = UNKNOWN
 
     def _close_gen(self) -> PQGen[None]:
         if self.why_gone is None or self.why_gone() is None:
@@ -408,6 +425,8 @@ class _LeasedServerCursor(_LeasedCursor):
         if self.why_gone is not None and (reason := self.why_gone()) is not None:
             raise reason
         fetch_gen = sparing(self._conn, super()._fetch_gen(*args, **kwargs))  # type: ignore[misc]
+        if self._conn.is_settled():
+            fetch_gen = self._with_settings(fetch_gen)
         return self._letting_go(fetch_gen)
 
     def _letting_go(self, gen: PQGen[RV]) -> PQGen[RV]:
@@ -429,9 +448,11 @@ def leased_class(cursor_class: type[Any]) -> type[Any]:
 
 
 def adopt(cursor: T) -> T:
-    """Make `cursor` a holder of its facade's lease, if it is none yet; return `cursor`.
+    """Make `cursor` a holder of its facade's lease, unless it already is one; return `cursor`.
 
-    It is none yet if the user's code has made it by another class than the facade's factories.
+    The cursors that the facade's factories make are holders already. A cursor of another class is
+    not: Django, for example, makes server-side cursors of its own class. Raises `LeaseEnded` if the
+    lease is over.
     """
     if not isinstance(cursor, _LeasedCursor) and isinstance(cursor, psycopg.Cursor):
         cls: Any = leased_class(type(cursor))  # type: ignore[arg-type]  # a class has a hash

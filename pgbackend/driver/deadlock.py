@@ -35,11 +35,11 @@ def find(asking: Task, holders: Iterable[Task | None], queued: Queued) -> set[Ta
         if task is asking or task in found:
             found.add(task)
             continue
-        waits_for = _waits_for(task, queued)
-        if task is None or not waits_for:
+        blockers = _blockers(task, queued)
+        if task is None or not blockers:
             return None
         found.add(task)
-        todo += waits_for
+        todo += blockers
     return found if asking in found else None
 
 
@@ -48,11 +48,11 @@ def waits_for(task: Task | None, future: asyncio.Future[Any] | None) -> bool:
     return future is not None and getattr(task, "_fut_waiter", None) is future
 
 
-def _waits_for(task: Task | None, queued: Queued) -> list[Task | None]:
-    """Return the tasks of which one must go on before `task` can.
+def _blockers(task: Task | None, queued: Queued) -> list[Task | None]:
+    """Return the tasks that `task` waits for: until one of them goes on, `task` cannot.
 
-    An empty list if `task` is unknown, is about to run, or waits for anything but other tasks or a
-    connection of a pool.
+    The list is empty if `task` is in no certain deadlock: it is unknown, is about to run, or waits
+    for anything but other tasks or a connection of a pool.
     """
     future: asyncio.Future[Any] | None = getattr(task, "_fut_waiter", None)
     if task is None or future is None or future.done():

@@ -26,8 +26,8 @@ class NotGreen(RuntimeError):
 class PortalClosed(RuntimeError):
     """Code tried to wait where nothing can be waited for.
 
-    That is in a greenlet that is being closed, in a finalizer that the garbage collector runs, or
-    in a task that goes on in another thread.
+    It is in a greenlet that is being closed, in a finalizer that the garbage collector runs, or in
+    a task that goes on in another thread.
     """
 
 

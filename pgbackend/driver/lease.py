@@ -58,7 +58,7 @@ class LendingPool(Protocol):
         """Take back the connection of `lease`. May be called from any thread."""
 
     def call_at_home(self, func: Callable[[], None], /) -> bool:
-        """Make the pool's loop call `func` soon, in its thread; return False if it is closed."""
+        """Make the pool's loop call `func` soon; return False if the loop is closed."""
 
 
 class Lease:
@@ -106,7 +106,7 @@ class Lease:
         #: The place in the user's code where the last cursor was opened, for messages.
         self.opened_at: str | None = None
         self._connection: Connection | None = None
-        #: Whether the holder has read the facade's `adapters`, and so may have registered a type.
+        #: Whether the facade's user has read its `adapters`, and so may have registered a type.
         self.types_seen = False
         pool.leases[id(self)] = weakref.ref(self)
 
@@ -144,7 +144,12 @@ class Lease:
         physical, connection = self.physical, self._connection
         adapt = adapting(physical.adapters)
         if adapt is None and physical.makes_cursors_of(connection):
-            return physical.run_statement(connection, query, params)
+            try:
+                return physical.run_statement(connection, query, params)
+            except BaseException:
+                if physical.facade.session_settings.has_lost_values():
+                    self.dirty = True
+                raise
         # A cursor of a user's class may send more statements: vouch for this one only.
         with self.connection.cursor() as cursor, vouching((query,)):
             cursor.takes_turns = True
@@ -190,8 +195,10 @@ class Lease:
             self.cursors.pop(id(cursor), None)
         if self.pins or self.cursors or self.ended:
             return
-        if threading.get_ident() == self.pool.thread or not self.pool.call_at_home(self._go_on):
-            self._go_on()
+        if threading.get_ident() == self.pool.thread or not self.pool.call_at_home(
+            self._maybe_give_back
+        ):
+            self._maybe_give_back()
 
     def pin(self) -> None:
         """Keep the connection until `unpin()`, also while no cursor is open."""
@@ -265,7 +272,7 @@ class Lease:
         return False
 
     def _when_free(self) -> None:
-        """Make the pool's loop call `_go_on()`, because a statement has ended.
+        """Have `_maybe_give_back()` called in the loop's thread, because a statement has ended.
 
         The connection's lock calls this, in the thread that releases the lock.
         """
@@ -275,11 +282,17 @@ class Lease:
         if self.ended:
             self._connection.end_lease()  # before another thread finds the lock free
             lock.refuse = None  # or lock and connection would refer to each other
-        if threading.get_ident() == self.pool.thread or not self.pool.call_at_home(self._go_on):
-            self._go_on()
+        if threading.get_ident() == self.pool.thread or not self.pool.call_at_home(
+            self._maybe_give_back
+        ):
+            self._maybe_give_back()
 
-    def _go_on(self) -> None:
-        """End the lease and give the connection back, unless a holder is left: Note [Holders]."""
+    def _maybe_give_back(self) -> None:
+        """Give the connection back, after a statement or cursor has ended, if nothing needs it.
+
+        If the lease has ended, only a statement in flight still needs the connection. If not, open
+        cursors and pins do, too; without any, the lease is ended now. See Note [Holders].
+        """
         held = not self.ended and (self.cursors or self.pins)
         if held or self._given_back or self._waits_for_statement():
             return

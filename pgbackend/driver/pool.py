@@ -159,10 +159,11 @@ class Pool:
     # --- Lease ---
 
     def lease(self) -> Lease:
-        """Lease a connection; if none is free, wait for one, which only green code can.
+        """Lease a connection; if none is free, wait for one.
 
-        Raises `PoolTimeout`, `PoolDeadlock`, `PoolQueueFull`, `PoolClosed`, or the error of the
-        last attempt to connect.
+        Raises `NotGreen` if none is free and the caller, not being green, cannot wait. Raises
+        `PoolTimeout`, `PoolDeadlock`, `PoolQueueFull`, `PoolClosed`, or the error of the last
+        attempt to connect.
         """
         check_not_collecting()
         started = monotonic()
@@ -269,17 +270,22 @@ class Pool:
         return [lease for ref in list(self.leases.values()) if (lease := ref()) is not None]
 
     def holders(self) -> list[asyncio.Task[Any] | None]:
-        """Return the tasks of which one must end its lease before another task can have one.
+        """Return the tasks whose leases fill the pool, with None for a lease that has no task.
 
-        A holder that is no task is listed as None. If another connection may still be opened, no
-        task must end its lease: then the list is `[None]`.
+        Another task gets a connection only when one of these leases ends. If the pool may still
+        open a connection, the list is `[None]`. For `deadlock.find()`, a None in the list rules a
+        deadlock out.
         """
         held = self.held()
         return [lease.task for lease in held] if len(held) >= self._psycopg.max_size else [None]
 
     def check_deadlock(self, task: asyncio.Task[Any]) -> None:
-        """Raise `PoolDeadlock` if `task`, once it waits, and all holders wait for each other."""
-        if self._newest_works():  # the usual case, and no deadlock: a lease that will end
+        """Raise `PoolDeadlock` if `task`, which is about to queue here, would wait for ever.
+
+        It would if each task that holds a connection of the pool waits for another such task, or
+        for `task`, be it in the queue of this pool or of another one.
+        """
+        if self._newest_waits_for_server():  # the usual case, and no deadlock
             return
         circle = deadlock.find(task, self.holders(), self._queued)
         if circle is None:
@@ -300,15 +306,18 @@ class Pool:
             "everywhere"
         )
 
-    def _newest_works(self) -> bool:
-        """Return whether the newest lease's task waits for the server: then the lease will end."""
+    def _newest_waits_for_server(self) -> bool:
+        """Return whether the task with the newest lease waits for a reply of the server.
+
+        If so, this lease will end, so there is no deadlock. The whole search would cost more.
+        """
         for ref in reversed(self.leases.values()):
             lease = ref()
             return lease is not None and deadlock.waits_for(lease.task, lease.physical.watch.future)
         return False
 
     def _queued(self, task: asyncio.Task[Any]) -> list[asyncio.Task[Any] | None] | None:
-        """Return the holders of the pool in whose queue `task` waits; None if it is in no queue."""
+        """Return `holders()` of the pool in whose queue `task` waits; None if it is in no queue."""
         for pool in self._siblings.values():
             if pool._psycopg.is_waiting(task):  # noqa: SLF001 - another pool's
                 return pool.holders()
@@ -410,6 +419,9 @@ class Pool:
     async def configure(self, physical: AsyncConnection) -> None:
         """Set up a connection, new or reset; close it if that fails, or takes too long."""
         limit = max(2.0, self._psycopg.timeout)
+        settings = physical.facade.session_settings
+        settings.database = None  # what is set up is outside of all blocks that declare settings
+        settings.forget()
         try:
             async with asyncio.timeout(limit):
                 await bridge.run(self.options.initialise, physical.facade)
@@ -422,6 +434,7 @@ class Pool:
         except BaseException:
             physical.close_now()
             raise
+        settings.database = self.name
 
     def renew(self) -> None:
         """Replace all connections, because an adapter was registered after they were made.
@@ -433,11 +446,12 @@ class Pool:
     # --- End ---
 
     def close(self) -> None:
-        """Close the connections that are not in use now, and each other when it is given back.
+        """Close the pool: unused connections at once, every other one when it is given back.
 
-        In use are those that are leased, that a task of the pool puts back, or on which the user's
-        `check` runs. One that a worker of psycopg_pool has is not: the worker is cancelled. If the
-        loop is closed, a leased connection is in use only if a thread waits for it.
+        A connection is in use if it is leased, if a task of the pool is putting it back, or if the
+        user's `check` runs on it. A connection that a worker of psycopg_pool is making is not in
+        use: the worker is cancelled. If the loop is closed already, a leased connection is in use
+        only while a thread waits for it. Tasks that wait for a connection get `PoolClosed`.
         """
         if self.closed:
             return
@@ -459,7 +473,7 @@ class Pool:
             self._psycopg.fail_waiting_soon(self._closed_error())
 
     def disown(self) -> None:
-        """Send nothing more on any connection: called after a fork, since they are the parent's."""
+        """Send nothing more on any connection: after a fork, the connections are the parent's."""
         self.closed = True
         for lease in self.held():
             lease.disown()

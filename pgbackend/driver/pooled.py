@@ -1,9 +1,9 @@
 """The connections that the pool keeps: opened, checked and closed; each lends facades.
 
 `AsyncConnection` is the connection that the pool opens, checks and closes. A *facade* is a
-`Connection` on the same `pgconn`. Each lease lends a new facade. So anything that the holder of an
-earlier lease kept (connection, cursors, COPY) is refused, and does not run in the transaction of
-the next holder.
+`Connection` on the same `pgconn`. Each lease lends a new facade. So anything that a task has kept
+from an earlier lease (connection, cursors, COPY) is refused, and does not run in the transaction of
+the task that has the connection now.
 """
 
 from __future__ import annotations
@@ -57,11 +57,12 @@ _OTHER_METHODS = (
 
 
 class _LentConnection:
-    """Notice what the holder of a facade may have changed (a mixin for lent facades).
+    """Notice what the user of a facade may have changed (a mixin for lent facades).
 
-    Record that `adapters` is read, since the holder may register a type. And mark the lease as
-    dirty for each statement that its cursor did not check (vouching.py): of a COPY, `executemany()`
-    and `stream()`, or on a cursor that was made without the factories of the facade.
+    - If `adapters` is read, this is recorded: the user may register a type.
+    - A statement that its cursor has not looked at (vouching.py) makes the lease dirty. These are
+      the statements of a COPY, `executemany()` and `stream()`, and those of a cursor that was made
+      without the factories of the facade.
     """
 
     lease: Lease | None
@@ -72,7 +73,7 @@ class _LentConnection:
     def adapters(self) -> AdaptersMap:
         if self.lease is not None:
             self.lease.types_seen = True
-        else:  # the lease is over, and its holder still reads them
+        else:  # the lease is over, and its user still reads them
             self.physical.forget_types()
         return super().adapters  # type: ignore[misc,no-any-return]
 
@@ -114,7 +115,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         facade_class: type[Connection] = Connection,
         **kwargs: Any,
     ) -> Self:
-        """Open a connection whose facades are of `facade_class`, and use `cursor_factory`."""
+        """Open a connection whose facades, of `facade_class`, make cursors by `cursor_factory`."""
         self = await super().connect(conninfo, **kwargs)
         self.watch = Watch(asyncio.get_running_loop(), self.pgconn.socket)
         self._make_facade(facade_class, cursor_factory)
@@ -178,7 +179,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         cursor, self._cursor = self._cursor or self._new_cursor(), None
         cursor._conn = connection  # noqa: SLF001
         if connection.lease is not None and connection.lease.types_seen:
-            cursor._last_query = None  # noqa: SLF001 - its holder may have registered a type
+            cursor._last_query = None  # noqa: SLF001 - its user may have registered a type
         result = cursor.run(query, params)
         cursor._conn = self.facade  # noqa: SLF001
         self._cursor = cursor
@@ -209,8 +210,12 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         """Return the id of the server process; 0 if the connection is lost."""
         return 0 if self.pgconn.status == _BAD else self.pgconn.backend_pid
 
-    def forget_holder(self, *, types_seen: bool) -> None:
-        """Undo what a holder may have changed for all facades; forget types if `types_seen`."""
+    def forget_facade(self, *, types_seen: bool) -> None:
+        """Pass no more notices to the last facade; call `forget_types()` if `types_seen`.
+
+        Called at the end of each lease; sends nothing. `types_seen` says that the facade's user may
+        have registered a type.
+        """
         self.listener = self._hears_itself
         if types_seen:
             self.forget_types()
@@ -221,7 +226,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
             self._cursor._last_query = None  # noqa: SLF001
 
     def is_alive(self) -> bool:
-        """Return True, or False if the socket shows that the server has closed the connection.
+        """Return False if the socket shows that the server has closed the connection, else True.
 
         Costs one poll of the socket, but no round trip: on an idle connection, the server sends
         little but the reason why it closes the connection.
@@ -253,7 +258,7 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     async def wait(
         self, gen: PQGen[RV], interval: float = WAIT_INTERVAL, timeout: float | None = None
     ) -> RV:
-        """Run `gen` to its end; when that is interrupted, close the connection."""
+        """Run `gen` to its end, and return its result; if interrupted, close the connection."""
         # psycopg registers a reader of its own for this socket, and removes it at the end.
         self.watch.stop()
         try:

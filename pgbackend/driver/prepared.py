@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg import errors as e
 from psycopg.abc import Params, PQGen, Query
 from psycopg.pq import TransactionStatus
+
+from .session_settings import UNKNOWN, Statement
+
+if TYPE_CHECKING:
+    from .declaring import DeclaringConnection
 
 _IDLE = TransactionStatus.IDLE
 
@@ -21,7 +26,7 @@ class PreparingCursor:
     prepares the statement anew.
     """
 
-    _conn: psycopg.Connection[Any]
+    _conn: DeclaringConnection
 
     def _execute_gen(
         self,
@@ -32,12 +37,17 @@ class PreparingCursor:
         **kwargs: object,
     ) -> PQGen[None]:
         execute_gen = super()._execute_gen  # type: ignore[misc]
+        conn = self._conn
+        if conn.is_settled():
+            conn.next_statement = Statement.of(query, conn)
         try:
             yield from execute_gen(query, params, prepare=prepare, **kwargs)
             return
         except (e.FeatureNotSupported, e.InvalidSqlStatementName) as exc:
             if not self._forget_prepared(exc) or self._conn.pgconn.transaction_status != _IDLE:
                 raise
+        finally:
+            conn.next_statement = UNKNOWN
         yield from execute_gen(query, params, prepare=False, **kwargs)
 
     def executemany(self, *args: object, **kwargs: object) -> None:

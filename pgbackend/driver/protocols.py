@@ -1,4 +1,4 @@
-"""Protocols of leases and their cursors, for modules that must not import the classes.
+"""Protocols of connections, leases and cursors, for modules that must not import the classes.
 
 A connection uses the lease that lends it, and a lease uses the cursors that hold it; the lower
 module of each pair cannot import the higher one.
@@ -6,7 +6,12 @@ module of each pair cannot import the higher one.
 
 from __future__ import annotations
 
-from typing import Protocol
+import weakref
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from .connection import Connection
+    from .socket_watch import Watch
 
 
 class LeasedCursor(Protocol):
@@ -46,3 +51,17 @@ class Lease(Protocol):
     def cursor_opened(self, cursor: LeasedCursor) -> None: ...
 
     def cursor_closed(self, cursor: LeasedCursor) -> None: ...
+
+
+class Physical(Protocol):
+    """Protocol of the part of `AsyncConnection` that its facades use."""
+
+    watch: Watch
+    listener: weakref.ref[Connection]
+
+    def forget_facade(self, *, types_seen: bool) -> None:
+        """Pass no more notices to the last facade; if `types_seen`, have types looked up again.
+
+        Called at the end of each lease; sends nothing. `types_seen` says that the facade's user may
+        have registered a type: so the next statement must look its dumpers and loaders up again.
+        """

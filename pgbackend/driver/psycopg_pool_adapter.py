@@ -84,7 +84,10 @@ class _Making:
 
 
 class _GreenWaiter(TimedByQueue, WaitingClient[AsyncConnection]):
-    """A client in the queue that waits in a greenlet; psycopg_pool wakes it by `_cond`: itself."""
+    """A client in the queue that waits in a greenlet.
+
+    psycopg_pool wakes a client by its `_cond`, which is here the client itself.
+    """
 
     __slots__ = ("deadline", "future")
 
@@ -303,7 +306,10 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         return self._waiting.has(task)
 
     def make_room(self) -> None:
-        """Remove the clients that gave up from the queue, if it has `max_waiting` clients."""
+        """Remove the clients that have given up, if the queue has `max_waiting` clients.
+
+        `getconn()` would count them, and refuse the next client.
+        """
         if self.max_waiting and len(self._waiting) >= self.max_waiting:
             for client in [client for client in self._waiting if client.error is not None]:
                 self._waiting.remove(client)
@@ -357,12 +363,12 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         return connection
 
     async def _connect_up_to_date(self, timeout: float | None) -> AsyncConnection:
-        """Make a connection; if an adapter was registered while it was made, make another instead.
+        """Make a connection; make it anew if `renew()` is called meanwhile, for a new adapter.
 
-        This is repeated at most once if the connection's own set-up registered the adapter, since
-        each set-up may do so; and at most `MAX_REMAKES` times if other code did (as when two loops
-        set up connections). If other code has registered one even then, the outdated connection is
-        used for one lease, and closed afterwards. Registrations are reported by `renew()`.
+        If its own set-up registers the adapter, it is made anew only once: the next set-up may
+        register one again. If other code does (two loops may set up connections at once), it is
+        made anew up to `MAX_REMAKES` times; if that is not enough, the last one is returned, though
+        outdated, and is closed at the end of its first lease.
         """
         making = _Making(id(asyncio.current_task()))
         self._being_made.add(making)
@@ -381,10 +387,11 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         return connection
 
     async def _tell_waiting(self, exc: Exception) -> None:
-        """Make the clients that wait raise `exc`, or if any connection is open, try again later.
+        """Make the clients that wait raise `exc`, with which an attempt to connect has failed.
 
-        Does nothing if the next attempt is made at once, because the server closed a new connection
-        while it was set up: see `Attempts.note_failure()`.
+        If any connection is open, they go on waiting instead, and the pool tries to connect again
+        after `FAILURE_WINDOW` seconds. Nothing is done after a failure that does not delay the next
+        attempt (`Attempts.note_failure()`): that attempt is made at once.
         """
         if self.attempts.failure is None:
             return
@@ -394,7 +401,10 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
             self._regrowing = self.owner.loop.call_later(FAILURE_WINDOW, self._grow_again)
 
     def _grow_again(self) -> None:
-        """Start to connect if clients still wait; psycopg_pool would only at the next request."""
+        """Start an attempt to connect if clients still wait.
+
+        psycopg_pool itself would start one only when another client asks for a connection.
+        """
         self._regrowing = None
         if not self.owner.closed and self.waiting():
             self._maybe_grow_pool()

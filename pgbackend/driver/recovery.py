@@ -50,9 +50,11 @@ def is_at_rest(pgconn: PGconn) -> bool:
 def recover(
     connection: psycopg.Connection[Any], portal: Portal, gen: PQGen[Any], exc: BaseException
 ) -> None:
-    """End the statement that `exc` has interrupted, and read its reply; else close `connection`.
+    """End the statement that `exc` has interrupted: cancel it, or close `connection`.
 
-    `gen` is psycopg's generator of the statement, which `portal` was waiting for.
+    Closes it at once if `exc` is no cancellation, or if `portal` is being closed and cannot wait;
+    else only if the statement does not end in time, or was sent in a pipeline. `gen` is psycopg's
+    generator that runs the statement, in `portal`.
     """
     pipelined = connection.pgconn.pipeline_status != _NO_PIPELINE
     if portal.closing or not isinstance(exc, asyncio.CancelledError):
@@ -68,16 +70,22 @@ def recover(
 
 
 def cut_off(pgconn: PGconn, gen: PQGen[Any]) -> None:
-    """Close the socket and then `gen`, so that `gen`, as it ends a pipeline, sends nothing."""
+    """Close the socket first, and then `gen`.
+
+    In the other order, a `gen` that uses a pipeline would still send a message to end it.
+    """
     pgconn.finish()
     with contextlib.suppress(psycopg.Error):
         gen.close()
 
 
 async def _cancel_and_drain(connection: psycopg.Connection[Any], gen: PQGen[Any]) -> None:
-    """Ask to cancel the statement until it ends, and read its reply; the caller limits the time."""
+    """Ask the server again and again to cancel the statement, until its reply has been read.
+
+    The error by which the statement ends is not raised. The caller limits the time.
+    """
     try:
-        while not await _is_cancelled(connection, gen):
+        while not await _cancel_once(connection, gen):
             pass
     except e.QueryCanceled:
         pass
@@ -85,11 +93,13 @@ async def _cancel_and_drain(connection: psycopg.Connection[Any], gen: PQGen[Any]
         logger.debug("error ignored in the clean-up of a cancelled statement: %s", exc)
 
 
-async def _is_cancelled(connection: psycopg.Connection[Any], gen: PQGen[Any]) -> bool:
-    """Ask the server once to cancel; return True, or False if the caller must ask again.
+async def _cancel_once(connection: psycopg.Connection[Any], gen: PQGen[Any]) -> bool:
+    """Ask the server once to cancel the statement; return False if the caller must ask again.
 
-    It must if the statement has not ended after `_CANCEL_INTERVAL` seconds: the request may have
-    reached the server before the statement did. Raises the error by which the statement ended.
+    Returns False if the statement has not ended after `_CANCEL_INTERVAL` seconds: the request may
+    have reached the server before the statement did. Raises the error by which the statement ended,
+    mostly `QueryCanceled`. Returns True if it ended without an error, or is in a pipeline: there,
+    its reply is not waited for.
     """
     pgconn = connection.pgconn
     await ask_to_cancel(connection, CLEANUP_BUDGET)
@@ -118,7 +128,7 @@ async def ask_to_cancel(connection: BaseConnection[Any], timeout: float) -> None
 
 
 async def cancel_while_locked(connection: psycopg.Connection[Any]) -> None:
-    """Ask the server again and again to cancel the statement, until its task releases the lock."""
+    """Ask the server again and again to cancel the statement, until `connection.lock` is free."""
     pgconn, lock = connection.pgconn, connection.lock
     with contextlib.suppress(psycopg.Error):
         while (
@@ -135,9 +145,10 @@ async def cancel_while_locked(connection: psycopg.Connection[Any]) -> None:
 
 @contextlib.contextmanager
 def limit_clean_up(connection: psycopg.Connection[Any]) -> Iterator[None]:
-    """Limit, in a `with`, psycopg's own clean-up, which would wait for a silent server for ever.
+    """Let psycopg's own clean-up, inside this `with`, wait for at most `CLEANUP_BUDGET` seconds.
 
-    If the statement has not ended by then, the connection is closed. Does nothing unless green.
+    psycopg itself would wait for a silent server for ever. If the statement has not ended when the
+    `with` ends, the connection is closed. Does nothing outside green code.
     """
     if current() is None:
         yield

@@ -48,13 +48,14 @@ NO_OTHERS: tuple[Any, ...] = (None,)
 def looking(
     name: str, names: str, **owners: object
 ) -> tuple[Callable[[], tuple[Any, ...]], tuple[Any, ...]]:
-    """Return `read, state`: a shortcut may be taken while ``all(map(is_, read(), state))``.
+    """Return `read, state`: shortcut `name` may be taken while ``all(map(is_, read(), state))``.
 
-    `read()` returns the switch `name` and the functions `names` ("owner.name owner.name", where
-    `owners` has the owners), all read in one call of C; `state` has the switch as on, and the
-    functions as they are now. If one of them is a patch, and not psycopg's own, `state` is
-    `NO_OTHERS`, which matches nothing. Do not compare by ``==``: a tracing tool's proxy equals the
-    function that it wraps.
+    `names` are the functions that the shortcut bypasses, as ``owner.name``, with spaces between
+    them; `owners` has the object of each owner. `read()` returns the present values of the switch
+    `name` and of these functions, read in one call of C. `state` has the values that allow the
+    shortcut: True, and the functions as they are now. If one of these is patched already, `state`
+    is `NO_OTHERS`, which matches nothing. Do not compare by ``==``: a tracing tool's proxy equals
+    the function that it wraps.
     """
     namespace = SimpleNamespace(**owners, switches=switches)
     functions = attrgetter("switches", *names.split())(namespace)[1:]

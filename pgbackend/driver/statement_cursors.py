@@ -4,8 +4,8 @@ Note [Statements without a facade]
 Most statements are the ORM's own, outside of a transaction. No other code ever sees the connection
 or the cursor of such a statement. So it is executed on the facade that is never lent, by one cursor
 that is reset after each statement (`AsyncConnection.run_statement()`). When the cursor executes the
-same SQL again, it still has the dumpers and loaders that psycopg has found for it, unless the
-holder of a facade has read `adapters` meanwhile, and so may have registered a type.
+same SQL again, it still has the dumpers and loaders that psycopg has found for it, unless the user
+of a facade has read `adapters` meanwhile, and so may have registered a type.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from psycopg.adapt import AdaptersMap, Transformer
 from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
 
-from .begin import BEGIN, NotBegunError, seen_for_begin
 from .cursors import abilities
+from .prefix import BEGIN, Begin, NotRunError, prefix_for, seen_for_begin
+from .session_settings import Statement, declared
 from .turns import check_turn
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class StatementCursor:
     _last_query: Query | None
 
     def run(self, query: Query, params: Params | None) -> Result:
-        """Execute a statement and fetch all its rows."""
+        """Execute a statement, and return its result with all rows."""
         if self._conn.lease is not None:
             self._conn.has_looked = True  # the caller vouches for it, or the lease is dirty
         self.execute(query, params)  # type: ignore[attr-defined]  # of psycopg's
@@ -79,7 +80,6 @@ class _ClientStatementCursor(StatementCursor):
     _pgconn: PGconn
     pgresult: PGresult
     _check_results: Callable[[list[PGresult]], None]
-    _drop_begun: Callable[[list[PGresult]], None]
     _execute_plainly_gen: Callable[..., PQGen[None]]
     #: The last statement, parsed, into which new parameters can be merged.
     _merged: PostgresClientQuery = None  # type: ignore[assignment]
@@ -89,14 +89,17 @@ class _ClientStatementCursor(StatementCursor):
         if conn._pipeline:  # noqa: SLF001
             return super().run(query, params)
         self._merge(query, params)
+        settles = declared.get() is not None or conn.session_settings.outside
+        run_gen = self._run_settled_gen if settles else self._run_gen_in_turn
         try:
             if conn.lease is None:  # the facade that is never lent: one task at a time uses it
-                result = conn.wait(self._run_gen())
+                gen = self._run_settled_gen(query, params) if settles else self._run_gen()
+                result = conn.wait(gen)
             else:
                 with conn.lock:
                     if conn.turns is not None:
                         check_turn(conn)
-                    result = conn.wait(self._run_gen_in_turn(query, params))
+                    result = conn.wait(run_gen(query, params))
         except e._NO_TRACEBACK as exc:  # noqa: SLF001 - as psycopg does
             raise exc.with_traceback(None)  # noqa: B904 - the same error
         return self._fetch(result)
@@ -115,15 +118,16 @@ class _ClientStatementCursor(StatementCursor):
         self._tx = Transformer(self)  # type: ignore[arg-type]  # a mixin
         self._merged = PostgresClientQuery(self._tx)
         self._merged.convert(query, params)
-        self._last_query = query
+        if params is not None:  # else the query is no template, into which parameters can be merged
+            self._last_query = query
 
-    def _run_gen(self, begin: bytes = b"") -> PQGen[PGresult]:
+    def _run_gen(self, prefix: Begin | None = None) -> PQGen[PGresult]:
         merged = self._merged
-        self._pgconn.send_query(begin + merged.query)
+        self._pgconn.send_query(merged.query if prefix is None else prefix.write() + merged.query)
         merged.query, merged.params = b"", None  # they may contain secrets
         results: list[PGresult] = yield from generators.execute(self._pgconn)
-        if begin:
-            self._drop_begun(results)
+        if prefix is not None:
+            prefix.drop_results(results)
         self._check_results(results)
         yield from self._conn._prepared.maintain_gen(self._conn)  # noqa: SLF001
         return results[0]
@@ -138,13 +142,44 @@ class _ClientStatementCursor(StatementCursor):
             yield from conn._start_query()  # noqa: SLF001
             result = yield from self._run_gen()
             return result
+        result = yield from self._run_prefixed_gen(Begin(conn), query, params)
+        return result
+
+    def _run_settled_gen(self, query: Query, params: Params | None) -> PQGen[PGresult]:
+        """Run a statement with the settings that the running code declares."""
+        conn = self._conn
+        # The caller vouches for the statement, or has marked the lease as dirty.
+        vouched = conn.lease is None or not conn.lease.dirty
+        statement = Statement(shares=True, keeps_settings=vouched)
+        if (prefix := prefix_for(conn, statement)) is None:
+            conn.has_looked, conn.next_statement = True, statement
+            yield from conn._start_query()  # noqa: SLF001
+            result = yield from self._run_gen()
+        else:
+            if not prefix.begins:
+                yield from conn.begin_gen()
+            try:
+                result = yield from self._run_prefixed_gen(prefix, query, params)
+            finally:
+                conn.executed(statement)
+        return result
+
+    def _run_prefixed_gen(
+        self, prefix: Begin, query: Query, params: Params | None
+    ) -> PQGen[PGresult]:
         try:
-            result = yield from self._run_gen(conn._get_tx_start_command() + b"; ")  # noqa: SLF001
-        except NotBegunError:
-            conn.has_looked = True
-            yield from self._execute_plainly_gen(query, params)
-            result = self.pgresult
-            self._reset()
+            result = yield from self._run_gen(prefix)
+            return result
+        except NotRunError:
+            prefix.failed()
+            self._conn.has_looked = True
+        except BaseException:
+            prefix.failed()
+            raise
+        # After the `except`, or an error of the statement would show the `NotRunError`, too.
+        yield from self._execute_plainly_gen(query, params)
+        result = self.pgresult
+        self._reset()
         return result
 
     def _fetch(self, result: PGresult) -> Result:

@@ -53,7 +53,10 @@ class Turns(Protocol):
 
 
 class SharedConnection(Protocol):
-    """Protocol of a connection that tasks and threads may share; else its `turns` is None."""
+    """Protocol of a connection that tasks and threads may share during a transaction.
+
+    `turns` is the transaction; None while there is none: then any code may send statements.
+    """
 
     @property
     def turns(self) -> Turns | None: ...
@@ -70,7 +73,8 @@ class TurnLostError(psycopg.OperationalError):
 def check_turn(connection: SharedConnection, *, has_sent: bool = False) -> None:
     """Raise `TurnTakenError` if the running code has lost its turn to send a statement.
 
-    Raises `TurnLostError` instead if the call that would be retried `has_sent` a statement already.
+    Raises `TurnLostError` instead if the same call of a cursor `has_sent` a statement already: then
+    the call cannot be retried.
     """
     if connection.turns is not None and not connection.turns.may_send():
         raise TurnLostError(_TURN_LOST) if has_sent else TurnTakenError(_TURN_TAKEN)
@@ -79,8 +83,8 @@ def check_turn(connection: SharedConnection, *, has_sent: bool = False) -> None:
 def sparing(connection: Any, gen: PQGen[RV]) -> PQGen[RV]:
     """Run `gen`, which sends FETCH or CLOSE, even if another task or thread has the turn.
 
-    If that task rolls its block back meanwhile, it does not cancel the FETCH or CLOSE, as it would
-    cancel a statement of its block (`Connection.cancel_others()`).
+    A task that rolls its block back cancels the statement in flight (`Connection.cancel_others()`),
+    but not this FETCH or CLOSE, because it is no statement of that block.
     """
     turns = connection.turns
     connection.spares_statement = turns is not None and not turns.may_send()
@@ -91,12 +95,13 @@ def sparing(connection: Any, gen: PQGen[RV]) -> PQGen[RV]:
 
 
 def waits_for_executemany(connection: Any, exc: BaseException) -> bool:
-    """Return True if the caller should retry after `exc`, once another's `executemany()` has ended.
+    """Wait for the end of the `executemany()` that caused `exc`; return False if none caused it.
 
-    psycopg refuses server-side cursors and `stream()` while the connection is in a pipeline, such
-    as that of an `executemany()` in another task. If that is the reason of `exc`, this waits for
-    the lock, which `executemany()` holds to its end. False means that `exc` is to be raised: it has
-    another reason, or the user has opened a pipeline, which does not hold the lock.
+    After True, the caller should retry. After False, it should raise `exc`, which has another cause
+    or is due to a pipeline that the user has opened. psycopg refuses server-side cursors and
+    `stream()` while the connection is in a pipeline, as it is during another task's
+    `executemany()`. That method holds the connection's lock to its end, and so this function waits
+    for the lock; a user's pipeline does not hold it.
     """
     if not isinstance(exc, psycopg.Error) or exc.sqlstate is not None or "pipeline" not in str(exc):
         return False
@@ -110,7 +115,7 @@ def waits_for_executemany(connection: Any, exc: BaseException) -> bool:
 class _TurnTakingCursor:
     """Wait for the next turn when a statement has lost its turn, then retry (a mixin for cursors).
 
-    Used on a connection that no pool lends, which other tasks use while its thread waits for them.
+    For connections that no pool lends: while a thread waits for tasks, they may use its connection.
     The cursors of a lease do the same in another way: see cursors.py.
     """
 
@@ -195,10 +200,10 @@ def _turn_taking_class(cursor_class: type[Any]) -> type[Any]:
 def let_take_turns(
     cursor: Any, take_turn: Callable[[], None], check_not_ended: Callable[[], None]
 ) -> None:
-    """Make `cursor` call `take_turn()`, which waits, and retry, when a statement lost its turn.
+    """Make `cursor` retry a statement that has lost its turn, after a wait in `take_turn()`.
 
-    `check_not_ended()` raises if the block of the running code has ended. Does nothing to a tracing
-    tool's wrapper of a cursor, and to a cursor of another driver's connection.
+    `check_not_ended()` is called before each statement, and raises if the block of the running code
+    has ended. Does nothing if `cursor` is a tracing tool's wrapper, or belongs to another driver.
     """
     cls: Any = type(cursor)
     if not issubclass(cls, psycopg.Cursor) or not hasattr(cursor.connection, "turns"):

@@ -19,7 +19,10 @@ class QueueOwner(Protocol):
     loop: asyncio.AbstractEventLoop
 
     def check_deadlock(self, task: asyncio.Task[Any], /) -> None:
-        """Raise `PoolDeadlock` if `task`, once it waits, and all holders wait for each other."""
+        """Raise `PoolDeadlock` if no connection could come back while `task` waits for one.
+
+        That is so if `task` and all holders would then wait for each other.
+        """
 
 
 class Notified:
@@ -117,7 +120,7 @@ class WaitingQueue(deque[Any]):
         self._timer: asyncio.TimerHandle | None = None
 
     def append(self, client: Any) -> None:
-        """Add `client` for the running task; raise `PoolDeadlock` if that would wait for ever."""
+        """Add the running task's `client`; raise `PoolDeadlock` if it would wait there for ever."""
         task = asyncio.current_task()
         assert task is not None
         self.owner.check_deadlock(task)
@@ -135,7 +138,7 @@ class WaitingQueue(deque[Any]):
         return True
 
     def time(self, place: TimedByQueue, timeout: float) -> None:
-        """Make the queue's timer wake the client `place` if it still waits in `timeout` seconds."""
+        """Make the queue's timer wake the client `place` if it still waits after `timeout` s."""
         loop = self.owner.loop
         place.deadline = loop.time() + timeout  # type: ignore[misc]  # the class of it has a slot
         if self._timer is None:

@@ -53,6 +53,7 @@ from pgbackend.driver.connection import LEASE_ENDED
 from pgbackend.driver.errors import LeaseEnded
 from pgbackend.driver.lease import Lease
 from pgbackend.driver.pool import Pool
+from pgbackend.driver.session_settings import declared
 from pgbackend.driver.shortcuts import is_psycopgs
 from pgbackend.driver.statement_cursors import Result
 from pgbackend.driver.turns import TurnTakenError
@@ -247,12 +248,13 @@ class FetchesAtOnce(CompiledStatement):
     """A base of compilers: executes statements and fetches all their rows in one step."""
 
     def execute_sql(self, result_type: Any = MULTI, *args: Any, **kwargs: Any) -> Any:
-        if _get_running_loop() is None:
+        if _get_running_loop() is None and declared.get() is None:
             return super(CompiledStatement, self).execute_sql(result_type, *args, **kwargs)  # type: ignore[misc]
         if (
             args
             or kwargs.get("chunked_fetch")
             or result_type == CURSOR
+            or _get_running_loop() is None
             or not is_executed_by_django(self)
             or not can_execute(self.connection)
         ):

@@ -17,10 +17,11 @@ class Closing(Connecting):
     """A wrapper that closes its own connection, and gives a leased one back."""
 
     def close(self) -> None:
-        """Close the wrapper's own connection, or give a leased one back.
+        """Close the wrapper's own connection, and give a leased one back.
 
-        In a transaction the leased connection is closed, too. In a test's transaction that another
-        wrapper opened, or after the code's block has ended, `_close_own()` is all that is done.
+        A leased connection on which a transaction is open is closed before it is given back. If the
+        leased connection belongs to other code, only `_close_own()` is called: in a test's
+        transaction that another wrapper has opened, or after the end of the running code's block.
         """
         if state.has_joined_test(self) or state.has_outlived_block(self):
             self._close_own()  # the transaction's connection belongs to other code
@@ -80,17 +81,20 @@ class Closing(Connecting):
     # --- A connection that threads share ---
 
     def inc_thread_sharing(self) -> None:
-        """Let threads share the wrapper, which from now on has a connection of its own."""
+        """Let threads share the wrapper, which from now on has a connection of its own.
+
+        Called in green code, this opens that connection.
+        """
         super().inc_thread_sharing()
-        self._sharing = (None, False)
+        self._pool_use = (None, False)
         block_context.look_again()
         if bridge.current() is not None:
             self.ensure_connection()
 
     def dec_thread_sharing(self) -> None:
-        """Undo `inc_thread_sharing()`; green, close the connection that no thread shares now."""
+        """Undo `inc_thread_sharing()`; in green code, close a connection that nobody shares now."""
         super().dec_thread_sharing()
-        self._sharing = (None, False)
+        self._pool_use = (None, False)
         block_context.look_again()
         if bridge.current() is not None and not self.allow_thread_sharing:
             self._close_own()

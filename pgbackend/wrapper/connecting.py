@@ -67,12 +67,12 @@ class Connecting(Contexts):
             return None
         if self.alias not in self._connection_pools:
             return self._make_sync_pool()
-        if self._shared and state.in_async_context():
+        if self._uses_pool and state.in_async_context():
             return None
         return super().pool
 
     def _make_sync_pool(self) -> Any:
-        if self._shared and state.in_async_context():
+        if self._uses_pool and state.in_async_context():
             return None
         stand_in = copy.copy(self)
         given = self.settings_dict["OPTIONS"]["pool"]

@@ -42,8 +42,8 @@ class Contexts(Guards):
     del _name
 
     _ready = False
-    #: The settings for which `_shared` was computed last, and its value for them.
-    _sharing: tuple[Any, bool] = (None, False)
+    #: The settings for which `_uses_pool` was computed last, and its value for them.
+    _pool_use: tuple[Any, bool] = (None, False)
     _own_blocks: Mapping[Key, Block] | None = None
     #: How many calls of `async_to_sync()` lend it now; see Note [Lent wrappers] in state.py.
     lent = 0
@@ -88,17 +88,18 @@ class Contexts(Guards):
         return id(self.settings_dict)
 
     @property
-    def _shared(self) -> bool:
-        """Return whether async code that uses this wrapper uses the pool of its alias.
+    def _uses_pool(self) -> bool:
+        """Return whether async code that uses this wrapper takes connections from its alias's pool.
 
-        False for a copy of a wrapper, and while threads share the wrapper's own connection.
+        Return False if it uses the wrapper's own connection instead: if the wrapper is a copy, or
+        while threads share that connection (`inc_thread_sharing()`).
         """
-        settings_dict, shared = self._sharing
+        settings_dict, uses_pool = self._pool_use
         if settings_dict is not self.settings_dict:
             for_threads = self._thread_sharing_count > self.lent
-            shared = not for_threads and conf.is_shared(self.alias, self.settings_dict)
-            self._sharing = (self.settings_dict, shared)
-        return shared
+            uses_pool = not for_threads and conf.is_shared(self.alias, self.settings_dict)
+            self._pool_use = (self.settings_dict, uses_pool)
+        return uses_pool
 
     def lend(self) -> None:
         """Let async code use the wrapper while this thread waits; see Note [Lent wrappers]."""
@@ -111,7 +112,7 @@ class Contexts(Guards):
         super().dec_thread_sharing()
 
     def async_session(self) -> Session | None:
-        """Return the session of the running task; None in sync code, or if not `_shared`."""
+        """Return the session of the running task; None in sync code, or if not `_uses_pool`."""
         return state.async_session(self)
 
     @contextmanager

@@ -217,6 +217,9 @@ class Cursors(Transactions):
         current = state.current_state(self)
         if not current.pooled:
             super().connect()
+            settings = getattr(self.connection, "session_settings", None)
+            if settings is not None:  # the driver's own class of connections
+                settings.database = self.alias
             return
         self.check_context("connect")
         if current.transaction is not None:

@@ -37,8 +37,8 @@ def guarded(name: str) -> Callable[..., Any]:
     """Return Django's method `name` with our guard in the place of `async_unsafe`'s.
 
     If the method is patched on Django's class (by Sentry, before this module is loaded; by Django's
-    test cases, afterwards), the guard calls the patch. The patch may have kept the guard as the
-    original method, and call it: then Django's method runs, and not the patch again.
+    test cases, afterwards), the guard calls the patch. A patch that has taken the guard for the
+    original method calls the guard again: then the guard calls Django's method, and not the patch.
     """
     unsafe = if_unpatched(getattr(PostgresDatabaseWrapper, name))
     method = inspect.unwrap(getattr(PostgresDatabaseWrapper, name))

@@ -109,7 +109,10 @@ class Transactions(Closing):
     # --- On connections of the pool ---
 
     def begin_if_due(self, current: State) -> State:
-        """Begin a transaction if autocommit is off and none is open; return the state to use."""
+        """Begin a transaction, without SQL, if autocommit is off and none is open.
+
+        Return the running code's state afterwards: the new transaction's, or else `current`.
+        """
         if current.transaction is not None or current.autocommit:
             return current
         self.set_autocommit(False)
@@ -190,7 +193,7 @@ class Transactions(Closing):
 
     def _commit(self) -> None:
         djangos: Any = PostgresDatabaseWrapper
-        connection = self.connection or self._find_connection_to_end(state.current_state(self))
+        connection = self.connection or self._find_connection_for_end(state.current_state(self))
         if self.queries_logged or djangos._commit is not _COMMIT:  # noqa: SLF001
             self._log_without_connection("COMMIT")
             super()._commit()
@@ -200,18 +203,18 @@ class Transactions(Closing):
 
     def commit_pooled(self, current: State) -> None:
         """Send COMMIT as `commit()` does, but log nothing; fast/blocks.py calls this."""
-        connection = current.connection or self._find_connection_to_end(current)
+        connection = current.connection or self._find_connection_for_end(current)
         if connection is not None:
             with self.wrap_database_errors:
                 connection.commit()
         current.errors_occurred = False
         current.run_commit_hooks_on_set_autocommit_on = True
 
-    def _find_connection_to_end(self, current: State) -> Any:
-        """Return the connection to send COMMIT or ROLLBACK on; None if none was leased.
+    def _find_connection_for_end(self, current: State) -> Any:
+        """Look again for a connection to send COMMIT or ROLLBACK on; return None if there is none.
 
-        The caller found none, but another thread may have leased one since. If not, no statement of
-        the transaction can lease one any more.
+        The caller has found none, but another thread may have leased one since. If this returns
+        None, no statement of the transaction can lease a connection any more.
         """
         if current.transaction is not None:
             current.transaction.end_unleased()
@@ -223,7 +226,7 @@ class Transactions(Closing):
 
     def _rollback(self) -> None:
         if self.connection is None:
-            self._find_connection_to_end(state.current_state(self))
+            self._find_connection_for_end(state.current_state(self))
         self._log_without_connection("ROLLBACK")
         super()._rollback()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import psycopg
 import pytest
 from django.db import connection, connections, transaction
-from django.db.backends.signals import connection_created
 from django.db.models import (
     Aggregate,
     Case,
@@ -35,7 +33,6 @@ from django.db.models import (
 from django.db.models.expressions import CombinedExpression, RawSQL
 from django.db.models.functions import Cast, Coalesce, Lower, Now, Upper
 from django.test.utils import CaptureQueriesContext, register_lookup
-from psycopg.pq import Trace
 
 import pgbackend
 from pgbackend import aio
@@ -43,6 +40,7 @@ from pgbackend.base import DatabaseWrapper
 from tests.conftest import Runner
 from tests.library.models import Author, Book, Tag
 from tests.support.fixtures import pool_of_default, settings_of_default
+from tests.support.messages import messages
 from tests.support.sweep import CANCELLING, Mode, Outcome, sweep
 
 LOOK = """
@@ -649,28 +647,6 @@ def test_a_lock_that_a_cancelled_expression_has_taken_is_not_kept(
 
 
 # --- The three settings, and what they cost -----------------------------------------------------
-
-
-@contextmanager
-def messages() -> Iterator[list[str]]:
-    """Record the messages sent to the server on connections opened in the block, in order."""
-    sent: list[str] = []
-    with tempfile.TemporaryFile() as log:
-
-        def trace(sender: Any, connection: Any, **kwargs: Any) -> None:
-            connection.connection.pgconn.trace(log.fileno())
-            connection.connection.pgconn.set_trace_flags(
-                Trace.SUPPRESS_TIMESTAMPS | Trace.REGRESS_MODE
-            )
-
-        connection_created.connect(trace)
-        try:
-            yield sent
-        finally:
-            connection_created.disconnect(trace)
-        log.seek(0)
-        lines = log.read().decode().splitlines()
-        sent += [line for line in lines if line.startswith(("F\t", "F "))]
 
 
 def statements_of(run: Runner, reset: str, work: Callable[[], Any]) -> list[str]:

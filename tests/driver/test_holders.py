@@ -97,7 +97,7 @@ def test_a_lease_ends_with_the_last_of_its_holders(
                 cursor.close()
             elif holder == "pin" and last < 0:
                 lease.pins -= 1  # `unpin()` would end the lease of the statement in flight
-                lease._go_on()
+                lease._maybe_give_back()
             elif holder == "pin":
                 lease.unpin()
             else:

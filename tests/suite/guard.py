@@ -65,11 +65,11 @@ class Guard:
         cls.connect = classmethod(counted)
 
     def _note_own(self, wrapper: Any, connection: Any) -> None:
-        kind = "of its own" if not wrapper._shared else "of an alias"
+        kind = "of its own" if not wrapper._uses_pool else "of an alias"
         where = "" if _in_main_thread() else ", in a thread"
         self.connections[kind + where] += 1
         self._open[connection] = f"{self.journal.test} ({kind}{where})"
-        if self.green and wrapper._shared and _in_main_thread():
+        if self.green and wrapper._uses_pool and _in_main_thread():
             connection.suite_of_alias = True
 
     def _check_waits(self, cls: Any) -> None:

@@ -1,0 +1,349 @@
+"""`session()`: blocks that declare settings of the server session for the statements of their code.
+
+This module has the blocks, and checks the names and values. How the settings reach the server is
+told in `driver/session_settings.py`, Note [Declared settings].
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+import sys
+from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from datetime import timedelta
+from decimal import Decimal
+from types import FrameType
+from typing import Any, Self, TypeVar, overload
+from uuid import UUID
+
+from asgiref.sync import iscoroutinefunction
+from django.core.exceptions import ImproperlyConfigured
+from django.db import DEFAULT_DB_ALIAS, connections
+from django.utils.connection import ConnectionDoesNotExist
+
+from . import frames, generators
+from .conf import alias_is_ours
+from .driver.session_settings import LISTS_OF_NAMES, Declared, Value, declared
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: What a setting may be set to.
+Setting = str | int | float | Decimal | UUID | timedelta | Sequence[str] | None
+
+_NAME = re.compile(r"[a-z_][a-z0-9_$]*(\.[a-z_][a-z0-9_$]*)*")
+#: Settings that cannot be declared, and what to do instead.
+_REFUSED = {
+    "client_encoding": "psycopg decodes rows by it: set OPTIONS['client_encoding']",
+    "is_superuser": "PostgreSQL sets it by the role: declare 'role'",
+    "session_authorization": "it resets 'role': declare 'role'",
+    "standard_conforming_strings": "it changes how values are quoted: set it for the database",
+    "timezone": (
+        "Django makes datetimes by the TIME_ZONE of the database: set that, or use "
+        "django.utils.timezone.override()"
+    ),
+    "transaction_deferrable": "it belongs to one transaction: use 'default_transaction_deferrable'",
+    "transaction_isolation": "it belongs to one transaction: use 'default_transaction_isolation'",
+    "transaction_read_only": "it belongs to one transaction: use 'default_transaction_read_only'",
+}
+#: Bytes of PostgreSQL's longest identifier (NAMEDATALEN - 1).
+_LONGEST_NAME = 63
+#: Packages that run a generator function as a context manager or fixture: they make its first step
+#: where the block begins, and the next one where it ends.
+_RUNNERS = frozenset(("_pytest", "anyio", "contextlib", "pytest_asyncio"))
+
+
+@overload
+def session(
+    using: str = DEFAULT_DB_ALIAS,
+    *,
+    search_path: str | Sequence[str] | None = None,
+    role: str | None = None,
+    **settings: Setting,
+) -> SessionBlock: ...
+
+
+# For names that are in a dictionary, which type checkers cannot tell from the other parameters.
+@overload
+def session(using: str = DEFAULT_DB_ALIAS, /, **settings: Setting) -> SessionBlock: ...
+
+
+def session(
+    using: Any = DEFAULT_DB_ALIAS,
+    *,
+    search_path: Any = None,
+    role: Any = None,
+    **settings: Any,
+) -> SessionBlock:
+    """Declare settings of the server session for all statements of a block.
+
+    The block is a ``with``, an ``async with``, or a function, coroutine function or generator
+    function that the result decorates. The settings are in force for each statement of the block
+    on the database `using`, on whatever connection it is sent, in autocommit and in transactions,
+    also in tasks and `sync_to_async()` threads that the block starts; and for no other statement.
+    Blocks nest: an inner block adds to the outer one, and wins where both set a name. ::
+
+        with pgbackend.session(search_path="tenant_7", statement_timeout="5s"):
+            orders = list(Order.objects.all())
+
+        @pgbackend.session(role="reader", **{"app.tenant": 7})
+        async def report(request): ...
+
+    `search_path` is the name of a schema, or a list of such names. `role` is a role that the user
+    of the database may take; ``"none"`` is that user's own. `settings` are PostgreSQL's other
+    settings, and custom ones, whose names have a dot. Values are text, numbers, bools, UUIDs, or
+    timedeltas (sent as milliseconds, 1 at least unless zero); None leaves the name as it is outside
+    of the block. Names and values are quoted.
+
+    No round trip is made for the settings: they are sent in the message of the next statement, if
+    the connection does not have them yet. So PostgreSQL's error for a setting that it refuses is
+    raised by that statement.
+
+    Raises `ValueError` or `TypeError` for a name or value that cannot be sent,
+    `django.db.ConnectionDoesNotExist` for an unknown database, and `ImproperlyConfigured` if the
+    database's ENGINE is not pgbackend. Entering the block raises `RuntimeError` in a generator
+    function, whose settings would hold for the code between its steps, too: decorate it instead.
+    """
+    _check_alias(using)
+    given = {"search_path": search_path, "role": role}
+    values: dict[str, Value] = {}
+    for name, value in [*given.items(), *settings.items()]:
+        if value is None:
+            continue
+        key = _check_name(name)
+        if key in values:
+            raise ValueError(f"the setting {key!r} is given twice: PostgreSQL ignores case")
+        values[key] = _as_value(key, value)
+    return SessionBlock(using, values)
+
+
+class SessionBlock:
+    """The result of `session()`: a context manager, and a decorator; may be used many times."""
+
+    def __init__(self, using: str, values: Mapping[str, Value]) -> None:
+        self._using = using
+        self._values = values
+
+    def __repr__(self) -> str:
+        names = ", ".join(self._values) or "nothing"  # values may be secret
+        return f"<pgbackend.session of {self._using!r}: {names}>"
+
+    def __enter__(self) -> Self:
+        _check_no_generator(frames.of_with(sys._getframe(1)))
+        self._enter()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._leave()
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._leave()
+
+    def _enter(self) -> None:
+        declared.set(Declared(self, declared.get(), self._using, self._values))
+
+    def _leave(self) -> None:
+        """End the innermost block of this object that the running code is in."""
+        inner: list[Declared] = []
+        here = declared.get()
+        while here is not None and here.block is not self:
+            inner.append(here)
+            here = here.outer
+        if here is None:
+            raise RuntimeError(
+                f"{self!r} ends in another context than it began in, where its settings may still "
+                "be in force: enter and leave it in the same task, and in the same function"
+            )
+        remaining = here.outer
+        for each in reversed(inner):
+            remaining = each.on(remaining)
+        declared.set(remaining)
+
+    # --- As a decorator ---
+
+    def __call__(self, func: F) -> F:
+        """Return `func`, wrapped so that each call of it is a block."""
+        wrapped: Any
+        if inspect.isasyncgenfunction(func):
+            wrapped = self._wrap_async_generator(func)
+        elif inspect.isgeneratorfunction(func):
+            wrapped = self._wrap_generator(func)
+        elif iscoroutinefunction(func):
+            wrapped = self._wrap_coroutine(func)
+        else:
+            wrapped = self._wrap_function(func)
+        return functools.wraps(func)(wrapped)  # type: ignore[return-value]
+
+    def _wrap_function(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        def in_block(*args: Any, **kwargs: Any) -> Any:
+            self._enter()
+            try:
+                return func(*args, **kwargs)
+            finally:
+                self._leave()
+
+        return in_block
+
+    def _wrap_coroutine(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        async def in_block(*args: Any, **kwargs: Any) -> Any:
+            self._enter()
+            try:
+                return await func(*args, **kwargs)
+            finally:
+                self._leave()
+
+        return in_block
+
+    # A generator's steps run in the context of whoever makes them: each step is a block.
+
+    def _wrap_generator(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        def in_blocks(*args: Any, **kwargs: Any) -> Any:
+            return (yield from self._steps(func(*args, **kwargs)))
+
+        return in_blocks
+
+    def _steps(self, generator: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        step: Callable[[], Any] = functools.partial(next, generator)
+        while True:
+            try:
+                produced = self._wrap_function(step)()
+            except StopIteration as stop:
+                return stop.value
+            try:
+                sent = yield produced
+            except GeneratorExit:
+                step = generator.close
+                self._wrap_function(step)()
+                raise
+            except BaseException as exc:
+                step = functools.partial(generator.throw, exc)
+            else:
+                step = functools.partial(generator.send, sent)
+
+    def _wrap_async_generator(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        async def in_blocks(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+            generator = func(*args, **kwargs)
+            step: Callable[[], Any] = generator.__anext__
+            while True:
+                try:
+                    produced = await self._wrap_coroutine(step)()
+                except StopAsyncIteration:
+                    return
+                try:
+                    sent = yield produced
+                except GeneratorExit:
+                    step = generator.aclose
+                    await self._wrap_coroutine(step)()
+                    raise
+                except BaseException as exc:
+                    step = functools.partial(generator.athrow, exc)
+                else:
+                    step = functools.partial(generator.asend, sent)
+
+        return in_blocks
+
+
+# --- Checks ---
+
+
+def _check_alias(using: object) -> None:
+    if callable(using):
+        raise TypeError(f"write @pgbackend.session(...), with parentheses, before {using!r}")
+    alias = str(using)
+    if alias not in connections.settings:
+        raise ConnectionDoesNotExist(f"The connection {alias!r} doesn't exist.")
+    if not alias_is_ours(alias):
+        raise ImproperlyConfigured(
+            "pgbackend.session() declares settings for databases whose ENGINE is 'pgbackend'; that "
+            f"of DATABASES[{alias!r}] is {connections.settings[alias].get('ENGINE')!r}"
+        )
+
+
+def _check_no_generator(frame: FrameType | None) -> None:
+    """Raise `RuntimeError` if the ``with`` in `frame` is in a generator that code iterates."""
+    while frame is not None and generators.carries(frame):
+        runner = frame.f_back
+        package = "" if runner is None else runner.f_globals.get("__name__", "").partition(".")[0]
+        if package not in _RUNNERS:
+            raise RuntimeError(
+                f"the settings of 'with pgbackend.session()' in the generator "
+                f"{frame.f_code.co_name!r} would hold for the code between its steps, too: "
+                "decorate the generator function with it, or put the 'with' around the loop"
+            )
+        frame = frames.of_with(runner) if package == "contextlib" else None
+
+
+def _check_name(name: str) -> str:
+    key = name.lower()
+    if not _NAME.fullmatch(key):
+        raise ValueError(
+            f"{name!r} is no name of a setting: write letters, digits and '_', and for a custom "
+            "setting a '.' between two such names"
+        )
+    if key in _REFUSED:
+        raise ValueError(f"pgbackend.session() cannot declare {name!r}: {_REFUSED[key]}")
+    return key
+
+
+def _as_value(name: str, value: Any) -> Value:
+    """Return `value` as it is sent; raise `TypeError` or `ValueError` if it cannot be."""
+    if name in LISTS_OF_NAMES:
+        return _as_names(name, value)
+    if name == "role" and not isinstance(value, str):
+        raise TypeError(f"'role' is the name of a role; got {type(value).__name__!r}")
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, timedelta):
+        return f"{_milliseconds(value)}ms"
+    if isinstance(value, str | int | float | Decimal | UUID):
+        return _check_text(name, str(value))
+    raise TypeError(
+        f"the setting {name!r} is of type {type(value).__name__!r}, which PostgreSQL has no text "
+        "for: pass a str, number, bool, UUID or timedelta"
+    )
+
+
+def _milliseconds(value: timedelta) -> int:
+    exact = value / timedelta(milliseconds=1)
+    return 1 if 0 < exact < 1 else round(exact)
+
+
+def _as_names(name: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        if "," in value:
+            raise ValueError(
+                f"{name}={value!r} would be the name of one schema, with a comma in it: pass a "
+                "list of names"
+            )
+        value = [value] if value else []
+    if not isinstance(value, Sequence) or not all(isinstance(each, str) for each in value):
+        raise TypeError(f"{name!r} is a name, or a list of names; got {type(value).__name__!r}")
+    return tuple(_check_identifier(name, str(each)) for each in value)
+
+
+def _check_identifier(setting: str, name: str) -> str:
+    _check_text(setting, name)
+    if not name:
+        raise ValueError(f"{setting!r} has an empty name in its list")
+    if len(name.encode()) > _LONGEST_NAME:
+        raise ValueError(
+            f"{setting!r} has a name of more than {_LONGEST_NAME} bytes, which PostgreSQL would "
+            f"cut off, and so take for another one: {name!r}"
+        )
+    return name
+
+
+def _check_text(name: str, text: str) -> str:
+    """Return `text`; raise `ValueError` if it cannot be sent, without showing it (a secret)."""
+    if "\0" in text:
+        raise ValueError(f"the value of the setting {name!r} contains a NUL character")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"the value of the setting {name!r} contains a character that cannot be encoded"
+        ) from None
+    return text

@@ -1,0 +1,179 @@
+"""A connection whose statements run with the settings that their code declares.
+
+`PrefixingCursor` (prefix.py) sends most changes of settings in the message of the statement. This
+module has the plain way, for the other statements: ``VACUUM`` and its like, which may not stand in
+a message with others; statements whose parameters the server binds; COPY, `stream()`,
+`executemany()`, and server-side cursors. For these, a change has a message of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from psycopg import errors as e
+from psycopg import generators
+from psycopg.abc import PQGen
+from psycopg.pq import ExecStatus, Format, TransactionStatus
+from psycopg.pq.abc import PGresult
+from psycopg.sql import Composable
+
+from .session_settings import UNKNOWN, Change, SessionSettings, Statement, declared
+
+_IDLE = TransactionStatus.IDLE
+_INTRANS = TransactionStatus.INTRANS
+
+_IN_PIPELINE = (
+    "the settings that pgbackend.session() declares cannot change inside a pipeline: enter the "
+    "session block before the pipeline, and leave it after the pipeline"
+)
+
+
+class DeclaringConnection(psycopg.Connection[Any]):
+    """A psycopg connection that gives each statement the settings that its code declares."""
+
+    #: The record of the server session's settings; all facades of a connection share it.
+    session_settings: SessionSettings
+    #: The properties of the statement that a cursor is about to send.
+    next_statement: Statement = UNKNOWN
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.session_settings = SessionSettings()
+
+    def change_due(self) -> Change | None:
+        """Return the change of settings that the next statement needs; None if it needs none.
+
+        The change is meant to be sent with the statement, or in a transaction that is open.
+        """
+        in_transaction = self.pgconn.transaction_status != _IDLE
+        return self._change(local=in_transaction or not self._autocommit)
+
+    def _change(self, *, local: bool) -> Change | None:
+        change = self.session_settings.change(self.pgconn, local=local)
+        if change is not None and self._pipeline:
+            raise e.NotSupportedError(_IN_PIPELINE)
+        return change
+
+    def executed(self, statement: Statement) -> None:
+        """Record that `statement` was executed, or is about to be."""
+        self.session_settings.executed(statement, self.pgconn, autocommit=self._autocommit)
+
+    def note_lost_values(self) -> None:
+        """Let nobody use the server session after the lease: its outside values are not known.
+
+        The message that reads them was interrupted. A connection that no pool lends is closed,
+        unless a transaction is open, whose end brings the values back.
+        """
+        if self.pgconn.transaction_status == _IDLE:
+            self.close()
+
+    # --- The plain way: a message before the statement ---
+
+    def _start_query(self) -> PQGen[None]:
+        if declared.get() is None and not self.session_settings.outside:
+            return super()._start_query()
+        return self._start_settled_gen()
+
+    def begin_gen(self) -> PQGen[None]:
+        """Begin a transaction if autocommit is off and none is open, as psycopg does."""
+        return super()._start_query()
+
+    def _start_settled_gen(self) -> PQGen[None]:
+        statement, self.next_statement = self.next_statement, UNKNOWN
+        if not statement.is_neutral:
+            yield from self.settle_gen()
+        self.executed(statement)
+        yield from self.begin_gen()
+
+    def settle_gen(self) -> PQGen[None]:
+        """Send the change of settings that the running code's next statement needs, if any."""
+        change = self._change(local=self.pgconn.transaction_status != _IDLE)
+        if change is not None:
+            yield from self._change_gen(change)
+
+    def _change_gen(self, change: Change, then: bytes = b"") -> PQGen[list[PGresult]]:
+        """Send `change`, and the command `then` in the same message; return the results of `then`.
+
+        Raises psycopg's error if the server refuses a setting.
+        """
+        change.sent()
+        self.pgconn.send_query(change.sql + b"; " + then if then else change.sql)
+        try:
+            results: list[PGresult] = yield from generators.execute(self.pgconn)
+        except BaseException:
+            if change.reads:
+                self.note_lost_values()
+            raise
+        own, rest = results[: change.results], results[change.results :]
+        if own[-1].status == ExecStatus.FATAL_ERROR:
+            change.failed(self.pgconn.transaction_status)
+            raise change.refusal(own[-1], self.pgconn)
+        change.done(own, self.pgconn)
+        if rest and rest[-1].status == ExecStatus.FATAL_ERROR:
+            change.failed(self.pgconn.transaction_status)
+        return rest
+
+    @contextmanager
+    def pipeline(self) -> Iterator[psycopg.Pipeline]:
+        """Open a pipeline, as psycopg does; first give its statements the declared settings."""
+        if not self._pipeline and self.is_settled():
+            with self.lock:
+                self.wait(self.settle_gen())
+        with super().pipeline() as pipeline:
+            yield pipeline
+
+    @contextmanager
+    def _pipeline_nolock(self) -> Iterator[psycopg.Pipeline]:
+        if self.is_settled():
+            self.wait(self.settle_gen())
+        with super()._pipeline_nolock() as pipeline:
+            yield pipeline
+
+    def is_settled(self) -> bool:
+        """Return whether statements need a look at settings: declared ones, or changed ones."""
+        return declared.get() is not None or bool(self.session_settings.outside)
+
+    # --- Commands of psycopg's own ---
+
+    def _exec_command(
+        self, command: Any, result_format: Format = Format.TEXT
+    ) -> PQGen[PGresult | None]:
+        if declared.get() is None and not self.session_settings.outside:
+            return super()._exec_command(command, result_format)
+        return self._exec_settled(command, result_format)
+
+    def _exec_settled(self, command: Any, result_format: Format) -> PQGen[PGresult | None]:
+        """Execute FETCH, MOVE and COMMIT with the declared settings, other commands as they are.
+
+        A query that a FETCH goes on with, and a trigger that is deferred to COMMIT, may depend on
+        settings.
+        """
+        statement, self.next_statement = self.next_statement, UNKNOWN
+        text = self._as_bytes(command)
+        if text.startswith((b"FETCH", b"MOVE", b"COMMIT")) and not self._pipeline:
+            change = self._change(local=True)
+            if change is not None and result_format == Format.TEXT:
+                rest = yield from self._change_gen(change, text)
+                if len(rest) != 1 or rest[0].status == ExecStatus.FATAL_ERROR:
+                    raise e.error_from_result(rest[-1], encoding=self.pgconn._encoding)  # noqa: SLF001
+                self._executed_command(text, statement)
+                return rest[0]
+            if change is not None:
+                yield from self._change_gen(change)
+        result = yield from super()._exec_command(text, result_format)
+        self._executed_command(text, statement)
+        return result
+
+    def _executed_command(self, text: bytes, statement: Statement) -> None:
+        if text.startswith(b"ROLLBACK"):
+            self.executed(Statement(undoes=True))
+        elif text.startswith((b"FETCH", b"MOVE")):
+            self.executed(statement)
+
+    def _as_bytes(self, command: Any) -> bytes:
+        if isinstance(command, Composable):
+            return command.as_bytes(self)
+        return command.encode(self.pgconn._encoding) if isinstance(command, str) else command  # noqa: SLF001
