@@ -1,0 +1,202 @@
+"""Tests C15: declared session state, attacked by statements, transactions and code of odd kinds.
+
+The names of `tests/support/tenants.py` tell in which schema a statement of the ORM ran; `see()`
+reads a setting by raw SQL, in a text that the test chooses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import psycopg
+import pytest
+from django.db import connection, transaction
+
+import pgbackend
+from tests.support.tenants import OUTSIDE, tenant, tenants  # noqa: F401 - pytest's
+
+pytestmark = [pytest.mark.usefixtures("tenants")]
+
+TENANT = "current_setting('app.tenant', true)"
+
+
+def run_sql(text: str) -> Any:
+    """Execute raw SQL; return the first value of the result, None if that is empty or missing."""
+    with connection.cursor() as cursor:
+        cursor.execute(text)
+        return (cursor.fetchone()[0] or None) if cursor.description else None
+
+
+def see(text: str = f"SELECT {TENANT}") -> Any:
+    return run_sql(text)
+
+
+def of_tenant(value: Any) -> Any:
+    return pgbackend.session(**{"app.tenant": value})
+
+
+@pytest.fixture
+def left_behind() -> None:
+    """Leave a tenant in the server session, as a block does in autocommit: the next pays for it."""
+    connection.ensure_connection()
+    with of_tenant("left behind"):
+        assert see() == "left behind"
+
+
+@pytest.fixture
+def raw_connection() -> Any:
+    """Return the psycopg connection of sync code."""
+    connection.ensure_connection()
+    return connection.connection
+
+
+# --- Several statements in one text ---
+
+
+@pytest.mark.usefixtures("left_behind")
+@pytest.mark.parametrize("first", ["BEGIN", "ROLLBACK", "SAVEPOINT a", "/* /* x */ rollback */"])
+def test_a_text_that_begins_with_begin_or_rollback_runs_with_the_settings(first: str) -> None:
+    second = f"SELECT set_config('app.seen', {TENANT}, false)"
+    begun = "BEGIN; " if first.startswith("SAVEPOINT") else ""
+    separator = " " if first.startswith("/*") else "; "
+    with of_tenant("inside"):
+        run_sql(f"{begun}{first}{separator}{second}; COMMIT")
+    assert see("SELECT current_setting('app.seen')") == "inside"
+    run_sql("RESET app.seen")
+
+
+@pytest.mark.usefixtures("left_behind")
+def test_a_rollback_at_the_end_of_a_text_brings_no_other_tenant_back() -> None:
+    with pgbackend.session(search_path="two"):
+        run_sql("SELECT 1; ROLLBACK")
+        assert (see(), tenant()) == (None, "two")
+    assert (see(), tenant()) == (None, OUTSIDE)
+
+
+@pytest.mark.usefixtures("left_behind")
+@pytest.mark.parametrize("end", ["COMMIT AND CHAIN", "COMMIT; BEGIN", "ROLLBACK AND CHAIN"])
+def test_a_transaction_that_another_one_follows_at_once_passes_no_setting_on(end: str) -> None:
+    transaction.set_autocommit(False)
+    try:
+        seen = [see()]
+        run_sql(end)
+        seen.append(see())
+        with of_tenant("inside"):
+            seen.append(see())
+            run_sql(end)
+            seen.append(see())
+        seen.append(see())
+    finally:
+        transaction.rollback()
+        transaction.set_autocommit(True)
+    assert seen == [None, None, "inside", "inside", None]
+
+
+@pytest.mark.usefixtures("left_behind")
+def test_a_savepoint_that_is_rolled_back_in_a_text_of_several_statements_undoes_no_setting() -> (
+    None
+):
+    with transaction.atomic():
+        with of_tenant("inside"):
+            see()
+            run_sql("SAVEPOINT a")
+        assert see() is None
+        run_sql("SELECT 1; ROLLBACK TO SAVEPOINT a")
+        assert see() is None
+
+
+# --- Transactions that are not Django's ---
+
+
+def test_each_transaction_of_psycopgs_has_the_settings(raw_connection: Any) -> None:
+    seen: list[Any] = []
+
+    def look() -> None:
+        seen.append(raw_connection.execute(f"SELECT {TENANT}").fetchone()[0] or None)
+
+    with of_tenant("one"):
+        for _ in range(2):
+            with raw_connection.transaction():
+                look()
+                with contextlib.suppress(ZeroDivisionError), raw_connection.transaction():
+                    with of_tenant("two"):
+                        look()
+                    raise ZeroDivisionError
+                look()
+    with raw_connection.transaction():
+        look()
+    assert seen == ["one", "two", "one", "one", "two", "one", None]
+
+
+def test_each_transaction_that_raw_sql_begins_has_the_settings() -> None:
+    seen: list[Any] = []
+    for settings in (of_tenant("one"), of_tenant("one"), of_tenant("two"), of_tenant(None)):
+        with settings:
+            run_sql("BEGIN")
+            seen.append(see())
+            run_sql("COMMIT")
+    assert seen == ["one", "one", "two", None]
+
+
+def test_the_isolation_of_a_transaction_may_be_set_inside_a_block(raw_connection: Any) -> None:
+    with of_tenant("one"), raw_connection.transaction():
+        raw_connection.execute("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE")
+        shown = raw_connection.execute(f"SELECT current_setting('transaction_isolation'), {TENANT}")
+        assert shown.fetchone() == ("serializable", "one")
+
+
+def test_a_prepared_transaction_may_be_committed_inside_a_block(raw_connection: Any) -> None:
+    # The server of the tests may have prepared transactions switched off: it looks for them anyway.
+    with of_tenant("one"), pytest.raises(psycopg.Error) as caught:
+        raw_connection.tpc_commit("no such transaction")
+    assert caught.value.sqlstate == "42704"  # undefined_object
+
+
+# --- Raw SQL beside declared settings ---
+
+
+def test_raw_sql_may_set_a_name_that_another_block_has_declared() -> None:
+    with transaction.atomic():
+        with of_tenant("one"):
+            see()
+        with pgbackend.session(search_path="one"):
+            run_sql("SET LOCAL app.tenant TO 'raw'")
+            assert [see(), see()] == ["raw", "raw"]
+        assert see() == "raw"
+
+
+# --- Cursors of classes with their own way to send statements ---
+
+
+class OwnWay(psycopg.ClientCursor[Any]):
+    """A cursor as a tracing tool makes it."""
+
+    def _execute_send(self, *args: Any, **kwargs: Any) -> None:
+        super()._execute_send(*args, **kwargs)
+
+
+@pytest.mark.usefixtures("left_behind")
+@pytest.mark.parametrize("made", ["by the connection", "by hand"])
+def test_a_savepoint_of_a_cursor_with_its_own_way_to_send_undoes_no_setting(
+    raw_connection: Any, made: str
+) -> None:
+    if made == "by hand":
+        cursor: Any = OwnWay(raw_connection)
+    else:
+        raw_connection.cursor_factory = OwnWay
+        cursor = raw_connection.cursor()
+    seen: list[Any] = []
+
+    def look() -> None:
+        seen.append(cursor.execute(f"SELECT {TENANT}").fetchone()[0] or None)
+
+    with cursor, transaction.atomic():
+        with of_tenant("inside"):
+            look()
+            cursor.execute("SAVEPOINT a")
+        look()
+        cursor.execute("ROLLBACK TO SAVEPOINT a")
+        look()
+    connection.close()
+    assert seen == ["inside", None, None]
