@@ -10,9 +10,11 @@ import functools
 import inspect
 import re
 import sys
-from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Mapping, Sequence
 from datetime import timedelta
 from decimal import Decimal
+from enum import Enum
+from functools import partial
 from types import FrameType
 from typing import Any, Self, TypeVar
 from uuid import UUID
@@ -35,7 +37,11 @@ _NAME = re.compile(r"[a-z_][a-z0-9_$]*(\.[a-z_][a-z0-9_$]*)*")
 #: Settings that cannot be declared, and what to do instead.
 _REFUSED = {
     "client_encoding": "psycopg decodes rows by it: set OPTIONS['client_encoding']",
+    "datestyle": "psycopg reads dates in the style 'ISO': format them with to_char()",
+    "idle_session_timeout": "it counts between statements: set it for the database",
+    "intervalstyle": "psycopg reads intervals in the style 'postgres': format them with to_char()",
     "is_superuser": "PostgreSQL sets it by the role: declare 'role'",
+    "seed": "PostgreSQL cannot tell its value, to set it again: call setseed()",
     "session_authorization": "it resets 'role': declare 'role'",
     "standard_conforming_strings": "it changes how values are quoted: set it for the database",
     "timezone": (
@@ -128,7 +134,10 @@ class SessionBlock:
         self._leave()
 
     def _enter(self) -> None:
-        declared.set(Declared(self, declared.get(), self._using, self._values))
+        outer = declared.get()
+        if outer is not None:
+            outer.drop_ended()
+        declared.set(Declared(self, outer, self._using, self._values))
 
     def _leave(self) -> None:
         """End the innermost block of this object that the running code is in."""
@@ -142,6 +151,7 @@ class SessionBlock:
                 f"{self!r} ends in another context than it began in, where its settings may still "
                 "be in force: enter and leave it in the same task, and in the same function"
             )
+        here.has_ended = True
         remaining = here.outer
         for each in reversed(inner):
             remaining = each.on(remaining)
@@ -151,6 +161,12 @@ class SessionBlock:
 
     def __call__(self, func: F) -> F:
         """Return `func`, wrapped so that each call of it is a block."""
+        if isinstance(func, type):
+            raise TypeError(
+                f"pgbackend.session() decorates functions, not the class {func.__qualname__!r}: "
+                "decorate its methods, those of a view with django.utils.decorators."
+                "method_decorator()"
+            )
         wrapped: Any
         if inspect.isasyncgenfunction(func):
             wrapped = self._wrap_async_generator(func)
@@ -166,9 +182,12 @@ class SessionBlock:
         def in_block(*args: Any, **kwargs: Any) -> Any:
             self._enter()
             try:
-                return func(*args, **kwargs)
+                result = func(*args, **kwargs)
             finally:
                 self._leave()
+            if inspect.iscoroutine(result):  # an ordinary function around a coroutine function
+                return self._wrap_coroutine(partial(_await, result))()
+            return result
 
         return in_block
 
@@ -191,7 +210,7 @@ class SessionBlock:
         return in_blocks
 
     def _steps(self, generator: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-        step: Callable[[], Any] = functools.partial(next, generator)
+        step: Callable[[], Any] = partial(next, generator)
         while True:
             try:
                 produced = self._wrap_function(step)()
@@ -204,9 +223,9 @@ class SessionBlock:
                 self._wrap_function(step)()
                 raise
             except BaseException as exc:
-                step = functools.partial(generator.throw, exc)
+                step = partial(generator.throw, exc)
             else:
-                step = functools.partial(generator.send, sent)
+                step = partial(generator.send, sent)
 
     def _wrap_async_generator(self, func: Callable[..., Any]) -> Callable[..., Any]:
         async def in_blocks(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
@@ -224,11 +243,15 @@ class SessionBlock:
                     await self._wrap_coroutine(step)()
                     raise
                 except BaseException as exc:
-                    step = functools.partial(generator.athrow, exc)
+                    step = partial(generator.athrow, exc)
                 else:
-                    step = functools.partial(generator.asend, sent)
+                    step = partial(generator.asend, sent)
 
         return in_blocks
+
+
+async def _await(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    return await coroutine
 
 
 # --- Checks ---
@@ -277,6 +300,8 @@ def _as_value(name: str, value: Any) -> Value:
     """Return `value` as it is sent; raise `TypeError` or `ValueError` if it cannot be."""
     if name in LISTS_OF_NAMES:
         return _as_names(name, value)
+    if isinstance(value, Enum):
+        value = value.value
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, timedelta):
@@ -304,7 +329,7 @@ def _as_names(name: str, value: Any) -> tuple[str, ...]:
         value = [value] if value else []
     if not isinstance(value, Sequence) or not all(isinstance(each, str) for each in value):
         raise TypeError(f"{name!r} is a name, or a list of names; got {type(value).__name__!r}")
-    return tuple(_check_identifier(name, str(each)) for each in value)
+    return tuple(_check_identifier(name, str.__str__(each)) for each in value)
 
 
 def _check_identifier(setting: str, name: str) -> str:

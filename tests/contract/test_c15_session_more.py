@@ -6,7 +6,11 @@ reads a setting by raw SQL, in a text that the test chooses.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import enum
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -14,6 +18,9 @@ import pytest
 from django.db import connection, transaction
 
 import pgbackend
+from pgbackend import aio
+from pgbackend.driver.session_settings import declared
+from tests.conftest import Runner
 from tests.support.tenants import OUTSIDE, tenant, tenants  # noqa: F401 - pytest's
 
 pytestmark = [pytest.mark.usefixtures("tenants")]
@@ -200,3 +207,74 @@ def test_a_savepoint_of_a_cursor_with_its_own_way_to_send_undoes_no_setting(
         look()
     connection.close()
     assert seen == ["inside", None, None]
+
+
+# --- Functions of all kinds ---
+
+
+def test_a_coroutine_that_an_ordinary_function_returns_runs_in_the_block(run_once: Runner) -> None:
+    async def coroutine_function() -> Any:
+        return await aio.run(see)
+
+    class Callee:
+        async def __call__(self) -> Any:
+            return await coroutine_function()
+
+    async def main() -> Any:
+        functions: list[Callable[[], Any]] = [
+            lambda: asyncio.wait_for(coroutine_function(), 5),
+            functools.partial(coroutine_function),
+            Callee(),
+        ]
+        seen = [await of_tenant("inside")(each)() for each in functions]
+        return [*seen, await coroutine_function()]
+
+    assert run_once(main()) == ["inside"] * 3 + [None]
+
+
+def test_a_class_cannot_be_decorated() -> None:
+    with pytest.raises(TypeError, match="decorate its methods"):
+        of_tenant("inside")(type("View", (), {}))
+
+
+def test_tasks_that_start_each_other_in_blocks_keep_no_block_that_has_ended(
+    run_once: Runner,
+) -> None:
+    async def step(left: int, done: asyncio.Future[int]) -> None:
+        async with of_tenant(left):
+            if left:
+                done.task = asyncio.create_task(step(left - 1, done))  # type: ignore[attr-defined]
+                return
+            depth, here = 0, declared.get()
+            while here is not None:
+                depth, here = depth + 1, here.outer
+            done.set_result(depth)
+
+    async def main() -> int:
+        done: asyncio.Future[int] = asyncio.Future()
+        await step(50, done)
+        return await done
+
+    assert run_once(main()) < 4
+
+
+# --- Names and values ---
+
+
+def test_a_member_of_an_enum_stands_for_its_value() -> None:
+    class Name(str, enum.Enum):  # noqa: UP042 - a StrEnum's str() is its value already
+        ONE = "one"
+
+    class Number(int, enum.Enum):
+        SEVEN = 7
+
+    with of_tenant(Name.ONE), pgbackend.session(search_path=[Name.ONE]):
+        assert (see(), tenant()) == ("one", "one")
+    with of_tenant(Number.SEVEN):
+        assert see() == "7"
+
+
+@pytest.mark.parametrize("name", ["seed", "DateStyle", "intervalstyle", "idle_session_timeout"])
+def test_settings_that_would_harm_other_statements_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        pgbackend.session(**{name: "1"})
