@@ -85,7 +85,7 @@ CODE: Mapping[str, tuple[str, ...]] = {
         "pgbackend.driver.statement_cursors",
         "StatementCursor _ClientStatementCursor statement_class",
     ),
-    "begin": _in("pgbackend.driver.prefix", "BEGIN Prefix NotRunError PrefixingCursor"),
+    "begin": _in("pgbackend.driver.prefix", "BEGIN Begin NotRunError PrefixingCursor"),
     "portals": _in("pgbackend.driver.bridge", "_keep_portal"),
 }
 

@@ -1,10 +1,21 @@
 """Places an order and moves it on: the pages and the API share these steps."""
 
-from django.db import transaction
-from django.utils import timezone
+from datetime import timedelta
 
+from django.db import OperationalError, transaction
+from django.utils import timezone
+from psycopg.errors import LockNotAvailable
+
+import pgbackend
 from kitchen import board, service
 from kitchen.models import Order, OrderLine
+
+#: How long a click on the board waits for a colleague's, before it is told to try again.
+LOCK_TIMEOUT = timedelta(seconds=3)
+
+
+class Busy(Exception):  # noqa: N818 - a status, not a fault
+    """Somebody else has been changing the order for longer than ``LOCK_TIMEOUT``."""
 
 
 async def place(request, form):
@@ -31,14 +42,21 @@ async def place(request, form):
 def move_on(order_id, *, seen):
     """Move an order to its next status, if its status is still ``seen``, the one the staff saw.
 
-    Returns the order, moved, or ``None`` if a colleague was quicker.
+    Returns the order, moved, or ``None`` if a colleague was quicker. Raises ``Busy`` if a colleague
+    keeps the order locked.
     """
-    with transaction.atomic():
-        order = Order.objects.select_for_update().get(pk=order_id)
-        if order.status != seen or order.next_status is None:
-            return None
-        order.status = order.next_status
-        order.save(update_fields=["status", "changed_at"])
+    try:
+        # PostgreSQL's timeout is in force for these statements only, on whichever connection.
+        with pgbackend.session(lock_timeout=LOCK_TIMEOUT), transaction.atomic():
+            order = Order.objects.select_for_update().get(pk=order_id)
+            if order.status != seen or order.next_status is None:
+                return None
+            order.status = order.next_status
+            order.save(update_fields=["status", "changed_at"])
+    except OperationalError as error:
+        if isinstance(error.__cause__, LockNotAvailable):
+            raise Busy from None
+        raise
     return order
 
 

@@ -16,7 +16,7 @@ from decimal import Decimal
 from enum import Enum
 from functools import partial
 from types import FrameType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, overload
 from uuid import UUID
 
 from asgiref.sync import iscoroutinefunction
@@ -59,12 +59,27 @@ _LONGEST_NAME = 63
 _RUNNERS = frozenset(("_pytest", "anyio", "contextlib", "pytest_asyncio"))
 
 
+@overload
 def session(
     using: str = DEFAULT_DB_ALIAS,
     *,
     search_path: str | Sequence[str] | None = None,
     role: str | None = None,
     **settings: Setting,
+) -> SessionBlock: ...
+
+
+# For names that are in a dictionary, which type checkers cannot tell from the other parameters.
+@overload
+def session(using: str = DEFAULT_DB_ALIAS, /, **settings: Setting) -> SessionBlock: ...
+
+
+def session(
+    using: Any = DEFAULT_DB_ALIAS,
+    *,
+    search_path: Any = None,
+    role: Any = None,
+    **settings: Any,
 ) -> SessionBlock:
     """Declare settings of the server session for all statements of a block.
 
@@ -302,6 +317,8 @@ def _as_value(name: str, value: Any) -> Value:
         return _as_names(name, value)
     if isinstance(value, Enum):
         value = value.value
+    if name == "role" and not isinstance(value, str):
+        raise TypeError(f"'role' is the name of a role; got {type(value).__name__!r}")
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, timedelta):

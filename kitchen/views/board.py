@@ -59,6 +59,8 @@ async def move(request, pk):
         moved = placing.move_on(pk, seen=request.POST.get("seen", ""))
     except Order.DoesNotExist:
         return _answer(request, f"Order {pk} is gone.", status=404)
+    except placing.Busy:
+        return _answer(request, f"Somebody is changing order {pk}: try again.", status=409)
     if moved is None:
         return _answer(request, f"Order {pk} has been moved by somebody else.", status=409)
     return _answer(request, f"Order {pk} is {moved.get_status_display().lower()}.")

@@ -45,6 +45,7 @@ from .recovery import (
     is_at_rest,
     recover,
 )
+from .session_settings import declared
 from .shortcuts import looking
 from .socket_watch import Watch
 from .turns import Turns
@@ -170,8 +171,8 @@ class Connection(DeclaringConnection):
         if self.pgconn.status != _OK:
             self._check_connection_ok()  # raises
         factory: Any = self.cursor_factory
-        prepares = self._prepared.prepare_threshold is not None
-        factory = own_class(factory, prepares or self.is_settled())
+        is_told = self._prepared.prepare_threshold is not None or declared.get() is not None
+        factory = own_class(factory, is_told)
         if not all(map(is_, _seen_for_cursors(), _CURSORS)):
             return self._cursor_by_psycopg(
                 factory, binary=binary, row_factory=row_factory, **kwargs

@@ -64,16 +64,17 @@ def abilities(cursor_class: type[Any]) -> tuple[type[Any], ...]:
 
 
 @functools.lru_cache(maxsize=64)
-def own_class(cursor_class: Any, prepares: bool) -> Any:
+def own_class(cursor_class: Any, is_told: bool) -> Any:
     """Return a subclass of `cursor_class` with its `abilities()`; for connections without a pool.
 
     Returns `cursor_class` itself in two cases. It has its abilities already: another thread, which
     is making a cursor, has just put it in the place of the connection's own class. Or its ability
-    would be `PreparingCursor`, and the connection prepares no statements (`prepares` is False).
+    would be `PreparingCursor`, and `is_told` is False: the connection prepares no statements, and
+    the running code declares no settings.
     """
     if issubclass(cursor_class, PrefixingCursor | PreparingCursor):
         return cursor_class
-    if not prepares and not issubclass(cursor_class, psycopg.ClientCursor):
+    if not is_told and not issubclass(cursor_class, psycopg.ClientCursor):
         return cursor_class
     bases = (*abilities(cursor_class), cursor_class)
     return type(cursor_class.__name__, bases, {"__module__": __name__})

@@ -33,7 +33,6 @@ _IN_PIPELINE = (
     "the settings that pgbackend.session() declares cannot change inside a pipeline: enter the "
     "session block before the pipeline, and leave it after the pipeline"
 )
-_REFUSED = "the server refuses a setting that a block of pgbackend.session() declares: {names}"
 
 
 class DeclaringConnection(psycopg.Connection[Any]):
@@ -120,9 +119,7 @@ class DeclaringConnection(psycopg.Connection[Any]):
         own, rest = results[: change.results], results[change.results :]
         if own[-1].status == ExecStatus.FATAL_ERROR:
             change.failed(self.pgconn.transaction_status)
-            exc = e.error_from_result(own[-1], encoding=self.pgconn._encoding)  # noqa: SLF001
-            exc.add_note(_REFUSED.format(names=", ".join(change.names())))
-            raise exc
+            raise change.refusal(own[-1], self.pgconn)
         change.done(own, self.pgconn)
         if rest and rest[-1].status == ExecStatus.FATAL_ERROR:
             change.failed(self.pgconn.transaction_status)

@@ -22,6 +22,7 @@ from .session_settings import UNKNOWN, Change, SessionSettings, Statement, decla
 from .shortcuts import is_psycopgs, looking
 
 _IDLE = TransactionStatus.IDLE
+_INERROR = TransactionStatus.INERROR
 _FATAL_ERROR = ExecStatus.FATAL_ERROR
 
 #: BEGIN may be sent this way if ``all(map(is_, seen_for_begin(), BEGIN))``: the shortcut is on, and
@@ -50,7 +51,7 @@ class NotRunError(Exception):
 
 
 class PrefixedConnection(Protocol):
-    """The part of a connection that a `Prefix` uses (a protocol for type checkers)."""
+    """The part of a connection that a prefix uses (a protocol for type checkers)."""
 
     session_settings: SessionSettings
     next_statement: Statement
@@ -75,43 +76,30 @@ class _Connection(PrefixedConnection, Protocol):
     _start_query: Callable[[], PQGen[None]]
 
 
-class Prefix:
-    """The commands in front of one statement: BEGIN if `begins`, then those of `change`, if any."""
+class Begin:
+    """A prefix of one statement: BEGIN, in the same message."""
 
-    def __init__(
-        self, connection: PrefixedConnection, change: Change | None, *, begins: bool
-    ) -> None:
+    __slots__ = ("_conn",)
+
+    #: Whether the prefix has BEGIN.
+    begins = True
+
+    def __init__(self, connection: PrefixedConnection) -> None:
         self._conn = connection
-        self._change = change
-        self.begins = begins
-        #: Whether the message was sent; whether the server's results have come, with an error.
-        self._is_sent = False
-        self._has_failed: bool | None = None
 
     def write(self) -> bytes:
         """Return the commands, which the caller sends at once with the statement after them."""
-        begin = self._conn._get_tx_start_command() + b"; " if self.begins else b""  # noqa: SLF001
-        if self._change is None:
-            return begin
-        self._is_sent = True
-        self._change.sent()
-        # On lines of their own: PostgreSQL shows the line of an error in its message.
-        return begin + self._change.sql + b";\n"
+        return self._conn._get_tx_start_command() + b"; "  # noqa: SLF001
 
     def drop_results(self, results: list[PGresult]) -> None:
         """Remove the results of the commands, and leave those of the statement.
 
-        Raises `NotRunError` if the statement is to be sent again.
+        Raises `NotRunError` if the statement is to be sent again, and psycopg's error if the server
+        has refused a setting.
         """
-        change = self._change
-        begin = int(self.begins)
-        own = begin if change is None else begin + change.results
-        self._has_failed = results[-1].status == _FATAL_ERROR
-        if len(results) > own:
-            if change is not None:
-                change.done(results[begin:], self._conn.pgconn)
-            del results[:own]
-        elif self._may_be_sent_again(results[-1]):
+        if len(results) > 1:
+            del results[0]
+        elif self._may_be_sent_again(results[0]):
             raise NotRunError
 
     def _may_be_sent_again(self, result: PGresult) -> bool:
@@ -123,17 +111,52 @@ class Prefix:
         return result.error_field(DiagnosticField.SQLSTATE) != b"57014"  # query_canceled
 
     def failed(self) -> None:
-        """Record that the statement has failed, or was interrupted."""
-        if self._change is None or not self._is_sent:
+        """Record that the statement has failed, or was interrupted; here, there is no record."""
+
+
+class Settle(Begin):
+    """A prefix that changes settings, after BEGIN if `begins`."""
+
+    __slots__ = ("_change", "_has_failed", "_is_sent", "begins")
+
+    def __init__(self, connection: PrefixedConnection, change: Change, *, begins: bool) -> None:
+        self._conn = connection
+        self._change = change
+        self.begins = begins
+        #: Whether the message was sent; whether the server's results have come, with an error.
+        self._is_sent = False
+        self._has_failed: bool | None = None
+
+    def write(self) -> bytes:
+        begin = super().write() if self.begins else b""
+        self._is_sent = True
+        self._change.sent()
+        # On lines of their own: PostgreSQL shows the line of an error in its message.
+        return begin + self._change.sql + b";\n"
+
+    def drop_results(self, results: list[PGresult]) -> None:
+        begin = int(self.begins)
+        own = begin + self._change.results
+        self._has_failed = results[-1].status == _FATAL_ERROR
+        if len(results) > own:
+            self._change.done(results[begin:], self._conn.pgconn)
+            del results[:own]
+        elif self._may_be_sent_again(results[-1]):
+            raise NotRunError
+        elif len(results) > begin:
+            raise self._change.refusal(results[-1], self._conn.pgconn)
+
+    def failed(self) -> None:
+        status = self._conn.pgconn.transaction_status
+        if not self._is_sent:
             return
-        if self._has_failed is None:
-            if self._change.reads:
-                self._conn.note_lost_values()
-        elif self._has_failed:
-            self._change.failed(self._conn.pgconn.transaction_status)
+        if self._has_failed or (self._has_failed is None and status == _INERROR):
+            self._change.failed(status)
+        elif self._has_failed is None and self._change.reads:
+            self._conn.note_lost_values()
 
 
-def prefix_for(connection: PrefixedConnection, statement: Statement) -> Prefix | None:
+def prefix_for(connection: PrefixedConnection, statement: Statement) -> Begin | None:
     """Return what is to be sent in one message with `statement`; None if nothing is.
 
     The caller has the connection's lock, and sends the statement by the simple query protocol.
@@ -147,15 +170,15 @@ def prefix_for(connection: PrefixedConnection, statement: Statement) -> Prefix |
     )
     change = connection.change_due(statement)
     if change is None:
-        return Prefix(connection, None, begins=True) if begins else None
+        return Begin(connection) if begins else None
     is_plain = psycopg.ClientCursor._execute_send is _SEND and is_psycopgs(_SEND)  # noqa: SLF001
     if statement.shares and is_plain and not change.stands_alone():
-        return Prefix(connection, change, begins=begins)
+        return Settle(connection, change, begins=begins)
     return None
 
 
 class PrefixingCursor:
-    """A mixin for `ClientCursor`: sends a `Prefix` in one message with the statement.
+    """A mixin for `ClientCursor`: sends a prefix in one message with the statement.
 
     That is BEGIN with a transaction's first statement, and the change of the declared settings. If
     the statement was not run, because the server could not parse it, say, everything is sent again
@@ -167,7 +190,7 @@ class PrefixingCursor:
     _conn: _Connection
     _pgconn: PGconn
     _query: PostgresQuery
-    _prefix: Prefix
+    _prefix: Begin
     _execute_send: Callable[..., None]
     _check_results: Callable[[list[PGresult]], None]
 
@@ -183,8 +206,7 @@ class PrefixingCursor:
             or conn._pipeline  # noqa: SLF001
             or not all(map(is_, seen_for_begin(), BEGIN))
         ):
-            prefix = Prefix(conn, None, begins=True)
-            return self._prefixed_gen(prefix, query, params, **kwargs)
+            return self._prefixed_gen(Begin(conn), query, params, **kwargs)
         return super()._execute_gen(query, params, **kwargs)  # type: ignore[misc,no-any-return]
 
     def _settled_gen(self, query: Query, params: Params | None, **kwargs: object) -> PQGen[None]:
@@ -203,7 +225,7 @@ class PrefixingCursor:
             conn.next_statement = UNKNOWN
 
     def _prefixed_gen(
-        self, prefix: Prefix, query: Query, params: Params | None, **kwargs: object
+        self, prefix: Begin, query: Query, params: Params | None, **kwargs: object
     ) -> PQGen[None]:
         execute_gen = self._execute_plainly_gen
         conn = self._conn

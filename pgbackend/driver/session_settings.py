@@ -32,7 +32,9 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
+from psycopg import Error
 from psycopg.abc import Query
+from psycopg.errors import error_from_result
 from psycopg.pq import Escaping, PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
 from psycopg.sql import Composable
@@ -82,6 +84,10 @@ LISTS_OF_NAMES = frozenset(
     )
 )
 _ROLE = "role"
+
+_REFUSED = "the server refuses a setting that a block of pgbackend.session() declares: {names}"
+#: Errors that are not about a setting: of the statement's syntax, and of its cancellation.
+_NOT_REFUSED = ("42601", "57014")
 
 
 class Declared:
@@ -267,8 +273,9 @@ class SessionSettings:
         """Record that `statement` was executed, or is about to be: it may have changed settings."""
         in_pipeline = pgconn.pipeline_status != PipelineStatus.OFF
         is_idle = pgconn.transaction_status == _IDLE
-        if statement.undoes and not is_idle and not (in_pipeline and statement is UNKNOWN):
-            self.current = None if self.outside else NOTHING
+        has_changed = self._before is not None and not is_idle  # settings, in the transaction
+        if statement.undoes and has_changed and not (in_pipeline and statement is UNKNOWN):
+            self.current = None
         elif statement.keeps_settings:
             pass
         elif in_pipeline:
@@ -310,10 +317,6 @@ class Change:
         #: The commands, and how many results the server sends for them.
         self.sql = b""
         self.results = 0
-
-    def names(self) -> list[str]:
-        """Return the names that are declared."""
-        return list(self._wanted)
 
     def _find_targets(self) -> Iterator[tuple[str, Value | Unread | None]]:
         current, outside = self._record
@@ -375,16 +378,23 @@ class Change:
             self._settings.was_read(name, text)
         self._settings.current = self._wanted
 
+    def refusal(self, result: PGresult, pgconn: PGconn) -> Error:
+        """Return psycopg's error for `result`, with a note that it is about a declared setting."""
+        exc = error_from_result(result, encoding=pgconn._encoding)  # noqa: SLF001
+        if exc.sqlstate not in _NOT_REFUSED:
+            exc.add_note(_REFUSED.format(names=", ".join(self._wanted)))
+        return exc
+
     def failed(self, status: int) -> None:
         """Record that the message of the commands has failed; `status` is the transaction's now.
 
-        Outside of a transaction, the server has undone what the commands did.
+        Outside of a transaction, the server has undone what the commands did. In a transaction, the
+        rollback that must follow will, and more: so the record is not trusted.
         """
         settings = self._settings
         settings.settle(status)
-        if status == _IDLE:
-            settings.current, settings.outside = self._record
-        else:
+        settings.current, settings.outside = self._record
+        if status != _IDLE and settings.outside:
             settings.current = None
 
 

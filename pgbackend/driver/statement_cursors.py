@@ -26,7 +26,7 @@ from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
 
 from .cursors import abilities
-from .prefix import BEGIN, NotRunError, Prefix, prefix_for, seen_for_begin
+from .prefix import BEGIN, Begin, NotRunError, prefix_for, seen_for_begin
 from .session_settings import Statement, declared
 from .turns import check_turn
 
@@ -120,7 +120,7 @@ class _ClientStatementCursor(StatementCursor):
         self._merged.convert(query, params)
         self._last_query = query
 
-    def _run_gen(self, prefix: Prefix | None = None) -> PQGen[PGresult]:
+    def _run_gen(self, prefix: Begin | None = None) -> PQGen[PGresult]:
         merged = self._merged
         self._pgconn.send_query(merged.query if prefix is None else prefix.write() + merged.query)
         merged.query, merged.params = b"", None  # they may contain secrets
@@ -141,7 +141,7 @@ class _ClientStatementCursor(StatementCursor):
             yield from conn._start_query()  # noqa: SLF001
             result = yield from self._run_gen()
             return result
-        result = yield from self._run_prefixed_gen(Prefix(conn, None, begins=True), query, params)
+        result = yield from self._run_prefixed_gen(Begin(conn), query, params)
         return result
 
     def _run_settled_gen(self, query: Query, params: Params | None) -> PQGen[PGresult]:
@@ -164,7 +164,7 @@ class _ClientStatementCursor(StatementCursor):
         return result
 
     def _run_prefixed_gen(
-        self, prefix: Prefix, query: Query, params: Params | None
+        self, prefix: Begin, query: Query, params: Params | None
     ) -> PQGen[PGresult]:
         try:
             result = yield from self._run_gen(prefix)

@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+from django.db import connections
 
 from tests.conftest import Runner
 from tests.driver.conftest import link, pools, pools_by_link, table  # noqa: F401 - pytest's
@@ -18,6 +21,7 @@ from tests.support.fixtures import (  # noqa: F401 - pytest's
     transactional_db,
 )
 from tests.support.loops import LoopFactory, shuffled
+from tests.support.tenants import do, tenants  # noqa: F401 - pytest's
 
 collect_ignore = ["project"]  # a project with tests of its own: see test_c12_tests.py
 
@@ -33,3 +37,14 @@ def loop_factory(request: pytest.FixtureRequest) -> LoopFactory:
 def run(loop_factory: LoopFactory) -> Runner:
     """Run a coroutine on a new loop of this run's kind, its tasks shuffled by this run's seed."""
     return Runner(loop_factory)
+
+
+@pytest.fixture(scope="module")
+def other_alias(django_db_setup: None) -> Iterator[str]:
+    """Add a second alias of the same database."""
+    connections.settings["other"] = {**connections.settings["default"]}
+    yield "other"
+    connections["other"].close()
+    connections["other"].close_pool()
+    del connections["other"]
+    del connections.settings["other"]

@@ -69,17 +69,6 @@ def sessions(admin: psycopg.Connection[Any], name: str) -> list[int]:
 # --- One pool for each process, loop and alias --------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def other_alias(django_db_setup: None) -> Iterator[str]:
-    """Add a second alias of the same database."""
-    connections.settings["other"] = {**connections.settings["default"]}
-    yield "other"
-    connections["other"].close()
-    connections["other"].close_pool()
-    del connections["other"]
-    del connections.settings["other"]
-
-
 two_aliases = pytest.mark.django_db(transaction=True, databases=["default", "other"])
 
 

@@ -21,7 +21,7 @@ import pgbackend
 from pgbackend import aio
 from pgbackend.driver.session_settings import declared
 from tests.conftest import Runner
-from tests.support.tenants import OUTSIDE, tenant, tenants  # noqa: F401 - pytest's
+from tests.support.tenants import OUTSIDE, tenant
 
 pytestmark = [pytest.mark.usefixtures("tenants")]
 

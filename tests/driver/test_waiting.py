@@ -23,6 +23,7 @@ from pgbackend.driver.cancellation import hold_cancellation
 from pgbackend.driver.errors import PoolTimeout
 from pgbackend.driver.lease import Lease
 from pgbackend.driver.pool import Pool
+from pgbackend.driver.socket_watch import Watch
 from tests.conftest import Runner, wait_for
 
 from .conftest import Pools, fetch, hung_up
@@ -339,15 +340,25 @@ def test_a_statement_that_has_waited_is_executed_as_any(
 
 
 def test_a_text_that_is_too_large_to_be_sent_at_once_is_sent_in_parts(
-    run: Runner, one: Callable[..., Pool]
+    run: Runner, one: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A wait until the socket can be written to may be over before another task is asked to look.
+    writable: list[Watch] = []
+    on_writable = Watch._on_writable
+
+    def note(watch: Watch) -> None:
+        writable.append(watch)
+        on_writable(watch)
+
+    monkeypatch.setattr(Watch, "_on_writable", note)
+
     async def main() -> None:
         text = "x" * 20_000_000
         call = partial(execute, params=(text,))
         lease, tasks = await waiting_for(one(), "SELECT %s::text", call=call)
         lease.end()
-        await until(lambda: lease.physical.watch.writing)
         assert await tasks[0] == [(text,)]
+        assert lease.physical.watch in writable
         assert not lease.physical.watch.writing
 
     run(main())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 import psycopg
@@ -129,6 +130,21 @@ def test_of_two_who_move_one_order_one_does(desk, order, chef, admin) -> None:
     with psycopg.connect(url_of(name)) as quicker:
         assert desk(main(quicker)).status_code == 409
     assert Order.objects.get().status == "cooking"
+
+
+def test_who_waits_too_long_for_a_colleague_is_told_so(desk, order, chef, monkeypatch) -> None:
+    path = f"/board/orders/{order().pk}/move/"
+    monkeypatch.setattr("kitchen.placing.LOCK_TIMEOUT", timedelta(milliseconds=50))
+    with psycopg.connect(url_of(connection.settings_dict["NAME"])) as colleague:
+        colleague.execute("UPDATE kitchen_order SET status = 'cooking'")
+        answer = desk(post(path, chef, accept=JSON, seen="accepted"))
+        colleague.rollback()
+    assert answer.status_code == 409
+    assert "try again" in answer.json()["message"]
+    assert Order.objects.get().status == "accepted"
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW lock_timeout")
+        assert cursor.fetchone() == ("0",)
 
 
 @pytest.mark.parametrize("action", ["orders/{}/move", "clear"])

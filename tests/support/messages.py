@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,9 @@ from typing import Any
 
 from django.db.backends.signals import connection_created
 from psycopg.pq import Trace
+
+#: A message of the trace, from the client (F) or the server (B); its SQL may have several lines.
+_MESSAGE = re.compile(r"^[FB][\t ].*?(?=^[FB][\t ]|\Z)", re.DOTALL | re.MULTILINE)
 
 
 @contextmanager
@@ -29,5 +33,5 @@ def messages() -> Iterator[list[str]]:
         finally:
             connection_created.disconnect(trace)
         log.seek(0)
-        lines = log.read().decode().splitlines()
-        sent += [line for line in lines if line.startswith(("F\t", "F "))]
+        found = _MESSAGE.findall(log.read().decode())
+        sent += [message.rstrip("\n") for message in found if message.startswith("F")]

@@ -5,13 +5,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from django.db import connection
+from asgiref.sync import sync_to_async
+from django.db import connection, connections, transaction
 
+from tests.conftest import Runner
 from tests.library.models import Author
+
+Body = Callable[[], Any]
 
 #: The tenants, and their schemas; the first name is that of no tenant.
 OUTSIDE = "outside"
@@ -43,3 +47,33 @@ def tenants(transactional_db: Any) -> Iterator[tuple[str, ...]]:
 def tenant() -> str:
     """Return the tenant in whose schema a query of the ORM finds its row."""
     return Author.objects.get(pk=1).name
+
+
+def look(name: str = "app.tenant") -> Any:
+    """Return the value of a setting; "" and None, of a name that is not set, are the same."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT current_setting(%s, true)", [name])
+        return cursor.fetchone()[0] or None
+
+
+@pytest.fixture(params=["sync", "green", "in atomic(), sync", "in atomic(), green", "in a thread"])
+def do(request: pytest.FixtureRequest, run_once: Runner) -> Callable[[Body], Any]:
+    """Return a function that calls another: in sync code, in green code, in a transaction."""
+
+    def in_atomic(body: Body) -> Any:
+        with transaction.atomic():
+            return body()
+
+    def in_thread(body: Body) -> Any:
+        try:
+            return body()
+        finally:
+            connections.close_all()
+
+    return {
+        "sync": lambda body: body(),
+        "green": run_once.green,
+        "in atomic(), sync": in_atomic,
+        "in atomic(), green": lambda body: run_once.green(in_atomic, body),
+        "in a thread": lambda body: run_once(sync_to_async(in_thread)(body)),
+    }[request.param]

@@ -38,6 +38,8 @@ def sync_code() -> None:
         pass
     pgbackend.nothing  # refused
     pgbackend.pinned(1)  # refused
+    pgbackend.session(app=object())  # refused
+    pgbackend.session("default", "schema")  # refused
     pgbackend.add_hook(hook_without_event)  # refused
     pgbackend.add_hook(hook_of_releases_only)  # refused
     pgbackend.statistics(1)  # refused

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from datetime import timedelta
 from typing import Any, assert_type
 
 from django.db import connection, transaction
@@ -133,3 +134,40 @@ async def with_patience() -> int:
         raise RuntimeError("try again") from error
     except errors.UniqueViolation as error:  # psycopg's
         return len(error.diag.message_primary or "")
+
+
+# session
+
+
+def tenant_of_a_block(schema: str) -> None:
+    with pgbackend.session(search_path=[schema, "public"], statement_timeout="5s"):
+        count("shop_order")
+    settings: dict[str, int] = {"app.tenant": 7}
+    with pgbackend.session("other", role="reader", **settings):
+        count("shop_order")
+
+
+async def tenant_of_an_async_block() -> None:
+    async with pgbackend.session(lock_timeout=timedelta(seconds=1), work_mem=1024):
+        await aio.run(count, "shop_order")
+
+
+@pgbackend.session(role="reader")
+def decorated_function(table: str) -> int:
+    return count(table)
+
+
+@pgbackend.session(role="reader")
+async def decorated_coroutine(table: str) -> int:
+    return await aio.run(count, table)
+
+
+@pgbackend.session(role="reader")
+def decorated_generator() -> Iterator[int]:
+    yield count("shop_order")
+
+
+async def call_what_is_decorated() -> None:
+    assert_type(decorated_function("a"), int)
+    assert_type(await decorated_coroutine("a"), int)
+    assert_type(list(decorated_generator()), list[int])
