@@ -16,6 +16,7 @@ from typing import Any
 import psycopg
 import pytest
 from django.db import connection, transaction
+from django.db.backends.signals import connection_created
 
 import pgbackend
 from pgbackend import aio
@@ -171,6 +172,27 @@ def test_raw_sql_may_set_a_name_that_another_block_has_declared() -> None:
             run_sql("SET LOCAL app.tenant TO 'raw'")
             assert [see(), see()] == ["raw", "raw"]
         assert see() == "raw"
+
+
+def test_a_receiver_that_sets_connections_up_runs_outside_of_the_block(
+    raw_connection: Any,
+) -> None:
+    values = iter(("first", "second"))
+
+    def set_up(connection: Any, **kwargs: Any) -> None:
+        connection.connection.execute(f"SET app.tenant TO '{next(values)}'")
+
+    connection.close()
+    connection_created.connect(set_up)
+    try:
+        for value in ("first", "second"):
+            with of_tenant("inside"):
+                assert see() == "inside"
+            assert see() == value
+            connection.close()  # gives it back to the synchronous pool
+    finally:
+        connection_created.disconnect(set_up)
+        run_sql("RESET app.tenant")
 
 
 # --- Cursors of classes with their own way to send statements ---
