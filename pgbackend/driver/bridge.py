@@ -113,9 +113,8 @@ class Portal(greenlet):
     def is_own(self) -> bool:
         """Return whether the running task is the one that drives this portal.
 
-        False: an eager task takes its first step in this portal, and must not wait in it; see Note
-        [Whose step]. Such code has another context (contextvars) than the portal's task; but so has
-        code inside `Context.run()`. So if the contexts differ, asyncio is asked for the task.
+        False: an eager task takes its first step in this portal, and must not wait in it: Note
+        [Whose step]. If the code's context is not the portal's, asyncio is asked for the task.
         """
         if self.gr_context is self.context or self.closing or not _HAS_EAGER_TASKS:
             return True
@@ -263,7 +262,7 @@ def frames_below() -> Iterator[FrameType]:
 
 
 def _serve(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Run one function after another: this is the function of each portal's greenlet.
+    """Call `fn`, then each next function that the portal is given; a portal's greenlet runs this.
 
     While it waits for the next one, its frame must refer to no greenlet: Note [Greenlets end].
     """
@@ -348,7 +347,8 @@ def _keep_portal(portal: Portal) -> None:
     portal.returned = portal.raised = portal.pending = portal.found = portal.gr_context = None
     portal.on_wait = portal.loop = portal.context = None
     idle = _mine.idle
-    as_new = not (portal.closing or portal.holding or portal.postponing)
+    # Its `__dict__` has what the function has set on the greenlet: the next one must not see that.
+    as_new = not (portal.closing or portal.holding or portal.postponing or portal.__dict__)
     if as_new and switches.portals and len(idle) < _Mine.MOST:
         idle.append(portal)
     else:

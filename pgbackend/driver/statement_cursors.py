@@ -118,7 +118,8 @@ class _ClientStatementCursor(StatementCursor):
         self._tx = Transformer(self)  # type: ignore[arg-type]  # a mixin
         self._merged = PostgresClientQuery(self._tx)
         self._merged.convert(query, params)
-        self._last_query = query
+        if params is not None:  # else the query is no template, into which parameters can be merged
+            self._last_query = query
 
     def _run_gen(self, prefix: Begin | None = None) -> PQGen[PGresult]:
         merged = self._merged
@@ -168,15 +169,17 @@ class _ClientStatementCursor(StatementCursor):
     ) -> PQGen[PGresult]:
         try:
             result = yield from self._run_gen(prefix)
+            return result
         except NotRunError:
             prefix.failed()
             self._conn.has_looked = True
-            yield from self._execute_plainly_gen(query, params)
-            result = self.pgresult
-            self._reset()
         except BaseException:
             prefix.failed()
             raise
+        # After the `except`, or an error of the statement would show the `NotRunError`, too.
+        yield from self._execute_plainly_gen(query, params)
+        result = self.pgresult
+        self._reset()
         return result
 
     def _fetch(self, result: PGresult) -> Result:

@@ -218,8 +218,8 @@ class _Connected:
             self._task.uncancel()
         else:
             error = self._stop_listening()
-        if error is None:
-            return False
+        if error is None:  # a view, or the stream of its response, may raise `RequestAborted`, too
+            return exc_type is not None and issubclass(exc_type, RequestAborted)
         if not isinstance(error, RequestAborted):
             raise error
         return exc_type is asyncio.CancelledError and self._task.cancelling() <= self._cancelled

@@ -2,7 +2,8 @@
 
 Django makes a wrapper for each request that uses a database: some forty attributes, and six helpers
 that refer to it, so that only the garbage collector can free it. Since a wrapper has no state of a
-running query (see state.py), it can serve the next request as well, if no code has changed it. (A
+running query (see state.py), it can serve the next request as well, if no code has changed it or
+one of its helpers. Their cached properties are computed anew, since code may assign to them. (A
 task that a request has left running then shares the object with the next request, but no state.) A
 wrapper of a derived class is not used again: it may keep values of its request.
 """
@@ -11,7 +12,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from operator import attrgetter
+from functools import cache
+from operator import attrgetter, is_
 from typing import Any
 
 from django.core.signals import setting_changed
@@ -37,7 +39,9 @@ def _take_or_make(create: Callable[..., Any], handler: ConnectionHandler, alias:
 
 
 #: Attributes that a wrapper sets on itself later, besides Django's cached properties.
-_NOTES = {"_asking_others", "_noted", "_own_blocks", "_published", "_pool_use"}
+_NOTES = frozenset({"_asking_others", "_made", "_noted", "_own_blocks", "_published", "_pool_use"})
+#: The helpers that Django makes for each wrapper.
+_HELPERS = ("client", "creation", "features", "introspection", "ops", "validation")
 
 
 class _Idle(threading.local):
@@ -53,8 +57,6 @@ class _Idle(threading.local):
 #: Counts changes of settings, which tests make: a wrapper may have cached the old value.
 _generation = 0
 _idle = _Idle()
-#: By class: the names of the attributes that an unchanged wrapper may have.
-_names: dict[type[Any], frozenset[str]] = {}
 
 
 def take(alias: str) -> Any:
@@ -73,10 +75,13 @@ def take(alias: str) -> Any:
 
 def lend(wrapper: Any) -> None:
     """Record that the new `wrapper` is lent to the running task; not if its class is derived."""
-    cls = type(wrapper)
-    if cls.__module__ in ("pgbackend.base", "pgbackend.gis.base"):
-        if cls not in _names:
-            _names[cls] = frozenset(vars(wrapper)) | _NOTES | _remembered_by(cls)
+    if type(wrapper).__module__ in ("pgbackend.base", "pgbackend.gis.base"):
+        wrapper.ops.compiler("SQLCompiler")  # sets an attribute at the first call
+        # Not by `setattr()`, which would set the attribute for this request: see `attributes`.
+        vars(wrapper)["_made"] = [
+            (each, type(each), vars(each), [*vars(each).values()])
+            for each in (wrapper, *(getattr(wrapper, name) for name in _HELPERS))
+        ]
         state.task_sessions().wrappers.append(wrapper)
 
 
@@ -116,10 +121,39 @@ _NOTHING: tuple[Any, ...] = (None, None, False, [], [], False, None, False)
 
 
 def _is_as_new(wrapper: Any) -> bool:
-    return _left(wrapper) == _NOTHING and vars(wrapper).keys() <= _names[type(wrapper)]
+    """Return whether no code has changed `wrapper` or its helpers; empty their caches if so."""
+    if _left(wrapper) != _NOTHING:
+        return False
+    for each, cls, attributes, values in wrapper.__dict__["_made"]:
+        if len(attributes) != len(values) and not _drop_cached(cls, attributes, len(values)):
+            return False
+        # The dictionary has kept the order: the first attributes are those that were made.
+        if type(each) is not cls or not all(map(is_, attributes.values(), values)):
+            return False
+    return True
 
 
-def _remembered_by(cls: type[Any]) -> set[str]:
+def _drop_cached(cls: type[object], attributes: dict[str, Any], made: int) -> bool:
+    """Delete the values of cached properties; return whether no other attribute is new or missing.
+
+    Code may have assigned to a cached property: its value cannot be told from a computed one. The
+    first `made` attributes are those of a new object.
+    """
+    if len(attributes) < made:
+        return False
+    cached = _cached_by(cls)  # type: ignore[arg-type]  # classes have a hash
+    for name in [*attributes][made:]:
+        if name in cached:
+            del attributes[name]
+        elif name not in _NOTES:
+            return False
+    return True
+
+
+@cache
+def _cached_by(cls: type[object]) -> frozenset[str]:
     """Return the names of the cached properties of `cls`."""
     members = {name: member for each in cls.__mro__ for name, member in vars(each).items()}
-    return {name for name, member in members.items() if isinstance(member, cached_property)}
+    return frozenset(
+        name for name, member in members.items() if isinstance(member, cached_property)
+    )

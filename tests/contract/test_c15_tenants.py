@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
-from django.db import connection, connections, transaction
+from asgiref.sync import iscoroutinefunction, sync_to_async
+from django.db import ProgrammingError, connection, connections, transaction
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.test import AsyncClient, Client
+from django.urls import path
+from django.utils.decorators import sync_and_async_middleware
 
 import pgbackend
 from pgbackend import aio
@@ -114,3 +119,156 @@ def test_tenants_cost_no_message(run: Runner) -> None:
     without = load(lambda name: pgbackend.session())
     # The DECLARE of an iterator() shares no message, but comes after a statement of its tenant.
     assert with_tenants == without
+
+
+# --- As docs/session.md shows it ---
+
+
+@sync_and_async_middleware
+def tenant_middleware(get_response: Any) -> Any:
+    if iscoroutinefunction(get_response):
+
+        async def middleware(request: HttpRequest) -> Any:
+            async with pgbackend.session(search_path=[request.headers["tenant"], "public"]):
+                return await get_response(request)
+    else:
+
+        def middleware(request: HttpRequest) -> Any:
+            with pgbackend.session(search_path=[request.headers["tenant"], "public"]):
+                return get_response(request)
+
+    return middleware
+
+
+def sync_view(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(in_thread())
+
+
+async def async_view(request: HttpRequest) -> HttpResponse:
+    names = await asyncio.gather(aio.run(tenant), sync_to_async(in_thread)())
+    return HttpResponse("".join({tenant(), *names}))
+
+
+def streaming_view(request: HttpRequest) -> StreamingHttpResponse:
+    @pgbackend.session(search_path=[request.headers["tenant"], "public"])
+    def rows() -> Iterator[str]:
+        for author in Author.objects.iterator():
+            yield author.name
+
+    return StreamingHttpResponse(rows())
+
+
+async def async_streaming_view(request: HttpRequest) -> StreamingHttpResponse:
+    @pgbackend.session(search_path=[request.headers["tenant"], "public"])
+    async def rows() -> AsyncIterator[str]:
+        async for author in Author.objects.aiterator():
+            yield author.name
+
+    return StreamingHttpResponse(rows())
+
+
+def in_thread() -> str:
+    try:
+        return tenant()
+    finally:
+        connection.close()
+
+
+urlpatterns = [
+    path("sync/", sync_view),
+    path("async/", async_view),
+    path("rows/", streaming_view),
+    path("async-rows/", async_streaming_view),
+]
+
+
+@pytest.mark.usefixtures("tenants", "threads")
+@pytest.mark.parametrize("others", [[], ["django.middleware.common.CommonMiddleware"]])
+def test_a_middleware_of_ten_lines_serves_each_tenant(
+    run: Runner, settings: Any, others: list[str]
+) -> None:
+    settings.ROOT_URLCONF = __name__
+    settings.MIDDLEWARE = [*others, f"{__name__}.tenant_middleware", *others]
+    names = ["one", "two", "three"] * 3
+
+    async def get(url: str, name: str) -> str:
+        response: Any = await AsyncClient().get(url, headers={"tenant": name})
+        if not response.streaming:
+            return response.content.decode()
+        return b"".join([part async for part in response]).decode()
+
+    async def main(url: str) -> Any:
+        return await asyncio.gather(*(get(url, name) for name in names))
+
+    for url in ("/sync/", "/async/", "/async-rows/"):
+        assert run(main(url)) == names
+    for url in ("/sync/", "/async/", "/rows/"):
+        for name in names[:3]:
+            response: Any = Client().get(url, headers={"tenant": name})
+            assert b"".join(response).decode() == name
+    assert tenant() == OUTSIDE
+
+
+POLICY = """
+CREATE ROLE reader;
+GRANT SELECT ON library_author TO reader;
+ALTER TABLE library_author ENABLE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON library_author USING (
+    id = NULLIF(current_setting('app.tenant', true), '')::int
+);
+"""
+NO_POLICY = """
+DROP POLICY tenant ON library_author;
+ALTER TABLE library_author DISABLE ROW LEVEL SECURITY;
+REVOKE ALL ON library_author FROM reader;
+DROP ROLE reader;
+"""
+
+
+@pytest.fixture
+def policy(transactional_db: Any) -> Iterator[None]:
+    Author.objects.bulk_create(Author(id=number, name=str(number)) for number in (1, 2, 3))
+    with connection.cursor() as cursor:
+        cursor.execute(POLICY)
+        yield
+        cursor.execute(NO_POLICY)
+
+
+@pytest.mark.usefixtures("policy")
+def test_row_level_security_shows_the_rows_of_the_tenant(do: Any) -> None:
+    def names() -> list[str]:
+        return [each.name for each in Author.objects.order_by("id")]
+
+    def body() -> list[list[str]]:
+        seen = []
+        with pgbackend.session(role="reader"):
+            seen.append(names())
+            for number in (1, 2):
+                with pgbackend.session(**{"app.tenant": number}):
+                    seen += [names(), [each.name for each in Author.objects.iterator()]]
+            with (
+                pytest.raises(ProgrammingError, match="permission denied"),
+                transaction.atomic(),
+            ):
+                Author.objects.create(id=4, name="4")
+            seen.append(names())
+        return [*seen, names()]
+
+    assert do(body) == [[], ["1"], ["1"], ["2"], ["2"], [], ["1", "2", "3"]]
+
+
+@pytest.mark.usefixtures("policy")
+def test_a_server_side_cursor_fetches_as_the_code_that_iterates_it_declares(do: Any) -> None:
+    """A policy is looked at for each row, when the row is fetched."""
+
+    def body() -> list[str]:
+        seen = []
+        with pgbackend.session(role="reader", **{"app.tenant": 2}):
+            rows = Author.objects.order_by("id").iterator(chunk_size=1)
+            for row in rows:
+                seen.append(row.name)
+                with pgbackend.session(**{"app.tenant": 1}):
+                    seen += [each.name for each in Author.objects.all()]
+        return seen
+
+    assert do(body) == ["2", "1"]

@@ -31,9 +31,9 @@ MORE = {
     # by identity, since the proxies of tracing tools equal the functions that they wrap.
     # Each statement looks if settings are declared (`pgbackend.session()`): 12 to 60 instructions.
     "SELECT 1": {"sync": 125},
-    "get(pk)": {"sync": -2713, "green": -2231, "a-method": -1734},
-    "100 rows": {"sync": -16135, "green": -15633, "a-method": -13002},
-    "save()": {"sync": -92, "green": 595, "a-method": 1036},
+    "get(pk)": {"sync": -2713, "green": -2231, "a-method": -1730},
+    "100 rows": {"sync": -16135, "green": -15633, "a-method": -12998},
+    "save()": {"sync": -92, "green": 595, "a-method": 1040},
     "get(pk) in atomic()": {"sync": -415, "green": -221},
     "update(F)": {"sync": -905, "green": -161},
     "create() in atomic()": {"sync": 1714, "green": 1856},

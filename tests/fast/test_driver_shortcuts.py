@@ -1,7 +1,8 @@
 """Tests the driver's shortcuts: a bypassed function is called only while its shortcut is off.
 
-The other tests check that the outcome is the same: they are run with ``PGBACKEND_SHORTCUTS=0``,
-too. The tests of clause C18 check that a patch takes effect as on Django's engine.
+`test_comparisons_driver` checks that the outcome is the same; and the other tests are run with
+``PGBACKEND_SHORTCUTS=0``, too. The tests of clause C18 check that a patch takes effect as on
+Django's engine.
 """
 
 from __future__ import annotations
