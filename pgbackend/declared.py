@@ -10,7 +10,15 @@ import functools
 import inspect
 import re
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from datetime import timedelta
 from decimal import Decimal
 from enum import Enum
@@ -26,7 +34,7 @@ from django.utils.connection import ConnectionDoesNotExist
 
 from . import frames, generators
 from .conf import alias_is_ours
-from .driver.session_settings import LISTS_OF_NAMES, Declared, Value, declared
+from .driver.session_settings import LISTS_OF_NAMES, Declared, Key, Value, declared
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -135,40 +143,52 @@ class SessionBlock:
         return f"<pgbackend.session of {self._using!r}: {names}>"
 
     def __enter__(self) -> Self:
-        _check_no_generator(frames.of_with(sys._getframe(1)))
-        self._enter()
+        frame = frames.of_with(sys._getframe(1))
+        _check_no_generator(frame)
+        self._enter(Key(self, _suspendable(frame)))
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._leave()
+        self._leave(Key(self, _suspendable(frames.of_with(sys._getframe(1)))))
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
 
     async def __aexit__(self, *exc_info: object) -> None:
-        self._leave()
+        self.__exit__()
 
-    def _enter(self) -> None:
+    def _enter(self, key: Key) -> Key:
+        """Begin a block; return `key`, by which it is found when it ends."""
         outer = declared.get()
         if outer is not None:
             outer.drop_ended()
-        declared.set(Declared(self, outer, self._using, self._values))
+        declared.set(Declared(key, outer, self._using, self._values))
+        return key
 
-    def _leave(self) -> None:
-        """End the innermost block of this object that the running code is in."""
-        inner: list[Declared] = []
-        here = declared.get()
-        while here is not None and here.block is not self:
-            inner.append(here)
-            here = here.outer
-        if here is None:
+    def _leave(self, key: Key) -> None:
+        """End the innermost block with this key that the running code is in.
+
+        If there is none, end one that a ``with`` of this object has begun in another function. But
+        if a generator or coroutine is being closed, which was left behind, do nothing: the context
+        is that of other code.
+        """
+        blocks = list(_blocks())
+        found = [each for each in blocks if each.key == key]
+        if not found:
+            if isinstance(sys.exception(), GeneratorExit):
+                return
+            found = [
+                each for each in blocks if key.block is not None and each.key.block is key.block
+            ]
+        if not found:
             raise RuntimeError(
                 f"{self!r} ends in another context than it began in, where its settings may still "
                 "be in force: enter and leave it in the same task, and in the same function"
             )
+        here = found[0]
         here.has_ended = True
         remaining = here.outer
-        for each in reversed(inner):
+        for each in reversed(blocks[: blocks.index(here)]):
             remaining = each.on(remaining)
         declared.set(remaining)
 
@@ -195,11 +215,11 @@ class SessionBlock:
 
     def _wrap_function(self, func: Callable[..., Any]) -> Callable[..., Any]:
         def in_block(*args: Any, **kwargs: Any) -> Any:
-            self._enter()
+            key = self._enter(Key(None, object()))
             try:
                 result = func(*args, **kwargs)
             finally:
-                self._leave()
+                self._leave(key)
             if inspect.iscoroutine(result):  # an ordinary function around a coroutine function
                 return self._wrap_coroutine(partial(_await, result))()
             return result
@@ -208,11 +228,11 @@ class SessionBlock:
 
     def _wrap_coroutine(self, func: Callable[..., Any]) -> Callable[..., Any]:
         async def in_block(*args: Any, **kwargs: Any) -> Any:
-            self._enter()
+            key = self._enter(Key(None, object()))
             try:
                 return await func(*args, **kwargs)
             finally:
-                self._leave()
+                self._leave(key)
 
         return in_block
 
@@ -263,6 +283,25 @@ class SessionBlock:
                     step = partial(generator.asend, sent)
 
         return in_blocks
+
+
+def _blocks() -> Iterator[Declared]:
+    """Yield the blocks that the running code is in, the innermost first."""
+    here = declared.get()
+    while here is not None:
+        yield here
+        here = here.outer
+
+
+def _suspendable(frame: FrameType | None) -> int | None:
+    """Return a key of `frame` if it is a generator's or coroutine's, else None.
+
+    Such a frame may be closed by the garbage collector, in the midst of other code, which may be in
+    a block of the same object.
+    """
+    if frame is None or not frame.f_code.co_flags & (generators.GENERATORS | inspect.CO_COROUTINE):
+        return None
+    return id(frame)
 
 
 async def _await(coroutine: Coroutine[Any, Any, Any]) -> Any:

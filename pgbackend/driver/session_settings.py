@@ -30,7 +30,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from psycopg import Error
 from psycopg.abc import Query
@@ -90,15 +90,24 @@ _REFUSED = "the server refuses a setting that a block of pgbackend.session() dec
 _NOT_REFUSED = ("42601", "57014")
 
 
+class Key(NamedTuple):
+    """What a block is found by when it ends."""
+
+    block: object
+    """The context manager; None if a call of a decorated function is the block."""
+    frame: object
+    """A key of the frame of the `with`, or of the call, so that no other code ends the block."""
+
+
 class Declared:
     """The settings that the running code's blocks declare: a block's own, on its `outer` ones."""
 
-    __slots__ = ("_database", "_values", "block", "by_database", "has_ended", "outer")
+    __slots__ = ("_database", "_values", "by_database", "has_ended", "key", "outer")
 
     def __init__(
-        self, block: object, outer: Declared | None, database: str, values: Mapping[str, Value]
+        self, key: Key, outer: Declared | None, database: str, values: Mapping[str, Value]
     ) -> None:
-        self.block = block
+        self.key = key
         self.outer = outer
         #: Whether the block has ended; tasks that it has started keep its settings.
         self.has_ended = False
@@ -116,7 +125,7 @@ class Declared:
 
     def on(self, outer: Declared | None) -> Declared:
         """Return the same block's settings on other outer ones."""
-        return Declared(self.block, outer, self._database, self._values)
+        return Declared(self.key, outer, self._database, self._values)
 
 
 #: The settings that the running code declares; None, nearly always, if it declares none.

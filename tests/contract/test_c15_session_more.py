@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import enum
 import functools
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
@@ -278,6 +280,68 @@ def test_tasks_that_start_each_other_in_blocks_keep_no_block_that_has_ended(
         return await done
 
     assert run_once(main()) < 4
+
+
+# --- Code that was left behind ---
+
+
+def test_a_generator_that_is_closed_in_other_code_does_not_end_that_codes_block() -> None:
+    block = of_tenant("inside")
+
+    @contextlib.contextmanager
+    def in_block() -> Iterator[None]:
+        with block:
+            yield
+
+    left = in_block()
+    contextvars.copy_context().run(left.__enter__)
+    with block:
+        del left
+        gc.collect()
+        assert see() == "inside"
+    assert see() is None
+
+
+@pytest.mark.parametrize("decorated", [True, False])
+def test_a_coroutine_that_is_closed_in_other_code_does_not_end_that_codes_block(
+    decorated: bool,
+) -> None:
+    block = of_tenant("inside")
+
+    async def wait() -> None:
+        await asyncio.Future()
+
+    async def wait_in_block() -> None:
+        async with block:
+            await wait()
+
+    async def main() -> Any:
+        left = block(wait)() if decorated else wait_in_block()
+        contextvars.copy_context().run(left.send, None)
+        async with block:
+            left.close()
+            return await aio.run(see), await block(aio.run)(see)
+
+    assert asyncio.run(main()) == ("inside", "inside")
+
+
+def test_a_stack_may_enter_a_block_in_one_coroutine_and_leave_it_in_another() -> None:
+    stack = contextlib.AsyncExitStack()
+
+    async def start() -> None:
+        await stack.enter_async_context(of_tenant("inside"))
+
+    async def main() -> list[Any]:
+        await start()
+        seen = [await aio.run(see)]
+
+        async def stop() -> None:
+            await stack.aclose()
+
+        await stop()
+        return [*seen, await aio.run(see)]
+
+    assert asyncio.run(main()) == ["inside", None]
 
 
 # --- Names and values ---
