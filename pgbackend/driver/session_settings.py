@@ -91,7 +91,7 @@ _NOT_REFUSED = ("42601", "57014")
 
 
 class Key(NamedTuple):
-    """What a block is found by when it ends."""
+    """A key of a block, by which its end finds it."""
 
     block: object
     """The context manager; None if a call of a decorated function is the block."""
