@@ -292,6 +292,11 @@ class SessionSettings:
         else:
             self._distrust(may_drop=autocommit and is_idle)
 
+    def doubt_all(self) -> None:
+        """Record that a statement which the record does not see may have changed any setting."""
+        if self.outside:
+            self.current = None
+
     def _distrust(self, *, may_drop: bool) -> None:
         """Record that a statement of the running code may have changed any setting.
 

@@ -24,6 +24,7 @@ import pgbackend
 from pgbackend import aio
 from pgbackend.driver.session_settings import declared
 from tests.conftest import Runner
+from tests.support.fixtures import pool_of_default
 from tests.support.tenants import OUTSIDE, tenant
 
 pytestmark = [pytest.mark.usefixtures("tenants")]
@@ -195,6 +196,22 @@ def test_a_receiver_that_sets_connections_up_runs_outside_of_the_block(
     finally:
         connection_created.disconnect(set_up)
         run_sql("RESET app.tenant")
+
+
+@pytest.mark.parametrize("option", ["check", "reset"])
+def test_a_callback_of_the_pool_that_resets_connections_undoes_no_setting(
+    run_once: Runner, option: str
+) -> None:
+    async def reset_all(connection: Any) -> None:
+        await connection.execute("RESET ALL")
+
+    def body() -> list[Any]:
+        with pgbackend.session(search_path="one"):
+            seen = [tenant(), tenant(), tenant()]
+        return [*seen, tenant()]
+
+    with pool_of_default(min_size=1, max_size=1, **{option: reset_all}):
+        assert run_once.green(body) == ["one", "one", "one", OUTSIDE]
 
 
 # --- Cursors of classes with their own way to send statements ---
