@@ -22,10 +22,13 @@ from psycopg.pq.abc import PGresult
 from psycopg.sql import Composable
 
 from .session_settings import UNKNOWN, Change, SessionSettings, Statement, declared
+from .shortcuts import is_psycopgs
 
 _IDLE = TransactionStatus.IDLE
 _INTRANS = TransactionStatus.INTRANS
 
+#: The method of psycopg that a command with settings bypasses; a patch of it is called instead.
+_EXEC = psycopg.Connection._exec_command  # noqa: SLF001
 #: Commands of psycopg's that need settings: those that go on with a query, or run triggers.
 _SETTLED = re.compile(rb"FETCH|MOVE|COMMIT(?! PREPARED)|PREPARE TRANSACTION")
 
@@ -164,7 +167,8 @@ class DeclaringConnection(psycopg.Connection[Any]):
         text = self._as_bytes(command)
         self.session_settings.settle(self.pgconn.transaction_status)
         if _SETTLED.match(text) and not self._pipeline:
-            shares = result_format == Format.TEXT
+            is_plain = psycopg.Connection._exec_command is _EXEC and is_psycopgs(_EXEC)  # noqa: SLF001
+            shares = result_format == Format.TEXT and is_plain
             change = self._change(local=shares or self.pgconn.transaction_status != _IDLE)
             if change is not None and shares:
                 rest = yield from self._change_gen(change, text)

@@ -250,6 +250,22 @@ def test_a_savepoint_of_a_cursor_with_its_own_way_to_send_undoes_no_setting(
     assert seen == ["inside", None, None]
 
 
+def test_a_patch_of_psycopgs_commands_sees_the_commit_of_a_block(
+    raw_connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    execute = psycopg.Connection._exec_command
+
+    def patched(connection: Any, command: Any, *args: Any) -> Any:
+        seen.append(command)
+        return execute(connection, command, *args)
+
+    monkeypatch.setattr(psycopg.Connection, "_exec_command", patched)
+    with transaction.atomic(), of_tenant("inside"):
+        see()
+    assert seen == [b"BEGIN", b"COMMIT"]
+
+
 # --- Functions of all kinds ---
 
 
