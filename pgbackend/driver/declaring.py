@@ -93,9 +93,8 @@ class DeclaringConnection(psycopg.Connection[Any]):
 
     def _start_settled_gen(self) -> PQGen[None]:
         statement, self.next_statement = self.next_statement, UNKNOWN
-        if statement.is_neutral:
-            self.session_settings.settle(self.pgconn.transaction_status)
-        else:
+        self.session_settings.settle(self.pgconn.transaction_status)
+        if not statement.is_neutral:
             yield from self.settle_gen()
         self.executed(statement)
         yield from self.begin_gen()
@@ -131,8 +130,8 @@ class DeclaringConnection(psycopg.Connection[Any]):
     @contextmanager
     def pipeline(self) -> Iterator[psycopg.Pipeline]:
         """Open a pipeline, as psycopg does; first give its statements the declared settings."""
-        if not self._pipeline and self.is_settled():
-            with self.lock:
+        with self.lock:
+            if not self._pipeline and self.is_settled():
                 self.wait(self.settle_gen())
         with super().pipeline() as pipeline:
             yield pipeline
@@ -183,6 +182,7 @@ class DeclaringConnection(psycopg.Connection[Any]):
         return result
 
     def _executed_command(self, text: bytes, statement: Statement) -> None:
+        self.session_settings.settle(self.pgconn.transaction_status)
         if text.startswith(b"ROLLBACK"):
             self.executed(Statement(undoes=True, keeps_settings=True))
         elif text.startswith((b"FETCH", b"MOVE")):

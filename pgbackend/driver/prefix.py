@@ -163,6 +163,7 @@ def prefix_for(connection: PrefixedConnection, statement: Statement) -> Begin | 
     """
     if connection._pipeline:  # noqa: SLF001
         return None
+    connection.session_settings.settle(connection.pgconn.transaction_status)
     begins = (
         not connection._autocommit  # noqa: SLF001
         and connection.pgconn.transaction_status == _IDLE

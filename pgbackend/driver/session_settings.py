@@ -100,7 +100,10 @@ class Key(NamedTuple):
 
 
 class Declared:
-    """The settings that the running code's blocks declare: a block's own, on its `outer` ones."""
+    """The settings that a block of `session()` declares, merged with those of the blocks around it.
+
+    `outer` is the same of the next outer block; where both set a name, the inner value wins.
+    """
 
     __slots__ = ("_database", "_values", "by_database", "has_ended", "key", "outer")
 
@@ -402,14 +405,10 @@ class Change:
     def failed(self, status: int) -> None:
         """Record that the message of the commands has failed; `status` is the transaction's now.
 
-        Outside of a transaction, the server has undone what the commands did. In a transaction, the
-        rollback that must follow will, and more: so the record is not trusted.
+        The server has undone what the commands did, or the rollback that must follow will.
         """
-        settings = self._settings
-        settings.settle(status)
-        settings.current, settings.outside = self._record
-        if status != _IDLE and settings.outside:
-            settings.current = None
+        self._settings.settle(status)
+        self._settings.current, self._settings.outside = self._record
 
 
 class _Writer:
