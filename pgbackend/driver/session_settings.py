@@ -138,7 +138,7 @@ declared: ContextVar[Declared | None] = ContextVar("declared", default=None)
 # --- What a statement is, as far as settings are concerned ---
 
 _BEFORE = rf"(?:\s|{COMMENT}|--[^\r\n]*\n)*"
-_AFTER = rf"(?:\s|{COMMENT})*;?(?:\s|{COMMENT})*(?:--[^\r\n]*)?"
+_AFTER = rf"(?:\s|{COMMENT})*+;?(?:\s|{COMMENT})*+(?:--[^\r\n]*)?"
 _FIRST_WORD = re.compile(rf"(?:{_BEFORE}\()*{_BEFORE}([A-Za-z]+)", re.DOTALL)
 #: Statements that may stand in one message with others, in an implicit transaction block.
 _SHARING = frozenset(
@@ -148,7 +148,7 @@ _SHARING = frozenset(
 #: whole text must match, since another statement may follow in the same text.
 _NEUTRAL = re.compile(
     rf"{_BEFORE}(?:BEGIN|START|SAVEPOINT|RELEASE|ROLLBACK|ABORT|SET\s+TRANSACTION)\b"
-    rf'(?:[^;"]|"[^"]*")*{_AFTER}',
+    rf'(?:[^;"/-]|"[^"]*"|/(?!\*)|-(?!-))*+{_AFTER}',
     re.DOTALL | re.IGNORECASE,
 )
 _SEMICOLON_INSIDE = re.compile(r";\s*\S")

@@ -66,13 +66,15 @@ def raw_connection() -> Any:
 
 
 @pytest.mark.usefixtures("left_behind")
-@pytest.mark.parametrize("first", ["BEGIN", "ROLLBACK", "SAVEPOINT a", "/* /* x */ rollback */"])
+@pytest.mark.parametrize(
+    "first", [*("BEGIN", "ROLLBACK", "SAVEPOINT a"), *("/* /* x */ rollback */", 'BEGIN -- "\n')]
+)
 def test_a_text_that_begins_with_begin_or_rollback_runs_with_the_settings(first: str) -> None:
     second = f"SELECT set_config('app.seen', {TENANT}, false)"
     begun = "BEGIN; " if first.startswith("SAVEPOINT") else ""
     separator = " " if first.startswith("/*") else "; "
     with of_tenant("inside"):
-        run_sql(f"{begun}{first}{separator}{second}; COMMIT")
+        run_sql(f'{begun}{first}{separator}{second}; COMMIT -- "')
     assert see("SELECT current_setting('app.seen')") == "inside"
     run_sql("RESET app.seen")
 
