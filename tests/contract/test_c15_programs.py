@@ -27,7 +27,8 @@ from tests.support.tenants import OUTSIDE, TENANTS, look, tenant
 
 pytestmark = [pytest.mark.usefixtures("tenants")]
 
-PROGRAMS = 150
+#: How many programs a test runs; a quick run has some of them.
+PROGRAMS = {"quick": 45, "all": 300}
 
 
 class Failure(Exception):
@@ -151,28 +152,35 @@ def one_connection(size: int = 1) -> dict[str, Any]:
     return {**given, "pool": {"min_size": size, "max_size": size}}
 
 
+@pytest.fixture(params=["quick", pytest.param("all", marks=pytest.mark.slow)])
+def programs(request: pytest.FixtureRequest) -> int:
+    return PROGRAMS[request.param]
+
+
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> str:
     return str(request.config.option.seed)
 
 
-def test_a_program_in_sync_code_sees_what_it_declares(seed: str) -> None:
-    for number in range(PROGRAMS):
+def test_a_program_in_sync_code_sees_what_it_declares(seed: str, programs: int) -> None:
+    for number in range(programs):
         Program((seed, number), in_portal=False).run()
 
 
-def test_a_green_program_sees_what_it_declares(run: Runner, seed: str) -> None:
+def test_a_green_program_sees_what_it_declares(run: Runner, seed: str, programs: int) -> None:
     async def main() -> None:
-        for number in range(PROGRAMS):
+        for number in range(programs):
             await aio.run(Program((seed, number), in_portal=True).run)
 
     with settings_of_default(OPTIONS=one_connection()):
         run(main(), timeout=60)
 
 
-def test_green_programs_side_by_side_see_what_they_declare(run: Runner, seed: str) -> None:
+def test_green_programs_side_by_side_see_what_they_declare(
+    run: Runner, seed: str, programs: int
+) -> None:
     async def one_of(number: int) -> None:
-        for n in range(PROGRAMS // 10):
+        for n in range(programs // 10):
             await aio.run(Program((seed, number, n), in_portal=False).run)
 
     async def main() -> None:
@@ -182,18 +190,22 @@ def test_green_programs_side_by_side_see_what_they_declare(run: Runner, seed: st
         run(main(), timeout=60)
 
 
-def test_programs_in_one_transaction_see_what_they_declare(run: Runner, seed: str) -> None:
+def test_programs_in_one_transaction_see_what_they_declare(
+    run: Runner, seed: str, programs: int
+) -> None:
     async def main() -> None:
-        for number in range(PROGRAMS // 10):
+        for number in range(programs // 10):
             async with transaction.atomic():
-                programs = [Program((seed, number, n), in_portal=False) for n in range(3)]
-                await asyncio.gather(*(aio.run(program.run) for program in programs))
+                made = [Program((seed, number, n), in_portal=False) for n in range(3)]
+                await asyncio.gather(*(aio.run(program.run) for program in made))
 
     with settings_of_default(OPTIONS=one_connection()):
         run(main(), timeout=60)
 
 
-def test_programs_that_are_cancelled_leave_nothing_to_others(run: Runner, seed: str) -> None:
+def test_programs_that_are_cancelled_leave_nothing_to_others(
+    run: Runner, seed: str, programs: int
+) -> None:
     async def cancelled(number: int, turns: int) -> None:
         task = asyncio.create_task(aio.run(Program((seed, number), in_portal=False).run))
         for _ in range(turns):
@@ -203,7 +215,7 @@ def test_programs_that_are_cancelled_leave_nothing_to_others(run: Runner, seed: 
             await task
 
     async def main() -> None:
-        for number in range(PROGRAMS // 3):
+        for number in range(programs // 3):
             rng = random.Random(f"{seed} {number}")
             others = [aio.run(Program((seed, number, n), in_portal=False).run) for n in range(2)]
             await asyncio.gather(*others, *(cancelled(number, rng.randrange(40)) for _ in range(3)))
@@ -214,14 +226,14 @@ def test_programs_that_are_cancelled_leave_nothing_to_others(run: Runner, seed: 
 
 @pytest.mark.usefixtures("threads")
 def test_programs_in_threads_of_one_transaction_see_what_they_declare(
-    run: Runner, seed: str
+    run: Runner, seed: str, programs: int
 ) -> None:
     async def main() -> None:
-        for number in range(PROGRAMS // 15):
+        for number in range(programs // 15):
             async with transaction.atomic():
-                programs = [Program((seed, number, n), in_portal=False) for n in range(2)]
+                made = [Program((seed, number, n), in_portal=False) for n in range(2)]
                 await asyncio.gather(
-                    *(asyncio.to_thread(program.run) for program in programs),
+                    *(asyncio.to_thread(program.run) for program in made),
                     aio.run(Program((seed, number, "green"), in_portal=False).run),
                 )
 
