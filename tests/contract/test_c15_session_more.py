@@ -194,10 +194,10 @@ def test_a_receiver_that_sets_connections_up_runs_outside_of_the_block(
             with of_tenant("inside"):
                 assert see() == "inside"
             assert see() == value
+            run_sql("RESET app.tenant")
             connection.close()  # gives it back to the synchronous pool
     finally:
         connection_created.disconnect(set_up)
-        run_sql("RESET app.tenant")
 
 
 @pytest.mark.parametrize("option", ["check", "reset"])
