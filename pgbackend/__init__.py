@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .metrics import add_hook as add_hook
     from .metrics import remove_hook as remove_hook
     from .metrics import statistics as statistics
+    from .whole_stack import get_asgi_application as get_asgi_application
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,7 @@ __all__ = [
     "aio",
     "atomic",
     "detached",
+    "get_asgi_application",
     "metrics",
     "pinned",
     "remove_hook",
@@ -41,6 +43,7 @@ _HOMES = {
     "add_hook": "metrics",
     "atomic": "aio",
     "detached": "aio",
+    "get_asgi_application": "whole_stack",
     "pinned": "aio",
     "remove_hook": "metrics",
     "session": "declared",

@@ -94,13 +94,17 @@ class Connecting(Contexts):
         try:
             if not self._asked_in_vain:
                 options.check_arguments(self.alias, conn_params)
-            return super().get_new_connection(conn_params)
+            connection = super().get_new_connection(conn_params)
         except Exception as exc:
             if self._asked_in_vain and isinstance(exc, driver.Error):
                 pool = self._connection_pools.get(self.alias)
                 cause = pool and pool.kwargs.failure
             exc.__context__ = None
             raise exc.with_traceback(None) from cause
+        if isinstance(connection, Connection):
+            # It may come from the synchronous pool. Until it is set up, it is outside of blocks.
+            connection.session_settings.database = None
+        return connection
 
     @cached_property
     def pg_version(self) -> int:
