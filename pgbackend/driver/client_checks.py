@@ -15,6 +15,7 @@ through a pooler it would reach a session that others use.
 from __future__ import annotations
 
 import logging
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -39,42 +40,41 @@ INTERVAL = 500
 _SET = b"SET client_connection_check_interval = %d" % INTERVAL
 
 # A pooler gives its clients process ids of its own making. Before PostgreSQL 14 there is no such
-# row. Reading pg_settings takes longer than a millisecond, so only one connection of a pool does.
+# row. Reading pg_settings takes longer than a millisecond: `_due` has the answers.
 _SET_UNLESS_SET = """
 SELECT set_config(name, %s, false) FROM pg_settings
 WHERE name = 'client_connection_check_interval' AND source = 'default' AND pg_backend_pid() = %s
 """
 
-# The server may be another one than before; it may even be older.
-_SET_AGAIN = """
-SELECT set_config('client_connection_check_interval', %s, false)
-WHERE current_setting('client_connection_check_interval', true) = '0' AND pg_backend_pid() = %s
-"""
+#: Seconds for which an answer is remembered.
+REMEMBERED = 60.0
+
+#: Whether sessions of a database, user and server get the setting, and until when this is believed.
+_due: dict[tuple[object, ...], tuple[bool, float]] = {}
 
 
-class ClientChecks:
-    """Sets ``client_connection_check_interval`` in the sessions of one pool, where that is due."""
-
-    def __init__(self) -> None:
-        #: Whether it is due, as the first connection of the pool has shown; None before.
-        self._due: bool | None = None
-
-    async def begin(self, physical: AsyncConnection) -> None:
-        """Set it in the new session of `physical`, in one round trip, if it is due there."""
-        physical.is_checked_on = False
-        if self._due is False:
-            return
-        query = _SET_AGAIN if self._due else _SET_UNLESS_SET
-        try:
-            params = (str(INTERVAL), physical.pgconn.backend_pid)
-            cursor = await physical.execute(query, params, prepare=False)
+async def begin(physical: AsyncConnection) -> None:
+    """Set it in the new session of `physical`, in one round trip, if nobody else has."""
+    pgconn = physical.pgconn
+    key = (pgconn.host, pgconn.port, pgconn.db, pgconn.user, pgconn.options)
+    is_due, until = _due.get(key, (False, 0.0))
+    physical.is_checked_on = False
+    try:
+        if monotonic() > until:
+            params = (str(INTERVAL), pgconn.backend_pid)
+            cursor = await physical.execute(_SET_UNLESS_SET, params, prepare=False)
             physical.is_checked_on = await cursor.fetchone() is not None
-        except psycopg.Error as exc:
-            if physical.closed:
-                raise
-            logger.debug("the server does not set client_connection_check_interval: %s", exc)
-        if self._due is None:
-            self._due = physical.is_checked_on
+        elif is_due:
+            await physical.execute(_SET, prepare=False)
+            physical.is_checked_on = True
+            return
+        else:
+            return
+    except psycopg.Error as exc:
+        if physical.closed:
+            raise
+        logger.debug("the server does not set client_connection_check_interval: %s", exc)
+    _due[key] = physical.is_checked_on, monotonic() + REMEMBERED
 
 
 async def discard_all(physical: AsyncConnection) -> None:

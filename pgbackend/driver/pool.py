@@ -32,8 +32,7 @@ import psycopg
 from psycopg.abc import Params
 from psycopg.pq import PipelineStatus, TransactionStatus
 
-from . import bridge, deadlock, errors, events
-from .client_checks import ClientChecks, discard_all
+from . import bridge, client_checks, deadlock, errors, events
 from .connection import ConnectArguments, Connection
 from .coroutines import name_of, resume
 from .finalizers import check_not_collecting
@@ -139,7 +138,6 @@ class Pool:
             self, kwargs=self._connect_arguments(), **{"name": name, **options.pool}
         )
         self._opened: asyncio.Future[None] | None = None
-        self._client_checks = ClientChecks()
 
     def _connect_arguments(self) -> ConnectArguments:
         """Return the arguments of `connect()`, with a limit on the time that it may take."""
@@ -406,7 +404,7 @@ class Pool:
                     raise psycopg.InterfaceError("the connection was left in the midst of a reply")
                 await physical.rollback()
                 if reset:
-                    await discard_all(physical)
+                    await client_checks.discard_all(physical)
                     physical.facade.forget_handlers()
                     await self.configure(physical)
         except Exception as exc:
@@ -427,7 +425,7 @@ class Pool:
         try:
             async with asyncio.timeout(limit):
                 if physical.is_checked_on is None:
-                    await self._client_checks.begin(physical)
+                    await client_checks.begin(physical)
                 await bridge.run(self.options.initialise, physical.facade)
         except TimeoutError:
             physical.close_now()
