@@ -57,24 +57,34 @@ async def begin(physical: AsyncConnection) -> None:
     """Set it in the new session of `physical`, in one round trip, if nobody else has."""
     pgconn = physical.pgconn
     key = (pgconn.host, pgconn.port, pgconn.db, pgconn.user, pgconn.options)
-    is_due, until = _due.get(key, (False, 0.0))
+    is_due, until = _due.get(key, (None, 0.0))
+    if monotonic() > until:
+        is_due = None
     physical.is_checked_on = False
+    if is_due is False:
+        return
     try:
-        if monotonic() > until:
+        if is_due:
+            await physical.execute(_SET, prepare=False)
+            physical.is_checked_on = True
+        else:
             params = (str(INTERVAL), pgconn.backend_pid)
             cursor = await physical.execute(_SET_UNLESS_SET, params, prepare=False)
             physical.is_checked_on = await cursor.fetchone() is not None
-        elif is_due:
-            await physical.execute(_SET, prepare=False)
-            physical.is_checked_on = True
-            return
-        else:
-            return
     except psycopg.Error as exc:
         if physical.closed:
             raise
         logger.debug("the server does not set client_connection_check_interval: %s", exc)
-    _due[key] = physical.is_checked_on, monotonic() + REMEMBERED
+    if is_due is None or not physical.is_checked_on:
+        _remember(key, is_due=physical.is_checked_on)
+
+
+def _remember(key: tuple[object, ...], *, is_due: bool) -> None:
+    now = monotonic()
+    for old, (_, until) in list(_due.items()):
+        if now > until:  # users may come and go
+            _due.pop(old, None)
+    _due[key] = is_due, now + REMEMBERED
 
 
 async def discard_all(physical: AsyncConnection) -> None:

@@ -9,17 +9,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import psycopg
 import pytest
 from django.db import connection, connections, transaction
+from psycopg.conninfo import conninfo_to_dict
 
 from pgbackend import aio
 from pgbackend.driver import client_checks
 from tests.conftest import Runner, wait_for
-from tests.contract.servers.running import Kind, Server
+from tests.contract.servers.running import Kind, Server, environment
 from tests.library.models import Tag
 from tests.support.fixtures import settings_of_default
 from tests.support.messages import messages
@@ -210,3 +214,38 @@ def test_a_reset_sets_it_without_a_round_trip_of_its_own(run: Runner) -> None:
     assert 2 <= len(resets) == len(sent)
     for reset, setting in zip(resets, sent, strict=True):
         assert all(message[0] == "F" for message in exchanged[reset:setting])
+
+
+PROCESS = "import psycopg; psycopg.connect().execute('SELECT pg_sleep(60)')"
+
+
+@pytest.mark.parametrize("way", ["directly", "through a pooler"])
+def test_a_setting_of_the_role_ends_the_statements_of_a_killed_process(
+    admin: psycopg.Connection[Any], conninfo: str, way: str
+) -> None:
+    if way == "through a pooler" and program() is None:
+        pytest.skip("no PgBouncer here: 'make pgbouncer' installs it")
+    name = "killed"
+    active = "query ~ 'pg_sleep' AND state = 'active'"
+    admin.execute("ALTER ROLE CURRENT_USER SET client_connection_check_interval = '500ms'")
+    try:
+        with pgbouncer(conninfo) if way == "through a pooler" else nullcontext() as parameters:
+            variables = environment(name)
+            if parameters:
+                address = {name: parameters[name] for name in ("host", "port", "user")}
+            else:
+                found = conninfo_to_dict(conninfo)
+                address = {name: found[name] for name in ("host", "port", "user") if name in found}
+            address["database"] = admin.info.dbname
+            variables |= {f"PG{name.upper()}": str(value) for name, value in address.items()}
+            variables |= {"PGSSLMODE": "disable", "PGGSSENCMODE": "disable"}
+            process = subprocess.Popen([sys.executable, "-c", PROCESS], env=variables)
+            try:
+                wait_for(lambda: sessions(admin, name, active), "its statement is in flight", 10)
+            finally:
+                process.kill()
+                process.wait()
+            wait_for(lambda: not sessions(admin, name, active), "it has ended", SOON)
+    finally:
+        end_sessions(admin, name)
+        admin.execute("ALTER ROLE CURRENT_USER RESET client_connection_check_interval")
