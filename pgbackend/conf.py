@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 from collections.abc import Callable, Iterable, Mapping
 from inspect import iscoroutinefunction
 from typing import Any, TypeGuard
@@ -31,6 +32,9 @@ POOL_DEFAULTS: Mapping[str, Any] = {
     # psycopg_pool's own retries back off to five minutes; a request that asks for a connection
     # makes the next attempt instead (see driver/attempts.py).
     "reconnect_timeout": 0.0,
+    # Longer than a pause that is meant, shorter than the patience of whoever looks for the cause.
+    "hold_warning": 30.0,
+    "max_hold": None,
 }
 
 _NUMBERS = {
@@ -42,7 +46,13 @@ _NUMBERS = {
     "max_lifetime": float,
     "max_idle": float,
     "reconnect_timeout": float,
+    "hold_warning": float,
+    "max_hold": float,
 }
+#: Options of pgbackend's own pools, which psycopg_pool does not know.
+OWN_OPTIONS = frozenset(("hold_warning", "max_hold"))
+#: The options that may be None.
+_OPTIONAL = frozenset(("max_size", "hold_warning", "max_hold"))
 _OTHERS = {"check", "close_returns", "connection_class", "name", "reconnect_failed", "reset"}
 _RESETS = ("always", "dirty", "never")
 
@@ -114,6 +124,25 @@ def most_in_memory() -> int:
 def allows_async_unsafe() -> bool:
     """Return whether `DJANGO_ALLOW_ASYNC_UNSAFE` is set, as Django reads it."""
     return bool(os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"))
+
+
+_DUMP_SIGNAL = "PGBACKEND_DUMP_SIGNAL"
+
+
+def dump_signal() -> signal.Signals | None:
+    """Return the signal that the setting `PGBACKEND_DUMP_SIGNAL` names; None if it is not set.
+
+    Raises `ImproperlyConfigured` if it names no signal that a program can handle.
+    """
+    name = getattr(settings, _DUMP_SIGNAL, None)
+    if name is None:
+        return None
+    found = signal.Signals.__members__.get(name) if isinstance(name, str) else None
+    if found is None or name in {"SIGKILL", "SIGSTOP"}:
+        raise ImproperlyConfigured(
+            f"{_DUMP_SIGNAL} is {name!r}. Set it to the name of a signal, such as 'SIGUSR1'."
+        )
+    return found
 
 
 _SHORTCUTS = "PGBACKEND_SHORTCUTS"
@@ -270,7 +299,7 @@ def _check_option(alias: str, name: str, value: Any) -> None:
         raise ImproperlyConfigured(f"{_name(alias)} has no option {name!r}. {hint}")
     number = _NUMBERS[name]
     whole = isinstance(value, int) and not isinstance(value, bool)
-    if name == "max_size" and value is None:
+    if name in _OPTIONAL and value is None:
         return
     if not (whole or (number is float and isinstance(value, float))) or not value >= 0:
         kind = "a whole number" if number is int else "a number of seconds"

@@ -322,10 +322,7 @@ class Connection(DeclaringConnection):
     # --- Waiting: the one switch point ---
 
     def wait(
-        self,
-        gen: PQGen[RV],
-        interval: float = WAIT_INTERVAL,
-        timeout: float | None = None,
+        self, gen: PQGen[RV], interval: float = WAIT_INTERVAL, timeout: float | None = None
     ) -> RV:
         """Run `gen` to its end, and return its result.
 
@@ -365,6 +362,7 @@ class Connection(DeclaringConnection):
             cut_off(self.pgconn, gen)
             raise e.OperationalError("the connection is closed")
         watch = self._find_watch()
+        watch.since = monotonic()
         try:
             deadline = None if timeout is None else monotonic() + timeout
             while True:
@@ -383,7 +381,8 @@ class Connection(DeclaringConnection):
                 cut_off(self.pgconn, gen)
             raise
         finally:
-            Connection._last_yield, Connection._kept_busy = monotonic(), False
+            Connection._last_yield = watch.since = monotonic()
+            Connection._kept_busy = False
             if self.physical is None or watch is not self.physical.watch:
                 self.waits_elsewhere -= 1
                 watch.stop()
@@ -407,6 +406,8 @@ class Connection(DeclaringConnection):
             yield
         finally:
             self.waits_elsewhere -= 1
+            if self.physical is not None:
+                self.physical.watch.since = monotonic()
 
     def _wait_ready(self, portal: Portal, watch: Watch, state: int, deadline: float | None) -> int:
         timeout = None if deadline is None else max(0.0, deadline - monotonic())

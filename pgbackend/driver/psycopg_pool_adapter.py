@@ -26,6 +26,7 @@ from time import monotonic
 from types import CodeType
 from typing import Any, Protocol, Self
 
+import psycopg
 import psycopg_pool
 from psycopg_pool.base import AttemptWithBackoff
 from psycopg_pool.pool_async import (
@@ -89,7 +90,7 @@ class _GreenWaiter(TimedByQueue, WaitingClient[AsyncConnection]):
     psycopg_pool wakes a client by its `_cond`, which is here the client itself.
     """
 
-    __slots__ = ("deadline", "future")
+    __slots__ = ("deadline", "future", "since")
 
     conn: AsyncConnection | None
 
@@ -97,7 +98,7 @@ class _GreenWaiter(TimedByQueue, WaitingClient[AsyncConnection]):
         self.conn = None
         self.error = None
         self.future = loop.create_future()
-        self.deadline = 0.0
+        self.deadline = self.since = 0.0
 
     @property
     def _cond(self) -> Self:  # type: ignore[override]  # nobody sets it
@@ -305,6 +306,10 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         """Return whether `task` waits for a connection of this pool."""
         return self._waiting.has(task)
 
+    def waiting_tasks(self) -> list[asyncio.Task[Any]]:
+        """Return the tasks that wait for a connection of this pool. May be called in any thread."""
+        return [task for task in list(self._waiting.by_task) if task and self.is_waiting(task)]
+
     def make_room(self) -> None:
         """Remove the clients that have given up, if the queue has `max_waiting` clients.
 
@@ -373,18 +378,28 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         making = _Making(id(asyncio.current_task()))
         self._being_made.add(making)
         try:
-            connection = await super()._connect(timeout)
+            connection = await self._connect_in_time(timeout)
             for remade in range(MAX_REMAKES):
                 if not making.renewed_by_others and (remade or not making.renewed_by_itself):
                     break
                 connection.close_now()
                 making.renewed_by_others = False
-                connection = await super()._connect(timeout)
+                connection = await self._connect_in_time(timeout)
             if making.renewed_by_others:
                 connection._expire_at = 0.0  # noqa: SLF001 - for psycopg_pool, when it comes back
         finally:
             self._being_made.discard(making)
         return connection
+
+    async def _connect_in_time(self, timeout: float | None) -> AsyncConnection:
+        """Make a connection; once more, if it took too long because the loop was blocked."""
+        began = monotonic()
+        try:
+            return await super()._connect(timeout)
+        except psycopg.errors.ConnectionTimeout:
+            if not self.owner.pulse.extra_time(began):
+                raise
+        return await super()._connect(timeout)
 
     async def _tell_waiting(self, exc: Exception) -> None:
         """Make the clients that wait raise `exc`, with which an attempt to connect has failed.

@@ -19,6 +19,7 @@ from psycopg import IsolationLevel
 from pgbackend import conf, driver, state
 from pgbackend.adapters import prepare_template
 from pgbackend.driver.connection import ConnectArguments, Connection
+from pgbackend.driver.holding import HoldBounds
 from pgbackend.driver.loops import close_pools, get_pool
 from pgbackend.driver.pool import Pool, PoolOptions
 
@@ -77,6 +78,7 @@ class Connecting(Contexts):
         stand_in = copy.copy(self)
         given = self.settings_dict["OPTIONS"]["pool"]
         options = {} if given is True else given
+        options = {name: options[name] for name in options if name not in conf.OWN_OPTIONS}
         options = {"connection_class": driver.Connection, **options}
         stand_in.settings_dict = {
             **self.settings_dict,
@@ -105,12 +107,15 @@ class Connecting(Contexts):
         self.check_settings()
         self._isolation_level_option()
         params = ConnectArguments(self.get_connection_params())
+        pool = conf.pool_options(self.alias, self.settings_dict)
+        hold = HoldBounds(pool.pop("hold_warning"), pool.pop("max_hold"))
         return PoolOptions(
             connect=ConnectArguments(
                 params,
                 facade_class=conf.facade_class(self.alias, self.settings_dict),
             ),
-            pool=conf.pool_options(self.alias, self.settings_dict),
+            pool=pool,
+            hold=hold,
             initialise=functools.partial(self._initialise, params),
             session_reset=conf.session_reset(self.alias, self.settings_dict["OPTIONS"]),
             soiled_unless_vouched=True,
