@@ -406,8 +406,6 @@ class Connection(DeclaringConnection):
             yield
         finally:
             self.waits_elsewhere -= 1
-            if self.physical is not None:
-                self.physical.watch.since = monotonic()
 
     def _wait_ready(self, portal: Portal, watch: Watch, state: int, deadline: float | None) -> int:
         timeout = None if deadline is None else max(0.0, deadline - monotonic())

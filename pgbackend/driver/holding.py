@@ -108,6 +108,9 @@ class Holding:
         self._setting = setting
         #: Since when each lease was idle when it was warned of.
         self._warned: weakref.WeakKeyDictionary[Lease, float] = weakref.WeakKeyDictionary()
+        #: When a statement of each lease was last seen in flight. (Nobody notes when those end that
+        #: threads and other loops wait for.)
+        self._seen: weakref.WeakKeyDictionary[Lease, float] = weakref.WeakKeyDictionary()
         self._text, self._text_made = "", 0.0
 
     def text(self) -> str:
@@ -131,9 +134,11 @@ class Holding:
             return
         now = monotonic()
         for lease in self._pool.held():
+            if is_in_flight(lease):
+                self._seen[lease] = now
             if lease.ended or is_in_flight(lease):
                 continue
-            idle_since = since(lease)
+            idle_since = max(since(lease), self._seen.get(lease, 0.0))
             if end and now - idle_since >= end:
                 self._end(lease, now - idle_since)
             elif warning and now - idle_since >= warning and self._warned.get(lease) != idle_since:
@@ -160,9 +165,8 @@ class Holding:
             self._setting(),
             described(lease, self._pool.thread),
         )
-        lease.connection.taken_back = True  # type: ignore[attr-defined]  # of a lent one
         in_transaction = lease.physical.pgconn.transaction_status in _IN_TRANSACTION
-        lease.end(
+        lease.take_back(
             f"this connection of {self._pool.name!r} was taken back, because its holder sent no "
             f"statement for {idle:.2f} s{', and its transaction was rolled back' * in_transaction}"
             f": read and close streams sooner, do not wait for other things in a transaction, or "

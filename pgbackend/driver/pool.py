@@ -32,7 +32,7 @@ import psycopg
 from psycopg.abc import Params
 from psycopg.pq import PipelineStatus, TransactionStatus
 
-from . import bridge, deadlock, errors, events
+from . import bridge, deadlock, errors, events, naming
 from .connection import ConnectArguments, Connection
 from .coroutines import name_of, resume
 from .finalizers import check_not_collecting
@@ -309,10 +309,11 @@ class Pool:
             return
         now = monotonic()
         holders = ", ".join(
-            f"{lease.holder!r} (one of {pool.name!r} for {now - lease.since:.2f} s)"
+            f"{naming.task_and_request(lease.task)} "
+            f"(one of {pool.name!r} for {now - lease.since:.2f} s)"
             for pool in self._siblings.values()
             for lease in pool.held()
-            if lease.task in circle
+            if lease.task is not None and lease.task in circle
         )
         raise errors.PoolDeadlock(
             f"task {name_of(task)!r} would wait for ever for a connection of {self.name!r}: "

@@ -14,12 +14,13 @@ from typing import Any
 import psycopg
 import pytest
 from asgiref.sync import async_to_sync
+from django.core.exceptions import ImproperlyConfigured
 from django.db import InterfaceError, OperationalError, connection, connections, transaction
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
 
 import pgbackend
-from pgbackend import aio
+from pgbackend import aio, conf
 from pgbackend.driver import loops
 from tests.conftest import Runner, wait_for
 from tests.library.models import Tag
@@ -329,7 +330,7 @@ settings.configure(
 )
 django.setup()
 from django.db import connection
-from pgbackend import aio
+from pgbackend import aio, conf
 
 def hangs():
     os.kill(os.getpid(), signal.SIGUSR1)
@@ -381,10 +382,10 @@ async def open_cursor() -> None:
     def hold() -> None:
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1")
-            aio_wait()
+            wait_until_taken_back()
             cursor.execute("SELECT 1")
 
-    aio_wait = async_to_sync(until_taken_back)
+    wait_until_taken_back = async_to_sync(until_taken_back)
     await aio.run(hold)
 
 
@@ -393,7 +394,39 @@ async def until_taken_back() -> None:
     await until(lambda: not leases())
 
 
+async def idle_nested_transaction() -> None:
+    async with transaction.atomic():
+        transaction.on_commit(lambda: pytest.fail("it was rolled back"))
+        async with transaction.atomic():
+            await Tag.objects.acreate(name="never")
+            await until_taken_back()
+
+
+async def stalled_copy() -> None:
+    def copy() -> None:
+        with connection.cursor() as cursor:
+            with cursor.copy("COPY (SELECT generate_series(1, 100000)) TO STDOUT") as rows:
+                wait_until_taken_back()
+                list(rows)
+
+    wait_until_taken_back = async_to_sync(until_taken_back)
+    await aio.run(copy)
+
+
+async def stalled_stream_of_psycopgs() -> None:
+    def stream() -> None:
+        with connection.cursor() as cursor:
+            for _ in cursor.stream("SELECT generate_series(1, 100000)"):
+                wait_until_taken_back()
+
+    wait_until_taken_back = async_to_sync(until_taken_back)
+    await aio.run(stream)
+
+
 HOLDS = [
+    idle_nested_transaction,
+    stalled_copy,
+    stalled_stream_of_psycopgs,
     stalled_stream,
     idle_transaction,
     idle_transaction_with_another_statement,
@@ -407,7 +440,7 @@ def test_by_choice_a_hold_that_is_too_long_ends_with_an_error_that_says_why(
     run: Runner, hold: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> str:
-        with pytest.raises(InterfaceError) as caught:
+        with pytest.raises((InterfaceError, psycopg.InterfaceError)) as caught:
             await hold()
         assert await Tag.objects.acount() == 2, "the task goes on with another connection"
         return str(caught.value)
@@ -504,3 +537,10 @@ def test_sync_code_with_a_pool_takes_the_options_of_holding(admin: psycopg.Conne
         finally:
             wrapper.close()
             wrapper.close_pool()
+
+
+@pytest.mark.parametrize("name", ["SIGNOTHING", "SIGKILL", 10])
+def test_a_wrong_name_of_a_signal_is_refused(settings: Any, name: object) -> None:
+    settings.PGBACKEND_DUMP_SIGNAL = name
+    with pytest.raises(ImproperlyConfigured, match="PGBACKEND_DUMP_SIGNAL"):
+        conf.dump_signal()
