@@ -33,7 +33,8 @@ from psycopg.abc import Params
 from psycopg.pq import PipelineStatus, TransactionStatus
 
 from . import bridge, deadlock, errors, events, naming
-from .connection import ConnectArguments, Connection
+from .asking import ConnectArguments
+from .connection import Connection
 from .coroutines import name_of, resume
 from .finalizers import check_not_collecting
 from .holding import HoldBounds, Holding
@@ -62,11 +63,15 @@ class PoolOptions:
     """The options that a pool is made with."""
 
     connect: Mapping[str, Any]
-    """Arguments of `AsyncConnection.connect()`."""
+    """Arguments of `AsyncConnection.connect()` that are the same for all connections."""
     pool: Mapping[str, Any]
     """Arguments of `psycopg_pool.AsyncConnectionPool`, by its own names."""
     initialise: Callable[[Connection], None]
     """Sets up a new connection, green; called again after each reset."""
+    ask: Callable[[], Coroutine[Any, Any, Mapping[str, Any]]] | None = None
+    """Returns the other arguments of `AsyncConnection.connect()`; asked for each connection."""
+    raised_as_is: tuple[type[Exception], ...] = ()
+    """Errors of `ask` that tasks get as they are; others become an `OptionFailed`."""
     session_reset: SessionReset = "dirty"
     """After which leases the server session is reset: see `Pool._restore`."""
     hold: HoldBounds = field(default_factory=HoldBounds)
@@ -139,21 +144,44 @@ class Pool:
         #: The pool's own tasks, and the connection that each resets or puts back.
         self.tasks: dict[asyncio.Task[Any], AsyncConnection] = {}
         self._psycopg = PsycopgPool(
-            self, kwargs=self._connect_arguments(), **{"name": name, **options.pool}
+            self, kwargs=self._connect_arguments, **{"name": name, **options.pool}
         )
         self._opened: asyncio.Future[None] | None = None
         self._holding = Holding(self, options.hold, self._setting)
         self.pulse = Pulse(options.hold.interval(self._psycopg.timeout), self._holding.look)
 
-    def _connect_arguments(self) -> ConnectArguments:
+    async def _connect_arguments(self) -> ConnectArguments:
         """Return the arguments of `connect()`, with a limit on the time that it may take."""
         arguments = ConnectArguments(self.options.connect, autocommit=True)
+        if self.options.ask is not None:
+            arguments["asked"] = asked = ConnectArguments(await self._ask(self.options.ask))
+            arguments.update(asked)
         if "PGCONNECT_TIMEOUT" not in os.environ:
             # By psycopg's default, an attempt on a silent link would take a slot of the pool for
             # 130 s, long after the tasks that wait for it have given up.
             timeout = self.options.pool.get("timeout", 30.0)
             arguments.setdefault("connect_timeout", max(2, round(timeout)))
         return arguments
+
+    async def _ask(
+        self, ask: Callable[[], Coroutine[Any, Any, Mapping[str, Any]]]
+    ) -> Mapping[str, Any]:
+        """Return what `ask()` returns; raise `OptionFailed` if it takes too long."""
+        limit = self._limit()
+        try:
+            async with asyncio.timeout(limit) as timer:
+                return await ask()
+        except TimeoutError as exc:
+            if not timer.expired():
+                raise
+            raise errors.OptionFailed(
+                f"the functions that give options of {self.name!r} did not return within {limit:g} "
+                f"s: look why they are slow, or raise 'timeout' in {self._setting()}"
+            ) from exc.__cause__
+
+    def _limit(self) -> float:
+        """Return how long one step of making a connection may take, in seconds."""
+        return max(2.0, self._psycopg.timeout)
 
     def __repr__(self) -> str:
         s = self.statistics()
@@ -436,7 +464,7 @@ class Pool:
 
     async def configure(self, physical: AsyncConnection) -> None:
         """Set up a connection, new or reset; close it if that fails, or takes too long."""
-        limit = max(2.0, self._psycopg.timeout)
+        limit = self._limit()
         settings = physical.facade.session_settings
         settings.database = None  # what is set up is outside of all blocks that declare settings
         settings.forget()

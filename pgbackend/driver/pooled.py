@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import is_
 from typing import Any, Self, TypeVar
 
@@ -107,6 +107,8 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     #: When the connection was last given back without a reset, by `time.monotonic()`.
     free_since = 0.0
     _disowned = False
+    #: The arguments that the pool was given when it asked for those of this connection.
+    asked: Mapping[str, Any]
 
     @classmethod
     async def connect(  # type: ignore[override]  # cursors are its facades'
@@ -115,10 +117,15 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         *,
         cursor_factory: type[psycopg.Cursor[Any]] | None = None,
         facade_class: type[Connection] = Connection,
+        asked: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Open a connection whose facades, of `facade_class`, make cursors by `cursor_factory`."""
+        """Open a connection whose facades, of `facade_class`, make cursors by `cursor_factory`.
+
+        `asked` is kept for the code that sets the connection up.
+        """
         self = await super().connect(conninfo, **kwargs)
+        self.asked = asked or {}
         self.watch = Watch(asyncio.get_running_loop(), self.pgconn.socket)
         self._make_facade(facade_class, cursor_factory)
         return self
@@ -263,6 +270,8 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         """Run `gen` to its end, and return its result; if interrupted, close the connection."""
         # psycopg registers a reader of its own for this socket, and removes it at the end.
         self.watch.stop()
+        # What runs here is not known: it may be the user's own `check` or `reset`.
+        self.facade.session_settings.doubt_all()
         try:
             return await waiting.wait_async(gen, self.pgconn.socket, interval, timeout)
         except asyncio.CancelledError:

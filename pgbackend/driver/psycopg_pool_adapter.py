@@ -55,10 +55,24 @@ PsycopgPoolClosed = psycopg_pool.PoolClosed
 MAX_REMAKES = 4
 
 
+class OwnersOptions(Protocol):
+    """Protocol of the part of `PoolOptions` that a `PsycopgPool` uses."""
+
+    @property
+    def raised_as_is(self) -> tuple[type[Exception], ...]:
+        """Return the errors that tasks get as they are."""
+        ...
+
+
 class Owner(QueueOwner, Protocol):
     """Protocol of the part of a `Pool` that its `PsycopgPool` uses."""
 
     closed: bool
+
+    @property
+    def options(self) -> OwnersOptions:
+        """Return the options that the pool was made with."""
+        ...
 
     async def configure(self, physical: AsyncConnection, /) -> None:
         """Set up a new connection."""
@@ -339,7 +353,10 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         """
         failure = self.attempts.recent_failure()
         if failure is not None and not self.has_connection():
-            raise repeat(failure)
+            raise self._repeat(failure)
+
+    def _repeat(self, failure: Exception) -> Exception:
+        return repeat(failure, self.owner.options.raised_as_is)
 
     async def _connect(self, timeout: float | None = None) -> AsyncConnection:
         try:
@@ -411,7 +428,7 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         if self.attempts.failure is None:
             return
         if not self.has_connection():
-            await self._fail_waiting(lambda: repeat(exc))
+            await self._fail_waiting(lambda: self._repeat(exc))
         elif self._regrowing is None:
             self._regrowing = self.owner.loop.call_later(FAILURE_WINDOW, self._grow_again)
 
