@@ -15,6 +15,7 @@ from time import monotonic
 from typing import Any
 
 from . import bridge, holding, loops, naming, stacks
+from .coroutines import name_of
 from .pool import Pool
 
 
@@ -108,8 +109,16 @@ def _state(task: asyncio.Task[Any], pools: list[Pool]) -> str:
                 age = monotonic() - holding.since(lease)
                 pid = lease.physical.pid()
                 return f"waits for the server's reply for {age:.2f} s (process {pid})"
+    return _awaited(future)
+
+
+def _awaited(future: asyncio.Future[Any]) -> str:
+    """Return what `future` stands for, for a task that waits for it."""
     if isinstance(future, asyncio.Task):
         return f"waits for the task {naming.task_and_request(future)}"
+    if children := [each for each in getattr(future, "_children", ()) if not each.done()]:
+        named = (name_of(each) for each in children if isinstance(each, asyncio.Task))
+        return f"waits for {len(children)} at once: {', '.join(map(repr, named))}"
     return f"waits for a {type(future).__name__}"
 
 

@@ -288,14 +288,10 @@ class Pool:
 
     def _timed_out(self, waited: float) -> errors.PoolTimeout:
         s = self.statistics()
-        blocked = self.pulse.blocked(monotonic() - waited)
-        meanwhile = (
-            f"; the event loop was blocked for {blocked:.2f} s meanwhile: the setting "
-            "PGBACKEND_SLOW_STEP makes the logger 'pgbackend.blocking' name the code"
-        ) * (blocked > 0)
+        blocked = self.pulse.told(monotonic() - waited)
         return errors.PoolTimeout(
             f"couldn't get a connection of {self.name!r} after {waited:.2f} s: {s.leased} of "
-            f"{s.max_size} in use, {s.waiting} waiting; held by {self._holding.text()}{meanwhile}. "
+            f"{s.max_size} in use, {s.waiting} waiting; held by {self._holding.text()}{blocked}. "
             f"Raise 'max_size' or 'timeout' in {self._setting()}, or hold connections for less time"
         )
 

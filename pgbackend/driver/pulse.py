@@ -21,6 +21,11 @@ LATE = 0.1
 TO_CATCH_UP = 1.0
 
 
+#: Returns what is known to have blocked a loop after a time (by `monotonic()`), for messages; None:
+#: nobody watches. blocking.py sets it.
+blocker: Callable[[float], str | None] | None = None
+
+
 class Pausing(Protocol):
     """Protocol of what knows for how long a loop was blocked, for those who wait on it."""
 
@@ -69,6 +74,19 @@ class Pulse:
         """Return for how many seconds the loop was blocked after `since`, at least."""
         ended = sum(min(late, end - since) for end, late in self._blocks if end > since)
         return ended + min(self.overdue(), max(0.0, monotonic() - since))
+
+    def told(self, since: float) -> str:
+        """Return a part of a sentence that says for how long the loop was blocked, or ""."""
+        blocked = self.blocked(since)
+        if not blocked:
+            return ""
+        by = None if blocker is None else blocker(since)
+        cure = (
+            "the setting PGBACKEND_SLOW_STEP makes the logger 'pgbackend.blocking' name the code"
+            if by is None
+            else f"by {by}, as the logger 'pgbackend.blocking' has told"
+        )
+        return f"; the event loop was blocked for {blocked:.2f} s meanwhile: {cure}"
 
     def extra_time(self, since: float) -> float:
         """Return how many seconds a wait that began at `since` may take beyond its timeout."""

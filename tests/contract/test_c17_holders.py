@@ -20,7 +20,7 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import path
 
 import pgbackend
-from pgbackend import aio, conf
+from pgbackend import aio, blocking, conf
 from pgbackend.driver import loops
 from tests.conftest import Runner, wait_for
 from tests.library.models import Tag
@@ -220,6 +220,34 @@ def test_a_timeout_names_the_loop_that_was_blocked(run: Runner) -> None:
     assert re.search(r"the event loop was blocked for [01]\.\d\d s", error), error
     assert "PGBACKEND_SLOW_STEP" in error
     assert waited > 1.5, "it gets more time, in which connections could come free"
+
+
+def test_a_timeout_names_the_request_that_blocked_the_loop_if_requests_are_watched(
+    run: Runner, settings: Any
+) -> None:
+    async def view(request: HttpRequest, number: int) -> HttpResponse:
+        await block(1.0)
+        return HttpResponse()
+
+    async def main() -> str:
+        with served(settings, view) as exchange:
+            holder = asyncio.create_task(aio.run(sleep))
+            await is_in_flight()
+            reader = asyncio.create_task(error_of_another())
+            await until(waiting)
+            await exchange.serve()
+            error = await reader
+            await cancel(holder)
+            return error
+
+    settings.PGBACKEND_SLOW_STEP = 0.1
+    try:
+        with pool():
+            error = run(main())
+    finally:
+        blocking.stop()
+        blocking._bound = None
+    assert re.search(r"blocked for [01]\.\d\d s meanwhile: by GET /reports/7,", error), error
 
 
 # --- The dump -----------------------------------------------------------------------------------
