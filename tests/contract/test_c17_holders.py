@@ -552,7 +552,7 @@ def test_a_statement_sets_no_timer_for_its_hold(run: Runner) -> None:
             del loop.call_later
         return len(timers)
 
-    with pool(max_hold=60):
+    with pool(max_hold=60, timeout=60):  # it beats every 5 s
         assert asyncio.run(main()) == 0
 
 
