@@ -22,11 +22,11 @@ import logging
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from types import CodeType
 from typing import Any, Protocol, Self
 
-import psycopg
 import psycopg_pool
 from psycopg_pool.base import AttemptWithBackoff
 from psycopg_pool.pool_async import (
@@ -393,30 +393,21 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         outdated, and is closed at the end of its first lease.
         """
         making = _Making(id(asyncio.current_task()))
+        connect = partial(super()._connect, timeout)
         self._being_made.add(making)
         try:
-            connection = await self._connect_in_time(timeout)
+            connection = await self.owner.pulse.twice_if_blocked(connect)
             for remade in range(MAX_REMAKES):
                 if not making.renewed_by_others and (remade or not making.renewed_by_itself):
                     break
                 connection.close_now()
                 making.renewed_by_others = False
-                connection = await self._connect_in_time(timeout)
+                connection = await self.owner.pulse.twice_if_blocked(connect)
             if making.renewed_by_others:
                 connection._expire_at = 0.0  # noqa: SLF001 - for psycopg_pool, when it comes back
         finally:
             self._being_made.discard(making)
         return connection
-
-    async def _connect_in_time(self, timeout: float | None) -> AsyncConnection:
-        """Make a connection; once more, if it took too long because the loop was blocked."""
-        began = monotonic()
-        try:
-            return await super()._connect(timeout)
-        except psycopg.errors.ConnectionTimeout:
-            if not self.owner.pulse.extra_time(began):
-                raise
-        return await super()._connect(timeout)
 
     async def _tell_waiting(self, exc: Exception) -> None:
         """Make the clients that wait raise `exc`, with which an attempt to connect has failed.

@@ -9,9 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from time import monotonic
-from typing import Protocol
+from typing import TypeVar
+
+import psycopg
+
+T = TypeVar("T")
 
 #: A beat that comes so many seconds late tells that the loop was blocked; less is a busy loop.
 LATE = 0.1
@@ -24,13 +28,6 @@ TO_CATCH_UP = 1.0
 #: Returns what is known to have blocked a loop after a time (by `monotonic()`), for messages; None:
 #: nobody watches. blocking.py sets it.
 blocker: Callable[[float], str | None] | None = None
-
-
-class Pausing(Protocol):
-    """Protocol of what knows for how long a loop was blocked, for those who wait on it."""
-
-    def extra_time(self, since: float, /) -> float:
-        """Return how many seconds a wait that began at `since` may take beyond its timeout."""
 
 
 class Pulse:
@@ -92,6 +89,16 @@ class Pulse:
         """Return how many seconds a wait that began at `since` may take beyond its timeout."""
         blocked = self.blocked(since)
         return blocked + TO_CATCH_UP if blocked else 0.0
+
+    async def twice_if_blocked(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Return the result of `attempt()`; repeat it if it timed out because of a blocked loop."""
+        began = monotonic()
+        try:
+            return await attempt()
+        except psycopg.errors.ConnectionTimeout:
+            if not self.blocked(began):
+                raise
+        return await attempt()
 
     def _beat_again(
         self, loop: asyncio.AbstractEventLoop, context: contextvars.Context | None = None

@@ -13,7 +13,7 @@ from collections import deque
 from time import monotonic
 from typing import Any, Protocol
 
-from .pulse import Pausing
+from .pulse import Pulse
 
 
 class QueueOwner(Protocol):
@@ -22,7 +22,7 @@ class QueueOwner(Protocol):
     loop: asyncio.AbstractEventLoop
 
     @property
-    def pulse(self) -> Pausing:
+    def pulse(self) -> Pulse:
         """Return what knows for how long the loop was blocked: see pulse.py."""
         ...
 
@@ -70,7 +70,7 @@ class Condition(Notified):
 
     _timer: asyncio.TimerHandle
 
-    def __init__(self, pulse: Pausing) -> None:
+    def __init__(self, pulse: Pulse) -> None:
         self._pulse = pulse
         self.future = asyncio.get_running_loop().create_future()
 
