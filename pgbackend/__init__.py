@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .declared import session as session
     from .metrics import PoolStatistics as PoolStatistics
     from .metrics import add_hook as add_hook
+    from .metrics import dump as dump
     from .metrics import remove_hook as remove_hook
     from .metrics import statistics as statistics
     from .whole_stack import get_asgi_application as get_asgi_application
@@ -30,6 +31,7 @@ __all__ = [
     "aio",
     "atomic",
     "detached",
+    "dump",
     "get_asgi_application",
     "metrics",
     "pinned",
@@ -43,6 +45,7 @@ _HOMES = {
     "add_hook": "metrics",
     "atomic": "aio",
     "detached": "aio",
+    "dump": "metrics",
     "get_asgi_application": "whole_stack",
     "pinned": "aio",
     "remove_hook": "metrics",

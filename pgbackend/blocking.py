@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any, Self
 
 from . import conf
-from .driver import coroutines
+from .driver import coroutines, pulse
 from .driver.forks import after_fork
 
 _logger = logging.getLogger("pgbackend.blocking")
@@ -60,6 +60,10 @@ class _Step:
 
 #: The running step of each loop's thread, by the thread's identifier.
 _steps: dict[int, _Step] = {}
+
+
+#: When a step was last warned of, by `time.monotonic()`, and its request, by the loop's thread.
+_last_told: dict[int, tuple[float, str]] = {}
 
 
 class Watched:
@@ -184,6 +188,7 @@ def _warn(ident: int, step: _Step) -> None:
         return  # it has ended meanwhile: the stack would be of other code
     lasts = time.monotonic() - step.since
     step.told = True
+    _last_told[ident] = time.monotonic(), step.what
     _logger.warning(
         "%s has held the event loop for %.2f s, and still does: no other request is served "
         "meanwhile. Code that blocks belongs in a thread: in an async function 'await "
@@ -195,6 +200,15 @@ def _warn(ident: int, step: _Step) -> None:
     )
 
 
+def blocker(since: float) -> str | None:
+    """Return the request that was last warned of in this thread after `since`, or None."""
+    told_at, what = _last_told.get(threading.get_ident(), (0.0, ""))
+    return what if told_at >= since and what else None
+
+
+pulse.blocker = blocker  # for the error of those who wait for a connection meanwhile
+
+
 def _stack(frame: FrameType) -> str:
     return "".join(traceback.format_stack(frame)).rstrip()
 
@@ -203,4 +217,5 @@ def _stack(frame: FrameType) -> str:
 def _forget_watchdog() -> None:
     """Forget, in a forked child, the thread, which the child does not have."""
     _steps.clear()
+    _last_told.clear()
     _watchdog.__init__()  # type: ignore[misc]

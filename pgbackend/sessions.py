@@ -92,9 +92,11 @@ class State:
         lease.on_end = self._lease_ended
 
     def _lease_ended(self) -> None:
+        kept = self.lease is not None and self.lease.pins and self.connection.taken_back
         self.lease = None
-        if not self.in_atomic_block:
-            # Inside a block the dead connection stays, so that it refuses further statements.
+        if not (self.in_atomic_block or kept):
+            # Inside a block the dead connection stays, so that it refuses further statements. So it
+            # does inside `pinned()`, whose code needs that very session.
             self.connection = None
 
 
@@ -176,6 +178,8 @@ class Session:
             self._keep()
             if self.state.lease is not None:
                 self.state.lease.unpin()
+            elif not self.state.in_atomic_block:
+                self.state.connection = None
 
     def watch(self) -> None:
         """Have the connection given back when the task ends, if the session still holds one."""

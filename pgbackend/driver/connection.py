@@ -315,10 +315,7 @@ class Connection(DeclaringConnection):
     # --- Waiting: the one switch point ---
 
     def wait(
-        self,
-        gen: PQGen[RV],
-        interval: float = WAIT_INTERVAL,
-        timeout: float | None = None,
+        self, gen: PQGen[RV], interval: float = WAIT_INTERVAL, timeout: float | None = None
     ) -> RV:
         """Run `gen` to its end, and return its result.
 
@@ -358,6 +355,7 @@ class Connection(DeclaringConnection):
             cut_off(self.pgconn, gen)
             raise e.OperationalError("the connection is closed")
         watch = self._find_watch()
+        watch.since = monotonic()
         try:
             deadline = None if timeout is None else monotonic() + timeout
             while True:
@@ -376,7 +374,8 @@ class Connection(DeclaringConnection):
                 cut_off(self.pgconn, gen)
             raise
         finally:
-            Connection._last_yield, Connection._kept_busy = monotonic(), False
+            Connection._last_yield = watch.since = monotonic()
+            Connection._kept_busy = False
             if self.physical is None or watch is not self.physical.watch:
                 self.waits_elsewhere -= 1
                 watch.stop()

@@ -68,6 +68,10 @@ class GreenCoroutine(Coroutine[Any, Any, T]):
     def close(self) -> None:
         (self._driver or self._coro).close()
 
+    def inner(self) -> object:
+        """Return the coroutine or generator that the next step continues."""
+        return self._driver or self._coro
+
     def __await__(self) -> Generator[Any, Any, T]:
         return self
 

@@ -131,11 +131,16 @@ def renew_pools() -> None:
                 loop.call_soon_threadsafe(pool.renew)
 
 
-def statistics() -> list[PoolStatistics]:
-    """Return the statistics of every open pool of this process, on all its loops."""
+def open_pools() -> list[Pool]:
+    """Return every open pool of this process, on all its loops. May be called from any thread."""
     return [
-        pool.statistics()
+        pool
         for loop_pools in list(_by_loop.values())
         for pool in list(loop_pools.pools.values())
         if not pool.closed
     ]
+
+
+def statistics() -> list[PoolStatistics]:
+    """Return the statistics of every open pool of this process, on all its loops."""
+    return [pool.statistics() for pool in open_pools()]

@@ -23,7 +23,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
 from typing import Any, Literal, TypeAlias
@@ -32,11 +32,12 @@ import psycopg
 from psycopg.abc import Params
 from psycopg.pq import PipelineStatus, TransactionStatus
 
-from . import bridge, client_checks, deadlock, errors, events
+from . import bridge, client_checks, deadlock, errors, events, naming
 from .asking import ConnectArguments
 from .connection import Connection
 from .coroutines import name_of, resume
 from .finalizers import check_not_collecting
+from .holding import HoldBounds, Holding
 from .lease import Adapting, Lease
 from .pooled import AsyncConnection
 from .psycopg_pool_adapter import (
@@ -45,6 +46,7 @@ from .psycopg_pool_adapter import (
     PsycopgPoolFull,
     PsycopgPoolTimeout,
 )
+from .pulse import Pulse
 from .recovery import CLEANUP_BUDGET
 from .statement_cursors import Result
 
@@ -72,6 +74,8 @@ class PoolOptions:
     """Errors of `ask` that tasks get as they are; others become an `OptionFailed`."""
     session_reset: SessionReset = "dirty"
     """After which leases the server session is reset: see `Pool._restore`."""
+    hold: HoldBounds = field(default_factory=HoldBounds)
+    """How long a lease may be held without a statement: see holding.py."""
     soiled_unless_vouched: bool = False
     """Whether statements that nobody vouches for make their lease dirty (vouching.py)."""
 
@@ -143,6 +147,8 @@ class Pool:
             self, kwargs=self._connect_arguments, **{"name": name, **options.pool}
         )
         self._opened: asyncio.Future[None] | None = None
+        self._holding = Holding(self, options.hold, self._setting)
+        self.pulse = Pulse(options.hold.interval(self._psycopg.timeout), self._holding.look)
 
     async def _connect_arguments(self) -> ConnectArguments:
         """Return the arguments of `connect()`, with a limit on the time that it may take."""
@@ -239,9 +245,9 @@ class Pool:
         while True:
             self._psycopg.check_failure()
             self._psycopg.make_room()
-            timeout = self._psycopg.timeout - (monotonic() - started)
+            deadline = started + self._psycopg.timeout + self.pulse.extra_time(started)
             try:
-                physical = await self._psycopg.getconn(timeout=timeout)
+                physical = await self._psycopg.getconn(timeout=deadline - monotonic())
             except PsycopgPoolTimeout:
                 raise self._timed_out(monotonic() - started) from self._psycopg.attempts.failure
             except PsycopgPoolFull as exc:
@@ -256,6 +262,7 @@ class Pool:
 
     async def _open(self) -> None:
         """Open psycopg_pool's pool, whose workers inherit nothing from the running task."""
+        self.pulse.start(self.loop)
         if self._opened is None:
             self._opened = self.loop.create_future()
             try:
@@ -281,14 +288,11 @@ class Pool:
 
     def _timed_out(self, waited: float) -> errors.PoolTimeout:
         s = self.statistics()
-        now = monotonic()
-        holders = ", ".join(
-            f"{lease.holder!r} for {now - lease.since:.2f} s" for lease in self.held()
-        )
+        blocked = self.pulse.told(monotonic() - waited)
         return errors.PoolTimeout(
             f"couldn't get a connection of {self.name!r} after {waited:.2f} s: {s.leased} of "
-            f"{s.max_size} in use, {s.waiting} waiting; held by {holders or 'nobody'}. Raise "
-            f"'max_size' or 'timeout' in {self._setting()}, or hold connections for less time"
+            f"{s.max_size} in use, {s.waiting} waiting; held by {self._holding.text()}{blocked}. "
+            f"Raise 'max_size' or 'timeout' in {self._setting()}, or hold connections for less time"
         )
 
     # --- Holders ---
@@ -296,6 +300,15 @@ class Pool:
     def held(self) -> list[Lease]:
         """Return the leases that have not ended."""
         return [lease for ref in list(self.leases.values()) if (lease := ref()) is not None]
+
+    def queued(self) -> list[asyncio.Task[Any]]:
+        """Return the tasks that wait for a connection of this pool."""
+        return self._psycopg.waiting_tasks()
+
+    def connecting(self) -> list[str]:
+        """Return what is known of failed attempts to connect, and of those under way."""
+        failure = self._psycopg.attempts.failure
+        return [] if failure is None else [f"the last attempt failed: {failure}"]
 
     def holders(self) -> list[asyncio.Task[Any] | None]:
         """Return the tasks whose leases fill the pool, with None for a lease that has no task.
@@ -320,10 +333,11 @@ class Pool:
             return
         now = monotonic()
         holders = ", ".join(
-            f"{lease.holder!r} (one of {pool.name!r} for {now - lease.since:.2f} s)"
+            f"{naming.task_and_request(lease.task)} "
+            f"(one of {pool.name!r} for {now - lease.since:.2f} s)"
             for pool in self._siblings.values()
             for lease in pool.held()
-            if lease.task in circle
+            if lease.task is not None and lease.task in circle
         )
         raise errors.PoolDeadlock(
             f"task {name_of(task)!r} would wait for ever for a connection of {self.name!r}: "
@@ -486,6 +500,7 @@ class Pool:
         if self.closed:
             return
         self.closed = True
+        self.pulse.stop()
         self._psycopg.abandon()
         gone = self.loop.is_closed()
         in_use = {id(each.physical) for each in self.held() if not gone or each.is_in_thread()}

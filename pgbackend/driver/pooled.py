@@ -68,6 +68,8 @@ class _LentConnection:
     lease: Lease | None
     physical: AsyncConnection
     has_looked: bool
+    #: Whether the pool has taken the connection back from its holder: see holding.py.
+    taken_back = False
 
     @property
     def adapters(self) -> AdaptersMap:

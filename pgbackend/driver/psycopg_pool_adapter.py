@@ -22,6 +22,7 @@ import logging
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from types import CodeType
 from typing import Any, Protocol, Self
@@ -103,7 +104,7 @@ class _GreenWaiter(TimedByQueue, WaitingClient[AsyncConnection]):
     psycopg_pool wakes a client by its `_cond`, which is here the client itself.
     """
 
-    __slots__ = ("deadline", "future")
+    __slots__ = ("deadline", "future", "since")
 
     conn: AsyncConnection | None
 
@@ -111,7 +112,7 @@ class _GreenWaiter(TimedByQueue, WaitingClient[AsyncConnection]):
         self.conn = None
         self.error = None
         self.future = loop.create_future()
-        self.deadline = 0.0
+        self.deadline = self.since = 0.0
 
     @property
     def _cond(self) -> Self:  # type: ignore[override]  # nobody sets it
@@ -319,6 +320,10 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         """Return whether `task` waits for a connection of this pool."""
         return self._waiting.has(task)
 
+    def waiting_tasks(self) -> list[asyncio.Task[Any]]:
+        """Return the tasks that wait for a connection of this pool. May be called in any thread."""
+        return [task for task in list(self._waiting.by_task) if task and self.is_waiting(task)]
+
     def make_room(self) -> None:
         """Remove the clients that have given up, if the queue has `max_waiting` clients.
 
@@ -388,15 +393,16 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         outdated, and is closed at the end of its first lease.
         """
         making = _Making(id(asyncio.current_task()))
+        connect = partial(super()._connect, timeout)
         self._being_made.add(making)
         try:
-            connection = await super()._connect(timeout)
+            connection = await self.owner.pulse.twice_if_blocked(connect)
             for remade in range(MAX_REMAKES):
                 if not making.renewed_by_others and (remade or not making.renewed_by_itself):
                     break
                 connection.close_now()
                 making.renewed_by_others = False
-                connection = await super()._connect(timeout)
+                connection = await self.owner.pulse.twice_if_blocked(connect)
             if making.renewed_by_others:
                 connection._expire_at = 0.0  # noqa: SLF001 - for psycopg_pool, when it comes back
         finally:

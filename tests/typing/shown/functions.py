@@ -108,6 +108,10 @@ def largest() -> PoolStatistics | None:
     return max(pools, key=lambda pool: pool.requests_wait_ms, default=None)
 
 
+def hang() -> str:
+    return pgbackend.dump()
+
+
 def open_and_most() -> tuple[int, int]:
     connections = pgbackend.metrics.connections()
     assert_type(connections, metrics.Connections)
