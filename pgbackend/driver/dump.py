@@ -58,7 +58,7 @@ def _waiting(task: asyncio.Task[Any], pool: Pool) -> str:
 
 
 def _named(task: asyncio.Task[Any], stack: stacks.Stack) -> str:
-    return naming.task_and_request(task, stack.portals[0].context if stack.portals else None)
+    return naming.task_and_request(task, stack.context())
 
 
 def _name_of(thread: int) -> str:

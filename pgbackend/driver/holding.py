@@ -65,22 +65,17 @@ def since(lease: Lease) -> float:
     return max(lease.since, lease.physical.watch.since)
 
 
-def holder_of(lease: Lease, stack: stacks.Stack | None) -> str:
-    """Return the name of the task that holds `lease`, and the request that it serves."""
-    if lease.task is None:
-        return "no task"
-    context = stack.portals[0].context if stack is not None and stack.portals else None
-    return naming.task_and_request(lease.task, context)
-
-
 def described(lease: Lease, thread: int) -> str:
     """Return who holds `lease`, for how long, what for, and where the code is.
 
     `thread` is that of the pool's loop. May be called in any thread.
     """
     now = monotonic()
-    task = lease.task
-    stack = None if task is None else stacks.of_task(task, thread)
+    task = lease.task  # once: another thread may end the lease meanwhile
+    holder, place = "no task", None
+    if task is not None:
+        stack = stacks.of_task(task, thread)
+        holder, place = naming.task_and_request(task, stack.context()), stack.place()
     age = f"{now - since(lease):.2f} s"
     if is_in_flight(lease):
         state = f"in a statement for {age}"
@@ -91,8 +86,7 @@ def described(lease: Lease, thread: int) -> str:
         state = f"idle for {age} with an open {'stream' if stream else 'cursor'}"
     else:
         state = f"idle for {age}"
-    place = None if stack is None else stack.place()
-    told = [f"{holder_of(lease, stack)} for {now - lease.since:.2f} s", state]
+    told = [f"{holder} for {now - lease.since:.2f} s", state]
     told += [f"at {place}"] if place is not None else []
     opened = lease.opened_at
     told += [f"opened at {opened}"] if opened is not None and opened != place else []

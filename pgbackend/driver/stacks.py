@@ -16,6 +16,7 @@ import gc
 import sys
 import types
 from collections.abc import Iterator
+from contextvars import Context
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -52,6 +53,10 @@ class Stack:
     def __init__(self) -> None:
         self.places: list[Place] = []
         self.portals: list[Portal] = []
+
+    def context(self) -> Context | None:
+        """Return the context of the task, if that is known from a portal."""
+        return self.portals[0].context if self.portals else None
 
     def place(self) -> str | None:
         """Return the ``file:line`` of the innermost frame of the user's own code, or None."""

@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -406,6 +406,22 @@ async def pinned() -> None:
         await Tag.objects.acount()
 
 
+async def pinned_before_a_block() -> None:
+    async with pgbackend.pinned():
+        await Tag.objects.acount()
+        await until_taken_back()
+        async with transaction.atomic():
+            await Tag.objects.acount()
+
+
+async def pinned_around_an_idle_transaction() -> None:
+    async with pgbackend.pinned():
+        await Tag.objects.acount()
+        with suppress(InterfaceError):
+            await idle_transaction()
+        await Tag.objects.acount()
+
+
 async def open_cursor() -> None:
     def hold() -> None:
         with connection.cursor() as cursor:
@@ -459,6 +475,8 @@ HOLDS = [
     idle_transaction,
     idle_transaction_with_another_statement,
     pinned,
+    pinned_before_a_block,
+    pinned_around_an_idle_transaction,
     open_cursor,
 ]
 
