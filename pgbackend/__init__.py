@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .aio import detached as detached
     from .aio import pinned as pinned
     from .declared import session as session
+    from .draining import drain as drain
     from .metrics import PoolStatistics as PoolStatistics
     from .metrics import add_hook as add_hook
     from .metrics import remove_hook as remove_hook
@@ -29,6 +30,7 @@ __all__ = [
     "aio",
     "atomic",
     "detached",
+    "drain",
     "metrics",
     "pinned",
     "remove_hook",
@@ -41,6 +43,7 @@ _HOMES = {
     "add_hook": "metrics",
     "atomic": "aio",
     "detached": "aio",
+    "drain": "draining",
     "pinned": "aio",
     "remove_hook": "metrics",
     "session": "declared",

@@ -31,6 +31,8 @@ POOL_DEFAULTS: Mapping[str, Any] = {
     # psycopg_pool's own retries back off to five minutes; a request that asks for a connection
     # makes the next attempt instead (see driver/attempts.py).
     "reconnect_timeout": 0.0,
+    # A restart or a planned switchover takes about 3 s.
+    "outage_grace": 5.0,
 }
 
 _NUMBERS = {
@@ -42,6 +44,7 @@ _NUMBERS = {
     "max_lifetime": float,
     "max_idle": float,
     "reconnect_timeout": float,
+    "outage_grace": float,
 }
 _OTHERS = {"check", "close_returns", "connection_class", "name", "reconnect_failed", "reset"}
 _RESETS = ("always", "dirty", "never")
@@ -188,11 +191,11 @@ def session_reset(alias: str, options: Mapping[str, Any]) -> Any:
 
 
 def pool_options(alias: str, settings_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keyword arguments for psycopg_pool's `AsyncConnectionPool` of `alias`.
+    """Return `outage_grace`, and the keyword arguments for psycopg_pool's `AsyncConnectionPool`.
 
-    The options have psycopg_pool's names. An option that is a coroutine function there (`check`,
-    `reset`) may also be a synchronous function, as for psycopg_pool's `ConnectionPool`; it is then
-    called green. Raises `ImproperlyConfigured` for an unknown option, or a wrong value.
+    The other options have psycopg_pool's names. An option that is a coroutine function there
+    (`check`, `reset`) may also be a synchronous function, as for psycopg_pool's `ConnectionPool`;
+    it is then called green. Raises `ImproperlyConfigured` for an unknown option, or a wrong value.
     """
     given = settings_dict["OPTIONS"].get("pool") or {}
     if given is True:

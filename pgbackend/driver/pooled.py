@@ -13,6 +13,7 @@ import functools
 import weakref
 from collections.abc import Callable
 from operator import is_
+from time import monotonic
 from typing import Any, Self, TypeVar
 
 import psycopg
@@ -28,10 +29,12 @@ from psycopg.rows import tuple_row
 from psycopg.waiting import Wait
 
 from .bridge import INTERRUPTIONS
+from .connecting import note_host
 from .connection import Connection
 from .cursors import leased_class
 from .protocols import Lease
 from .recovery import CLEANUP_BUDGET, WAIT_INTERVAL, ask_to_cancel
+from .server_changes import ServerChanges, is_read_only
 from .shortcuts import NO_OTHERS, looking
 from .socket_watch import Watch
 from .statement_cursors import Result, StatementCursor, statement_class
@@ -104,6 +107,14 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     _cursor: StatementCursor | None = None
     #: When the connection was last given back without a reset, by `time.monotonic()`.
     free_since = 0.0
+    #: How long the user's `check` may take, in seconds.
+    check_limit = 0.0
+    #: When the connection was made, by `time.monotonic()`; and whether it was read-only then.
+    made_at = 0.0
+    began_read_only: bool | None = None
+    #: What is told when a statement fails because the server has changed; None until the pool has
+    #: the connection.
+    changes: ServerChanges | None = None
     _disowned = False
 
     @classmethod
@@ -118,8 +129,14 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         """Open a connection whose facades, of `facade_class`, make cursors by `cursor_factory`."""
         self = await super().connect(conninfo, **kwargs)
         self.watch = Watch(asyncio.get_running_loop(), self.pgconn.socket)
+        self.made_at, self.began_read_only = monotonic(), is_read_only(self.pgconn)
         self._make_facade(facade_class, cursor_factory)
         return self
+
+    @classmethod
+    def _connect_gen(cls, conninfo: str = "", **kwargs: Any) -> PQGenConn[Self]:
+        note_host(conninfo)  # psycopg calls this for one host after the other
+        return super()._connect_gen(conninfo, **kwargs)
 
     def _make_facade(
         self, facade_class: type[Connection], cursor_factory: type[psycopg.Cursor[Any]] | None

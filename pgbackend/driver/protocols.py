@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from .connection import Connection
+    from .server_changes import ServerChanges
     from .socket_watch import Watch
 
 
@@ -57,6 +58,7 @@ class Physical(Protocol):
     """Protocol of the part of `AsyncConnection` that its facades use."""
 
     watch: Watch
+    changes: ServerChanges | None
     listener: weakref.ref[Connection]
 
     def forget_facade(self, *, types_seen: bool) -> None:

@@ -78,6 +78,7 @@ class Connecting(Contexts):
         given = self.settings_dict["OPTIONS"]["pool"]
         options = {} if given is True else given
         options = {"connection_class": driver.Connection, **options}
+        options.pop("outage_grace", None)  # of the async pools only
         stand_in.settings_dict = {
             **self.settings_dict,
             "OPTIONS": {**self.settings_dict["OPTIONS"], "pool": options},
@@ -105,12 +106,14 @@ class Connecting(Contexts):
         self.check_settings()
         self._isolation_level_option()
         params = ConnectArguments(self.get_connection_params())
+        pool = conf.pool_options(self.alias, self.settings_dict)
         return PoolOptions(
             connect=ConnectArguments(
                 params,
                 facade_class=conf.facade_class(self.alias, self.settings_dict),
             ),
-            pool=conf.pool_options(self.alias, self.settings_dict),
+            outage_grace=pool.pop("outage_grace"),
+            pool=pool,
             initialise=functools.partial(self._initialise, params),
             session_reset=conf.session_reset(self.alias, self.settings_dict["OPTIONS"]),
             soiled_unless_vouched=True,

@@ -1,0 +1,252 @@
+"""Changes of the server behind a pool: a standby where the primary was, or a server that ends.
+
+A connection to a standby works, and so stays in its pool: writes on it fail with SQLSTATE 25006,
+also when the name of the server leads to a primary again. `notice()` hears of each error of a
+statement. If the session was read-only from its start, or has become a standby's, its connection is
+discarded; then a task of the pool connects anew, twice a second at most, until a session can write,
+and discards all that cannot. The task gives up some time after the last such error: then the pool
+has read-only sessions because that is what the server has.
+
+After an error by which a server ends a session (57P01 to 57P03), the free connections are looked
+at, with a statement each, before their next use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from functools import partial
+from time import monotonic
+from typing import Any, Protocol
+
+from psycopg.pq import TransactionStatus
+from psycopg.pq.abc import PGconn
+
+from .protocols import Lease
+from .session_settings import declared
+
+_READ_ONLY = "25006"
+_ENDS = ("57P01", "57P02", "57P03")
+
+#: Seconds between two attempts to get a session that can write.
+PROBE_INTERVAL = 0.5
+#: Seconds after the last refused write in which such attempts are made.
+SUSPICION = 60.0
+#: Seconds for which the free read-only connections are kept back, at most, while the first such
+#: attempt is made.
+KEPT_BACK = 1.0
+#: Seconds within which a server must answer, at most, when a free connection is looked at.
+LOOK_LIMIT = 2.0
+
+_IDLE = TransactionStatus.IDLE
+
+
+class Watched(Protocol):
+    """Protocol of the part of a pooled connection that is used here."""
+
+    pgconn: PGconn
+    began_read_only: bool | None
+    """What `is_read_only()` said when the connection was made."""
+    changes: ServerChanges | None
+    made_at: float
+
+    @property
+    def closed(self) -> bool: ...
+
+    def close_now(self) -> None: ...
+
+    def execute(self, query: Any, /) -> Coroutine[Any, Any, Any]: ...
+
+
+class WatchedPool(Protocol):
+    """Protocol of the part of a pool that is used here."""
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop: ...
+
+    @property
+    def closed(self) -> bool: ...
+
+    def start(self, coro: Coroutine[Any, Any, Any], /) -> asyncio.Task[Any]:
+        """Start a task of the pool."""
+
+    def call_at_home(self, func: Callable[[], None], /) -> bool: ...
+
+    def connections(self) -> list[Any]:
+        """Return all open connections."""
+
+    def withdraw(self, condition: Callable[[Any], bool], /) -> list[Any]:
+        """Take the free connections that meet `condition`, so that nobody else can take them."""
+
+    def discard(self, connection: Any, /) -> None:
+        """Close a connection that is free, or was withdrawn; others are opened on demand."""
+
+    def expire(self, connection: Any, /) -> None:
+        """Have a leased connection replaced when its lease ends."""
+
+    def put_back(self, connection: Any, /) -> None:
+        """Give a connection back that was withdrawn."""
+
+    def run_owned(self, coro: Coroutine[Any, Any, Any], connection: Any, /) -> None:
+        """Start a task of the pool that works on `connection`."""
+
+    def replace_withdrawn(self, connection: Any, /) -> Coroutine[Any, Any, None]:
+        """Close a withdrawn connection, and make one attempt to open another in its place."""
+
+    def grow_by_one(self) -> Coroutine[Any, Any, None]:
+        """Make one attempt to open a connection more, if the pool may have more."""
+
+
+def is_read_only(pgconn: PGconn) -> bool | None:
+    """Return whether the server has told that the session cannot write; None if it tells nothing.
+
+    PostgreSQL reports these two settings; a pooler between may not.
+    """
+    told = [pgconn.parameter_status(b"in_hot_standby")]
+    told.append(pgconn.parameter_status(b"default_transaction_read_only"))
+    return None if told == [None, None] else b"on" in told
+
+
+def notice(connection: Any, sqlstate: str | None) -> None:
+    """Take in that a statement on the facade `connection` failed. May be called in any thread."""
+    if sqlstate != _READ_ONLY and sqlstate not in _ENDS:
+        return
+    physical: Watched | None = connection.physical
+    if physical is None or (changes := physical.changes) is None:
+        return
+    if sqlstate in _ENDS:
+        changes.call(changes.look_at_free)
+    elif not _is_read_only_by_its_user(physical, connection.lease):
+        changes.call(partial(changes.refused_to_write, physical))
+
+
+def _is_read_only_by_its_user(physical: Watched, lease: Lease | None) -> bool:
+    """Return whether the code that uses the connection has made its transaction READ ONLY."""
+    if physical.began_read_only or _is_standby(physical):
+        return False
+    if physical.pgconn.parameter_status(b"default_transaction_read_only") == b"on":
+        return True  # set since the connection was made
+    may_have_set = declared.get() is not None or (lease is not None and lease.dirty)
+    return may_have_set or physical.pgconn.transaction_status != _IDLE
+
+
+def _is_standby(physical: Watched) -> bool:
+    return physical.pgconn.parameter_status(b"in_hot_standby") == b"on"
+
+
+def _cannot_write(physical: Watched) -> bool:
+    """Return whether a write on the connection would fail, whoever uses it."""
+    return physical.began_read_only is not False or _is_standby(physical)
+
+
+class ServerChanges:
+    """Replaces the connections of one pool that lead to a server which has changed."""
+
+    def __init__(self, pool: WatchedPool, *, wants_read_only: bool, look_limit: float) -> None:
+        self.pool = pool
+        self._look_limit = look_limit
+        #: Whether the options ask for sessions that cannot write.
+        self._wants_read_only = wants_read_only
+        self._refused_at = 0.0
+        self._began = 0.0
+        self._probing: asyncio.Task[None] | None = None
+        self._kept_back: list[Any] = []
+
+    def call(self, func: Callable[[], None]) -> None:
+        """Call `func` in the thread of the pool's loop: now if this is it, else soon."""
+        if asyncio._get_running_loop() is self.pool.loop:
+            func()
+        else:
+            self.pool.call_at_home(func)
+
+    def refused_to_write(self, physical: Watched) -> None:
+        """Discard `physical`, which has refused a write, and all others that would do so, too."""
+        if self._wants_read_only or self.pool.closed:
+            return
+        self._refused_at = monotonic()
+        if self._probing is None or self._probing.done():
+            self.pool.expire(physical)
+            self._began = self._refused_at
+            self._kept_back = self.pool.withdraw(_cannot_write)
+            self._probing = self.pool.start(self._probe())
+
+    def stop(self) -> None:
+        """Cancel the task that looks for a session that can write."""
+        if self._probing is not None and not self.pool.loop.is_closed():
+            self._probing.cancel()
+
+    async def _probe(self) -> None:
+        """Connect anew, again and again, until a session can write; then discard all others."""
+        timer = self.pool.loop.call_later(KEPT_BACK, self._put_back)
+        try:
+            while monotonic() - self._refused_at < SUSPICION:
+                mine = self._kept_back or self.pool.withdraw(_cannot_write)
+                if mine:
+                    probed = mine.pop()
+                    if mine is not self._kept_back:
+                        self._kept_back = mine
+                        self._put_back()
+                    await self.pool.replace_withdrawn(probed)
+                else:
+                    await self.pool.grow_by_one()
+                if any(self._shows_a_primary(each) for each in self.pool.connections()):
+                    self._discard_read_only()
+                    return
+                self._put_back()
+                await asyncio.sleep(PROBE_INTERVAL)
+        finally:
+            timer.cancel()
+            self._put_back()
+
+    def _shows_a_primary(self, physical: Watched) -> bool:
+        """Return whether `physical`, opened since a write was refused, is a session that can write.
+
+        A session of which nothing is known counts as one: it is new, and no better one can be had.
+        """
+        return (
+            physical.made_at >= self._began
+            and not physical.began_read_only
+            and not _is_standby(physical)
+        )
+
+    def _discard_read_only(self) -> None:
+        old = [each for each in self.pool.connections() if each.made_at < self._began]
+        old += [each for each in self.pool.connections() if each.began_read_only]
+        free = [*self._kept_back, *self.pool.withdraw(_cannot_write)]
+        self._kept_back = []
+        kept = {id(each) for each in free}
+        for physical in free:
+            if physical.began_read_only is None and physical.made_at >= self._began:
+                self.pool.put_back(physical)
+            else:
+                self.pool.discard(physical)
+        for physical in old:
+            if id(physical) not in kept and not physical.closed and _cannot_write(physical):
+                self.pool.expire(physical)
+
+    def _put_back(self) -> None:
+        kept, self._kept_back = self._kept_back, []
+        for physical in kept:
+            if not physical.closed:
+                self.pool.put_back(physical)
+
+    def look_at_free(self) -> None:
+        """Send a statement on each free connection, and replace those that do not answer."""
+        if self.pool.closed:
+            return
+        for physical in self.pool.withdraw(lambda _: True):
+            self.pool.run_owned(self._look(physical), physical)
+
+    async def _look(self, physical: Watched) -> None:
+        try:
+            async with asyncio.timeout(self._look_limit):
+                await physical.execute("SELECT pg_is_in_recovery()")
+            if physical.began_read_only is False and _is_standby(physical):
+                physical.close_now()
+        except Exception:
+            physical.close_now()
+        except BaseException:
+            physical.close_now()
+            raise
+        finally:
+            self.pool.put_back(physical)
