@@ -126,8 +126,11 @@ class Outages:
         self._attempts = self._refused = 0
 
     def may_be_waited_out(self) -> bool:
-        """Return whether a task that needs a connection should wait for the end of the outage."""
-        return self._curable and self.since is not None and self.age() < self.grace
+        """Return whether a task that needs a connection should wait, after a failed attempt.
+
+        If the pool had an open connection at the last attempt, its outage is yet to begin.
+        """
+        return self._curable and self.age() < self.grace
 
     def age(self) -> float:
         """Return the seconds since the outage began; 0 if there is none."""

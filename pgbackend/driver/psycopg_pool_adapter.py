@@ -410,6 +410,7 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         self.outages.connected()
         self.made.add(connection)
         connection.changes = self.changes
+        self.changes.made(connection)
         return connection
 
     async def _connect_up_to_date(self, timeout: float | None) -> AsyncConnection:
@@ -564,15 +565,6 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         """Close a connection that was withdrawn; make one attempt to open another in its place."""
         connection._pool = None  # noqa: SLF001
         connection.close_now()
-        await self._connect_in_place()
-
-    async def grow_by_one(self) -> None:
-        """Make one attempt to open another connection, if the pool may have more."""
-        if self._nconns < self._max_size and not self._closed:
-            self._nconns += 1
-            await self._connect_in_place()
-
-    async def _connect_in_place(self) -> None:
         try:
             await self._add_connection_once(growing=False)
         except _WorkerCancelled:

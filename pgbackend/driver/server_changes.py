@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from time import monotonic
 from typing import Any, Protocol
@@ -93,9 +94,6 @@ class WatchedPool(Protocol):
     def replace_withdrawn(self, connection: Any, /) -> Coroutine[Any, Any, None]:
         """Close a withdrawn connection, and make one attempt to open another in its place."""
 
-    def grow_by_one(self) -> Coroutine[Any, Any, None]:
-        """Make one attempt to open a connection more, if the pool may have more."""
-
 
 def is_read_only(pgconn: PGconn) -> bool | None:
     """Return whether the server has told that the session cannot write; None if it tells nothing.
@@ -149,7 +147,9 @@ class ServerChanges:
         self._wants_read_only = wants_read_only
         self._refused_at = 0.0
         self._began = 0.0
+        #: The task that looks for a session that can write; and whether there is one.
         self._probing: asyncio.Task[None] | None = None
+        self._over = asyncio.Event()
         self._kept_back: list[Any] = []
 
     def call(self, func: Callable[[], None]) -> None:
@@ -164,9 +164,10 @@ class ServerChanges:
         if self._wants_read_only or self.pool.closed:
             return
         self._refused_at = monotonic()
-        if self._probing is None or self._probing.done():
+        if self._probing is None:
             self.pool.expire(physical)
             self._began = self._refused_at
+            self._over = asyncio.Event()
             self._kept_back = self.pool.withdraw(_cannot_write)
             self._probing = self.pool.start(self._probe())
 
@@ -175,30 +176,40 @@ class ServerChanges:
         if self._probing is not None and not self.pool.loop.is_closed():
             self._probing.cancel()
 
+    def made(self, physical: Watched) -> None:
+        """Take in that a connection was made; if it can write, discard those that cannot."""
+        if self._probing is not None and not self._over.is_set() and self._shows_primary(physical):
+            self._over.set()
+            self._discard_read_only()
+
     async def _probe(self) -> None:
-        """Connect anew, again and again, until a session can write; then discard all others."""
+        """Have the pool connect anew, again and again, until a session can write: see `made()`."""
         timer = self.pool.loop.call_later(KEPT_BACK, self._put_back)
         try:
-            while monotonic() - self._refused_at < SUSPICION:
-                mine = self._kept_back or self.pool.withdraw(_cannot_write)
-                if mine:
-                    probed = mine.pop()
-                    if mine is not self._kept_back:
-                        self._kept_back = mine
-                        self._put_back()
-                    await self.pool.replace_withdrawn(probed)
+            while not self._over.is_set() and monotonic() - self._refused_at < SUSPICION:
+                if not self._kept_back:
+                    self._kept_back = self.pool.withdraw(_cannot_write)
+                if self._kept_back:
+                    await self.pool.replace_withdrawn(self._kept_back.pop())
                 else:
-                    await self.pool.grow_by_one()
-                if any(self._shows_a_primary(each) for each in self.pool.connections()):
-                    self._discard_read_only()
-                    return
+                    self._replace_leased()
                 self._put_back()
-                await asyncio.sleep(PROBE_INTERVAL)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(PROBE_INTERVAL):
+                        await self._over.wait()
         finally:
             timer.cancel()
             self._put_back()
+            self._probing = None
 
-    def _shows_a_primary(self, physical: Watched) -> bool:
+    def _replace_leased(self) -> None:
+        """Have one leased connection replaced when its lease ends, because none is free."""
+        for physical in self.pool.connections():
+            if _cannot_write(physical):
+                self.pool.expire(physical)
+                return
+
+    def _shows_primary(self, physical: Watched) -> bool:
         """Return whether `physical`, opened since a write was refused, is a session that can write.
 
         A session of which nothing is known counts as one: it is new, and no better one can be had.

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from time import monotonic
 from typing import Any
 
+import psycopg
 import pytest
 from django.db import DatabaseError, connection
 
@@ -36,6 +37,9 @@ def host() -> Iterator[VanishingHost]:
         yield made
 
 
+_SLEEPING = "query = 'SELECT pg_sleep(100)'"
+
+
 def sleep() -> None:
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_sleep(100)")
@@ -43,7 +47,12 @@ def sleep() -> None:
 
 @pytest.mark.parametrize(("options", "limit"), [({}, 35.0), (SHORTER, 10.0)], ids=["own", "short"])
 def test_requests_are_served_again_after_a_host_has_vanished(
-    run: Runner, conninfo: str, host: VanishingHost, options: dict[str, Any], limit: float
+    run: Runner,
+    conninfo: str,
+    admin: psycopg.Connection[Any],
+    host: VanishingHost,
+    options: dict[str, Any],
+    limit: float,
 ) -> None:
     """The first of two hosts vanishes with ten statements in flight, which fill the pool."""
 
@@ -72,5 +81,6 @@ def test_requests_are_served_again_after_a_host_has_vanished(
         with settings_of_default(**hosts, OPTIONS=given):
             run(main(), timeout=60)
     finally:
-        first.close()
+        first.close()  # but its server has been told of no end
+        admin.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {_SLEEPING}")
         second.close()

@@ -74,10 +74,14 @@ class Link:
             writer.close()
             return
         host, port = self._target
-        if host.startswith("/"):
-            reply, send = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
-        else:
-            reply, send = await asyncio.open_connection(host, port)
+        try:
+            if host.startswith("/"):
+                reply, send = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
+            else:
+                reply, send = await asyncio.open_connection(host, port)
+        except OSError:
+            writer.close()
+            return
         self._writers.add(send)
         pair = _Pair(writer, send, asyncio.Event())
         pair.gate.set()
