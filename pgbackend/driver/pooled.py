@@ -34,7 +34,7 @@ from .connection import Connection
 from .cursors import leased_class
 from .protocols import Lease
 from .recovery import CLEANUP_BUDGET, WAIT_INTERVAL, ask_to_cancel
-from .server_changes import ServerChanges, is_read_only
+from .server_changes import ServerChanges, is_on_standby, is_read_only
 from .shortcuts import NO_OTHERS, looking
 from .socket_watch import Watch
 from .statement_cursors import Result, StatementCursor, statement_class
@@ -109,9 +109,10 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     free_since = 0.0
     #: How long the user's `check` may take, in seconds.
     check_limit = 0.0
-    #: When the connection was made, by `time.monotonic()`; and whether it was read-only then.
+    #: When the connection was made, by `time.monotonic()`; and what the server told of itself then.
     made_at = 0.0
     began_read_only: bool | None = None
+    began_on_standby = False
     #: What is told when a statement fails because the server has changed; None until the pool has
     #: the connection.
     changes: ServerChanges | None = None
@@ -129,7 +130,9 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         """Open a connection whose facades, of `facade_class`, make cursors by `cursor_factory`."""
         self = await super().connect(conninfo, **kwargs)
         self.watch = Watch(asyncio.get_running_loop(), self.pgconn.socket)
-        self.made_at, self.began_read_only = monotonic(), is_read_only(self.pgconn)
+        self.made_at = monotonic()
+        self.began_read_only = is_read_only(self.pgconn)
+        self.began_on_standby = is_on_standby(self.pgconn)
         self._make_facade(facade_class, cursor_factory)
         return self
 

@@ -57,6 +57,10 @@ PsycopgPoolClosed = psycopg_pool.PoolClosed
 MAX_REMAKES = 4
 
 
+#: Seconds between two looks at what the servers have told of themselves.
+LOOK_INTERVAL = 1.0
+
+
 class Owner(QueueOwner, Protocol):
     """Protocol of the part of a `Pool` that its `PsycopgPool` uses."""
 
@@ -138,6 +142,8 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         self._being_made: set[_Making] = set()
         #: The connections on which the user's `check` runs: no longer free, and not leased yet.
         self.checking: set[AsyncConnection] = set()
+        #: When to look next at what the servers have told of themselves.
+        self._look_at = 0.0
         self.attempts = Attempts()
         self.outages = Outages(self.name, outage_grace)
         self.changes = ServerChanges(
@@ -301,6 +307,9 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         if not switches.lease or self._reset or self._closed or self._lock.locked():
             return False
         now = monotonic()
+        if self._look_at <= now:
+            self._look_at = now + LOOK_INTERVAL
+            self.changes.look_at_what_was_told()
         if connection._expire_at <= now:  # noqa: SLF001
             return False
         connection._pool = None  # noqa: SLF001

@@ -8,7 +8,9 @@ and discards all that cannot. The task gives up some time after the last such er
 has read-only sessions because that is what the server has.
 
 After an error by which a server ends a session (57P01 to 57P03), the free connections are looked
-at, with a statement each, before their next use.
+at, with a statement each, before their next use. So they are when a session's server turns out to
+have become a primary, or a standby; connections to it are replaced, since the options may ask for
+another one now.
 """
 
 from __future__ import annotations
@@ -48,6 +50,8 @@ class Watched(Protocol):
     pgconn: PGconn
     began_read_only: bool | None
     """What `is_read_only()` said when the connection was made."""
+    began_on_standby: bool
+    """What `is_on_standby()` said then."""
     changes: ServerChanges | None
     made_at: float
 
@@ -105,6 +109,11 @@ def is_read_only(pgconn: PGconn) -> bool | None:
     return None if told == [None, None] else b"on" in told
 
 
+def is_on_standby(pgconn: PGconn) -> bool:
+    """Return whether the server has last told that it is a standby."""
+    return pgconn.parameter_status(b"in_hot_standby") == b"on"
+
+
 def notice(connection: Any, sqlstate: str | None) -> None:
     """Take in that a statement on the facade `connection` failed. May be called in any thread."""
     if sqlstate != _READ_ONLY and sqlstate not in _ENDS:
@@ -120,7 +129,7 @@ def notice(connection: Any, sqlstate: str | None) -> None:
 
 def _is_read_only_by_its_user(physical: Watched, lease: Lease | None) -> bool:
     """Return whether the code that uses the connection has made its transaction READ ONLY."""
-    if physical.began_read_only or _is_standby(physical):
+    if physical.began_read_only or is_on_standby(physical.pgconn):
         return False
     if physical.pgconn.parameter_status(b"default_transaction_read_only") == b"on":
         return True  # set since the connection was made
@@ -128,13 +137,9 @@ def _is_read_only_by_its_user(physical: Watched, lease: Lease | None) -> bool:
     return may_have_set or physical.pgconn.transaction_status != _IDLE
 
 
-def _is_standby(physical: Watched) -> bool:
-    return physical.pgconn.parameter_status(b"in_hot_standby") == b"on"
-
-
 def _cannot_write(physical: Watched) -> bool:
     """Return whether a write on the connection would fail, whoever uses it."""
-    return physical.began_read_only is not False or _is_standby(physical)
+    return physical.began_read_only is not False or is_on_standby(physical.pgconn)
 
 
 class ServerChanges:
@@ -217,7 +222,7 @@ class ServerChanges:
         return (
             physical.made_at >= self._began
             and not physical.began_read_only
-            and not _is_standby(physical)
+            and not is_on_standby(physical.pgconn)
         )
 
     def _discard_read_only(self) -> None:
@@ -241,6 +246,23 @@ class ServerChanges:
             if not physical.closed:
                 self.pool.put_back(physical)
 
+    def look_at_what_was_told(self) -> None:
+        """Replace the connections whose server has changed its part; look at the free others.
+
+        Sends nothing on a connection whose server has told nothing of the kind.
+        """
+
+        def has_changed(physical: Watched) -> bool:
+            return is_on_standby(physical.pgconn) != physical.began_on_standby
+
+        changed = [each for each in self.pool.connections() if has_changed(each)]
+        for physical in changed:
+            self.pool.expire(physical)
+        for physical in self.pool.withdraw(has_changed):
+            self.pool.discard(physical)
+        if changed:
+            self.look_at_free()
+
     def look_at_free(self) -> None:
         """Send a statement on each free connection, and replace those that do not answer."""
         if self.pool.closed:
@@ -252,7 +274,7 @@ class ServerChanges:
         try:
             async with asyncio.timeout(self._look_limit):
                 await physical.execute("SELECT pg_is_in_recovery()")
-            if physical.began_read_only is False and _is_standby(physical):
+            if is_on_standby(physical.pgconn) != physical.began_on_standby:
                 physical.close_now()
         except Exception:
             physical.close_now()

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from django.db import DatabaseError
 
+import pgbackend
 from tests.conftest import Runner
 from tests.library.models import Tag
 from tests.support.fixtures import settings_of_default
@@ -135,6 +136,28 @@ def test_ten_switchovers_with_a_list_of_hosts_fail_what_is_in_flight_and_nothing
     with by("127.0.0.1,127.0.0.1", ports, target_session_attrs="read-write"):
         run(main(), timeout=120)
     assert max(took) < 5, "less than the grace"
+
+
+def test_sessions_of_a_standby_are_replaced_when_it_becomes_the_primary(
+    run: Runner, servers: Replication
+) -> None:
+    async def main() -> None:
+        async with load() as found:
+            while not found.failures:
+                await asyncio.sleep(0.005)
+            assert not found.successes
+            before = pgbackend.statistics()[0].connections_made
+            await asyncio.to_thread(servers.primary.stop)
+            servers.primary.follow(servers.standby)
+            await asyncio.to_thread(servers.promote)
+            await ready(found)
+            while pgbackend.statistics()[0].connections_made < before + 2:
+                await asyncio.sleep(0.005)
+            await asyncio.to_thread(servers.standby.start)
+            await asyncio.to_thread(servers.wait_for_standby)
+
+    with by("127.0.0.1", servers.standby.port, target_session_attrs="prefer-standby"):
+        run(main())
 
 
 def test_ten_switchovers_of_one_address_leave_no_read_only_session_after_a_second(

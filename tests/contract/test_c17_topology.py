@@ -17,7 +17,7 @@ from django.db import DatabaseError, OperationalError, connection, connections, 
 
 import pgbackend
 from pgbackend import aio
-from pgbackend.driver import connecting, outages
+from pgbackend.driver import connecting, loops, outages
 from pgbackend.driver.errors import PoolTimeout
 from tests.conftest import Runner
 from tests.library.models import Tag
@@ -201,6 +201,21 @@ def test_the_end_of_one_session_has_the_free_ones_looked_at(
     run(main())
 
 
+def test_connections_whose_server_has_become_a_primary_are_replaced(run: Runner) -> None:
+    """The server tells so with the reply to a statement; here it seems to have been a standby."""
+
+    async def main() -> None:
+        before = await sessions(3)
+        (pool,) = [pool for each in loops._by_loop.values() for pool in each.pools.values()]
+        for physical in pool._psycopg.made:
+            physical.began_on_standby = True
+        pool._psycopg._look_at = 0.0
+        assert await Tag.objects.acount() == 0
+        assert not set(before) & set(await sessions(3))
+
+    run(main())
+
+
 # --- Draining -----------------------------------------------------------------------------------
 
 
@@ -334,6 +349,14 @@ _INCURABLE = [
 @pytest.mark.parametrize("text", [*_CURABLE, *_INCURABLE])
 def test_what_a_wait_can_cure_is_waited_out_and_nothing_else(text: str) -> None:
     assert outages.is_curable(psycopg.OperationalError(text)) == (text in _CURABLE)
+
+
+def test_an_outage_that_begins_with_the_end_of_the_last_connection_is_waited_out() -> None:
+    record = outages.Outages("default", 5.0)
+    record.attempt_failed(psycopg.OperationalError("server: Connection refused"), serves=True)
+    assert record.may_be_waited_out(), "the connection that was open then may be closed by now"
+    record.attempt_failed(psycopg.OperationalError("certificate"), serves=False)
+    assert not record.may_be_waited_out()
 
 
 def test_an_outage_is_three_kinds_of_lines_in_the_log(
