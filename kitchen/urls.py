@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from kitchen.views import api, board, order, service, status
+from kitchen.views import api, board, order, service, status, takings
 
 app_name = "kitchen"
 
@@ -17,6 +17,7 @@ urlpatterns = [
     path("status/", status.status, name="status"),
     path("status/feed/", status.feed, name="status-feed"),
     path("status/rush/", status.rush, name="rush"),
+    path("takings.csv", takings.takings, name="takings"),
     path("api/menu/", api.menu, name="api-menu"),
     path("api/orders/", api.orders, name="api-orders"),
     path("kitchen/estimate/", service.estimate, name="estimate"),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .metrics import add_hook as add_hook
     from .metrics import remove_hook as remove_hook
     from .metrics import statistics as statistics
+    from .whole_stack import get_asgi_application as get_asgi_application
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,7 @@ __all__ = [
     "atomic",
     "detached",
     "drain",
+    "get_asgi_application",
     "metrics",
     "pinned",
     "remove_hook",
@@ -44,6 +46,7 @@ _HOMES = {
     "atomic": "aio",
     "detached": "aio",
     "drain": "draining",
+    "get_asgi_application": "whole_stack",
     "pinned": "aio",
     "remove_hook": "metrics",
     "session": "declared",

@@ -1,5 +1,7 @@
 """Functions for async code: `run`, `as_async`, `portal`, `pinned`, `detached`, `atomic`.
 
+`hybrid_middleware` is of hybrid.py.
+
 `atomic` is Django's own, `django.db.transaction.atomic`. This module declares its types, because
 Django's stubs know neither its ``async with`` nor that it decorates coroutine functions.
 """
@@ -17,9 +19,10 @@ from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
 from . import block_context, frames
 from .driver import bridge
+from .hybrid import hybrid_middleware
 from .sessions import Session
 
-__all__ = ["as_async", "atomic", "detached", "pinned", "portal", "run"]
+__all__ = ["as_async", "atomic", "detached", "hybrid_middleware", "pinned", "portal", "run"]
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -22,7 +22,7 @@ from django.db import connections, transaction
 from django.db.utils import ConnectionHandler
 from django.http import HttpRequest
 
-from . import conf, request, state, thread_locals
+from . import blocking, conf, request, state, thread_locals
 from .driver import bridge
 
 
@@ -36,12 +36,20 @@ def make_call(call: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(call)
     async def __call__(self: object, scope: object, receive: object, send: object) -> object:
         token = request.begin()
+        served: Any = bridge.drive(call(self, scope, receive, send))
         try:
-            return await bridge.drive(call(self, scope, receive, send))
+            if (bound := blocking.bound()) is not None:
+                served = blocking.Watched(served, _described(scope), bound)
+            return await served
         finally:
             request.end(token)
 
     return __call__
+
+
+def _described(scope: Any) -> str:
+    """Return the method and the path of the request of `scope`, for messages."""
+    return f"{scope.get('method', scope['type'])} {scope.get('path', '')}"
 
 
 def make_call_of_test_client(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -135,12 +143,14 @@ def make_load_middleware(load: Callable[..., None]) -> Callable[..., None]:
     """Return a `BaseHandler.load_middleware()` that looks for `threading.local` objects afterwards.
 
     Django's method imports the modules of the middleware, which may make new objects. Each of these
-    objects is replaced, so that each request has its own values.
+    objects is replaced, so that each request has its own values. The setting `PGBACKEND_SLOW_STEP`,
+    which is for the requests of a handler, is read again.
     """
 
     @functools.wraps(load)
     def load_middleware(self: BaseHandler, is_async: bool = False) -> None:
         load(self, is_async)
+        blocking.read_setting()
         thread_locals.look_at_new_modules()
 
     return load_middleware

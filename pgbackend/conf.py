@@ -171,6 +171,24 @@ def thread_locals() -> dict[str, frozenset[str]]:
     return {key: frozenset(value.get(key, ())) for key in names}
 
 
+_SLOW_STEP = "PGBACKEND_SLOW_STEP"
+
+
+def slow_step() -> float | None:
+    """Return the checked setting `PGBACKEND_SLOW_STEP`, in seconds; None if it is not set.
+
+    Raises `ImproperlyConfigured` if it is no number, or negative.
+    """
+    value = getattr(settings, _SLOW_STEP, None)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        raise ImproperlyConfigured(
+            f"{_SLOW_STEP} is {value!r}. Set it to a number of seconds, or to 0 for no warnings."
+        )
+    return float(value)
+
+
 def of_project(name: str) -> Any:
     """Return the current value of the project's setting `name`."""
     try:

@@ -10,9 +10,19 @@ import functools
 import inspect
 import re
 import sys
-from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from datetime import timedelta
 from decimal import Decimal
+from enum import Enum
+from functools import partial
 from types import FrameType
 from typing import Any, Self, TypeVar, overload
 from uuid import UUID
@@ -24,7 +34,7 @@ from django.utils.connection import ConnectionDoesNotExist
 
 from . import frames, generators
 from .conf import alias_is_ours
-from .driver.session_settings import LISTS_OF_NAMES, Declared, Value, declared
+from .driver.session_settings import LISTS_OF_NAMES, Declared, Key, Value, declared
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,7 +45,11 @@ _NAME = re.compile(r"[a-z_][a-z0-9_$]*(\.[a-z_][a-z0-9_$]*)*")
 #: Settings that cannot be declared, and what to do instead.
 _REFUSED = {
     "client_encoding": "psycopg decodes rows by it: set OPTIONS['client_encoding']",
+    "datestyle": "psycopg reads dates in the style 'ISO': format them with to_char()",
+    "idle_session_timeout": "it counts between statements: set it for the database",
+    "intervalstyle": "psycopg reads intervals in the style 'postgres': format them with to_char()",
     "is_superuser": "PostgreSQL sets it by the role: declare 'role'",
+    "seed": "PostgreSQL cannot tell its value, to set it again: call setseed()",
     "session_authorization": "it resets 'role': declare 'role'",
     "standard_conforming_strings": "it changes how values are quoted: set it for the database",
     "timezone": (
@@ -129,36 +143,52 @@ class SessionBlock:
         return f"<pgbackend.session of {self._using!r}: {names}>"
 
     def __enter__(self) -> Self:
-        _check_no_generator(frames.of_with(sys._getframe(1)))
-        self._enter()
+        frame = frames.of_with(sys._getframe(1))
+        _check_no_generator(frame)
+        self._enter(Key(self, _suspendable(frame)))
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._leave()
+        self._leave(Key(self, _suspendable(frames.of_with(sys._getframe(1)))))
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
 
     async def __aexit__(self, *exc_info: object) -> None:
-        self._leave()
+        self.__exit__()
 
-    def _enter(self) -> None:
-        declared.set(Declared(self, declared.get(), self._using, self._values))
+    def _enter(self, key: Key) -> Key:
+        """Begin a block; return `key`, by which it is found when it ends."""
+        outer = declared.get()
+        if outer is not None:
+            outer.drop_ended()
+        declared.set(Declared(key, outer, self._using, self._values))
+        return key
 
-    def _leave(self) -> None:
-        """End the innermost block of this object that the running code is in."""
-        inner: list[Declared] = []
-        here = declared.get()
-        while here is not None and here.block is not self:
-            inner.append(here)
-            here = here.outer
-        if here is None:
+    def _leave(self, key: Key) -> None:
+        """End the innermost block with this key that the running code is in.
+
+        If there is none, end one that a ``with`` of this object has begun in another function. But
+        if a generator or coroutine is being closed, which was left behind, do nothing: the context
+        is that of other code.
+        """
+        blocks = list(_blocks())
+        found = [each for each in blocks if each.key == key]
+        if not found:
+            if isinstance(sys.exception(), GeneratorExit):
+                return
+            found = [
+                each for each in blocks if key.block is not None and each.key.block is key.block
+            ]
+        if not found:
             raise RuntimeError(
                 f"{self!r} ends in another context than it began in, where its settings may still "
                 "be in force: enter and leave it in the same task, and in the same function"
             )
+        here = found[0]
+        here.has_ended = True
         remaining = here.outer
-        for each in reversed(inner):
+        for each in reversed(blocks[: blocks.index(here)]):
             remaining = each.on(remaining)
         declared.set(remaining)
 
@@ -166,6 +196,12 @@ class SessionBlock:
 
     def __call__(self, func: F) -> F:
         """Return `func`, wrapped so that each call of it is a block."""
+        if isinstance(func, type):
+            raise TypeError(
+                f"pgbackend.session() decorates functions, not the class {func.__qualname__!r}: "
+                "decorate its methods, those of a view with django.utils.decorators."
+                "method_decorator()"
+            )
         wrapped: Any
         if inspect.isasyncgenfunction(func):
             wrapped = self._wrap_async_generator(func)
@@ -179,21 +215,24 @@ class SessionBlock:
 
     def _wrap_function(self, func: Callable[..., Any]) -> Callable[..., Any]:
         def in_block(*args: Any, **kwargs: Any) -> Any:
-            self._enter()
+            key = self._enter(Key(None, object()))
             try:
-                return func(*args, **kwargs)
+                result = func(*args, **kwargs)
             finally:
-                self._leave()
+                self._leave(key)
+            if inspect.iscoroutine(result):  # an ordinary function around a coroutine function
+                return self._wrap_coroutine(partial(_await, result))()
+            return result
 
         return in_block
 
     def _wrap_coroutine(self, func: Callable[..., Any]) -> Callable[..., Any]:
         async def in_block(*args: Any, **kwargs: Any) -> Any:
-            self._enter()
+            key = self._enter(Key(None, object()))
             try:
                 return await func(*args, **kwargs)
             finally:
-                self._leave()
+                self._leave(key)
 
         return in_block
 
@@ -206,7 +245,7 @@ class SessionBlock:
         return in_blocks
 
     def _steps(self, generator: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-        step: Callable[[], Any] = functools.partial(next, generator)
+        step: Callable[[], Any] = partial(next, generator)
         while True:
             try:
                 produced = self._wrap_function(step)()
@@ -219,9 +258,9 @@ class SessionBlock:
                 self._wrap_function(step)()
                 raise
             except BaseException as exc:
-                step = functools.partial(generator.throw, exc)
+                step = partial(generator.throw, exc)
             else:
-                step = functools.partial(generator.send, sent)
+                step = partial(generator.send, sent)
 
     def _wrap_async_generator(self, func: Callable[..., Any]) -> Callable[..., Any]:
         async def in_blocks(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
@@ -239,11 +278,34 @@ class SessionBlock:
                     await self._wrap_coroutine(step)()
                     raise
                 except BaseException as exc:
-                    step = functools.partial(generator.athrow, exc)
+                    step = partial(generator.athrow, exc)
                 else:
-                    step = functools.partial(generator.asend, sent)
+                    step = partial(generator.asend, sent)
 
         return in_blocks
+
+
+def _blocks() -> Iterator[Declared]:
+    """Yield the blocks that the running code is in, the innermost first."""
+    here = declared.get()
+    while here is not None:
+        yield here
+        here = here.outer
+
+
+def _suspendable(frame: FrameType | None) -> int | None:
+    """Return a key of `frame` if it is a generator's or coroutine's, else None.
+
+    Such a frame may be closed by the garbage collector, in the midst of other code, which may be in
+    a block of the same object.
+    """
+    if frame is None or not frame.f_code.co_flags & (generators.GENERATORS | inspect.CO_COROUTINE):
+        return None
+    return id(frame)
+
+
+async def _await(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    return await coroutine
 
 
 # --- Checks ---
@@ -292,6 +354,8 @@ def _as_value(name: str, value: Any) -> Value:
     """Return `value` as it is sent; raise `TypeError` or `ValueError` if it cannot be."""
     if name in LISTS_OF_NAMES:
         return _as_names(name, value)
+    if isinstance(value, Enum):
+        value = value.value
     if name == "role" and not isinstance(value, str):
         raise TypeError(f"'role' is the name of a role; got {type(value).__name__!r}")
     if isinstance(value, bool):
@@ -321,7 +385,7 @@ def _as_names(name: str, value: Any) -> tuple[str, ...]:
         value = [value] if value else []
     if not isinstance(value, Sequence) or not all(isinstance(each, str) for each in value):
         raise TypeError(f"{name!r} is a name, or a list of names; got {type(value).__name__!r}")
-    return tuple(_check_identifier(name, str(each)) for each in value)
+    return tuple(_check_identifier(name, str.__str__(each)) for each in value)
 
 
 def _check_identifier(setting: str, name: str) -> str:

@@ -136,6 +136,7 @@ _ORM_IN_THREADS = "The ORM's a-methods would send each statement to a thread."
 _IN_THREADS = "Each request would need a thread for synchronous code of Django's own."
 _CLOSING = "Each request would start a thread, to close its response."
 _REFUSED = "Coroutines that synchronous code waits for could not use the ORM's plain methods."
+_HASHING = "Sync views that run on the loop would stop it while they hash a password."
 _AUTH = "django.contrib.auth"
 
 
@@ -241,6 +242,16 @@ HOOKS: list[Hook] = [
     Hook("django.core.handlers.base", "async_to_sync", hops.make_async_to_sync, _REFUSED),
     Hook("django.dispatch.dispatcher", "async_to_sync", hops.make_async_to_sync, _REFUSED),
     Hook("django.http.response", "async_to_sync", hops.make_async_to_sync, _REFUSED),
+    # Work that would stop the loop.
+    *(
+        Hook(module, name, hops.make_hashing, _HASHING, app=_AUTH)
+        for module, name in (
+            (f"{_AUTH}.hashers", "verify_password"),
+            (f"{_AUTH}.hashers", "make_password"),
+            (f"{_AUTH}.base_user", "make_password"),
+            (f"{_AUTH}.models", "make_password"),
+        )
+    ),
     # Requests.
     Hook(
         "django.core.handlers.asgi:ASGIHandler",

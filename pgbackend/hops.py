@@ -74,6 +74,21 @@ def _bound_like(method: Any, function: Any) -> Any:
     return function
 
 
+def make_hashing(work: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that hashes a password in a thread, if sync code calls it on the loop.
+
+    That is so in requests of `pgbackend.get_asgi_application()`: the caller waits green.
+    """
+
+    @functools.wraps(work)
+    def hooked(*args: object, **kwargs: object) -> object:
+        if request.is_whole_stack() and bridge.green() is not None:
+            return bridge.await_(sync_to_async(work, thread_sensitive=False)(*args, **kwargs))
+        return work(*args, **kwargs)
+
+    return hooked
+
+
 def run_coroutine_function(func: Callable[[], Awaitable[Any]]) -> object:
     """Call the coroutine function `func`, wait for its result, and return it.
 
@@ -119,8 +134,11 @@ def _alias_of(subject: Any) -> str | None:
 
 
 def of_receivers(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Return True if every alias uses pgbackend: then the receivers of a signal run in place."""
-    return not conf.has_foreign_alias()
+    """Return whether the receivers of a signal run in place: if every alias uses pgbackend.
+
+    In a request of `pgbackend.get_asgi_application()` they do so in any case.
+    """
+    return request.is_whole_stack() or not conf.has_foreign_alias()
 
 
 # --- In asgiref -----------------------------------------------------------------------------------

@@ -157,6 +157,22 @@ def end(token: Token[_Held | None]) -> None:
         _held.reset(token)
 
 
+@contextmanager
+def whole_stack() -> Iterator[None]:
+    """Serve a request in this `with` whose sync code, too, runs in place: see whole_stack.py."""
+    token = _whole_stack.set(True)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the request's coroutine is closed in another context
+            _whole_stack.reset(token)
+
+
+#: Whether the running code belongs to a request whose sync code runs in place, on the loop.
+_whole_stack: ContextVar[bool] = ContextVar("pgbackend.whole_stack", default=False)
+is_whole_stack = _whole_stack.get
+
+
 def follow() -> None:
     """Make `follows()` return True in threads that asgiref starts from the running code."""
     if _held.get() is None:

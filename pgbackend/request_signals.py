@@ -6,7 +6,9 @@ Note [Tidying up after a request]
 its database both in green code and in a thread (a sync view or middleware). So the receivers are
 called in the request's thread, as in Django, if the request has one; then Django's own are called
 on the loop as well. If it has none, they are called on the loop only; a thread is started for them
-only if they, or the end of the response, may block the loop.
+only if they, or the end of the response, may block the loop. A request of
+`pgbackend.get_asgi_application()` calls all of them on the loop; if a `sync_to_async()` of the
+project's has given it a thread, Django's own receivers are called there as well.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from django.http import HttpResponse
 from . import conf, state
 from .driver import bridge
 from .patches import NO_OTHERS, if_unpatched, unpatched
+from .request import is_whole_stack
 from .threads import is_all_djangos
 
 # --- The receivers of Django's that tidy up -------------------------------------------------------
@@ -117,17 +120,27 @@ async def _tell(
     If `may_block`, `tell` also does other things that may block, and so needs a thread. See Note
     [Tidying up after a request].
     """
+    if is_whole_stack():
+        told = await bridge.run(tell)
+        if _thread_in_use():
+            for receiver in _djangos(signal._live_receivers(sender)[0]):  # noqa: SLF001 - as below
+                await sync_to_async(receiver)(signal=signal, sender=sender, **named)
+        return told
     thread_in_use = may_block or _thread_in_use()
     if not thread_in_use and not conf.has_foreign_alias():
         return await bridge.run(tell)
     receivers = signal._live_receivers(sender)[0]  # noqa: SLF001 - no public method lists them
-    own = [receiver for receiver in receivers if is_djangos_receiver(receiver)]
+    own = _djangos(receivers)
     if not thread_in_use and len(own) == len(receivers):  # no other receiver, which may block
         return await bridge.run(tell)
     told = await sync_to_async(tell)()
     for receiver in own:
         await bridge.run(receiver, signal=signal, sender=sender, **named)
     return told
+
+
+def _djangos(receivers: list[Any]) -> list[Any]:
+    return [receiver for receiver in receivers if is_djangos_receiver(receiver)]
 
 
 def _thread_in_use() -> bool:
@@ -160,7 +173,7 @@ async def close(response: Any) -> None:
     A thread is needed if the request has used one, or if the call also closes an object of the
     project's, which may block.
     """
-    may_block = _closing_may_block(response)
+    may_block = not is_whole_stack() and _closing_may_block(response)
     if not (may_block or bridge.current() is None or conf.has_foreign_alias() or _thread_in_use()):
         response.close()  # directly: the usual case
         return

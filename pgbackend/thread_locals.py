@@ -235,11 +235,11 @@ _progress = _Progress()
 
 
 def begin(*, exclude: frozenset[str] = frozenset(), include: frozenset[str] = frozenset()) -> None:
-    """Convert the thread-locals of all loaded modules, except those that are excluded.
+    """Give each request its own values in the `threading.local` objects of all loaded modules.
 
-    `exclude` and `include` are dotted names of objects (``package.module.name``), or of modules or
-    packages; `include` overrides both `exclude` and `EXCLUDED`. `go_on()` converts the
-    thread-locals of modules that are loaded later.
+    Objects that are excluded stay as they are. `exclude` and `include` are dotted names of objects
+    (``package.module.name``), or of modules or packages; `include` overrides both `exclude` and
+    `EXCLUDED`. `go_on()` converts the objects of modules that are loaded later.
     """
     _progress.exclude, _progress.include = exclude, include
     go_on()

@@ -3,7 +3,8 @@
 Django calls the sync code of a request in the request's thread, by `sync_to_async`. hops.py
 replaces that, and asks a policy of this module at each call: True means in place (green), False
 means the thread. A function runs in place if all code that it may call is Django's own, and none of
-that blocks. Statements do not count as blocking, because they wait on the loop.
+that blocks. Statements do not count as blocking, because they wait on the loop. In a request of
+`pgbackend.get_asgi_application()` every function runs in place.
 
 Note [Django's own code]
 The module of a function's globals proves who wrote it; `__module__` and `__wrapped__` do not, since
@@ -42,6 +43,8 @@ from django.utils.module_loading import import_string
 from django.views import View
 
 from . import conf
+from .hybrid import GreenMiddleware
+from .request import is_whole_stack
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
@@ -55,6 +58,8 @@ def in_request(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
 
     `func` is a method of a middleware, a chain of middleware, a view, or a part of the handler.
     """
+    if is_whole_stack():
+        return True
     if conf.has_foreign_alias():
         return False
     try:
@@ -75,15 +80,20 @@ def _unusual(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
         is_own = type(func) is MethodType and func.__func__ in known.functions
         return is_own and known.runs_in_place(owner, args)
     if isinstance(owner, BaseHandler):  # process_exception_by_middleware()
-        return _is_djangos_function(func) and not owner._exception_middleware  # type: ignore[attr-defined]  # noqa: SLF001
+        handlers: list[Any] = owner._exception_middleware  # type: ignore[attr-defined]  # noqa: SLF001
+        return _is_djangos_function(func) and all(map(_is_green, handlers))
     if isinstance(owner, SimpleTemplateResponse):
         return _rendering(func, owner)
     return _view(func, args, kwargs)
 
 
+def _is_green(method: object) -> bool:
+    return type(getattr(method, "__self__", None)) is GreenMiddleware
+
+
 def in_auth(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
     """Return whether `func`, a method of an auth backend or a test of a user, runs in place."""
-    return not conf.has_foreign_alias() and is_all_djangos(func)
+    return is_whole_stack() or (not conf.has_foreign_alias() and is_all_djangos(func))
 
 
 def in_error(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
@@ -91,6 +101,8 @@ def in_error(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> bool:
 
     That is so for `Http404` and `PermissionDenied`, if Django's own error view makes the response.
     """
+    if is_whole_stack():
+        return True
     if conf.has_foreign_alias() or not _is_djangos_function(func):
         return False
     statuses = ((Http404, 404), (PermissionDenied, 403))

@@ -2,7 +2,8 @@
 
 The command starts a PostgreSQL server of its own (or uses ``DATABASE_URL``), migrates, loads the
 menu, makes the user ``chef`` and serves the site with uvicorn. ``python -m proj manage <command>``
-runs one of Django's management commands against the same database.
+runs one of Django's management commands against the same database. With ``GREEN=1`` in the
+environment, sync views are served on the event loop, too (proj/asgi_green.py).
 """
 
 import os
@@ -159,7 +160,9 @@ def _serve(sock):
             await super().shutdown(sockets)
 
     config = uvicorn.Config(
-        "proj.asgi:application",
+        "proj.asgi_green:application"
+        if os.environ.get("GREEN") == "1"
+        else "proj.asgi:application",
         log_level="warning",
         lifespan="on",
         # Only an order that waits for the kitchen service can still be running then.

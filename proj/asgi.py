@@ -3,6 +3,8 @@
 Static files are served by Django's own handler, with ``DEBUG`` off too: a demonstration needs no
 second server and no further package. A site with traffic runs ``collectstatic`` and lets the web
 server in front serve them; then no request for a static file arrives here.
+
+``proj.asgi_green`` serves the same site with its sync views on the event loop.
 """
 
 from os import environ
@@ -36,8 +38,12 @@ class WithLifespan:
             await send({"type": "lifespan.shutdown.complete"})
 
 
-_django = get_asgi_application()
+def site(make_application):
+    """Return the whole site around the application of Django's that is made by the argument."""
+    project = make_application()
+    from kitchen import perloop  # apps are loaded by the line above
 
-from kitchen import perloop  # noqa: E402 - apps are loaded by the line above
+    return WithLifespan(ASGIStaticFilesHandler(project), on_shutdown=perloop.close)
 
-application = WithLifespan(ASGIStaticFilesHandler(_django), on_shutdown=perloop.close)
+
+application = site(get_asgi_application)

@@ -51,16 +51,16 @@ BLOCK_ENDED = (
 
 
 def abilities(cursor_class: type[Any]) -> tuple[type[Any], ...]:
-    """Return the mixin for `cursor_class`, in a tuple, which is empty if the class needs none.
+    """Return the mixin for `cursor_class`, in a tuple.
 
     The mixin is `PrefixingCursor` for psycopg's client cursors, `PreparingCursor` for other
-    cursors. A client cursor's class that has its own way to send statements needs none.
+    cursors, and for client cursors whose class has its own way to send statements.
     """
     if not issubclass(cursor_class, psycopg.ClientCursor):
         return (PreparingCursor,)
     # A class with an `_execute_send()` of its own keeps that; `PrefixingCursor` checks for patches.
     sends_by_itself = cursor_class._execute_send is not psycopg.ClientCursor._execute_send  # noqa: SLF001
-    return () if sends_by_itself else (PrefixingCursor,)
+    return (PreparingCursor,) if sends_by_itself else (PrefixingCursor,)
 
 
 @functools.lru_cache(maxsize=64)

@@ -8,6 +8,7 @@ a message with others; statements whose parameters the server binds; COPY, `stre
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,9 +22,15 @@ from psycopg.pq.abc import PGresult
 from psycopg.sql import Composable
 
 from .session_settings import UNKNOWN, Change, SessionSettings, Statement, declared
+from .shortcuts import is_psycopgs
 
 _IDLE = TransactionStatus.IDLE
 _INTRANS = TransactionStatus.INTRANS
+
+#: The method of psycopg that a command with settings bypasses; a patch of it is called instead.
+_EXEC = psycopg.Connection._exec_command  # noqa: SLF001
+#: Commands of psycopg's that need settings: those that go on with a query, or run triggers.
+_SETTLED = re.compile(rb"FETCH|MOVE|COMMIT(?! PREPARED)|PREPARE TRANSACTION")
 
 _IN_PIPELINE = (
     "the settings that pgbackend.session() declares cannot change inside a pipeline: enter the "
@@ -43,13 +50,16 @@ class DeclaringConnection(psycopg.Connection[Any]):
         super().__init__(*args, **kwargs)
         self.session_settings = SessionSettings()
 
-    def change_due(self) -> Change | None:
-        """Return the change of settings that the next statement needs; None if it needs none.
+    def change_due(self, statement: Statement) -> Change | None:
+        """Return the change of settings that `statement` needs; None if it needs none.
 
         The change is meant to be sent with the statement, or in a transaction that is open.
         """
-        in_transaction = self.pgconn.transaction_status != _IDLE
-        return self._change(local=in_transaction or not self._autocommit)
+        status = self.pgconn.transaction_status
+        if statement.is_neutral:
+            self.session_settings.settle(status)  # before it begins another transaction
+            return None
+        return self._change(local=status != _IDLE or not self._autocommit)
 
     def _change(self, *, local: bool) -> Change | None:
         change = self.session_settings.change(self.pgconn, local=local)
@@ -83,6 +93,7 @@ class DeclaringConnection(psycopg.Connection[Any]):
 
     def _start_settled_gen(self) -> PQGen[None]:
         statement, self.next_statement = self.next_statement, UNKNOWN
+        self.session_settings.settle(self.pgconn.transaction_status)
         if not statement.is_neutral:
             yield from self.settle_gen()
         self.executed(statement)
@@ -119,8 +130,8 @@ class DeclaringConnection(psycopg.Connection[Any]):
     @contextmanager
     def pipeline(self) -> Iterator[psycopg.Pipeline]:
         """Open a pipeline, as psycopg does; first give its statements the declared settings."""
-        if not self._pipeline and self.is_settled():
-            with self.lock:
+        with self.lock:
+            if not self._pipeline and self.is_settled():
                 self.wait(self.settle_gen())
         with super().pipeline() as pipeline:
             yield pipeline
@@ -146,16 +157,19 @@ class DeclaringConnection(psycopg.Connection[Any]):
         return self._exec_settled(command, result_format)
 
     def _exec_settled(self, command: Any, result_format: Format) -> PQGen[PGresult | None]:
-        """Execute FETCH, MOVE and COMMIT with the declared settings, other commands as they are.
+        """Execute FETCH, MOVE and commits with the declared settings, other commands as they are.
 
         A query that a FETCH goes on with, and a trigger that is deferred to COMMIT, may depend on
         settings.
         """
         statement, self.next_statement = self.next_statement, UNKNOWN
         text = self._as_bytes(command)
-        if text.startswith((b"FETCH", b"MOVE", b"COMMIT")) and not self._pipeline:
-            change = self._change(local=True)
-            if change is not None and result_format == Format.TEXT:
+        self.session_settings.settle(self.pgconn.transaction_status)
+        if _SETTLED.match(text) and not self._pipeline:
+            is_plain = psycopg.Connection._exec_command is _EXEC and is_psycopgs(_EXEC)  # noqa: SLF001
+            shares = result_format == Format.TEXT and is_plain
+            change = self._change(local=shares or self.pgconn.transaction_status != _IDLE)
+            if change is not None and shares:
                 rest = yield from self._change_gen(change, text)
                 if len(rest) != 1 or rest[0].status == ExecStatus.FATAL_ERROR:
                     raise e.error_from_result(rest[-1], encoding=self.pgconn._encoding)  # noqa: SLF001
@@ -168,10 +182,11 @@ class DeclaringConnection(psycopg.Connection[Any]):
         return result
 
     def _executed_command(self, text: bytes, statement: Statement) -> None:
+        self.session_settings.settle(self.pgconn.transaction_status)
         if text.startswith(b"ROLLBACK"):
-            self.executed(Statement(undoes=True))
+            self.executed(Statement(undoes=True, keeps_settings=True))
         elif text.startswith((b"FETCH", b"MOVE")):
-            self.executed(statement)
+            self.executed(Statement(keeps_settings=statement.keeps_settings))
 
     def _as_bytes(self, command: Any) -> bytes:
         if isinstance(command, Composable):

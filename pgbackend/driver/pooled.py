@@ -281,6 +281,8 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         """Run `gen` to its end, and return its result; if interrupted, close the connection."""
         # psycopg registers a reader of its own for this socket, and removes it at the end.
         self.watch.stop()
+        # What runs here is not known: it may be the user's own `check` or `reset`.
+        self.facade.session_settings.doubt_all()
         try:
             return await waiting.wait_async(gen, self.pgconn.socket, interval, timeout)
         except asyncio.CancelledError:

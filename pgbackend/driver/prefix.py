@@ -62,7 +62,7 @@ class PrefixedConnection(Protocol):
     @property
     def pgconn(self) -> PGconn: ...
 
-    def change_due(self) -> Change | None: ...
+    def change_due(self, statement: Statement) -> Change | None: ...
     def begin_gen(self) -> PQGen[None]: ...
     def executed(self, statement: Statement) -> None: ...
     def note_lost_values(self) -> None: ...
@@ -163,12 +163,13 @@ def prefix_for(connection: PrefixedConnection, statement: Statement) -> Begin | 
     """
     if connection._pipeline:  # noqa: SLF001
         return None
+    connection.session_settings.settle(connection.pgconn.transaction_status)
     begins = (
         not connection._autocommit  # noqa: SLF001
         and connection.pgconn.transaction_status == _IDLE
         and all(map(is_, seen_for_begin(), BEGIN))
     )
-    change = None if statement.is_neutral else connection.change_due()
+    change = connection.change_due(statement)
     if change is None:
         return Begin(connection) if begins else None
     is_plain = psycopg.ClientCursor._execute_send is _SEND and is_psycopgs(_SEND)  # noqa: SLF001

@@ -30,7 +30,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from psycopg import Error
 from psycopg.abc import Query
@@ -39,7 +39,7 @@ from psycopg.pq import Escaping, PipelineStatus, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
 from psycopg.sql import Composable
 
-from .vouching import is_vouched
+from .vouching import COMMENT, is_vouched
 
 _IDLE = TransactionStatus.IDLE
 _INERROR = TransactionStatus.INERROR
@@ -56,9 +56,18 @@ class Unread(Enum):
     UNREAD = "the value that RESET sets"
 
 
+class Unsure(Enum):
+    """Stands for a value that a statement of the running code may have changed."""
+
+    UNSURE = "any value"
+
+
 _UNREAD = Unread.UNREAD
+_UNSURE = Unsure.UNSURE
 #: An outside value, as text; None if the name had none.
 Outside: TypeAlias = str | Unread | None
+#: What the server session is known to have, by names; names that are missing have outside values.
+Current: TypeAlias = Mapping[str, Value | Unsure]
 
 #: Settings that a transaction reads as it begins, so that they must be set before.
 _READ_AT_BEGIN = frozenset(
@@ -81,16 +90,30 @@ _REFUSED = "the server refuses a setting that a block of pgbackend.session() dec
 _NOT_REFUSED = ("42601", "57014")
 
 
-class Declared:
-    """The settings that the running code's blocks declare: a block's own, on its `outer` ones."""
+class Key(NamedTuple):
+    """A key of a block, by which its end finds it."""
 
-    __slots__ = ("_database", "_values", "block", "by_database", "outer")
+    block: object
+    """The context manager; None if a call of a decorated function is the block."""
+    frame: object
+    """A key of the frame of the `with`, or of the call, so that no other code ends the block."""
+
+
+class Declared:
+    """The settings that a block of `session()` declares, merged with those of the blocks around it.
+
+    `outer` is the same of the next outer block; where both set a name, the inner value wins.
+    """
+
+    __slots__ = ("_database", "_values", "by_database", "has_ended", "key", "outer")
 
     def __init__(
-        self, block: object, outer: Declared | None, database: str, values: Mapping[str, Value]
+        self, key: Key, outer: Declared | None, database: str, values: Mapping[str, Value]
     ) -> None:
-        self.block = block
+        self.key = key
         self.outer = outer
+        #: Whether the block has ended; tasks that it has started keep its settings.
+        self.has_ended = False
         self._database = database
         self._values = values
         #: The settings of all these blocks, by the name of the database.
@@ -98,9 +121,14 @@ class Declared:
         others = {} if outer is None else outer.by_database
         self.by_database = {**others, database: {**others.get(database, NOTHING), **values}}
 
+    def drop_ended(self) -> None:
+        """Drop outer blocks that have ended: or they would pile up in tasks that start tasks."""
+        while self.outer is not None and self.outer.has_ended:
+            self.outer = self.outer.outer
+
     def on(self, outer: Declared | None) -> Declared:
         """Return the same block's settings on other outer ones."""
-        return Declared(self.block, outer, self._database, self._values)
+        return Declared(self.key, outer, self._database, self._values)
 
 
 #: The settings that the running code declares; None, nearly always, if it declares none.
@@ -109,15 +137,23 @@ declared: ContextVar[Declared | None] = ContextVar("declared", default=None)
 
 # --- What a statement is, as far as settings are concerned ---
 
-_FIRST_WORD = re.compile(r"(?:\s|/\*.*?\*/|--[^\n]*\n|\()*([A-Za-z]+)", re.DOTALL)
+_BEFORE = rf"(?:\s|{COMMENT}|--[^\r\n]*\n)*"
+_AFTER = rf"(?:\s|{COMMENT})*+;?(?:\s|{COMMENT})*+(?:--[^\r\n]*)?"
+_FIRST_WORD = re.compile(rf"(?:{_BEFORE}\()*{_BEFORE}([A-Za-z]+)", re.DOTALL)
 #: Statements that may stand in one message with others, in an implicit transaction block.
 _SHARING = frozenset(
     ("DELETE", "EXPLAIN", "INSERT", "MERGE", "SELECT", "TABLE", "UPDATE", "VALUES", "WITH")
 )
-#: Statements that begin and end blocks: they depend on no settings, and may not fail by them.
-_NEUTRAL = frozenset(["BEGIN", "START", "SAVEPOINT", "RELEASE", "ROLLBACK", "ABORT"])
-#: Of these, the statements that undo changes of settings in a transaction.
-_UNDOING = frozenset(("ROLLBACK", "ABORT"))
+#: Statements that begin and end blocks: they depend on no settings, and may not fail by them. The
+#: whole text must match, since another statement may follow in the same text.
+_NEUTRAL = re.compile(
+    rf"{_BEFORE}(?:BEGIN|START|SAVEPOINT|RELEASE|ROLLBACK|ABORT|SET\s+TRANSACTION)\b"
+    rf'(?:[^;"/-]|"[^"]*"|/(?!\*)|-(?!-))*+{_AFTER}',
+    re.DOTALL | re.IGNORECASE,
+)
+_SEMICOLON_INSIDE = re.compile(r";\s*\S")
+#: Words of statements that undo changes of settings in a transaction, or begin another transaction.
+_UNDOING = re.compile(r"\b(?:ROLLBACK|ABORT|COMMIT|END|CHAIN)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +165,7 @@ class Statement:
     is_neutral: bool = False
     """Whether it needs no settings, because it only begins or ends a block."""
     undoes: bool = False
-    """Whether it rolls back, and so undoes changes of settings in the transaction."""
+    """Whether it may roll back, and so undo changes of settings in the transaction."""
     keeps_settings: bool = False
     """Whether it is known to change no settings."""
 
@@ -138,18 +174,22 @@ class Statement:
         """Return the properties of `query`, which is about to be executed on `connection`."""
         text = _text_of(query, connection)
         found = _FIRST_WORD.match(text)
-        word = "" if found is None else found[1].upper()
-        is_neutral = word in _NEUTRAL
+        shares = found is not None and found[1].upper() in _SHARING
+        if shares and is_vouched(query):
+            return cls(shares=True, keeps_settings=True)
+        # Several statements in one text may end the transaction that the settings are in.
+        shares = shares and _SEMICOLON_INSIDE.search(text) is None
+        is_neutral = not shares and _NEUTRAL.fullmatch(text) is not None
         return cls(
-            shares=word in _SHARING,
+            shares=shares,
             is_neutral=is_neutral,
-            undoes=word in _UNDOING,
+            undoes=not shares and _UNDOING.search(text) is not None,
             keeps_settings=is_neutral or is_vouched(query),
         )
 
 
-#: A statement of which nothing is known.
-UNKNOWN = Statement()
+#: A statement of which nothing is known, of a cursor that is not the connection's own, say.
+UNKNOWN = Statement(undoes=True)
 
 
 def _text_of(query: object, connection: Any) -> str:
@@ -181,13 +221,13 @@ class SessionSettings:
     def forget(self) -> None:
         """Record that the server session has all its outside values: it is new, or was reset."""
         #: The declared settings that the server session has; None if that is not known.
-        self.current: Mapping[str, Value] | None = NOTHING
+        self.current: Current | None = NOTHING
         #: The outside values of the names that were changed once; None: the name had no value.
         self.outside: dict[str, Outside] = {}
         #: The names whose outside values have to be read again before they change.
         self._stale: set[str] = set()
         #: `current` and `outside` as they were before the open transaction changed settings.
-        self._before: tuple[Mapping[str, Value] | None, dict[str, Outside]] | None = None
+        self._before: tuple[Current | None, dict[str, Outside]] | None = None
         #: Whether a statement in a pipeline may have changed settings.
         self._doubtful = False
 
@@ -243,15 +283,22 @@ class SessionSettings:
 
     def executed(self, statement: Statement, pgconn: PGconn, *, autocommit: bool) -> None:
         """Record that `statement` was executed, or is about to be: it may have changed settings."""
-        if statement.undoes:
-            if self._before is not None:  # the transaction has changed settings
-                self.current = None
+        in_pipeline = pgconn.pipeline_status != PipelineStatus.OFF
+        is_idle = pgconn.transaction_status == _IDLE
+        has_changed = self._before is not None and not is_idle  # settings, in the transaction
+        if statement.undoes and has_changed and not (in_pipeline and statement is UNKNOWN):
+            self.current = None
         elif statement.keeps_settings:
             pass
-        elif pgconn.pipeline_status != PipelineStatus.OFF:
+        elif in_pipeline:
             self._doubtful = True
         else:
-            self._distrust(may_drop=autocommit and pgconn.transaction_status == _IDLE)
+            self._distrust(may_drop=autocommit and is_idle)
+
+    def doubt_all(self) -> None:
+        """Record that a statement which the record does not see may have changed any setting."""
+        if self.outside:
+            self.current = None
 
     def _distrust(self, *, may_drop: bool) -> None:
         """Record that a statement of the running code may have changed any setting.
@@ -261,13 +308,13 @@ class SessionSettings:
         can bring the declared values of these names back, and the record forgets the names.
         """
         if self._before is not None and self._before[0]:
-            self._before = None, self._before[1]
+            self._before = dict.fromkeys(self._before[0], _UNSURE), self._before[1]
         if self.current is None:
             return
         if may_drop:
             self.outside = {name: self.outside[name] for name in self.current}
         self._stale.update(name for name in self.outside if name not in self.current)
-        self.current = None if self.current else NOTHING
+        self.current = dict.fromkeys(self.current, _UNSURE)
 
 
 class Change:
@@ -358,14 +405,10 @@ class Change:
     def failed(self, status: int) -> None:
         """Record that the message of the commands has failed; `status` is the transaction's now.
 
-        Outside of a transaction, the server has undone what the commands did. In a transaction, the
-        rollback that must follow will, and more: so the record is not trusted.
+        The server has undone what the commands did, or the rollback that must follow will.
         """
-        settings = self._settings
-        settings.settle(status)
-        settings.current, settings.outside = self._record
-        if status != _IDLE and settings.outside:
-            settings.current = None
+        self._settings.settle(status)
+        self._settings.current, self._settings.outside = self._record
 
 
 class _Writer:

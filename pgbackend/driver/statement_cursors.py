@@ -89,17 +89,20 @@ class _ClientStatementCursor(StatementCursor):
         if conn._pipeline:  # noqa: SLF001
             return super().run(query, params)
         self._merge(query, params)
-        settles = declared.get() is not None or conn.session_settings.outside
-        run_gen = self._run_settled_gen if settles else self._run_gen_in_turn
         try:
             if conn.lease is None:  # the facade that is never lent: one task at a time uses it
-                gen = self._run_settled_gen(query, params) if settles else self._run_gen()
-                result = conn.wait(gen)
+                if declared.get() is None and not conn.session_settings.outside:
+                    result = conn.wait(self._run_gen())
+                else:
+                    result = conn.wait(self._run_settled_gen(query, params))
             else:
                 with conn.lock:
                     if conn.turns is not None:
                         check_turn(conn)
-                    result = conn.wait(run_gen(query, params))
+                    if declared.get() is None and not conn.session_settings.outside:
+                        result = conn.wait(self._run_gen_in_turn(query, params))
+                    else:
+                        result = conn.wait(self._run_settled_gen(query, params))
         except e._NO_TRACEBACK as exc:  # noqa: SLF001 - as psycopg does
             raise exc.with_traceback(None)  # noqa: B904 - the same error
         return self._fetch(result)

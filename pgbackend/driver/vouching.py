@@ -16,10 +16,11 @@ from contextvars import ContextVar
 
 _texts: ContextVar[Collection[str]] = ContextVar("_texts", default=())
 
-#: Comments and spaces: tools put them around a statement, to find it in the server's log.
-_COMMENT = r"/\*(?:(?!\*/|/\*).)*\*/"
-_BEFORE = re.compile(rf"(?:\s|{_COMMENT}|--[^\r\n]*\n)*", re.DOTALL)
-_AFTER = re.compile(rf"(?:\s|;|{_COMMENT})*(?:--[^\r\n]*)?", re.DOTALL)
+#: A comment without another one inside. Tools put comments around a statement, to find it in the
+#: server's log.
+COMMENT = r"/\*(?:(?!\*/|/\*).)*\*/"
+_BEFORE = re.compile(rf"(?:\s|{COMMENT}|--[^\r\n]*\n)*", re.DOTALL)
+_AFTER = re.compile(rf"(?:\s|;|{COMMENT})*(?:--[^\r\n]*)?", re.DOTALL)
 
 
 @contextmanager

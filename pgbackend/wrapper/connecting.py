@@ -47,10 +47,14 @@ class Connecting(Contexts):
         if (prepared := state.being_prepared(self)) is not None:
             return prepared
         try:
-            return super().get_new_connection(conn_params)
+            connection = super().get_new_connection(conn_params)
         except driver.Error as exc:
             exc.__context__ = None
             raise exc.with_traceback(None) from None
+        if isinstance(connection, Connection):
+            # It may come from the synchronous pool. Until it is set up, it is outside of blocks.
+            connection.session_settings.database = None
+        return connection
 
     @cached_property
     def pg_version(self) -> int:

@@ -86,7 +86,7 @@ def test_a_sync_view_and_a_streaming_one_are_served(servers: dict[str, Server], 
         where = client.get("/contract/where/").text
         assert where.startswith("3 ")
         if KINDS[name].asgi:
-            assert where == "3 in a thread"
+            assert where == f"3 {KINDS[name].sync_views}"
         lines = client.get("/contract/stream/async/").text.splitlines()
         assert lines == [f"book {n} by author {n}" for n in range(3)]
 

@@ -265,6 +265,7 @@ def all_first_statements() -> Seen:
     return seen
 
 
+@pytest.mark.sweep(one_in=3)
 @pytest.mark.parametrize(
     ("name", "work"),
     [

@@ -321,6 +321,7 @@ def clients() -> Iterator[tuple[str, Client]]:
 CHANGED = {"aborted", "not sent", "strange"}
 
 
+@pytest.mark.sweep(one_in=3)
 @pytest.mark.parametrize(
     ("name", "watched"),
     [

@@ -23,7 +23,7 @@ from psycopg import sql
 import pgbackend
 
 from .compare import report
-from .results import CONTEXTS, Results, fold, read, tail
+from .results import CONTEXTS, WHOLE, Results, fold, read, tail
 from .server import NotEnough, server
 from .source import CACHE, NoSource, modules_of, tests_dir
 
@@ -68,6 +68,17 @@ BACKEND_MODULES = (
     "transaction_hooks",
     "transactions",
     "update",
+)
+#: The modules that send requests, for the context whole.
+WHOLE_STACK_MODULES = (
+    "admin_views",
+    "asgi",
+    "auth_tests",
+    "handlers",
+    "middleware",
+    "middleware_exceptions",
+    "sessions_tests",
+    "test_client",
 )
 STOCK = {False: "django.db.backends.postgresql", True: "django.contrib.gis.db.backends.postgis"}
 OURS = {False: "pgbackend", True: "pgbackend.gis"}
@@ -147,7 +158,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     labels = _labels(options, source)
-    runs = _runs(options.context or list(CONTEXTS))
+    usual = ["stock", WHOLE] if options.whole_stack else list(CONTEXTS)
+    runs = _runs(options.context or usual)
     try:
         with server(labels) as url:
             all_results = _run_all(runs, labels, options, url, source)
@@ -176,6 +188,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="only the modules that exercise a database backend most",
     )
     parser.add_argument(
+        "--whole-stack",
+        action="store_true",
+        help="only the modules that send requests, served by stock and by "
+        "pgbackend.get_asgi_application(), unless contexts are named",
+    )
+    parser.add_argument(
         "--gis",
         action="store_true",
         help="on PostGIS: gis_tests, if no modules are named; needs GDAL, and a server that has "
@@ -184,7 +202,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--context",
         action="append",
-        choices=CONTEXTS,
+        choices=[*CONTEXTS, WHOLE],
         help="may be given several times, for one context too; default: each once",
     )
     parser.add_argument("--out", type=Path, help="directory for outcomes (JSON) and logs")
@@ -197,7 +215,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     options = parser.parse_args(arguments)
     if options.out is None:
-        suffix = "-gis" if options.gis else ""
+        suffix = "-gis" if options.gis else "-whole-stack" if options.whole_stack else ""
         options.out = CACHE / f"results-{django.__version__}{suffix}"
     return options
 
@@ -207,6 +225,8 @@ def _labels(options: argparse.Namespace, source: Path) -> list[str]:
         return [module.rstrip("/") for module in options.modules]
     if options.backend:
         return [module for module in BACKEND_MODULES if (source / module).is_dir()]
+    if options.whole_stack:
+        return [*WHOLE_STACK_MODULES]
     if options.gis:
         return ["gis_tests"]
     return [module for module in modules_of(source) if not module.startswith("gis_tests")]

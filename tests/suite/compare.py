@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .differences import DIFFERENCES, Difference, expected
-from .results import CONTEXTS, OUTCOMES, Results
+from .results import CONTEXTS, OUTCOMES, WHOLE, Results
 
 ABSENT = "not run"
 
@@ -108,7 +108,7 @@ def _indent(text: str) -> str:
 def load(out: Path) -> dict[str, Results]:
     """Load the results that runs have left in `out`."""
     all_results = [Results.load(path) for path in out.glob("*.json")]
-    order = {context: place for place, context in enumerate(CONTEXTS)}
+    order = {context: place for place, context in enumerate((*CONTEXTS, WHOLE))}
     all_results.sort(key=lambda results: (order[results.context], results.run))
     return {results.run: results for results in all_results}
 

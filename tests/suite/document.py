@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from .compare import compare, load
-from .results import OUTCOMES, Results
+from .results import OUTCOMES, WHOLE, Results
 from .source import CACHE
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "suite.md"
@@ -23,7 +23,7 @@ INTRODUCTION = """\
 `python -m tests.suite.document` writes this page from the results of the runs that the page
 reports.
 
-The tests are those of Django's source distribution, unedited. They run in three contexts, against
+The tests are those of Django's source distribution, unedited. They run in these contexts, against
 one server:
 
 - **stock**: Django's own backend, the reference.
@@ -31,8 +31,10 @@ one server:
 - **green**: pgbackend with the whole run inside a greenlet on an event loop. Databases are made,
   and classes and tests are set up, run and torn down there. Async tests run on that same loop. So
   all statements go through the async pool.
+- **whole** (by `--whole-stack`): as green, and the requests of the test clients come through
+  `pgbackend.get_asgi_application()` ([sync-views.md](sync-views.md)), as from a server.
 
-In the green context,
+In the contexts green and whole,
 
 - the run fails if a statement of the main thread reaches an alias by a connection that is not the
   pool's, or if a wait blocks the loop;
@@ -50,6 +52,7 @@ To repeat the runs:
     make suite                                # all modules, the three contexts
     make suite ARGS="--backend"               # modules that exercise a backend most; some minutes
     make suite ARGS="--gis"                   # GeoDjango's, on PostGIS; 'make postgis' first
+    make suite ARGS="--whole-stack"           # the modules that send requests; stock and whole
     make suite ARGS="--context green queries" # one context, one module
 
 A run takes PostgreSQL with its contributed extensions from `/usr/lib/postgresql` (`make postgresql`
@@ -92,6 +95,8 @@ def _section(all_results: Mapping[str, Results]) -> str:
     processes = versions.pop("processes")
     del versions["pgbackend"]
     what = "gis_tests" if stock.labels == ["gis_tests"] else f"{len(stock.labels)} modules"
+    if WHOLE in all_results:
+        what += ", the whole stack"
     title = f"## Django {versions.pop('Django')}, {what}"
     machine = ", ".join(f"{name} {version}" for name, version in versions.items())
     lines = [

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any, Self
 
 CONTEXTS = ("stock", "sync", "green")
+#: In this context requests are served by `pgbackend.get_asgi_application()`; else as in green.
+WHOLE = "whole"
+ON_A_LOOP = ("green", WHOLE)
 #: From the best to the worst: a test that passes and then fails to clean up has an error.
 OUTCOMES = ("passed", "skipped", "expected failure", "unexpected success", "failed", "error")
 

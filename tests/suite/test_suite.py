@@ -21,9 +21,10 @@ from .__main__ import CANNOT
     [
         pytest.param(["--backend"], id="backend"),
         pytest.param(["--gis"], id="gis_tests"),
+        pytest.param(["--whole-stack"], id="whole_stack"),
     ],
 )
-def test_djangos_suite_has_stocks_outcomes_sync_and_green(
+def test_djangos_suite_has_stocks_outcomes_sync_green_and_as_a_whole_stack(
     request: pytest.FixtureRequest, tmp_path: Path, arguments: list[str]
 ) -> None:
     command = [sys.executable, "-m", "tests.suite", "--out", str(tmp_path), "--parallel", "2"]

@@ -1,7 +1,8 @@
 """Runs some modules of Django's suite, in one context, in a process of its own.
 
 The process runs in Django's directory ``tests``, with its ``runtests.py``. That does everything as
-usual; only the class of results is ours, and in the green context all of it runs in a portal.
+usual; only the class of results is ours. In the contexts green and whole all runs in a portal, and
+in the context whole the requests of the tests come through the whole stack (whole_stack.py).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from .results import read
+from .results import ON_A_LOOP, read
 
 
 def main(settings: str = "tests.suite.settings", run: Callable[..., None] | None = None) -> int:
@@ -38,7 +39,7 @@ def main(settings: str = "tests.suite.settings", run: Callable[..., None] | None
     sys.unraisablehook = journal.note_unraisable
     guard = _install_guard(job, journal)
     try:
-        if job["context"] == "green":
+        if job["context"] in ON_A_LOOP:
             asyncio.run(_run_green(run, job, journal, watchdog, guard, done))
         else:
             run(job, journal, watchdog, guard, done)
@@ -64,7 +65,7 @@ def _install_guard(job: dict[str, Any], journal: Any) -> Any:
         return None
     from .guard import Guard
 
-    guard = Guard(journal, green=job["context"] == "green")
+    guard = Guard(journal, green=job["context"] in ON_A_LOOP)
     guard.install()
     return guard
 
@@ -99,6 +100,10 @@ def _run(
         # runtests calls this after Django has been set up; only then may the backend be imported.
         if guard is not None:
             guard.install_wrapper()
+        if job["context"] == "whole":
+            from . import whole_stack
+
+            whole_stack.install()
         return make_runner(journal, watchdog, done)
 
     watchdog.watch()

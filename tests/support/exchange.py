@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from django.core.handlers.asgi import ASGIHandler
 from django.http import HttpRequest
 from django.urls import path
 
-View = Callable[[HttpRequest], Awaitable[Any]]
+View = Callable[[HttpRequest], Any]
 
 
 @pytest.fixture
@@ -31,7 +31,9 @@ def serve_by(settings: Any) -> Callable[[View], None]:
 class Exchange:
     """Holds one request, and what the server and the receivers of its signals saw of it."""
 
-    def __init__(self, body: bytes = b"") -> None:
+    def __init__(self, body: bytes = b"", *, application: Any = None) -> None:
+        #: Serves the request; by default Django's handler.
+        self.application = application
         self.scope: dict[str, Any] = {
             "type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b"",
         }  # fmt: skip
@@ -59,10 +61,15 @@ class Exchange:
         self.incoming.put_nowait({"type": "http.disconnect"})
 
     async def serve(self) -> None:
-        await ASGIHandler()(self.scope, self.receive, self.send)
+        application = self.application or ASGIHandler()
+        await application(self.scope, self.receive, self.send)
 
     def start(self) -> asyncio.Task[None]:
         return asyncio.create_task(self.serve())
+
+    @property
+    def status(self) -> int:
+        return int(self.sent[0]["status"])
 
     @property
     def content(self) -> bytes:

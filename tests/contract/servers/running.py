@@ -16,6 +16,7 @@ from django.db import connection
 from tests.support.ports import free_port
 
 ASGI, WSGI = "tests.contract.servers.asgi:application", "proj.wsgi:application"
+GREEN = "tests.contract.servers.asgi_green:application"
 SETTINGS = "tests.contract.servers.settings"
 #: Words that must not be in a process's output when it ends.
 COMPLAINTS = (
@@ -33,11 +34,13 @@ class Kind:
     asgi: bool = True
     websockets: bool = True
     settings: str = SETTINGS
+    sync_views: str = "in a thread"
+    """Where they run under ASGI."""
     sync_sessions: int = 0
     """How many it keeps for sync code of its own."""
 
     def argv(self, port: int) -> list[str]:
-        words = self.command.format(port=port, ASGI=ASGI, WSGI=WSGI).split()
+        words = self.command.format(port=port, ASGI=ASGI, WSGI=WSGI, GREEN=GREEN).split()
         return [sys.executable, "-m", *words]
 
 
@@ -55,6 +58,9 @@ KINDS = {
     "uvicorn": Kind(f"uvicorn {_HOST} --loop asyncio --ws wsproto {{ASGI}}"),
     "uvicorn on uvloop": Kind(
         f"uvicorn {_HOST} --loop uvloop --ws wsproto {{ASGI}}", signal.SIGINT
+    ),
+    "uvicorn of the whole stack": Kind(
+        f"uvicorn {_HOST} --loop asyncio --ws wsproto {{GREEN}}", sync_views="on the loop"
     ),
     "hypercorn": Kind(f"hypercorn {_BIND} {{ASGI}}"),
     "granian": Kind(f"granian --interface asgi {_HOST} --loop asyncio {{ASGI}}"),

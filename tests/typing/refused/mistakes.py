@@ -48,6 +48,8 @@ def sync_code() -> None:
     embedded.server(settings={"max_connections": 50})  # refused
     embedded.database_settings(None)  # refused
     asyncio.run(pgbackend.detached(number))  # refused
+    pgbackend.get_asgi_application(True)  # refused
+    aio.hybrid_middleware("middleware")  # refused
 
 
 def error_of_another_name() -> None:

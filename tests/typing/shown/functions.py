@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from datetime import timedelta
 from typing import Any, assert_type
 
+from django.core.handlers.asgi import ASGIHandler
 from django.db import connection, transaction
 from django.http import HttpRequest, HttpResponse
 
@@ -53,6 +54,21 @@ def worker() -> int:
     result = asyncio.run(pgbackend.aio.portal(main()))
     assert_type(result, int)
     return result
+
+
+# aio.hybrid_middleware, get_asgi_application
+
+
+@aio.hybrid_middleware
+def request_id(get_response: Callable[[HttpRequest], HttpResponse]) -> Any:
+    def middleware(request: HttpRequest) -> HttpResponse:
+        return get_response(request)
+
+    return middleware
+
+
+def whole_stack() -> ASGIHandler:
+    return pgbackend.get_asgi_application()
 
 
 # pinned, detached

@@ -1,0 +1,1 @@
+"""Measures a project of sync views: the admin, and an API of the REST framework."""

@@ -1,0 +1,121 @@
+"""Plays the clients, in a process of their own: ``python -m benchmarks.sync_stack.load``.
+
+It reads a job (JSON) from standard input. Each client keeps one connection, and sends its next
+request when the last one is answered. Each answer must have the status that is expected. It prints
+the number of answers within the window, and the time of the processor that the server took.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from typing import Any
+
+import uvloop
+
+from benchmarks.web.load import body_at, cpu_seconds
+
+CSRF = "a" * 32
+
+
+class Work:
+    """Makes the requests of one kind of work, in turn; each with the status of its answer."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self.job = job
+        self.number = 0
+        self._makers = {"admin": self._admin, "api": self._api}
+
+    def next(self) -> tuple[bytes, int]:
+        self.number += 1
+        make = self._makers[self.job["work"]]
+        return make(self.number, 1 + self.number * 7919 % self.job["books"])
+
+    def _admin(self, number: int, key: int) -> tuple[bytes, int]:
+        """Make two pages of the list, two forms, and one change for each five requests."""
+        head = f"Cookie: {self.job['cookie']}; csrftoken={CSRF}\r\n"
+        match number % 5:
+            case 0 | 2:
+                return _request("GET", f"/admin/shop/book/?p={1 + key % 40}", head), 200
+            case 1 | 3:
+                return _request("GET", f"/admin/shop/book/{key}/change/", head), 200
+        form = (
+            f"csrfmiddlewaretoken={CSRF}&title=changed+{number}&author={1 + key % 200}"
+            f"&price=9.50&published=2020-01-01&_save=Save"
+        )
+        head += "Content-Type: application/x-www-form-urlencoded\r\n"
+        return _request("POST", f"/admin/shop/book/{key}/change/", head, form), 302
+
+    def _api(self, number: int, key: int) -> tuple[bytes, int]:
+        """Make two lists, two details, a new row and a change for each six requests."""
+        head = f"Authorization: Token {self.job['token']}\r\nContent-Type: application/json\r\n"
+        match number % 6:
+            case 0 | 3:
+                return _request("GET", f"/api/books/?page={1 + key % 100}", head), 200
+            case 1 | 4:
+                return _request("GET", f"/api/books/{key}/", head), 200
+            case 2:
+                row = {
+                    "title": f"new {number}",
+                    "author": 1 + key % 200,
+                    "price": "9.50",
+                    "published": "2020-01-01",
+                }
+                return _request("POST", "/api/books/", head, json.dumps(row)), 201
+        change = json.dumps({"title": f"changed {number}"})
+        return _request("PATCH", f"/api/books/{key}/", head, change), 200
+
+
+def _request(method: str, target: str, head: str, body: str = "") -> bytes:
+    length = f"Content-Length: {len(body)}\r\n" if body else ""
+    return f"{method} {target} HTTP/1.1\r\nHost: 127.0.0.1\r\n{head}{length}\r\n{body}".encode()
+
+
+class Clients:
+    """Runs all clients until the window is over."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        self.job = job
+        self.work = Work(job)
+        self.answered = 0
+        self.is_over = False
+
+    async def run(self) -> dict[str, float]:
+        clients = [asyncio.create_task(self._client()) for _ in range(self.job["clients"])]
+        await asyncio.sleep(self.job["warm"])
+        answered, began, cpu = self.answered, time.perf_counter(), cpu_seconds(self.job["pid"])
+        await asyncio.sleep(self.job["seconds"])
+        seconds = time.perf_counter() - began
+        found = {"answered": self.answered - answered, "seconds": seconds}
+        found["cpu"] = cpu_seconds(self.job["pid"]) - cpu
+        self.is_over = True
+        await asyncio.gather(*clients)
+        return found
+
+    async def _client(self) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.job["port"])
+        while not self.is_over:
+            request, status = self.work.next()
+            writer.write(request)
+            received = b""
+            while not (received and body_at(received)):
+                data = await reader.read(2**18)
+                if not data:
+                    raise RuntimeError(f"lost: {request!r}")
+                received += data
+            if not received.startswith(b"HTTP/1.1 %d " % status):
+                raise RuntimeError(f"wrong: {request!r}\n{received[:2000]!r}")
+            self.answered += 1
+        writer.close()
+
+
+def main() -> None:
+    job = json.loads(sys.stdin.read())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        print(json.dumps(runner.run(Clients(job).run())))
+
+
+if __name__ == "__main__":
+    main()

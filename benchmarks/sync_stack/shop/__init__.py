@@ -1,0 +1,1 @@
+"""Defines a small project of sync views only, as most projects are."""

@@ -1,0 +1,1 @@
+"""Runs the own tests of djangorestframework in the contexts of tests/suite."""
