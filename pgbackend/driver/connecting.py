@@ -1,4 +1,4 @@
-"""How a pool connects: limits on silence where the user has set none, and the host being tried.
+"""Prepares attempts to connect: limits on silence, and a note of the host that is being tried.
 
 By libpq's defaults, an attempt on a silent link would take a slot of the pool for 130 s, and a
 statement on one for two hours: long after the tasks that wait for it have given up.

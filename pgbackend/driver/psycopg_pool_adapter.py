@@ -45,6 +45,7 @@ from .pooled import AsyncConnection
 from .server_changes import LOOK_LIMIT, ServerChanges
 from .shortcuts import switches
 from .waiting import Alarm, QueueOwner, TimedByQueue, WaitingQueue
+from .withdrawing import Withdrawing
 
 logger = logging.getLogger("pgbackend.driver")
 
@@ -123,9 +124,10 @@ class _GreenWaiter(TimedByQueue, WaitingClient[AsyncConnection]):
         return self
 
 
-class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
+class PsycopgPool(Withdrawing, psycopg_pool.AsyncConnectionPool[AsyncConnection]):
     """psycopg_pool's async pool, with some methods overridden, for the `Pool` that owns it."""
 
+    owner: Owner
     _waiting: WaitingQueue
 
     def __init__(
@@ -535,36 +537,6 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
     def start(self, coro: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Start a task of the pool."""
         return self.owner.start(coro)
-
-    def connections(self) -> list[AsyncConnection]:
-        """Return all open connections: free, leased or withdrawn."""
-        return [connection for connection in self.made if not connection.closed]
-
-    def withdraw(self, condition: Callable[[AsyncConnection], bool]) -> list[AsyncConnection]:
-        """Take the free connections that meet `condition`, so that nobody else can take them."""
-        taken = [connection for connection in self._pool if condition(connection)]
-        for connection in taken:
-            self._pool.remove(connection)
-            connection._pool = self  # noqa: SLF001 - as `getconn()` does
-        self._nconns_min = min(self._nconns_min, len(self._pool))
-        return taken
-
-    def discard(self, connection: AsyncConnection) -> None:
-        """Close a connection that was withdrawn; another is opened on demand."""
-        connection._pool = None  # noqa: SLF001
-        connection.close_now()
-        self._nconns -= 1
-        if self.waiting() and not self._closed:
-            self._maybe_grow_pool()
-
-    def expire(self, connection: AsyncConnection) -> None:
-        """Have a connection that is leased replaced when its lease ends."""
-        connection._expire_at = 0.0  # noqa: SLF001 - for psycopg_pool
-
-    def put_back(self, connection: AsyncConnection) -> None:
-        """Give a connection back that was withdrawn."""
-        if not self.put_free(connection):
-            self.owner.put(connection)
 
     def run_owned(self, coro: Coroutine[Any, Any, Any], connection: AsyncConnection) -> None:
         """Start a task of the pool that works on `connection`, which was withdrawn."""

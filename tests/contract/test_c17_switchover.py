@@ -42,7 +42,7 @@ def servers() -> Iterator[Replication]:
 
 @dataclass
 class Load:
-    """What became of the requests of tasks that write and read all the time."""
+    """Records what became of the requests of tasks that write and read all the time."""
 
     written: list[str] = field(default_factory=list)
     successes: list[float] = field(default_factory=list)
