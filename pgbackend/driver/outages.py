@@ -104,8 +104,9 @@ class Outages:
             self._attempts = self._refused = 0
 
     def refused(self, requests: int = 1) -> None:
-        """Count requests that failed, because of the outage, without a connection."""
-        self._refused += requests
+        """Count requests that failed without a connection, if there is an outage."""
+        if self._logged:
+            self._refused += requests
 
     def connected(self) -> None:
         """End the outage: an attempt has succeeded."""

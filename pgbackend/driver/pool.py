@@ -252,13 +252,14 @@ class Pool:
         holders = ", ".join(
             f"{lease.holder!r} for {now - lease.since:.2f} s" for lease in self.held()
         )
-        cure = f"Raise 'max_size' or 'timeout' in {self._setting()}"
+        where = self._setting()
+        cure = f"Raise 'max_size' or 'timeout' in {where}, or hold connections for less time"
         if connecting := self._psycopg.describe_connecting():
-            cure = f"{connecting}. Look whether the server can be reached, or set 'connect_timeout'"
+            cure = f"No connection could be opened: {connecting}. Look whether its server answers"
+            self._psycopg.outages.refused()
         return errors.PoolTimeout(
             f"couldn't get a connection of {self.name!r} after {waited:.2f} s: {s.leased} of "
-            f"{s.max_size} in use, {s.waiting} waiting; held by {holders or 'nobody'}. {cure}, or "
-            "hold connections for less time"
+            f"{s.max_size} in use, {s.waiting} waiting; held by {holders or 'nobody'}. {cure}"
         )
 
     # --- Holders ---

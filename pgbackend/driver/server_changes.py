@@ -168,10 +168,14 @@ class ServerChanges:
         """Discard `physical`, which has refused a write, and all others that would do so, too."""
         if self._wants_read_only or self.pool.closed:
             return
-        self._refused_at = monotonic()
-        if self._probing is None:
+        self._refused_at = now = monotonic()
+        if self._probing is not None:
+            return
+        begins = now - self._began >= PROBE_INTERVAL
+        if begins or physical.made_at < self._began:
             self.pool.expire(physical)
-            self._began = self._refused_at
+        if begins:
+            self._began = now
             self._over = asyncio.Event()
             self._kept_back = self.pool.withdraw(_cannot_write)
             self._probing = self.pool.start(self._probe())

@@ -113,6 +113,36 @@ def test_sessions_that_cannot_write_are_replaced_when_the_server_can_be_written_
     run(main())
 
 
+def test_they_are_replaced_also_while_no_connection_is_ever_free(
+    run: Runner, stand_in: Callable[[bool], None]
+) -> None:
+    async def main() -> None:
+        stand_in(True)
+        await sessions(2)
+        written = asyncio.Event()
+
+        async def write_on() -> None:
+            while await outcome_of_a_write() != "written":
+                await asyncio.sleep(0)
+            written.set()
+
+        async def read_on() -> None:
+            while not written.is_set():
+                await Tag.objects.acount()
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(10):
+                group.create_task(read_on())
+            group.create_task(write_on())
+            await until(lambda: pool_statistics().connections_made > 3)
+            stand_in(False)
+            async with asyncio.timeout(1):
+                await written.wait()
+
+    with pool_of_default(max_size=2):
+        run(main())
+
+
 def test_reads_go_on_while_sessions_cannot_write(
     run: Runner, stand_in: Callable[[bool], None]
 ) -> None:
@@ -258,6 +288,7 @@ def test_drain_reaches_djangos_synchronous_pool() -> None:
 
     with pool_of_default(min_size=1, max_size=1):
         connection.close()
+        connection.close_pool()  # of other options
         try:
             before = backend_pid()
             assert backend_pid() == before
