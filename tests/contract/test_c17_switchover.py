@@ -20,8 +20,6 @@ from tests.support.fixtures import settings_of_default
 from tests.support.link import Link
 from tests.support.replication import Replication, replication
 
-pytestmark = pytest.mark.slow
-
 SWITCHOVERS = 10
 WRITERS = READERS = 6
 
@@ -112,6 +110,7 @@ async def kept(found: Load) -> set[str]:
     return {name async for name in Tag.objects.values_list("name", flat=True)}
 
 
+@pytest.mark.slow
 def test_ten_switchovers_with_a_list_of_hosts_fail_what_is_in_flight_and_nothing_else(
     run: Runner, servers: Replication
 ) -> None:
@@ -160,6 +159,7 @@ def test_sessions_of_a_standby_are_replaced_when_it_becomes_the_primary(
         run(main())
 
 
+@pytest.mark.slow
 def test_ten_switchovers_of_one_address_leave_no_read_only_session_after_a_second(
     run: Runner, servers: Replication
 ) -> None:

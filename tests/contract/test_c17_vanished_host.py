@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -18,8 +19,6 @@ from tests.library.models import Tag
 from tests.support.fixtures import settings_of_default
 from tests.support.link import Link
 from tests.support.vanishing import VanishingHost, vanishing_host
-
-pytestmark = pytest.mark.slow
 
 #: The settings that docs/settings.md names for a shorter silence.
 SHORTER = {
@@ -45,6 +44,12 @@ def sleep() -> None:
         cursor.execute("SELECT pg_sleep(100)")
 
 
+def test_the_shorter_settings_are_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
+    assert str(SHORTER).replace("'", '"') in " ".join(page.split())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "limit"), [({}, 35.0), (SHORTER, 10.0)], ids=["own", "short"])
 def test_requests_are_served_again_after_a_host_has_vanished(
     run: Runner,
