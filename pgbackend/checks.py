@@ -1,10 +1,14 @@
-"""System checks: which `threading.local` objects pgbackend has replaced, and which it could not."""
+"""System checks: wrong options; `threading.local` objects that were replaced, or could not be.
+
+docs/checks.md lists their ids.
+"""
 
 from __future__ import annotations
 
 from django.core import checks
+from django.db import connections
 
-from . import thread_locals
+from . import conf, thread_locals
 
 _CURE = (
     "Keep the object in one module, under one name, and let other code look it up there; or use "
@@ -27,6 +31,17 @@ def check_thread_locals(app_configs: object, **kwargs: object) -> list[checks.Ch
     return messages
 
 
+def check_options(app_configs: object, **kwargs: object) -> list[checks.CheckMessage]:
+    """Return an error for each wrong option of each alias; connects to no database."""
+    return [
+        checks.Error(problem.text, hint=problem.hint, obj=None, id=problem.id)
+        for alias in connections
+        if conf.alias_is_ours(alias) and conf.wrapper_is_ours(wrapper := connections[alias])
+        for problem in wrapper.option_problems()
+    ]
+
+
 def register() -> None:
     """Register the checks of this module with Django."""
+    checks.register(check_options)
     checks.register(check_thread_locals)

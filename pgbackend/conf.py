@@ -1,13 +1,10 @@
-"""Checks `DATABASES[alias]` and makes options of it; the only module that reads settings.
+"""Makes options of a pool of `DATABASES[alias]`; the only module that reads settings.
 
-The check runs when a pool is first made. A wrong option of pgbackend's, or of psycopg_pool's,
-raises `ImproperlyConfigured`, which names the setting. The server and libpq check the rest (the
-password, the name of the database, options of libpq), and their own message reaches the user.
+options.py checks the dictionary before.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from inspect import iscoroutinefunction
@@ -19,35 +16,8 @@ from django.db import connections
 
 from .driver import Connection, bridge
 from .driver.pooled import AsyncConnection
+from .options import POOL_DEFAULTS, sizes
 from .protocols import Wrapper
-
-#: Defaults of the pool: an idle process keeps no connection, and a request that gets no connection
-#: fails before its client gives up.
-POOL_DEFAULTS: Mapping[str, Any] = {
-    "min_size": 0,
-    "max_size": 10,
-    "timeout": 10.0,
-    "max_idle": 60.0,
-    # psycopg_pool's own retries back off to five minutes; a request that asks for a connection
-    # makes the next attempt instead (see driver/attempts.py).
-    "reconnect_timeout": 0.0,
-    # A restart or a planned switchover takes about 3 s.
-    "outage_grace": 5.0,
-}
-
-_NUMBERS = {
-    "min_size": int,
-    "max_size": int,
-    "max_waiting": int,
-    "num_workers": int,
-    "timeout": float,
-    "max_lifetime": float,
-    "max_idle": float,
-    "reconnect_timeout": float,
-    "outage_grace": float,
-}
-_OTHERS = {"check", "close_returns", "connection_class", "name", "reconnect_failed", "reset"}
-_RESETS = ("always", "dirty", "never")
 
 
 def is_shared(alias: str, settings_dict: Mapping[str, Any]) -> bool:
@@ -197,37 +167,16 @@ def of_project(name: str) -> Any:
         return getattr(settings, name)
 
 
-def session_reset(alias: str, options: Mapping[str, Any]) -> Any:
-    """Return `OPTIONS["session_reset"]`; raise `ImproperlyConfigured` if it is not in `_RESETS`."""
-    value = options.get("session_reset", "dirty")
-    if value not in _RESETS:
-        raise ImproperlyConfigured(
-            f"DATABASES[{alias!r}]['OPTIONS']['session_reset'] is {value!r}. "
-            f"Set it to one of {', '.join(map(repr, _RESETS))}."
-        )
-    return value
-
-
-def pool_options(alias: str, settings_dict: Mapping[str, Any]) -> dict[str, Any]:
+def pool_options(settings_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Return `outage_grace`, and the keyword arguments for psycopg_pool's `AsyncConnectionPool`.
 
     The other options have psycopg_pool's names. An option that is a coroutine function there
     (`check`, `reset`) may also be a synchronous function, as for psycopg_pool's `ConnectionPool`;
-    it is then called green. Raises `ImproperlyConfigured` for an unknown option, or a wrong value.
+    it is then called green.
     """
-    given = settings_dict["OPTIONS"].get("pool") or {}
-    if given is True:
-        given = {}
-    if not isinstance(given, Mapping):
-        raise ImproperlyConfigured(
-            f"{_name(alias)} is {given!r}. Set it to True, or to a dictionary of options."
-        )
-    for name, value in given.items():
-        _check_option(alias, name, value)
+    given = _given(settings_dict)
     options = {**POOL_DEFAULTS, **given}
-    if "min_size" in given and "max_size" not in given:
-        options["max_size"] = max(given["min_size"], POOL_DEFAULTS["max_size"])
-    _check_sizes(alias, options)
+    options["min_size"], options["max_size"] = sizes(given)
     if settings_dict.get("CONN_HEALTH_CHECKS"):
         options.setdefault("check", _check_connection)
     for name in ("check", "reset"):
@@ -237,61 +186,21 @@ def pool_options(alias: str, settings_dict: Mapping[str, Any]) -> dict[str, Any]
     return options
 
 
-def facade_class(alias: str, settings_dict: Mapping[str, Any]) -> type[Connection]:
-    """Return the class of the connections that user code sees: `Connection`, or a subclass.
-
-    Raises `ImproperlyConfigured` if the option `connection_class` is anything else.
-    """
-    given = settings_dict["OPTIONS"].get("pool")
-    cls = given.get("connection_class", Connection) if isinstance(given, Mapping) else Connection
-    if not (isinstance(cls, type) and issubclass(cls, Connection)):
-        raise ImproperlyConfigured(
-            f"{_name(alias)}['connection_class'] is {cls!r}. "
-            "Set it to a subclass of pgbackend.driver.Connection."
-        )
+def facade_class(settings_dict: Mapping[str, Any]) -> type[Connection]:
+    """Return the class of the connections that user code sees: `Connection`, or a subclass."""
+    cls: type[Connection] = _given(settings_dict).get("connection_class", Connection)
     return cls
 
 
 def pool_timeout(settings_dict: Mapping[str, Any]) -> float:
     """Return how long a task waits for a connection, or for its turn on one, in seconds."""
+    return float(_given(settings_dict).get("timeout", POOL_DEFAULTS["timeout"]))
+
+
+def _given(settings_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the options of the pool that the settings give, which may be none."""
     given = settings_dict["OPTIONS"].get("pool")
-    default = POOL_DEFAULTS["timeout"]
-    return float(given.get("timeout", default) if isinstance(given, Mapping) else default)
-
-
-def _name(alias: str) -> str:
-    return f"DATABASES[{alias!r}]['OPTIONS']['pool']"
-
-
-def _check_option(alias: str, name: str, value: Any) -> None:
-    if name in _OTHERS:
-        return
-    if name not in _NUMBERS:
-        known = [*_NUMBERS, *_OTHERS]
-        close = difflib.get_close_matches(name, known, 1)
-        hint = f"Did you mean {close[0]!r}?" if close else f"Use one of {', '.join(sorted(known))}."
-        raise ImproperlyConfigured(f"{_name(alias)} has no option {name!r}. {hint}")
-    number = _NUMBERS[name]
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if name == "max_size" and value is None:
-        return
-    if not (whole or (number is float and isinstance(value, float))) or not value >= 0:
-        kind = "a whole number" if number is int else "a number of seconds"
-        raise ImproperlyConfigured(
-            f"{_name(alias)}[{name!r}] is {value!r}. Set it to {kind}, not negative."
-        )
-
-
-def _check_sizes(alias: str, options: Mapping[str, Any]) -> None:
-    low, high = options["min_size"], options["max_size"]
-    high = low if high is None else high
-    if high < max(low, 1):
-        raise ImproperlyConfigured(
-            f"{_name(alias)} has min_size {low} and max_size {high}. "
-            "Set max_size to at least min_size, and at least 1."
-        )
-    if options.get("num_workers") == 0:
-        raise ImproperlyConfigured(f"{_name(alias)}['num_workers'] is 0. Set it to at least 1.")
+    return given if isinstance(given, Mapping) else {}
 
 
 async def _check_connection(connection: AsyncConnection) -> None:

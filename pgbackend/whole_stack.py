@@ -114,7 +114,7 @@ _AITER = StreamingHttpResponse.__aiter__
 
 def _has_sync_content(response: Any) -> bool:
     """Return whether Django would read the content of the streamed `response` in a thread."""
-    return type(response).__aiter__ is _AITER and not response.is_async
+    return getattr(type(response), "__aiter__", None) is _AITER and not response.is_async
 
 
 #: How many seconds a response may be sent from a sync iterator before other tasks have a turn: a

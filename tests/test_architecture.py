@@ -57,15 +57,15 @@ _TESTS = re.compile(r"\btests/\w+/test_\w+\.py\b")
 
 
 def test_the_reference_lists_every_option_and_public_name() -> None:
-    from pgbackend import aio, conf, driver
+    from pgbackend import aio, driver, options
 
     page = (ROOT / "docs" / "settings.md").read_text()
     errors = ast.parse((PACKAGE / "driver" / "errors.py").read_text())
     classes = {node.name for node in errors.body if isinstance(node, ast.ClassDef)}
     names = {
-        *conf._NUMBERS,
-        *conf._OTHERS,
-        *conf._RESETS,
+        *options._NUMBERS,
+        *options._OTHERS,
+        *options._RESETS,
         *pgbackend.__all__,
         *aio.__all__,
         *classes,

@@ -26,27 +26,36 @@ class Work:
     def __init__(self, job: dict[str, Any]) -> None:
         self.job = job
         self.number = 0
-        self._makers = {"admin": self._admin, "api": self._api}
+        self._make = getattr(self, f"_{job['work']}")
 
     def next(self) -> tuple[bytes, int]:
         self.number += 1
-        make = self._makers[self.job["work"]]
-        return make(self.number, 1 + self.number * 7919 % self.job["books"])
+        found: tuple[bytes, int] = self._make(
+            self.number, 1 + self.number * 7919 % self.job["books"]
+        )
+        return found
 
     def _admin(self, number: int, key: int) -> tuple[bytes, int]:
         """Make two pages of the list, two forms, and one change for each five requests."""
-        head = f"Cookie: {self.job['cookie']}; csrftoken={CSRF}\r\n"
-        match number % 5:
-            case 0 | 2:
-                return _request("GET", f"/admin/shop/book/?p={1 + key % 40}", head), 200
-            case 1 | 3:
-                return _request("GET", f"/admin/shop/book/{key}/change/", head), 200
+        kinds = (self._admin_list, self._admin_form)
+        return (self._admin_save if number % 5 == 4 else kinds[number % 5 % 2])(number, key)
+
+    def _admin_list(self, number: int, key: int) -> tuple[bytes, int]:
+        return _request("GET", f"/admin/shop/book/?p={1 + key % 40}", self._admin_head()), 200
+
+    def _admin_form(self, number: int, key: int) -> tuple[bytes, int]:
+        return _request("GET", f"/admin/shop/book/{key}/change/", self._admin_head()), 200
+
+    def _admin_save(self, number: int, key: int) -> tuple[bytes, int]:
         form = (
             f"csrfmiddlewaretoken={CSRF}&title=changed+{number}&author={1 + key % 200}"
             f"&price=9.50&published=2020-01-01&_save=Save"
         )
-        head += "Content-Type: application/x-www-form-urlencoded\r\n"
+        head = f"{self._admin_head()}Content-Type: application/x-www-form-urlencoded\r\n"
         return _request("POST", f"/admin/shop/book/{key}/change/", head, form), 302
+
+    def _admin_head(self) -> str:
+        return f"Cookie: {self.job['cookie']}; csrftoken={CSRF}\r\n"
 
     def _api(self, number: int, key: int) -> tuple[bytes, int]:
         """Make two lists, two details, a new row and a change for each six requests."""

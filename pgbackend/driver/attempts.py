@@ -15,6 +15,8 @@ from types import CodeType
 
 import psycopg
 
+from .errors import OptionFailed
+
 #: Seconds after a failed attempt in which a pool makes no other one.
 FAILURE_WINDOW = 0.5
 
@@ -75,13 +77,17 @@ class Attempts:
         return max(self._failed_at + FAILURE_WINDOW, self._began[0] + 1.0) - monotonic()
 
 
-def repeat(exc: Exception) -> Exception:
-    """Return a copy of `exc`, as a `psycopg.Error`, to raise in one more caller."""
-    if not isinstance(exc, psycopg.Error):
+def repeat(exc: Exception, as_is: tuple[type[Exception], ...] = ()) -> Exception:
+    """Return a copy of `exc`, to raise in one more caller.
+
+    It is a `psycopg.Error`, unless the class of `exc` is one of `as_is`.
+    """
+    if not isinstance(exc, (psycopg.Error, *as_is)):
         error: Exception = psycopg.OperationalError(f"could not connect: {exc}")
     else:
         error = copy.copy(exc)
-    error.__cause__ = exc
+    # A function's own error, which the user may look for, stays the next in the chain.
+    error.__cause__ = exc.__cause__ if isinstance(exc, OptionFailed) else exc
     return error
 
 
@@ -94,7 +100,7 @@ def forget_connecting(exc: Exception, preparing: CodeType) -> None:
     traceback = exc.__traceback__
     while traceback is not None and traceback.tb_frame.f_code is not preparing:
         traceback = traceback.tb_next
-    if traceback is None:
+    if traceback is None and not isinstance(exc, OptionFailed):  # whose cause has no secrets
         exc.__cause__ = exc.__context__ = None
     exc.__traceback__ = traceback
 

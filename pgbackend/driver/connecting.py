@@ -16,7 +16,7 @@ from typing import Any
 
 from psycopg.conninfo import conninfo_to_dict
 
-from .connection import ConnectArguments
+from .asking import ConnectArguments
 
 #: Limits on silence of an open connection. A host that has vanished is given up after 15 + 2 × 5 s
 #: if it owes a reply, and after 25 s if it has not even confirmed what was sent to it. That leaves

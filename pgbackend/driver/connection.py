@@ -76,13 +76,6 @@ _seen_for_blocks, _BLOCKS = looking(
 _making_cursor = threading.RLock()
 
 
-class ConnectArguments(dict[str, Any]):
-    """A dict of arguments of `connect()`; its repr, which tracebacks may show, omits the values."""
-
-    def __repr__(self) -> str:
-        return f"<arguments {', '.join(self)}>"
-
-
 class Connection(DeclaringConnection):
     """A psycopg connection: to wait, a green caller parks its greenlet, another blocks its thread.
 

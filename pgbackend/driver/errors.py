@@ -51,6 +51,10 @@ class PoolQueueFull(psycopg.OperationalError):
     """More than ``max_waiting`` tasks already wait for a connection."""
 
 
+class OptionFailed(psycopg.OperationalError):
+    """A function that is asked for an option of each connection, such as PASSWORD, has failed."""
+
+
 class OutcomeUnknown(psycopg.OperationalError):
     """The link went silent during COMMIT: the server may or may not have committed."""
 

@@ -32,6 +32,7 @@ from psycopg.abc import Params
 from psycopg.pq import PipelineStatus, TransactionStatus
 
 from . import bridge, connecting, deadlock, errors, events
+from .asking import ConnectArguments
 from .connection import Connection
 from .coroutines import name_of, resume
 from .finalizers import check_not_collecting
@@ -59,11 +60,15 @@ class PoolOptions:
     """The options that a pool is made with."""
 
     connect: Mapping[str, Any]
-    """Arguments of `AsyncConnection.connect()`."""
+    """Arguments of `AsyncConnection.connect()` that are the same for all connections."""
     pool: Mapping[str, Any]
     """Arguments of `psycopg_pool.AsyncConnectionPool`, by its own names."""
     initialise: Callable[[Connection], None]
     """Sets up a new connection, green; called again after each reset."""
+    ask: Callable[[], Coroutine[Any, Any, Mapping[str, Any]]] | None = None
+    """Returns the other arguments of `AsyncConnection.connect()`; asked for each connection."""
+    raised_as_is: tuple[type[Exception], ...] = ()
+    """Errors of `ask` that tasks get as they are; others become an `OptionFailed`."""
     session_reset: SessionReset = "dirty"
     """After which leases the server session is reset: see `Pool._restore`."""
     outage_grace: float = 0.0
@@ -138,11 +143,39 @@ class Pool:
         self._psycopg = PsycopgPool(
             self,
             outage_grace=options.outage_grace,
-            wants_read_only=connecting.wants_read_only(options.connect),
-            kwargs=connecting.arguments(options.connect, options.pool.get("timeout", 30.0)),
+            kwargs=self._connect_arguments,
             **{"name": name, **options.pool},
         )
         self._opened: asyncio.Future[None] | None = None
+
+    async def _connect_arguments(self) -> ConnectArguments:
+        """Return the arguments of `connect()`, with a limit on the time that it may take."""
+        arguments = ConnectArguments(self.options.connect)
+        if self.options.ask is not None:
+            arguments["asked"] = asked = ConnectArguments(await self._ask(self.options.ask))
+            arguments.update(asked)
+        self._psycopg.changes.wants_read_only = connecting.wants_read_only(arguments)
+        return connecting.arguments(arguments, self._psycopg.timeout)
+
+    async def _ask(
+        self, ask: Callable[[], Coroutine[Any, Any, Mapping[str, Any]]]
+    ) -> Mapping[str, Any]:
+        """Return what `ask()` returns; raise `OptionFailed` if it takes too long."""
+        limit = self._limit()
+        try:
+            async with asyncio.timeout(limit) as timer:
+                return await ask()
+        except TimeoutError as exc:
+            if not timer.expired():
+                raise
+            raise errors.OptionFailed(
+                f"the functions that give options of {self.name!r} did not return within {limit:g} "
+                f"s: look why they are slow, or raise 'timeout' in {self._setting()}"
+            ) from exc.__cause__
+
+    def _limit(self) -> float:
+        """Return how long one step of making a connection may take, in seconds."""
+        return max(2.0, self._psycopg.timeout)
 
     def __repr__(self) -> str:
         s = self.statistics()
@@ -424,7 +457,7 @@ class Pool:
 
     async def configure(self, physical: AsyncConnection) -> None:
         """Set up a connection, new or reset; close it if that fails, or takes too long."""
-        limit = max(2.0, self._psycopg.timeout)
+        limit = self._limit()
         settings = physical.facade.session_settings
         settings.database = None  # what is set up is outside of all blocks that declare settings
         settings.forget()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import is_
 from time import monotonic
 from typing import Any, Self, TypeVar
@@ -117,6 +117,8 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     #: the connection.
     changes: ServerChanges | None = None
     _disowned = False
+    #: The arguments that the pool was given when it asked for those of this connection.
+    asked: Mapping[str, Any]
 
     @classmethod
     async def connect(  # type: ignore[override]  # cursors are its facades'
@@ -125,10 +127,15 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         *,
         cursor_factory: type[psycopg.Cursor[Any]] | None = None,
         facade_class: type[Connection] = Connection,
+        asked: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Open a connection whose facades, of `facade_class`, make cursors by `cursor_factory`."""
+        """Open a connection whose facades, of `facade_class`, make cursors by `cursor_factory`.
+
+        `asked` is kept for the code that sets the connection up.
+        """
         self = await super().connect(conninfo, **kwargs)
+        self.asked = asked or {}
         self.watch = Watch(asyncio.get_running_loop(), self.pgconn.socket)
         self.made_at = monotonic()
         self.began_read_only = is_read_only(self.pgconn)

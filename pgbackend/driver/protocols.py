@@ -7,7 +7,8 @@ module of each pair cannot import the higher one.
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from .connection import Connection
@@ -60,6 +61,7 @@ class Physical(Protocol):
     watch: Watch
     changes: ServerChanges | None
     listener: weakref.ref[Connection]
+    asked: Mapping[str, Any]
 
     def forget_facade(self, *, types_seen: bool) -> None:
         """Pass no more notices to the last facade; if `types_seen`, have types looked up again.

@@ -62,10 +62,24 @@ MAX_REMAKES = 4
 LOOK_INTERVAL = 1.0
 
 
+class OwnersOptions(Protocol):
+    """Protocol of the part of `PoolOptions` that a `PsycopgPool` uses."""
+
+    @property
+    def raised_as_is(self) -> tuple[type[Exception], ...]:
+        """Return the errors that tasks get as they are."""
+        ...
+
+
 class Owner(QueueOwner, Protocol):
     """Protocol of the part of a `Pool` that its `PsycopgPool` uses."""
 
     closed: bool
+
+    @property
+    def options(self) -> OwnersOptions:
+        """Return the options that the pool was made with."""
+        ...
 
     async def configure(self, physical: AsyncConnection, /) -> None:
         """Set up a new connection."""
@@ -130,9 +144,7 @@ class PsycopgPool(Withdrawing, psycopg_pool.AsyncConnectionPool[AsyncConnection]
     owner: Owner
     _waiting: WaitingQueue
 
-    def __init__(
-        self, owner: Owner, *, outage_grace: float, wants_read_only: bool, **kwargs: Any
-    ) -> None:
+    def __init__(self, owner: Owner, *, outage_grace: float, **kwargs: Any) -> None:
         super().__init__(
             connection_class=AsyncConnection, configure=owner.configure, open=False, **kwargs
         )
@@ -148,9 +160,7 @@ class PsycopgPool(Withdrawing, psycopg_pool.AsyncConnectionPool[AsyncConnection]
         self._look_at = 0.0
         self.attempts = Attempts()
         self.outages = Outages(self.name, outage_grace)
-        self.changes = ServerChanges(
-            self, wants_read_only=wants_read_only, look_limit=min(LOOK_LIMIT, self.timeout / 4)
-        )
+        self.changes = ServerChanges(self, look_limit=min(LOOK_LIMIT, self.timeout / 4))
         #: The attempts under way.
         self._trials: set[Trial] = set()
         #: Held by an attempt to connect while the pool has no open connection.
@@ -379,7 +389,7 @@ class PsycopgPool(Withdrawing, psycopg_pool.AsyncConnectionPool[AsyncConnection]
         if failure is None or self.outages.may_be_waited_out() or self.has_connection():
             return
         self.outages.refused()
-        raise repeat(failure)
+        raise self._repeat(failure)
 
     def describe_connecting(self) -> str:
         """Return what is known of failed attempts and of those under way, or an empty string."""
@@ -387,6 +397,9 @@ class PsycopgPool(Withdrawing, psycopg_pool.AsyncConnectionPool[AsyncConnection]
         if self.attempts.failure is not None:
             said.append(f"the last attempt failed ({one_line(self.attempts.failure)})")
         return "; ".join(said)
+
+    def _repeat(self, failure: Exception) -> Exception:
+        return repeat(failure, self.owner.options.raised_as_is)
 
     async def _connect(self, timeout: float | None = None) -> AsyncConnection:
         try:
@@ -404,7 +417,7 @@ class PsycopgPool(Withdrawing, psycopg_pool.AsyncConnectionPool[AsyncConnection]
         async with self._attempt_slots:
             # An earlier attempt may have failed while this one waited.
             if (failure := self.attempts.recent_failure()) is not None:
-                raise repeat(failure)
+                raise self._repeat(failure)
             began = self.attempts.begin()
             self._trials.add(trial := Trial())
             try:
@@ -459,7 +472,7 @@ class PsycopgPool(Withdrawing, psycopg_pool.AsyncConnectionPool[AsyncConnection]
             return
         if not self.has_connection() and not self.outages.may_be_waited_out():
             self.outages.refused(self.waiting())
-            await self._fail_waiting(lambda: repeat(exc))
+            await self._fail_waiting(lambda: self._repeat(exc))
         elif self._regrowing is None:
             delay = max(self.attempts.too_soon(), 0.001)
             self._regrowing = self.owner.loop.call_later(delay, self._grow_again)

@@ -145,11 +145,11 @@ def _cannot_write(physical: Watched) -> bool:
 class ServerChanges:
     """Replaces the connections of one pool that lead to a server which has changed."""
 
-    def __init__(self, pool: WatchedPool, *, wants_read_only: bool, look_limit: float) -> None:
+    def __init__(self, pool: WatchedPool, *, look_limit: float) -> None:
         self.pool = pool
         self._look_limit = look_limit
         #: Whether the options ask for sessions that cannot write.
-        self._wants_read_only = wants_read_only
+        self.wants_read_only = False
         self._refused_at = 0.0
         self._began = 0.0
         #: The task that looks for a session that can write; and whether there is one.
@@ -166,7 +166,7 @@ class ServerChanges:
 
     def refused_to_write(self, physical: Watched) -> None:
         """Discard `physical`, which has refused a write, and all others that would do so, too."""
-        if self._wants_read_only or self.pool.closed:
+        if self.wants_read_only or self.pool.closed:
             return
         self._refused_at = now = monotonic()
         if self._probing is not None:

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import copy
 import functools
-from typing import Any
+from typing import Any, Self
 
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
+from django.db.backends.base.base import NO_DB_ALIAS
 from django.db.backends.signals import connection_created
 from django.utils.functional import cached_property
 from psycopg import IsolationLevel
 
-from pgbackend import conf, driver, state
+from pgbackend import conf, credentials, driver, options, state
 from pgbackend.adapters import prepare_template
-from pgbackend.driver.connection import ConnectArguments, Connection
+from pgbackend.driver import bridge
+from pgbackend.driver.asking import ConnectArguments
+from pgbackend.driver.connection import Connection
 from pgbackend.driver.loops import close_pools, get_pool
 from pgbackend.driver.pool import Pool, PoolOptions
 
@@ -31,26 +34,73 @@ class Connecting(Contexts):
     # Not Django's dictionary: one process may use an alias with Django's engine, then with ours.
     _connection_pools: dict[str, Any] = {}  # noqa: RUF012
 
+    #: Whether Django asks for parameters that it will not use, since its synchronous pool connects.
+    _asked_in_vain = False
+
     # The settings contain the password. Django's debug page, and similar tools, show the local
     # variables of an error's frames: so errors are raised without the frames that had the settings.
 
+    def check_settings(self) -> None:
+        super().check_settings()
+        try:
+            options.check(
+                self.alias, self.settings_dict, has_own_parameters=self.has_own_parameters()
+            )
+        except ImproperlyConfigured as exc:
+            raise exc.with_traceback(None) from None
+
+    @classmethod
+    def has_own_parameters(cls) -> bool:
+        """Return whether a derived wrapper overrides `get_connection_params()`."""
+        return cls.get_connection_params is not Connecting.get_connection_params
+
+    def option_problems(self) -> list[options.Problem]:
+        """Return what is wrong with the settings of this alias, for the system checks."""
+        own = self.has_own_parameters()
+        return [*options.problems(self.alias, self.settings_dict, has_own_parameters=own)]
+
     def get_connection_params(self) -> dict[str, Any]:
+        """Return the arguments of `connect()`; options that are functions are asked now."""
         try:
             params = ConnectArguments(super().get_connection_params())
         except ImproperlyConfigured as exc:
             raise exc.with_traceback(None) from None
         params.pop("session_reset", None)
         prepare_template(params["context"], self.timezone)
-        return params
+        if self._asked_in_vain:
+            asked = {name for name, value in params.items() if credentials.is_asked(name, value)}
+            return ConnectArguments({name: params[name] for name in params.keys() - asked})
+        try:
+            return credentials.resolve(self.alias, self.settings_dict, params)
+        except (driver.Error, ImproperlyConfigured, SynchronousOnlyOperation) as exc:
+            raise exc.with_traceback(None) from exc.__cause__
+
+    def connect(self) -> None:
+        """Connect in sync code; an error keeps no frame that shows the parameters."""
+        if self._has_sync_pool():
+            vars(self)["_asked_in_vain"] = True
+        try:
+            super().connect()
+        except Exception as exc:
+            credentials.forget_parameters(exc)
+            raise
+        finally:
+            vars(self).pop("_asked_in_vain", None)
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         if (prepared := state.being_prepared(self)) is not None:
             return prepared
+        cause = None
         try:
+            if not self._asked_in_vain:
+                options.check_arguments(self.alias, conn_params)
             connection = super().get_new_connection(conn_params)
-        except driver.Error as exc:
+        except Exception as exc:
+            if self._asked_in_vain and isinstance(exc, driver.Error):
+                pool = self._connection_pools.get(self.alias)
+                cause = pool and pool.kwargs.failure
             exc.__context__ = None
-            raise exc.with_traceback(None) from None
+            raise exc.with_traceback(None) from cause
         if isinstance(connection, Connection):
             # It may come from the synchronous pool. Until it is set up, it is outside of blocks.
             connection.session_settings.database = None
@@ -75,17 +125,25 @@ class Connecting(Contexts):
             return None
         return super().pool
 
+    def _has_sync_pool(self) -> bool:
+        """Return whether sync code gets its connections from Django's synchronous pool."""
+        return bool(self.settings_dict["OPTIONS"].get("pool")) and self.alias != NO_DB_ALIAS
+
     def _make_sync_pool(self) -> Any:
         if self._uses_pool and state.in_async_context():
             return None
-        stand_in = copy.copy(self)
+        self.check_settings()
+        asking, stand_in = copy.copy(self), copy.copy(self)
+        vars(asking).pop("_asked_in_vain", None)
+        # Django would ask once, and connect with that for ever.
+        vars(stand_in)["get_connection_params"] = functools.partial(_AskedEachTime, asking)
         given = self.settings_dict["OPTIONS"]["pool"]
-        options = {} if given is True else given
-        options = {"connection_class": driver.Connection, **options}
-        options.pop("outage_grace", None)  # of the async pools only
+        given = {} if given is True else given
+        pool = {"connection_class": driver.Connection, **options.sync_sizes(given), **given}
+        pool.pop("outage_grace", None)  # of the async pools only
         stand_in.settings_dict = {
             **self.settings_dict,
-            "OPTIONS": {**self.settings_dict["OPTIONS"], "pool": options},
+            "OPTIONS": {**self.settings_dict["OPTIONS"], "pool": pool},
         }
         return super(Connecting, stand_in).pool
 
@@ -108,30 +166,42 @@ class Connecting(Contexts):
 
     def _read_pool_options(self) -> PoolOptions:
         self.check_settings()
-        self._isolation_level_option()
-        params = ConnectArguments(self.get_connection_params())
-        pool = conf.pool_options(self.alias, self.settings_dict)
+        pool = conf.pool_options(self.settings_dict)
         return PoolOptions(
-            connect=ConnectArguments(
-                params,
-                facade_class=conf.facade_class(self.alias, self.settings_dict),
-            ),
+            connect={"facade_class": conf.facade_class(self.settings_dict)},
+            ask=self._ask,
+            raised_as_is=credentials.RAISED_AS_IS,
             outage_grace=pool.pop("outage_grace"),
             pool=pool,
-            initialise=functools.partial(self._initialise, params),
-            session_reset=conf.session_reset(self.alias, self.settings_dict["OPTIONS"]),
+            initialise=self._initialise,
+            session_reset=self.settings_dict["OPTIONS"].get("session_reset", "dirty"),
             soiled_unless_vouched=True,
         )
 
-    def _initialise(self, params: dict[str, Any], connection: Connection) -> None:
+    async def _ask(self) -> dict[str, Any]:
+        """Return the arguments of the next connection of the async pool.
+
+        A derived wrapper's `get_connection_params()` may block (on the network, for a token); so it
+        runs in a thread.
+        """
+        if self.has_own_parameters():
+            where = f"get_connection_params() of DATABASES[{self.alias!r}]"
+            params = await credentials.ask_in_thread(where, self.get_connection_params)
+        else:
+            params = await bridge.run(self.get_connection_params)
+        options.check_arguments(self.alias, params)
+        return params
+
+    def _initialise(self, connection: Connection) -> None:
         """Set up a connection of the async pool, as Django's `connect()` sets up a connection.
 
         Calls `get_new_connection()`, which returns `connection` here, so that overrides of that
         method in derived wrappers apply to it, too.
         """
+        assert connection.physical is not None
         connection.isolation_level = self._isolation_level_option()
         with state.prepared(self, connection):
-            self.get_new_connection(params)
+            self.get_new_connection(ConnectArguments(connection.physical.asked))
             self.init_connection_state()
             connection_created.send(sender=type(self), connection=self)
 
@@ -152,12 +222,37 @@ class Connecting(Contexts):
 
     def _isolation_level_option(self) -> IsolationLevel | None:
         value = self.settings_dict["OPTIONS"].get("isolation_level")
-        if value is None:
-            return None
+        return None if value is None else IsolationLevel(value)
+
+    def copy(self, alias: str | None = None) -> Self:
+        """Return another wrapper with a copy of the settings, as Django does.
+
+        Functions among the settings are not copied: they may have locks, and caches to be shared.
+        """
+        settings_dict = self.settings_dict
+        values = [*settings_dict.values(), *settings_dict["OPTIONS"].values()]
+        memo = {id(value): value for value in values if callable(value)}
+        return type(self)(copy.deepcopy(settings_dict, memo), alias or self.alias)
+
+
+class _AskedEachTime(ConnectArguments):
+    """Arguments that psycopg_pool asks for at each connect, since they can be called."""
+
+    def __init__(self, asking: Connecting) -> None:
+        super().__init__()
+        self._asking = asking
+        #: Why the arguments could not be had the last time; None if they could.
+        self.failure: Exception | None = None
+
+    def __call__(self) -> ConnectArguments:
+        """Return the arguments of a new connection, with those that Django has set here."""
+        asking = self._asking
+        self.failure = None
         try:
-            return IsolationLevel(value)
-        except ValueError:
-            raise ImproperlyConfigured(
-                f"Invalid transaction isolation level {value} specified. "
-                "Use one of the psycopg.IsolationLevel values."
-            ) from None
+            params = ConnectArguments(asking.get_connection_params(), **self)
+            options.check_arguments(asking.alias, params)
+            return params
+        except Exception as exc:
+            credentials.forget_variables(exc)
+            self.failure = exc
+            raise

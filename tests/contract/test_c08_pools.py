@@ -21,9 +21,10 @@ from typing import Any
 import psycopg
 import pytest
 from asgiref.sync import sync_to_async
+from django.core.exceptions import ImproperlyConfigured
 from django.db import connection, connections, transaction
 from django.db.backends.signals import connection_created
-from django.db.utils import OperationalError, ProgrammingError
+from django.db.utils import OperationalError
 
 import pgbackend
 from pgbackend import aio, embedded
@@ -380,8 +381,8 @@ def test_an_unknown_database_fails_at_once_with_the_servers_message(run: Runner)
 def test_a_bad_option_fails_at_once_with_its_name(run: Runner) -> None:
     with settings_of_default(OPTIONS={"conect_timeout": 1}):
         exc, seconds = failure_of_a_query(run)
-    assert isinstance(exc, ProgrammingError) and seconds < 1
-    assert "conect_timeout" in str(exc)
+    assert isinstance(exc, ImproperlyConfigured) and seconds < 1
+    assert "'conect_timeout'. Did you mean 'connect_timeout'?" in str(exc)
 
 
 def test_without_a_grace_a_server_that_is_not_there_fails_at_once_with_the_cause(

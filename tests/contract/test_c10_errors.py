@@ -366,6 +366,14 @@ def _improper(**changes: Any) -> Callable[[], BaseException]:
     return provoke
 
 
+def option_failed() -> BaseException:
+    def password() -> str:
+        raise KeyError("VAULT_ADDR")
+
+    with settings_of_default(PASSWORD=password):
+        return asyncio.run(aio.run(caught, Tag.objects.count)).__cause__
+
+
 #: A way to provoke each error, its class, and the parts of its text that name the cause and the
 #: cure. (That the outcome of a COMMIT is unknown, and that nothing was committed, needs a link that
 #: fails: see C7.)
@@ -373,6 +381,12 @@ RAISED: dict[str, tuple[Callable[[], BaseException], type[BaseException], str, s
     "NotGreen": (not_green, errors.NotGreen, "no greenlet", "await pgbackend.aio.run"),
     "PortalClosed": (portal_closed, errors.PortalClosed, "was dropped", "nothing can be waited"),
     "LeaseEnded": (lease_ended, errors.LeaseEnded, "went back to the pool", "pgbackend.pinned()"),
+    "OptionFailed": (
+        option_failed,
+        errors.OptionFailed,
+        r"the function DATABASES\['default'\]\['PASSWORD'\] failed.* KeyError: 'VAULT_ADDR'",
+        "whose error is the cause of this one",
+    ),
     "PoolTimeout": (
         pool_timeout,
         errors.PoolTimeout,

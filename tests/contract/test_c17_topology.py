@@ -16,7 +16,7 @@ from asgiref.sync import sync_to_async
 from django.db import DatabaseError, OperationalError, connection, connections, transaction
 
 import pgbackend
-from pgbackend import aio
+from pgbackend import aio, options
 from pgbackend.driver import connecting, loops, outages
 from pgbackend.driver.errors import PoolTimeout
 from tests.conftest import Runner
@@ -351,7 +351,7 @@ def test_the_default_grace_is_five_seconds_and_zero_tells_at_once(run: Runner, l
             await Tag.objects.acount()
         assert monotonic() - began < 0.4
 
-    assert pgbackend.conf.POOL_DEFAULTS["outage_grace"] == 5.0
+    assert options.POOL_DEFAULTS["outage_grace"] == 5.0
     with by_link(link), pool_of_default(outage_grace=0):
         run(main())
 

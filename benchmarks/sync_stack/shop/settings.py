@@ -24,6 +24,8 @@ INSTALLED_APPS = [
     "benchmarks.sync_stack.shop",
 ]
 MIDDLEWARE = [
+    # At the top, where such middleware belongs: what follows has the id.
+    "benchmarks.sync_stack.shop.middleware.request_id",
     "django.middleware.security.SecurityMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
@@ -31,7 +33,6 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
-    "benchmarks.sync_stack.shop.middleware.request_id",
 ]
 TEMPLATES = [
     {
