@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .aio import detached as detached
     from .aio import pinned as pinned
     from .declared import session as session
+    from .draining import drain as drain
     from .metrics import PoolStatistics as PoolStatistics
     from .metrics import add_hook as add_hook
     from .metrics import dump as dump
@@ -31,6 +32,7 @@ __all__ = [
     "aio",
     "atomic",
     "detached",
+    "drain",
     "dump",
     "get_asgi_application",
     "metrics",
@@ -45,6 +47,7 @@ _HOMES = {
     "add_hook": "metrics",
     "atomic": "aio",
     "detached": "aio",
+    "drain": "draining",
     "dump": "metrics",
     "get_asgi_application": "whole_stack",
     "pinned": "aio",

@@ -188,11 +188,11 @@ def of_project(name: str) -> Any:
 
 
 def pool_options(settings_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keyword arguments for psycopg_pool's `AsyncConnectionPool`.
+    """Return `outage_grace`, and the keyword arguments for psycopg_pool's `AsyncConnectionPool`.
 
-    The options have psycopg_pool's names. An option that is a coroutine function there (`check`,
-    `reset`) may also be a synchronous function, as for psycopg_pool's `ConnectionPool`; it is then
-    called green.
+    The other options have psycopg_pool's names. An option that is a coroutine function there
+    (`check`, `reset`) may also be a synchronous function, as for psycopg_pool's `ConnectionPool`;
+    it is then called green.
     """
     given = _given(settings_dict)
     options = {**POOL_DEFAULTS, **given}

@@ -33,6 +33,8 @@ POOL_DEFAULTS: Mapping[str, Any] = {
     # Longer than a pause that is meant, shorter than the patience of whoever looks for the cause.
     "hold_warning": 30.0,
     "max_hold": None,
+    # A restart or a planned switchover takes about 3 s.
+    "outage_grace": 5.0,
 }
 
 _NUMBERS = {
@@ -46,11 +48,12 @@ _NUMBERS = {
     "reconnect_timeout": float,
     "hold_warning": float,
     "max_hold": float,
+    "outage_grace": float,
 }
 #: The numbers that may be None.
 _OPTIONAL = {"max_size", "hold_warning", "max_hold"}
 #: The options of our async pools that psycopg_pool does not know.
-NOT_PSYCOPGS = frozenset({"hold_warning", "max_hold"})
+NOT_PSYCOPGS = frozenset({"hold_warning", "max_hold", "outage_grace"})
 _FUNCTIONS = {"check", "reconnect_failed", "reset"}
 _OTHERS = {"close_returns", "connection_class", "name", *_FUNCTIONS}
 _LEVELS = [level.value for level in IsolationLevel]

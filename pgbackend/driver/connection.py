@@ -45,6 +45,7 @@ from .recovery import (
     is_at_rest,
     recover,
 )
+from .server_changes import notice
 from .session_settings import declared
 from .shortcuts import looking
 from .socket_watch import Watch
@@ -339,6 +340,9 @@ class Connection(DeclaringConnection):
             if Connection._kept_busy:
                 self._maybe_yield(portal, gen)
             return self._wait_green(portal, gen, timeout)
+        except e.Error as exc:
+            notice(self, exc.sqlstate)
+            raise
         finally:
             if self.pgconn.status == _BAD:
                 # libpq has closed the socket: stop before another socket gets its number
@@ -397,6 +401,9 @@ class Connection(DeclaringConnection):
         self.waits_elsewhere += 1
         try:
             yield
+        except e.Error as exc:
+            notice(self, exc.sqlstate)
+            raise
         finally:
             self.waits_elsewhere -= 1
 

@@ -19,7 +19,6 @@ import asyncio
 import contextvars
 import inspect
 import logging
-import os
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Mapping
@@ -32,7 +31,7 @@ import psycopg
 from psycopg.abc import Params
 from psycopg.pq import PipelineStatus, TransactionStatus
 
-from . import bridge, client_checks, deadlock, errors, events, naming
+from . import bridge, client_checks, connecting, deadlock, errors, events, naming
 from .asking import ConnectArguments
 from .connection import Connection
 from .coroutines import name_of, resume
@@ -76,6 +75,8 @@ class PoolOptions:
     """After which leases the server session is reset: see `Pool._restore`."""
     hold: HoldBounds = field(default_factory=HoldBounds)
     """How long a lease may be held without a statement: see holding.py."""
+    outage_grace: float = 0.0
+    """How old an outage may be, in seconds, to be waited out: see outages.py."""
     soiled_unless_vouched: bool = False
     """Whether statements that nobody vouches for make their lease dirty (vouching.py)."""
 
@@ -144,7 +145,10 @@ class Pool:
         #: The pool's own tasks, and the connection that each resets or puts back.
         self.tasks: dict[asyncio.Task[Any], AsyncConnection] = {}
         self._psycopg = PsycopgPool(
-            self, kwargs=self._connect_arguments, **{"name": name, **options.pool}
+            self,
+            outage_grace=options.outage_grace,
+            kwargs=self._connect_arguments,
+            **{"name": name, **options.pool},
         )
         self._opened: asyncio.Future[None] | None = None
         self._holding = Holding(self, options.hold, self._setting)
@@ -152,16 +156,12 @@ class Pool:
 
     async def _connect_arguments(self) -> ConnectArguments:
         """Return the arguments of `connect()`, with a limit on the time that it may take."""
-        arguments = ConnectArguments(self.options.connect, autocommit=True)
+        arguments = ConnectArguments(self.options.connect)
         if self.options.ask is not None:
             arguments["asked"] = asked = ConnectArguments(await self._ask(self.options.ask))
             arguments.update(asked)
-        if "PGCONNECT_TIMEOUT" not in os.environ:
-            # By psycopg's default, an attempt on a silent link would take a slot of the pool for
-            # 130 s, long after the tasks that wait for it have given up.
-            timeout = self.options.pool.get("timeout", 30.0)
-            arguments.setdefault("connect_timeout", max(2, round(timeout)))
-        return arguments
+        self._psycopg.changes.wants_read_only = connecting.wants_read_only(arguments)
+        return connecting.arguments(arguments, self._psycopg.timeout)
 
     async def _ask(
         self, ask: Callable[[], Coroutine[Any, Any, Mapping[str, Any]]]
@@ -266,7 +266,7 @@ class Pool:
         if self._opened is None:
             self._opened = self.loop.create_future()
             try:
-                await _plain_task(self._psycopg.open(), self.loop)
+                await self.start(self._psycopg.open())
             except BaseException:
                 self._opened.set_result(None)
                 self._opened = None
@@ -289,10 +289,15 @@ class Pool:
     def _timed_out(self, waited: float) -> errors.PoolTimeout:
         s = self.statistics()
         blocked = self.pulse.told(monotonic() - waited)
+        where = self._setting()
+        cure = f"Raise 'max_size' or 'timeout' in {where}, or hold connections for less time"
+        if connecting := self._psycopg.describe_connecting():
+            cure = f"No connection could be opened: {connecting}. Look whether its server answers"
+            self._psycopg.outages.refused()
         return errors.PoolTimeout(
             f"couldn't get a connection of {self.name!r} after {waited:.2f} s: {s.leased} of "
             f"{s.max_size} in use, {s.waiting} waiting; held by {self._holding.text()}{blocked}. "
-            f"Raise 'max_size' or 'timeout' in {self._setting()}, or hold connections for less time"
+            f"{cure}"
         )
 
     # --- Holders ---
@@ -395,17 +400,17 @@ class Pool:
             events.emit(events.Released(self.name, physical.pid(), held, status == _UNKNOWN))
         if status == _IDLE and not (self._resets_dirty if lease.dirty else self._resets_all):
             if not self._psycopg.put_free(physical):
-                self._put(physical)
+                self.put(physical)
         elif status == _UNKNOWN:
-            self._put(physical)
+            self.put(physical)
         elif self.closed:  # the loop may end before a reset would
             physical.close_now()
-            self._put(physical)
+            self.put(physical)
         else:
             resets = self._resets_dirty if lease.dirty else self._resets_all
-            self._run_owned(self._restore(physical, resets), physical)
+            self.run_owned(self._restore(physical, resets), physical)
 
-    def _put(self, physical: AsyncConnection) -> None:
+    def put(self, physical: AsyncConnection) -> None:
         """Give the connection back to psycopg_pool, without waiting.
 
         If psycopg_pool's lock is held at the moment, a task of the pool waits for it.
@@ -415,11 +420,18 @@ class Pool:
             waits_for = put.send(None)
         except StopIteration:
             return
-        self._run_owned(resume(put, waits_for), physical)
+        self.run_owned(resume(put, waits_for), physical)
 
-    def _run_owned(self, coro: Coroutine[Any, Any, Any], physical: AsyncConnection) -> None:
-        """Start a `_plain_task()` of the pool's that runs `coro`, which works on `physical`."""
-        task = _plain_task(coro, self.loop)
+    def start(self, coro: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Start a task that inherits nothing from the running code: no context variable, no portal.
+
+        The tasks that the new task starts inherit nothing from that code, either.
+        """
+        return asyncio.Task(coro, loop=self.loop, context=contextvars.Context())
+
+    def run_owned(self, coro: Coroutine[Any, Any, Any], physical: AsyncConnection) -> None:
+        """Start a task, by `start()`, that runs `coro`, which works on `physical`."""
+        task = self.start(coro)
         self.tasks[task] = physical
         task.add_done_callback(self._owned_done)
 
@@ -429,7 +441,7 @@ class Pool:
         if task.cancelled() and not physical.closed:
             # At its end, asyncio.run() has cancelled the task before its first step.
             physical.close_now()
-            self._put(physical)
+            self.put(physical)
 
     async def _restore(self, physical: AsyncConnection, reset: bool) -> None:
         """Roll back, reset the server session if `reset`, and put the connection back.
@@ -456,7 +468,7 @@ class Pool:
             physical.close_now()
             raise
         finally:
-            self._put(physical)
+            self.put(physical)
 
     async def configure(self, physical: AsyncConnection) -> None:
         """Set up a connection, new or reset; close it if that fails, or takes too long."""
@@ -481,7 +493,7 @@ class Pool:
         settings.database = self.name
 
     def renew(self) -> None:
-        """Replace all connections, because an adapter was registered after they were made.
+        """Replace all connections: an adapter was registered since, or the user wants it so.
 
         A connection that is leased now is replaced when the lease ends.
         """
@@ -544,13 +556,3 @@ class Pool:
             connections_errors=stats.get("connections_errors", 0),
             connections_lost=stats.get("connections_lost", 0),
         )
-
-
-def _plain_task(
-    coro: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop
-) -> asyncio.Task[Any]:
-    """Start a task that inherits nothing from the running code: no context variables, no portal.
-
-    The tasks that the new task starts inherit nothing from that code, either.
-    """
-    return asyncio.Task(coro, loop=loop, context=contextvars.Context())

@@ -173,6 +173,7 @@ class Connecting(Contexts):
             connect={"facade_class": conf.facade_class(self.settings_dict)},
             ask=self._ask,
             raised_as_is=credentials.RAISED_AS_IS,
+            outage_grace=pool.pop("outage_grace"),
             pool=pool,
             hold=hold,
             initialise=self._initialise,

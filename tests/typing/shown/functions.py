@@ -101,6 +101,8 @@ async def background(tasks: set[asyncio.Task[bool]]) -> None:
 
 
 def largest() -> PoolStatistics | None:
+    pgbackend.drain()
+    pgbackend.drain(using="default")
     pools = pgbackend.statistics(using="default")
     assert_type(pools, list[PoolStatistics])
     waiting: int = sum(pool.waiting + pool.leased for pool in pgbackend.statistics())
