@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from .aio import detached as detached
     from .aio import pinned as pinned
     from .declared import session as session
+    from .draining import drain as drain
     from .metrics import PoolStatistics as PoolStatistics
     from .metrics import add_hook as add_hook
+    from .metrics import dump as dump
     from .metrics import remove_hook as remove_hook
     from .metrics import statistics as statistics
     from .whole_stack import get_asgi_application as get_asgi_application
@@ -30,6 +32,8 @@ __all__ = [
     "aio",
     "atomic",
     "detached",
+    "drain",
+    "dump",
     "get_asgi_application",
     "metrics",
     "pinned",
@@ -43,6 +47,8 @@ _HOMES = {
     "add_hook": "metrics",
     "atomic": "aio",
     "detached": "aio",
+    "drain": "draining",
+    "dump": "metrics",
     "get_asgi_application": "whole_stack",
     "pinned": "aio",
     "remove_hook": "metrics",

@@ -24,6 +24,7 @@ from django.http import HttpRequest
 
 from . import blocking, conf, request, state, thread_locals
 from .driver import bridge
+from .driver.naming import described
 
 
 def make_call(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -34,12 +35,12 @@ def make_call(call: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(call)
-    async def __call__(self: object, scope: object, receive: object, send: object) -> object:
-        token = request.begin()
+    async def __call__(self: object, scope: Any, receive: object, send: object) -> object:
+        token = request.begin(scope)
         served: Any = bridge.drive(call(self, scope, receive, send))
         try:
             if (bound := blocking.bound()) is not None:
-                served = blocking.Watched(served, _described(scope), bound)
+                served = blocking.Watched(served, described(scope), bound)
             return await served
         finally:
             request.end(token)
@@ -47,17 +48,12 @@ def make_call(call: Callable[..., Any]) -> Callable[..., Any]:
     return __call__
 
 
-def _described(scope: Any) -> str:
-    """Return the method and the path of the request of `scope`, for messages."""
-    return f"{scope.get('method', scope['type'])} {scope.get('path', '')}"
-
-
 def make_call_of_test_client(call: Callable[..., Any]) -> Callable[..., Any]:
     """Return an `AsyncClientHandler.__call__()` that runs each request in a portal."""
 
     @functools.wraps(call)
-    async def __call__(self: object, scope: object) -> object:
-        token = request.begin()  # the test must not see the values that middleware sets
+    async def __call__(self: object, scope: Any) -> object:
+        token = request.begin(scope)  # the test must not see the values that middleware sets
         try:
             return await bridge.portal(call(self, scope))
         finally:

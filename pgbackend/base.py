@@ -9,7 +9,7 @@ the hooks, which replace functions in the rest of Django.
 
 from __future__ import annotations
 
-from . import driver, hooks
+from . import driver, dump_signal, hooks
 from .attributes import names_of
 from .client import DatabaseClient
 from .creation import DatabaseCreation
@@ -36,3 +36,4 @@ install_shortcuts()
 # it on this one.
 DatabaseWrapper.own_names = names_of(DatabaseWrapper) | {"_start_transaction_under_autocommit"}
 hooks.install()
+dump_signal.install()

@@ -6,6 +6,7 @@ options.py checks the dictionary before.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterable, Mapping
 from inspect import iscoroutinefunction
 from typing import Any, TypeGuard
@@ -89,6 +90,25 @@ def allows_async_unsafe() -> bool:
     return bool(os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"))
 
 
+_DUMP_SIGNAL = "PGBACKEND_DUMP_SIGNAL"
+
+
+def dump_signal() -> signal.Signals | None:
+    """Return the signal that the setting `PGBACKEND_DUMP_SIGNAL` names; None if it is not set.
+
+    Raises `ImproperlyConfigured` if it names no signal that a program can handle.
+    """
+    name = getattr(settings, _DUMP_SIGNAL, None)
+    if name is None:
+        return None
+    found = signal.Signals.__members__.get(name) if isinstance(name, str) else None
+    if found is None or name in {"SIGKILL", "SIGSTOP"}:
+        raise ImproperlyConfigured(
+            f"{_DUMP_SIGNAL} is {name!r}. Set it to the name of a signal, such as 'SIGUSR1'."
+        )
+    return found
+
+
 _SHORTCUTS = "PGBACKEND_SHORTCUTS"
 
 
@@ -168,11 +188,11 @@ def of_project(name: str) -> Any:
 
 
 def pool_options(settings_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keyword arguments for psycopg_pool's `AsyncConnectionPool`.
+    """Return `outage_grace`, and the keyword arguments for psycopg_pool's `AsyncConnectionPool`.
 
-    The options have psycopg_pool's names. An option that is a coroutine function there (`check`,
-    `reset`) may also be a synchronous function, as for psycopg_pool's `ConnectionPool`; it is then
-    called green.
+    The other options have psycopg_pool's names. An option that is a coroutine function there
+    (`check`, `reset`) may also be a synchronous function, as for psycopg_pool's `ConnectionPool`;
+    it is then called green.
     """
     given = _given(settings_dict)
     options = {**POOL_DEFAULTS, **given}

@@ -7,12 +7,10 @@ import sys
 from collections.abc import Iterator
 from types import FrameType
 
-from .driver import bridge
+from .driver.stacks import NOT_THE_USERS, frames_below
 
 #: The file of `contextlib`, as its frames have it.
 CONTEXTLIB = contextlib.contextmanager.__code__.co_filename
-#: Packages whose frames are skipped in the search for the user's own code.
-_NOT_THE_USERS = frozenset(("asgiref", "asyncio", "contextlib", "django", "pgbackend"))
 
 
 def stack(frame: FrameType | None) -> Iterator[FrameType]:
@@ -21,7 +19,7 @@ def stack(frame: FrameType | None) -> Iterator[FrameType]:
     The stack of a portal's greenlet ends with its first function; the frames of the code that
     switched to the portal follow.
     """
-    parents = bridge.frames_below()
+    parents = frames_below()
     while True:
         while frame is not None:
             yield frame
@@ -56,7 +54,7 @@ ENDS_OF_WITH = frozenset(("__enter__", "__exit__", "__aenter__", "__aexit__"))
 def place() -> str | None:
     """Return the ``file:line`` at which the user's own code is; None if no caller is the user's."""
     for frame in stack(sys._getframe(1)):
-        if frame.f_globals.get("__name__", "").partition(".")[0] not in _NOT_THE_USERS:
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in NOT_THE_USERS:
             return place_of(frame)
     return None
 

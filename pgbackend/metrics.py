@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .driver import loops
+from .driver.dump import text as text_of_process
 from .driver.events import Event, Hook, Leased, Released, hooks
 from .driver.pool import PoolStatistics
 from .driver.unpooled import own_connections
 
 __all__ = ["Connections", "Event", "Hook", "Leased", "PoolStatistics", "Released", "add_hook"]
-__all__ += ["connections", "remove_hook", "statistics"]
+__all__ += ["connections", "dump", "remove_hook", "statistics"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,14 @@ def connections() -> Connections:
         sync_open=sync_open,
         sync_max=sum(sync_pool.max_size for sync_pool in sync_pools) + max(0, sync_open - pooled),
     )
+
+
+def dump() -> str:
+    """Return a text: each pool with its leases and its queue, and each portal with its stack.
+
+    May be called in any thread, also while the code of an event loop hangs. It waits for nothing.
+    """
+    return text_of_process()
 
 
 def add_hook(hook: Hook) -> None:

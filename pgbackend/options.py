@@ -30,6 +30,11 @@ POOL_DEFAULTS: Mapping[str, Any] = {
     # psycopg_pool's own retries back off to five minutes; a request that asks for a connection
     # makes the next attempt instead (see driver/attempts.py).
     "reconnect_timeout": 0.0,
+    # Longer than a pause that is meant, shorter than the patience of whoever looks for the cause.
+    "hold_warning": 30.0,
+    "max_hold": None,
+    # A restart or a planned switchover takes about 3 s.
+    "outage_grace": 5.0,
 }
 
 _NUMBERS = {
@@ -41,7 +46,14 @@ _NUMBERS = {
     "max_lifetime": float,
     "max_idle": float,
     "reconnect_timeout": float,
+    "hold_warning": float,
+    "max_hold": float,
+    "outage_grace": float,
 }
+#: The numbers that may be None.
+_OPTIONAL = {"max_size", "hold_warning", "max_hold"}
+#: The options of our async pools that psycopg_pool does not know.
+NOT_PSYCOPGS = frozenset({"hold_warning", "max_hold", "outage_grace"})
 _FUNCTIONS = {"check", "reconnect_failed", "reset"}
 _OTHERS = {"close_returns", "connection_class", "name", *_FUNCTIONS}
 _LEVELS = [level.value for level in IsolationLevel]
@@ -199,7 +211,7 @@ def _cure(name: str, value: Any) -> str | None:
     if name in _NUMBERS:
         number = _NUMBERS[name]
         is_right = _is_whole(value) or (number is float and isinstance(value, float))
-        if (is_right and value >= 0) or (name == "max_size" and value is None):
+        if (is_right and value >= 0) or (name in _OPTIONAL and value is None):
             return None
         kind = "a whole number" if number is int else "a number of seconds"
         return f"Set it to {kind}, not negative."

@@ -27,6 +27,7 @@ from contextvars import ContextVar, Token
 from typing import Any, TypeAlias
 
 from .driver import bridge
+from .driver.naming import served
 
 _get_running_loop = asyncio._get_running_loop
 
@@ -55,6 +56,9 @@ class _Held:
 
 
 _held: ContextVar[_Held | None] = ContextVar("pgbackend.request", default=None)
+
+#: What `end()` needs to restore what was there before `begin()`.
+Begun: TypeAlias = tuple[Token[_Held | None], Token[Mapping[str, Any] | None]]
 
 
 def follows() -> bool:
@@ -146,15 +150,16 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
 # --- Requests, threads and loops ------------------------------------------------------------------
 
 
-def begin() -> Token[_Held | None]:
-    """Begin a request, which has no values yet; return a token for `end()`."""
-    return _held.set(_Held(_NOTHING, None))
+def begin(scope: Mapping[str, Any]) -> Begun:
+    """Begin the request of `scope` (ASGI's), which has no values yet; return it for `end()`."""
+    return _held.set(_Held(_NOTHING, None)), served.set(scope)
 
 
-def end(token: Token[_Held | None]) -> None:
+def end(begun: Begun) -> None:
     """End a request, and restore the values of the code around it, if there is any."""
     with suppress(ValueError):  # the request's coroutine is closed in another context
-        _held.reset(token)
+        _held.reset(begun[0])
+        served.reset(begun[1])
 
 
 @contextmanager

@@ -92,9 +92,14 @@ class State:
         lease.on_end = self._lease_ended
 
     def _lease_ended(self) -> None:
+        kept = self.lease is not None and self.lease.pins and self.connection.taken_back
         self.lease = None
-        if not self.in_atomic_block:
-            # Inside a block the dead connection stays, so that it refuses further statements.
+        lender = None if self.transaction is None else self.transaction.lender
+        if kept and lender is not None and lender.pins:
+            lender.state.connection = self.connection  # so it is after the transaction, too
+        if not (self.in_atomic_block or kept):
+            # Inside a block the dead connection stays, so that it refuses further statements. So it
+            # does inside `pinned()`, whose code needs that very session.
             self.connection = None
 
 
@@ -176,6 +181,13 @@ class Session:
             self._keep()
             if self.state.lease is not None:
                 self.state.lease.unpin()
+            elif getattr(self.state.connection, "taken_back", False):
+                self.state.connection = None  # as `State._lease_ended()` does without a pin
+
+    def check_not_taken_back(self) -> None:
+        """Raise `LeaseEnded` if the pool has taken back the connection that `pinned()` held."""
+        if getattr(self.state.connection, "taken_back", False):
+            self.state.connection.refuse()
 
     def watch(self) -> None:
         """Have the connection given back when the task ends, if the session still holds one."""

@@ -328,11 +328,13 @@ class Transaction:
         """
         if self.lender is None:
             return None
-        lease, self.lender.state.lease = self.lender.state.lease, None
-        self.lender.state.connection = None
+        lease = self.lender.state.lease
         if lease is None:
+            self.lender.check_not_taken_back()
             self.lender = None
-        elif self.lender.pins:
+            return None
+        self.lender.state.lease = self.lender.state.connection = None
+        if self.lender.pins:
             lease.pins -= 1  # the session's pin: the transaction adds its own
         return lease
 

@@ -1,9 +1,9 @@
 """Attempts to connect: why the last one failed, and when the next one may be made.
 
 psycopg_pool tells nobody why it could not connect. So our pool records here when each attempt
-begins and how it ends. While the pool has no open connection, requests that come shortly after a
-failure raise the same error without an attempt, so that a server that is down is asked at most
-twice a second.
+begins and how it ends. Shortly after a failure no other attempt is made, so that a server that is
+down, or full, is asked at most twice a second. What becomes of the requests meanwhile is told in
+outages.py.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import psycopg
 
 from .errors import OptionFailed
 
-#: Seconds after a failed attempt in which a pool without any open connection makes no other one,
-#: and raises the same error instead.
+#: Seconds after a failed attempt in which a pool makes no other one.
 FAILURE_WINDOW = 0.5
 
 #: The largest number of attempts at the same time, and of attempts per second while all fail.
@@ -69,12 +68,13 @@ class Attempts:
 
     def recent_failure(self) -> Exception | None:
         """Return the last attempt's error if it is too soon for another attempt; else None."""
+        return self.failure if self.too_soon() > 0 else None
+
+    def too_soon(self) -> float:
+        """Return how many seconds before the next attempt are left; 0 or less if none are."""
         if self.failure is None:
-            return None
-        now = monotonic()
-        if now - self._failed_at < FAILURE_WINDOW or now - self._began[0] < 1.0:
-            return self.failure
-        return None
+            return 0.0
+        return max(self._failed_at + FAILURE_WINDOW, self._began[0] + 1.0) - monotonic()
 
 
 def repeat(exc: Exception, as_is: tuple[type[Exception], ...] = ()) -> Exception:

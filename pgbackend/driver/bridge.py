@@ -45,8 +45,7 @@ import threading
 import types
 import weakref
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
-from types import FrameType
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, ParamSpec, TypeVar
 
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -252,15 +251,6 @@ def current_task() -> asyncio.Task[Any] | None:
     return None if asyncio._get_running_loop() is None else asyncio.current_task()
 
 
-def frames_below() -> Iterator[FrameType]:
-    """Yield the frames that have switched to the portals around the caller, innermost first."""
-    here: greenlet | None = getcurrent()
-    while isinstance(here, Portal):
-        here = here.parent
-        if here is not None and here.gr_frame is not None:
-            yield here.gr_frame
-
-
 def _serve(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Call `fn`, then each next function that the portal is given; a portal's greenlet runs this.
 
@@ -281,6 +271,10 @@ def _serve(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
         fn, args, kwargs = here.switch()
 
 
+#: The portals of each thread, by its identity; for stacks.py, which looks at those of all threads.
+made_in: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+
 class _Mine(threading.local):
     """Thread-local values: the portals of the running thread; see Note [Greenlets end]."""
 
@@ -291,6 +285,7 @@ class _Mine(threading.local):
     def __init__(self) -> None:
         #: The portals that have not ended.
         self.made: weakref.WeakSet[Portal] = weakref.WeakSet()
+        made_in[threading.get_ident()] = self.made
         self.farewell = _Farewell(self.made)
         #: The portals that wait for a function.
         self.idle: list[Portal] = []

@@ -45,6 +45,7 @@ from .recovery import (
     is_at_rest,
     recover,
 )
+from .server_changes import notice
 from .session_settings import declared
 from .shortcuts import looking
 from .socket_watch import Watch
@@ -315,10 +316,7 @@ class Connection(DeclaringConnection):
     # --- Waiting: the one switch point ---
 
     def wait(
-        self,
-        gen: PQGen[RV],
-        interval: float = WAIT_INTERVAL,
-        timeout: float | None = None,
+        self, gen: PQGen[RV], interval: float = WAIT_INTERVAL, timeout: float | None = None
     ) -> RV:
         """Run `gen` to its end, and return its result.
 
@@ -342,6 +340,9 @@ class Connection(DeclaringConnection):
             if Connection._kept_busy:
                 self._maybe_yield(portal, gen)
             return self._wait_green(portal, gen, timeout)
+        except e.Error as exc:
+            notice(self, exc.sqlstate)
+            raise
         finally:
             if self.pgconn.status == _BAD:
                 # libpq has closed the socket: stop before another socket gets its number
@@ -358,6 +359,7 @@ class Connection(DeclaringConnection):
             cut_off(self.pgconn, gen)
             raise e.OperationalError("the connection is closed")
         watch = self._find_watch()
+        watch.since = monotonic()
         try:
             deadline = None if timeout is None else monotonic() + timeout
             while True:
@@ -376,7 +378,8 @@ class Connection(DeclaringConnection):
                 cut_off(self.pgconn, gen)
             raise
         finally:
-            Connection._last_yield, Connection._kept_busy = monotonic(), False
+            Connection._last_yield = watch.since = monotonic()
+            Connection._kept_busy = False
             if self.physical is None or watch is not self.physical.watch:
                 self.waits_elsewhere -= 1
                 watch.stop()
@@ -398,6 +401,9 @@ class Connection(DeclaringConnection):
         self.waits_elsewhere += 1
         try:
             yield
+        except e.Error as exc:
+            notice(self, exc.sqlstate)
+            raise
         finally:
             self.waits_elsewhere -= 1
 

@@ -240,6 +240,22 @@ class Lease:
                 lock.refuse = None  # or lock and connection would refer to each other
         self._give_back()
 
+    def take_back(self, reason: str) -> None:
+        """End the lease of a holder that does nothing, and give the connection back now.
+
+        For the thread of the pool's loop. A COPY, or a stream of psycopg's, holds the connection's
+        lock until its holder goes on: then the connection is closed.
+        """
+        connection = self.connection
+        connection.taken_back = True  # type: ignore[attr-defined]  # a lent one has it
+        stuck = connection.lock.locked() and not connection.is_waited_for()
+        if stuck:
+            self.physical.close_now()
+        self.end(reason)
+        if stuck and not self._given_back:
+            connection.lock.on_free = None
+            self._give_back()
+
     def end_at_home(self, reason: str = LEASE_ENDED) -> None:
         """Call `end()` in the thread of the pool's loop, where it sees each statement in flight.
 

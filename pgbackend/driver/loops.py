@@ -117,25 +117,33 @@ def _close_and_tell(pool: Pool, closed: threading.Event) -> None:
     closed.set()
 
 
-def renew_pools() -> None:
+def renew_pools(name: str | None = None) -> None:
     """Replace the open connections of all pools, on all loops: see `Pool.renew()`.
 
-    May be called from any thread; each pool is renewed in the thread of its loop.
+    `name` limits this to the pools of that name. May be called from any thread; each pool is
+    renewed in the thread of its loop.
     """
     _sweep()
     for loop, loop_pools in list(_by_loop.items()):
         for pool in list(loop_pools.pools.values()):
+            if name not in (None, pool.name):
+                continue
             if loop is asyncio._get_running_loop() or not loop.is_running():
                 pool.renew()
             else:
                 loop.call_soon_threadsafe(pool.renew)
 
 
-def statistics() -> list[PoolStatistics]:
-    """Return the statistics of every open pool of this process, on all its loops."""
+def open_pools() -> list[Pool]:
+    """Return every open pool of this process, on all its loops. May be called from any thread."""
     return [
-        pool.statistics()
+        pool
         for loop_pools in list(_by_loop.values())
         for pool in list(loop_pools.pools.values())
         if not pool.closed
     ]
+
+
+def statistics() -> list[PoolStatistics]:
+    """Return the statistics of every open pool of this process, on all its loops."""
+    return [pool.statistics() for pool in open_pools()]

@@ -19,11 +19,10 @@ import asyncio
 import contextvars
 import inspect
 import logging
-import os
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
 from typing import Any, Literal, TypeAlias
@@ -32,11 +31,12 @@ import psycopg
 from psycopg.abc import Params
 from psycopg.pq import PipelineStatus, TransactionStatus
 
-from . import bridge, deadlock, errors, events
+from . import bridge, client_checks, connecting, deadlock, errors, events, naming
 from .asking import ConnectArguments
 from .connection import Connection
 from .coroutines import name_of, resume
 from .finalizers import check_not_collecting
+from .holding import HoldBounds, Holding
 from .lease import Adapting, Lease
 from .pooled import AsyncConnection
 from .psycopg_pool_adapter import (
@@ -45,6 +45,7 @@ from .psycopg_pool_adapter import (
     PsycopgPoolFull,
     PsycopgPoolTimeout,
 )
+from .pulse import Pulse
 from .recovery import CLEANUP_BUDGET
 from .statement_cursors import Result
 
@@ -72,6 +73,10 @@ class PoolOptions:
     """Errors of `ask` that tasks get as they are; others become an `OptionFailed`."""
     session_reset: SessionReset = "dirty"
     """After which leases the server session is reset: see `Pool._restore`."""
+    hold: HoldBounds = field(default_factory=HoldBounds)
+    """How long a lease may be held without a statement: see holding.py."""
+    outage_grace: float = 0.0
+    """How old an outage may be, in seconds, to be waited out: see outages.py."""
     soiled_unless_vouched: bool = False
     """Whether statements that nobody vouches for make their lease dirty (vouching.py)."""
 
@@ -140,22 +145,23 @@ class Pool:
         #: The pool's own tasks, and the connection that each resets or puts back.
         self.tasks: dict[asyncio.Task[Any], AsyncConnection] = {}
         self._psycopg = PsycopgPool(
-            self, kwargs=self._connect_arguments, **{"name": name, **options.pool}
+            self,
+            outage_grace=options.outage_grace,
+            kwargs=self._connect_arguments,
+            **{"name": name, **options.pool},
         )
         self._opened: asyncio.Future[None] | None = None
+        self._holding = Holding(self, options.hold, self._setting)
+        self.pulse = Pulse(options.hold.interval(self._psycopg.timeout), self._holding.look)
 
     async def _connect_arguments(self) -> ConnectArguments:
         """Return the arguments of `connect()`, with a limit on the time that it may take."""
-        arguments = ConnectArguments(self.options.connect, autocommit=True)
+        arguments = ConnectArguments(self.options.connect)
         if self.options.ask is not None:
             arguments["asked"] = asked = ConnectArguments(await self._ask(self.options.ask))
             arguments.update(asked)
-        if "PGCONNECT_TIMEOUT" not in os.environ:
-            # By psycopg's default, an attempt on a silent link would take a slot of the pool for
-            # 130 s, long after the tasks that wait for it have given up.
-            timeout = self.options.pool.get("timeout", 30.0)
-            arguments.setdefault("connect_timeout", max(2, round(timeout)))
-        return arguments
+        self._psycopg.changes.wants_read_only = connecting.wants_read_only(arguments)
+        return connecting.arguments(arguments, self._psycopg.timeout)
 
     async def _ask(
         self, ask: Callable[[], Coroutine[Any, Any, Mapping[str, Any]]]
@@ -239,9 +245,9 @@ class Pool:
         while True:
             self._psycopg.check_failure()
             self._psycopg.make_room()
-            timeout = self._psycopg.timeout - (monotonic() - started)
+            deadline = started + self._psycopg.timeout + self.pulse.extra_time(started)
             try:
-                physical = await self._psycopg.getconn(timeout=timeout)
+                physical = await self._psycopg.getconn(timeout=deadline - monotonic())
             except PsycopgPoolTimeout:
                 raise self._timed_out(monotonic() - started) from self._psycopg.attempts.failure
             except PsycopgPoolFull as exc:
@@ -256,10 +262,11 @@ class Pool:
 
     async def _open(self) -> None:
         """Open psycopg_pool's pool, whose workers inherit nothing from the running task."""
+        self.pulse.start(self.loop)
         if self._opened is None:
             self._opened = self.loop.create_future()
             try:
-                await _plain_task(self._psycopg.open(), self.loop)
+                await self.start(self._psycopg.open())
             except BaseException:
                 self._opened.set_result(None)
                 self._opened = None
@@ -281,14 +288,16 @@ class Pool:
 
     def _timed_out(self, waited: float) -> errors.PoolTimeout:
         s = self.statistics()
-        now = monotonic()
-        holders = ", ".join(
-            f"{lease.holder!r} for {now - lease.since:.2f} s" for lease in self.held()
-        )
+        blocked = self.pulse.told(monotonic() - waited)
+        where = self._setting()
+        cure = f"Raise 'max_size' or 'timeout' in {where}, or hold connections for less time"
+        if connecting := self._psycopg.describe_connecting():
+            cure = f"No connection could be opened: {connecting}. Look whether its server answers"
+            self._psycopg.outages.refused()
         return errors.PoolTimeout(
             f"couldn't get a connection of {self.name!r} after {waited:.2f} s: {s.leased} of "
-            f"{s.max_size} in use, {s.waiting} waiting; held by {holders or 'nobody'}. Raise "
-            f"'max_size' or 'timeout' in {self._setting()}, or hold connections for less time"
+            f"{s.max_size} in use, {s.waiting} waiting; held by {self._holding.text()}{blocked}. "
+            f"{cure}"
         )
 
     # --- Holders ---
@@ -296,6 +305,15 @@ class Pool:
     def held(self) -> list[Lease]:
         """Return the leases that have not ended."""
         return [lease for ref in list(self.leases.values()) if (lease := ref()) is not None]
+
+    def queued(self) -> list[asyncio.Task[Any]]:
+        """Return the tasks that wait for a connection of this pool."""
+        return self._psycopg.waiting_tasks()
+
+    def connecting(self) -> list[str]:
+        """Return what is known of failed attempts to connect, and of those under way."""
+        failure = self._psycopg.attempts.failure
+        return [] if failure is None else [f"the last attempt failed: {failure}"]
 
     def holders(self) -> list[asyncio.Task[Any] | None]:
         """Return the tasks whose leases fill the pool, with None for a lease that has no task.
@@ -320,10 +338,11 @@ class Pool:
             return
         now = monotonic()
         holders = ", ".join(
-            f"{lease.holder!r} (one of {pool.name!r} for {now - lease.since:.2f} s)"
+            f"{naming.task_and_request(lease.task)} "
+            f"(one of {pool.name!r} for {now - lease.since:.2f} s)"
             for pool in self._siblings.values()
             for lease in pool.held()
-            if lease.task in circle
+            if lease.task is not None and lease.task in circle
         )
         raise errors.PoolDeadlock(
             f"task {name_of(task)!r} would wait for ever for a connection of {self.name!r}: "
@@ -381,17 +400,17 @@ class Pool:
             events.emit(events.Released(self.name, physical.pid(), held, status == _UNKNOWN))
         if status == _IDLE and not (self._resets_dirty if lease.dirty else self._resets_all):
             if not self._psycopg.put_free(physical):
-                self._put(physical)
+                self.put(physical)
         elif status == _UNKNOWN:
-            self._put(physical)
+            self.put(physical)
         elif self.closed:  # the loop may end before a reset would
             physical.close_now()
-            self._put(physical)
+            self.put(physical)
         else:
             resets = self._resets_dirty if lease.dirty else self._resets_all
-            self._run_owned(self._restore(physical, resets), physical)
+            self.run_owned(self._restore(physical, resets), physical)
 
-    def _put(self, physical: AsyncConnection) -> None:
+    def put(self, physical: AsyncConnection) -> None:
         """Give the connection back to psycopg_pool, without waiting.
 
         If psycopg_pool's lock is held at the moment, a task of the pool waits for it.
@@ -401,11 +420,18 @@ class Pool:
             waits_for = put.send(None)
         except StopIteration:
             return
-        self._run_owned(resume(put, waits_for), physical)
+        self.run_owned(resume(put, waits_for), physical)
 
-    def _run_owned(self, coro: Coroutine[Any, Any, Any], physical: AsyncConnection) -> None:
-        """Start a `_plain_task()` of the pool's that runs `coro`, which works on `physical`."""
-        task = _plain_task(coro, self.loop)
+    def start(self, coro: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Start a task that inherits nothing from the running code: no context variable, no portal.
+
+        The tasks that the new task starts inherit nothing from that code, either.
+        """
+        return asyncio.Task(coro, loop=self.loop, context=contextvars.Context())
+
+    def run_owned(self, coro: Coroutine[Any, Any, Any], physical: AsyncConnection) -> None:
+        """Start a task, by `start()`, that runs `coro`, which works on `physical`."""
+        task = self.start(coro)
         self.tasks[task] = physical
         task.add_done_callback(self._owned_done)
 
@@ -415,7 +441,7 @@ class Pool:
         if task.cancelled() and not physical.closed:
             # At its end, asyncio.run() has cancelled the task before its first step.
             physical.close_now()
-            self._put(physical)
+            self.put(physical)
 
     async def _restore(self, physical: AsyncConnection, reset: bool) -> None:
         """Roll back, reset the server session if `reset`, and put the connection back.
@@ -432,7 +458,7 @@ class Pool:
                     raise psycopg.InterfaceError("the connection was left in the midst of a reply")
                 await physical.rollback()
                 if reset:
-                    await physical.execute("DISCARD ALL")
+                    await client_checks.discard_all(physical)
                     physical.facade.forget_handlers()
                     await self.configure(physical)
         except Exception as exc:
@@ -442,7 +468,7 @@ class Pool:
             physical.close_now()
             raise
         finally:
-            self._put(physical)
+            self.put(physical)
 
     async def configure(self, physical: AsyncConnection) -> None:
         """Set up a connection, new or reset; close it if that fails, or takes too long."""
@@ -452,6 +478,8 @@ class Pool:
         settings.forget()
         try:
             async with asyncio.timeout(limit):
+                if physical.is_checked_on is None:
+                    await client_checks.begin(physical)
                 await bridge.run(self.options.initialise, physical.facade)
         except TimeoutError:
             physical.close_now()
@@ -465,7 +493,7 @@ class Pool:
         settings.database = self.name
 
     def renew(self) -> None:
-        """Replace all connections, because an adapter was registered after they were made.
+        """Replace all connections: an adapter was registered since, or the user wants it so.
 
         A connection that is leased now is replaced when the lease ends.
         """
@@ -484,6 +512,7 @@ class Pool:
         if self.closed:
             return
         self.closed = True
+        self.pulse.stop()
         self._psycopg.abandon()
         gone = self.loop.is_closed()
         in_use = {id(each.physical) for each in self.held() if not gone or each.is_in_thread()}
@@ -527,13 +556,3 @@ class Pool:
             connections_errors=stats.get("connections_errors", 0),
             connections_lost=stats.get("connections_lost", 0),
         )
-
-
-def _plain_task(
-    coro: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop
-) -> asyncio.Task[Any]:
-    """Start a task that inherits nothing from the running code: no context variables, no portal.
-
-    The tasks that the new task starts inherit nothing from that code, either.
-    """
-    return asyncio.Task(coro, loop=loop, context=contextvars.Context())

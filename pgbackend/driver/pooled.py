@@ -13,6 +13,7 @@ import functools
 import weakref
 from collections.abc import Callable, Mapping
 from operator import is_
+from time import monotonic
 from typing import Any, Self, TypeVar
 
 import psycopg
@@ -28,10 +29,12 @@ from psycopg.rows import tuple_row
 from psycopg.waiting import Wait
 
 from .bridge import INTERRUPTIONS
+from .connecting import note_host
 from .connection import Connection
 from .cursors import leased_class
 from .protocols import Lease
 from .recovery import CLEANUP_BUDGET, WAIT_INTERVAL, ask_to_cancel
+from .server_changes import ServerChanges, is_on_standby, is_read_only
 from .shortcuts import NO_OTHERS, looking
 from .socket_watch import Watch
 from .statement_cursors import Result, StatementCursor, statement_class
@@ -68,6 +71,8 @@ class _LentConnection:
     lease: Lease | None
     physical: AsyncConnection
     has_looked: bool
+    #: Whether the pool has taken the connection back from its holder: see holding.py.
+    taken_back = False
 
     @property
     def adapters(self) -> AdaptersMap:
@@ -104,6 +109,17 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     _cursor: StatementCursor | None = None
     #: When the connection was last given back without a reset, by `time.monotonic()`.
     free_since = 0.0
+    #: Whether the server looks if this process lives (client_checks.py); None in a new session.
+    is_checked_on: bool | None = None
+    #: How long the user's `check` may take, in seconds.
+    check_limit = 0.0
+    #: When the connection was made, by `time.monotonic()`; and what the server told of itself then.
+    made_at = 0.0
+    began_read_only: bool | None = None
+    began_on_standby = False
+    #: What is told when a statement fails because the server has changed; None until the pool has
+    #: the connection.
+    changes: ServerChanges | None = None
     _disowned = False
     #: The arguments that the pool was given when it asked for those of this connection.
     asked: Mapping[str, Any]
@@ -125,8 +141,16 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         self = await super().connect(conninfo, **kwargs)
         self.asked = asked or {}
         self.watch = Watch(asyncio.get_running_loop(), self.pgconn.socket)
+        self.made_at = monotonic()
+        self.began_read_only = is_read_only(self.pgconn)
+        self.began_on_standby = is_on_standby(self.pgconn)
         self._make_facade(facade_class, cursor_factory)
         return self
+
+    @classmethod
+    def _connect_gen(cls, conninfo: str = "", **kwargs: Any) -> PQGenConn[Self]:
+        note_host(conninfo)  # psycopg calls this for one host after the other
+        return super()._connect_gen(conninfo, **kwargs)
 
     def _make_facade(
         self, facade_class: type[Connection], cursor_factory: type[psycopg.Cursor[Any]] | None

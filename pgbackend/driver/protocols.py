@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from .connection import Connection
+    from .server_changes import ServerChanges
     from .socket_watch import Watch
 
 
@@ -58,6 +59,7 @@ class Physical(Protocol):
     """Protocol of the part of `AsyncConnection` that its facades use."""
 
     watch: Watch
+    changes: ServerChanges | None
     listener: weakref.ref[Connection]
     asked: Mapping[str, Any]
 

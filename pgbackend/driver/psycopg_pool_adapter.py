@@ -20,8 +20,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from types import CodeType
 from typing import Any, Protocol, Self
@@ -37,11 +38,15 @@ from psycopg_pool.pool_async import (
 )
 
 from . import errors
-from .attempts import FAILURE_WINDOW, MAX_ATTEMPTS, Attempts, forget_connecting, repeat
+from .attempts import MAX_ATTEMPTS, Attempts, forget_connecting, repeat
 from .bridge import Portal
+from .connecting import Trial
+from .outages import Outages, one_line
 from .pooled import AsyncConnection
+from .server_changes import LOOK_LIMIT, ServerChanges
 from .shortcuts import switches
 from .waiting import Alarm, QueueOwner, TimedByQueue, WaitingQueue
+from .withdrawing import Withdrawing
 
 logger = logging.getLogger("pgbackend.driver")
 
@@ -52,6 +57,10 @@ PsycopgPoolClosed = psycopg_pool.PoolClosed
 
 #: How often at most a connection is made anew: see `_connect_up_to_date()`.
 MAX_REMAKES = 4
+
+
+#: Seconds between two looks at what the servers have told of themselves.
+LOOK_INTERVAL = 1.0
 
 
 class OwnersOptions(Protocol):
@@ -75,6 +84,18 @@ class Owner(QueueOwner, Protocol):
 
     async def configure(self, physical: AsyncConnection, /) -> None:
         """Set up a new connection."""
+
+    def call_at_home(self, func: Callable[[], None], /) -> bool:
+        """Make the pool's loop call `func` soon; return False if the loop is closed."""
+
+    def put(self, physical: AsyncConnection, /) -> None:
+        """Give a connection back to psycopg_pool, without waiting."""
+
+    def start(self, coro: Coroutine[Any, Any, Any], /) -> asyncio.Task[Any]:
+        """Start a task that inherits nothing from the running code."""
+
+    def run_owned(self, coro: Coroutine[Any, Any, Any], physical: AsyncConnection, /) -> None:
+        """Start a task of the pool that works on `physical`."""
 
 
 class _WorkerCancelled(BaseException):
@@ -103,7 +124,7 @@ class _GreenWaiter(TimedByQueue, WaitingClient[AsyncConnection]):
     psycopg_pool wakes a client by its `_cond`, which is here the client itself.
     """
 
-    __slots__ = ("deadline", "future")
+    __slots__ = ("deadline", "future", "since")
 
     conn: AsyncConnection | None
 
@@ -111,19 +132,20 @@ class _GreenWaiter(TimedByQueue, WaitingClient[AsyncConnection]):
         self.conn = None
         self.error = None
         self.future = loop.create_future()
-        self.deadline = 0.0
+        self.deadline = self.since = 0.0
 
     @property
     def _cond(self) -> Self:  # type: ignore[override]  # nobody sets it
         return self
 
 
-class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
+class PsycopgPool(Withdrawing, psycopg_pool.AsyncConnectionPool[AsyncConnection]):
     """psycopg_pool's async pool, with some methods overridden, for the `Pool` that owns it."""
 
+    owner: Owner
     _waiting: WaitingQueue
 
-    def __init__(self, owner: Owner, **kwargs: Any) -> None:
+    def __init__(self, owner: Owner, *, outage_grace: float, **kwargs: Any) -> None:
         super().__init__(
             connection_class=AsyncConnection, configure=owner.configure, open=False, **kwargs
         )
@@ -135,7 +157,13 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         self._being_made: set[_Making] = set()
         #: The connections on which the user's `check` runs: no longer free, and not leased yet.
         self.checking: set[AsyncConnection] = set()
+        #: When to look next at what the servers have told of themselves.
+        self._look_at = 0.0
         self.attempts = Attempts()
+        self.outages = Outages(self.name, outage_grace)
+        self.changes = ServerChanges(self, look_limit=min(LOOK_LIMIT, self.timeout / 4))
+        #: The attempts under way.
+        self._trials: set[Trial] = set()
         #: Held by an attempt to connect while the pool has no open connection.
         self._only_attempt = asyncio.Lock()
         self._attempt_slots = asyncio.Semaphore(MAX_ATTEMPTS)
@@ -244,8 +272,12 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         if self._closed:  # since `getconn()` began: it calls this again after a failed check
             raise PsycopgPoolClosed(f"the pool {self.name!r} is closed")
         task = asyncio.current_task()
+        deadline = monotonic() + timeout
         try:
-            return await super()._getconn_unchecked(timeout)
+            connection = await super()._getconn_unchecked(timeout)
+            # A check on a silent link leaves time for another connection.
+            connection.check_limit = (deadline - monotonic()) / 2
+            return connection
         except GeneratorExit:
             # psycopg_pool cleans up after a cancellation, but not when the coroutine is closed.
             self._leave_queue(self._waiting.by_task.get(task))
@@ -266,7 +298,12 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
     async def _check_connection(self, conn: AsyncConnection) -> None:
         self.checking.add(conn)
         try:
-            await super()._check_connection(conn)
+            async with asyncio.timeout(conn.check_limit if self._check else None):
+                await super()._check_connection(conn)
+        except TimeoutError:
+            conn.close_now()
+            self.changes.look_at_free()  # the link of the others is probably silent, too
+            raise
         finally:
             self.checking.discard(conn)
 
@@ -283,6 +320,9 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         if not switches.lease or self._reset or self._closed or self._lock.locked():
             return False
         now = monotonic()
+        if self._look_at <= now:
+            self._look_at = now + LOOK_INTERVAL
+            self.changes.look_at_what_was_told()
         if connection._expire_at <= now:  # noqa: SLF001
             return False
         connection._pool = None  # noqa: SLF001
@@ -319,6 +359,10 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         """Return whether `task` waits for a connection of this pool."""
         return self._waiting.has(task)
 
+    def waiting_tasks(self) -> list[asyncio.Task[Any]]:
+        """Return the tasks that wait for a connection of this pool. May be called in any thread."""
+        return [task for task in list(self._waiting.by_task) if task and self.is_waiting(task)]
+
     def make_room(self) -> None:
         """Remove the clients that have given up, if the queue has `max_waiting` clients.
 
@@ -344,11 +388,20 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
     def check_failure(self) -> None:
         """Raise the error of the last attempt to connect if it is too soon for another attempt.
 
-        Does nothing if any connection is open.
+        Does nothing if any connection is open, or if the outage may be waited out.
         """
         failure = self.attempts.recent_failure()
-        if failure is not None and not self.has_connection():
-            raise self._repeat(failure)
+        if failure is None or self.outages.may_be_waited_out() or self.has_connection():
+            return
+        self.outages.refused()
+        raise self._repeat(failure)
+
+    def describe_connecting(self) -> str:
+        """Return what is known of failed attempts and of those under way, or an empty string."""
+        said = [str(trial) for trial in self._trials]
+        if self.attempts.failure is not None:
+            said.append(f"the last attempt failed ({one_line(self.attempts.failure)})")
+        return "; ".join(said)
 
     def _repeat(self, failure: Exception) -> Exception:
         return repeat(failure, self.owner.options.raised_as_is)
@@ -367,16 +420,26 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
 
     async def _connect_once(self, timeout: float | None) -> AsyncConnection:
         async with self._attempt_slots:
-            self.check_failure()  # an earlier attempt may have failed while this one waited
+            # An earlier attempt may have failed while this one waited.
+            if (failure := self.attempts.recent_failure()) is not None:
+                raise self._repeat(failure)
             began = self.attempts.begin()
+            self._trials.add(trial := Trial())
             try:
                 connection = await self._connect_up_to_date(timeout)
             except Exception as exc:
                 forget_connecting(exc, self._preparing)
                 self.attempts.note_failure(exc, began)
+                if self.attempts.failure is not None:
+                    self.outages.attempt_failed(exc, serves=self.has_connection())
                 raise
+            finally:
+                self._trials.discard(trial)
         self.attempts.note_success()
+        self.outages.connected()
         self.made.add(connection)
+        connection.changes = self.changes
+        self.changes.made(connection)
         return connection
 
     async def _connect_up_to_date(self, timeout: float | None) -> AsyncConnection:
@@ -388,15 +451,16 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         outdated, and is closed at the end of its first lease.
         """
         making = _Making(id(asyncio.current_task()))
+        connect = partial(super()._connect, timeout)
         self._being_made.add(making)
         try:
-            connection = await super()._connect(timeout)
+            connection = await self.owner.pulse.twice_if_blocked(connect)
             for remade in range(MAX_REMAKES):
                 if not making.renewed_by_others and (remade or not making.renewed_by_itself):
                     break
                 connection.close_now()
                 making.renewed_by_others = False
-                connection = await super()._connect(timeout)
+                connection = await self.owner.pulse.twice_if_blocked(connect)
             if making.renewed_by_others:
                 connection._expire_at = 0.0  # noqa: SLF001 - for psycopg_pool, when it comes back
         finally:
@@ -406,16 +470,18 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
     async def _tell_waiting(self, exc: Exception) -> None:
         """Make the clients that wait raise `exc`, with which an attempt to connect has failed.
 
-        If any connection is open, they go on waiting instead, and the pool tries to connect again
-        after `FAILURE_WINDOW` seconds. Nothing is done after a failure that does not delay the next
-        attempt (`Attempts.note_failure()`): that attempt is made at once.
+        If any connection is open, or if the outage may be waited out, they go on waiting instead,
+        and the pool tries to connect again as soon as it may. Nothing is done after a failure that
+        does not delay the next attempt (`Attempts.note_failure()`): that attempt is made at once.
         """
         if self.attempts.failure is None:
             return
-        if not self.has_connection():
+        if not self.has_connection() and not self.outages.may_be_waited_out():
+            self.outages.refused(self.waiting())
             await self._fail_waiting(lambda: self._repeat(exc))
         elif self._regrowing is None:
-            self._regrowing = self.owner.loop.call_later(FAILURE_WINDOW, self._grow_again)
+            delay = max(self.attempts.too_soon(), 0.001)
+            self._regrowing = self.owner.loop.call_later(delay, self._grow_again)
 
     def _grow_again(self) -> None:
         """Start an attempt to connect if clients still wait.
@@ -429,13 +495,35 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
     async def _add_connection(
         self, attempt: AttemptWithBackoff | None, growing: bool = False
     ) -> None:
-        if attempt is None and not self.reconnect_timeout:
-            # One attempt for each task that asks; psycopg_pool would make a second at once.
-            attempt = AttemptWithBackoff(timeout=0.0)
-            attempt.give_up_at = 1e-9
-        await super()._add_connection(attempt, growing=growing)
+        if self.reconnect_timeout:
+            await super()._add_connection(attempt, growing=growing)
+        else:
+            await self._add_connection_once(growing)
         if self._waiting and self.attempts.may_try_again():
             self._maybe_grow_pool()
+
+    async def _add_connection_once(self, growing: bool) -> None:
+        """Make one attempt to connect, and add the connection to the pool.
+
+        psycopg_pool would make a second attempt at once, and log two warnings for each failure.
+        """
+        try:
+            connection = await self._connect()
+        except Exception:
+            async with self._lock:
+                self._nconns -= 1
+                self._growing = self._growing and not growing
+            await self.reconnect_failed()
+            return
+        await self._add_to_pool(connection)
+        if not growing:
+            return
+        async with self._lock:
+            if self._nconns < self._min_size or (self._nconns < self._max_size and self._waiting):
+                self._nconns += 1
+                self.run_task(AddConnection(self, growing=True))
+            else:
+                self._growing = False
 
     # --- The end of connections ---
 
@@ -449,15 +537,44 @@ class PsycopgPool(psycopg_pool.AsyncConnectionPool[AsyncConnection]):
         for making in self._being_made:
             making.note(task_id)
         for connection in self.made:
-            connection._expire_at = 0.0  # noqa: SLF001 - for psycopg_pool, when it comes back
-        while self._pool:
-            self._pool.pop().close_now()
-            self._nconns -= 1
+            self.expire(connection)
+        for connection in self.withdraw(lambda _: True):
+            self.discard(connection)
+        while self._opened and not self._closed and self._nconns < self._min_size:
+            self._nconns += 1
+            self.run_task(AddConnection(self))
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop of the pool."""
+        return self.owner.loop
+
+    def call_at_home(self, func: Callable[[], None]) -> bool:
+        """Make the pool's loop call `func` soon; return False if the loop is closed."""
+        return self.owner.call_at_home(func)
+
+    def start(self, coro: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Start a task of the pool."""
+        return self.owner.start(coro)
+
+    def run_owned(self, coro: Coroutine[Any, Any, Any], connection: AsyncConnection) -> None:
+        """Start a task of the pool that works on `connection`, which was withdrawn."""
+        self.owner.run_owned(coro, connection)
+
+    async def replace_withdrawn(self, connection: AsyncConnection) -> None:
+        """Close a connection that was withdrawn; make one attempt to open another in its place."""
+        connection._pool = None  # noqa: SLF001
+        connection.close_now()
+        try:
+            await self._add_connection_once(growing=False)
+        except _WorkerCancelled:
+            raise asyncio.CancelledError from None
 
     def abandon(self) -> None:
         """Mark the pool as closed and cancel its tasks, without waiting; close no connection."""
         self._closed = True
         self._waiting.stop_timing()
+        self.changes.stop()
         self._pool.clear()
         for task in [*self._workers, self._sched_runner]:
             if task is not None and not task.get_loop().is_closed():

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import select
+from time import monotonic
 from typing import Any
 
 from psycopg.waiting import Ready, Wait
@@ -31,12 +32,18 @@ from .bridge import Portal
 class Watch:
     """One socket's registration with one event loop, by which a portal waits for the socket."""
 
-    __slots__ = ("errors", "fd", "future", "loop", "reading", "ready", "told", "writing")
+    # fmt: off
+    __slots__ = (
+        "errors", "fd", "future", "loop", "reading", "ready", "since", "told", "writing",
+    )
+    # fmt: on
 
     def __init__(self, loop: asyncio.AbstractEventLoop, fd: int) -> None:
         self.loop = loop
         self.fd = fd
         self.future: asyncio.Future[Any] | None = None
+        #: When the statement in flight began, or the last one ended, by `monotonic()`.
+        self.since = 0.0
         self.reading = False
         self.writing = False
         self.ready = 0
@@ -103,6 +110,7 @@ class Watch:
 
         From another thread, the loop is only asked to do so.
         """
+        self.since = monotonic()
         if not self.reading or self.loop.is_closed():
             return
         if asyncio._get_running_loop() is self.loop:

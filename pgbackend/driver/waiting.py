@@ -10,13 +10,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from time import monotonic
 from typing import Any, Protocol
+
+from .pulse import Pulse
 
 
 class QueueOwner(Protocol):
     """Protocol of the part of a pool that its queue uses."""
 
     loop: asyncio.AbstractEventLoop
+
+    @property
+    def pulse(self) -> Pulse:
+        """Return what knows for how long the loop was blocked: see pulse.py."""
+        ...
 
     def check_deadlock(self, task: asyncio.Task[Any], /) -> None:
         """Raise `PoolDeadlock` if no connection could come back while `task` waits for one.
@@ -58,18 +66,36 @@ class Notified:
 class Condition(Notified):
     """The condition of a client that waits in a coroutine."""
 
-    __slots__ = ("future",)
+    __slots__ = ("_deadline", "_pulse", "_since", "_timer", "future")
 
-    def __init__(self) -> None:
+    _timer: asyncio.TimerHandle
+
+    def __init__(self, pulse: Pulse) -> None:
+        self._pulse = pulse
         self.future = asyncio.get_running_loop().create_future()
 
     async def wait_timeout(self, timeout: float) -> bool:
-        """Wait until `notify_all()`; return True, or False if `timeout` seconds passed first."""
-        timer = self.future.get_loop().call_later(timeout, self.time_out)
+        """Wait until `notify_all()`; return True, or False if `timeout` seconds passed first.
+
+        The client gets more time if the loop was blocked meanwhile.
+        """
+        self._since = monotonic()
+        self._deadline = self._since + timeout
+        self._time(timeout)
         try:
             return await self.future
         finally:
-            timer.cancel()
+            self._timer.cancel()
+
+    def _time(self, seconds: float) -> None:
+        self._timer = self.future.get_loop().call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        left = self._deadline + self._pulse.extra_time(self._since) - monotonic()
+        if left > 0.001:  # the timers of some loops are that exact
+            self._time(left)
+        else:
+            self.time_out()
 
 
 class TimedByQueue(Notified):
@@ -85,7 +111,9 @@ class TimedByQueue(Notified):
     error: BaseException | None
     """The reason why the client will get no connection, or None."""
     deadline: float
-    """The time until which the client waits, by the clock of the loop."""
+    """The time until which the client waits, by the clock of the loop, if that is not blocked."""
+    since: float
+    """When the client began to wait, by `monotonic()`."""
 
 
 class Alarm(asyncio.Event):
@@ -126,7 +154,7 @@ class WaitingQueue(deque[Any]):
         self.owner.check_deadlock(task)
         self.by_task[task] = client
         if not isinstance(client, TimedByQueue):
-            client._cond = Condition()  # noqa: SLF001
+            client._cond = Condition(self.owner.pulse)  # noqa: SLF001
         super().append(client)
 
     def withdraw(self, client: TimedByQueue) -> bool:
@@ -141,6 +169,7 @@ class WaitingQueue(deque[Any]):
         """Make the queue's timer wake the client `place` if it still waits after `timeout` s."""
         loop = self.owner.loop
         place.deadline = loop.time() + timeout  # type: ignore[misc]  # the class of it has a slot
+        place.since = monotonic()  # type: ignore[misc]
         if self._timer is None:
             self._timer = loop.call_later(timeout, self._time_out)
 
@@ -151,16 +180,26 @@ class WaitingQueue(deque[Any]):
             self._timer = None
 
     def _time_out(self) -> None:
-        """Wake the clients whose deadline has passed, and set the timer to the next deadline."""
+        """Wake the clients whose deadline has passed, and set the timer to the next deadline.
+
+        A client gets more time if the loop was blocked while it waited.
+        """
         self._timer = None
         loop = self.owner.loop
         now = loop.time()
+        left: list[float] = []
         for place in self:
             if isinstance(place, TimedByQueue) and place.error is None and place.conn is None:
                 if place.deadline > now:
-                    self._timer = loop.call_later(place.deadline - now, self._time_out)
-                    return
-                place.time_out()
+                    left.append(place.deadline - now)
+                    break
+                more = place.deadline + self.owner.pulse.extra_time(place.since) - now
+                if more > 0:
+                    left.append(more)
+                else:
+                    place.time_out()
+        if left:
+            self._timer = loop.call_later(min(left), self._time_out)
 
     def has(self, task: asyncio.Task[Any]) -> bool:
         """Return whether `task` waits; False once it was given a connection or an error."""

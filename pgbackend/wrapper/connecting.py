@@ -22,6 +22,7 @@ from pgbackend.adapters import prepare_template
 from pgbackend.driver import bridge
 from pgbackend.driver.asking import ConnectArguments
 from pgbackend.driver.connection import Connection
+from pgbackend.driver.holding import HoldBounds
 from pgbackend.driver.loops import close_pools, get_pool
 from pgbackend.driver.pool import Pool, PoolOptions
 
@@ -140,6 +141,7 @@ class Connecting(Contexts):
         given = self.settings_dict["OPTIONS"]["pool"]
         given = {} if given is True else given
         pool = {"connection_class": driver.Connection, **options.sync_sizes(given), **given}
+        pool = {name: pool[name] for name in pool if name not in options.NOT_PSYCOPGS}
         stand_in.settings_dict = {
             **self.settings_dict,
             "OPTIONS": {**self.settings_dict["OPTIONS"], "pool": pool},
@@ -165,11 +167,15 @@ class Connecting(Contexts):
 
     def _read_pool_options(self) -> PoolOptions:
         self.check_settings()
+        pool = conf.pool_options(self.settings_dict)
+        hold = HoldBounds(pool.pop("hold_warning"), pool.pop("max_hold"))
         return PoolOptions(
             connect={"facade_class": conf.facade_class(self.settings_dict)},
             ask=self._ask,
             raised_as_is=credentials.RAISED_AS_IS,
-            pool=conf.pool_options(self.settings_dict),
+            outage_grace=pool.pop("outage_grace"),
+            pool=pool,
+            hold=hold,
             initialise=self._initialise,
             session_reset=self.settings_dict["OPTIONS"].get("session_reset", "dirty"),
             soiled_unless_vouched=True,

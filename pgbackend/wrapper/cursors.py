@@ -314,9 +314,9 @@ class Cursors(Transactions):
             or PostgresDatabaseWrapper.ensure_connection is not _ENSURE_CONNECTION
         ):
             self._ask_others()
-        lease = None if transaction is None else transaction.borrow()
-        if lease is None:
-            with self.wrap_database_errors:
+        with self.wrap_database_errors:
+            lease = None if transaction is None else transaction.borrow()
+            if lease is None:
                 lease = self._get_lease(transaction)
         if transaction is not None:
             if not transaction.take(lease):

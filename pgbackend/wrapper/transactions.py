@@ -128,7 +128,7 @@ class Transactions(Closing):
             return current
         begun = State(pooled=True)
         transaction = transactions.begin(self, begun)
-        if current.lease is not None:
+        if current.connection is not None:
             transaction.lender = state.session(self)
         return begun
 

@@ -32,7 +32,7 @@ from pgbackend.driver.errors import PoolDeadlock, PoolTimeout
 from pgbackend.metrics import connections as count_connections
 from tests.conftest import Runner, wait_for
 from tests.library.models import Tag
-from tests.support.fixtures import pool_of_default, settings_of_default
+from tests.support.fixtures import by_link, pool_of_default, settings_of_default
 from tests.support.link import Link
 from tests.support.loops import LOOPS, LoopFactory
 from tests.support.passwords import make_careful_role
@@ -385,8 +385,10 @@ def test_a_bad_option_fails_at_once_with_its_name(run: Runner) -> None:
     assert "'conect_timeout'. Did you mean 'connect_timeout'?" in str(exc)
 
 
-def test_a_server_that_is_not_there_fails_at_once_with_the_cause(run: Runner) -> None:
-    with settings_of_default(HOST="127.0.0.1", PORT="1"):
+def test_without_a_grace_a_server_that_is_not_there_fails_at_once_with_the_cause(
+    run: Runner,
+) -> None:
+    with settings_of_default(HOST="127.0.0.1", PORT="1"), pool_of_default(outage_grace=0):
         exc, seconds = failure_of_a_query(run)
     assert isinstance(exc, OperationalError) and seconds < 1
     assert "Connection refused" in str(exc)
@@ -553,16 +555,6 @@ def link(conninfo: str) -> Iterator[Link]:
     opened.close()
 
 
-@contextmanager
-def by_link(link: Link, **options: Any) -> Iterator[None]:
-    given = connections.settings["default"]["OPTIONS"]
-    plain = {"sslmode": "disable", "gssencmode": "disable"}
-    with settings_of_default(
-        HOST="127.0.0.1", PORT=str(link.port), OPTIONS={**given, **plain, **options}
-    ):
-        yield
-
-
 @pytest.mark.slow
 def test_an_outage_of_16_seconds_is_told_at_once_and_ends_within_a_second(
     run: Runner, link: Link
@@ -610,7 +602,7 @@ def test_an_outage_of_16_seconds_is_told_at_once_and_ends_within_a_second(
         assert all(any(cause in text for cause in causes) for text, _ in failures), failures[:3]
         await asyncio.gather(*(Tag.objects.acount() for _ in range(20)))
 
-    with by_link(link):
+    with by_link(link), pool_of_default(outage_grace=0):
         run(main(), timeout=40)
 
 

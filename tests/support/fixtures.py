@@ -17,6 +17,7 @@ import uvicorn
 from django.db import connection, connections
 
 import pgbackend
+from tests.support.link import Link
 
 Site = Callable[[], AbstractAsyncContextManager[httpx.AsyncClient]]
 
@@ -165,4 +166,15 @@ def pool_of_default(**options: Any) -> Iterator[None]:
     """Change options of the pool of 'default', for loops that start inside the block."""
     given = connections.settings["default"]["OPTIONS"]
     with settings_of_default(OPTIONS={**given, "pool": {**given["pool"], **options}}):
+        yield
+
+
+@contextmanager
+def by_link(link: Link, **options: Any) -> Iterator[None]:
+    """Lead 'default' through `link`; change `options` of its OPTIONS."""
+    given = connections.settings["default"]["OPTIONS"]
+    plain = {"sslmode": "disable", "gssencmode": "disable"}
+    with settings_of_default(
+        HOST="127.0.0.1", PORT=str(link.port), OPTIONS={**given, **plain, **options}
+    ):
         yield

@@ -35,9 +35,9 @@ class Link:
     _fault: Callable[[_Pair], None] | None
     _stopped: asyncio.Event
 
-    def __init__(self, conninfo: str) -> None:
-        given = conninfo_to_dict(conninfo)
-        self._target = (str(given.get("host", "")), int(given.get("port", 5432)))
+    def __init__(self, conninfo: str, listener: socket.socket | None = None) -> None:
+        self._listener = listener or socket.create_server(("127.0.0.1", 0))
+        self.lead_to(conninfo)
         self._writers: set[asyncio.StreamWriter] = set()
         self.attempts = 0
         """How many connections were asked for."""
@@ -49,13 +49,18 @@ class Link:
         self._thread.start()
         started.wait()
 
+    def lead_to(self, conninfo: str) -> None:
+        """Relay new connections to this server; open ones stay where they are."""
+        given = conninfo_to_dict(conninfo)
+        self._target = (str(given.get("host", "")), int(given.get("port", 5432)))
+
     async def _serve(self, started: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()
         self._pairs = []
         self._fault = None
         self._stopped = asyncio.Event()
-        listener = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.port = listener.sockets[0].getsockname()[1]
+        listener = await asyncio.start_server(self._accept, sock=self._listener)
+        self.port = self._listener.getsockname()[1]
         started.set()
         await self._stopped.wait()
         self._abort()
@@ -69,10 +74,14 @@ class Link:
             writer.close()
             return
         host, port = self._target
-        if host.startswith("/"):
-            reply, send = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
-        else:
-            reply, send = await asyncio.open_connection(host, port)
+        try:
+            if host.startswith("/"):
+                reply, send = await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
+            else:
+                reply, send = await asyncio.open_connection(host, port)
+        except OSError:
+            writer.close()
+            return
         self._writers.add(send)
         pair = _Pair(writer, send, asyncio.Event())
         pair.gate.set()
@@ -128,6 +137,7 @@ class Link:
         """Break all connections, and answer no new ones."""
         self.down = True
         self._do(self._abort)
+        self._do(lambda: None)  # the aborted transports close in the loop's next turn
 
     def restore(self) -> None:
         """Relay again, for connections that have not failed yet."""

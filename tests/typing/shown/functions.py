@@ -101,11 +101,17 @@ async def background(tasks: set[asyncio.Task[bool]]) -> None:
 
 
 def largest() -> PoolStatistics | None:
+    pgbackend.drain()
+    pgbackend.drain(using="default")
     pools = pgbackend.statistics(using="default")
     assert_type(pools, list[PoolStatistics])
     waiting: int = sum(pool.waiting + pool.leased for pool in pgbackend.statistics())
     logger.info("%d tasks wait or hold a connection", waiting)
     return max(pools, key=lambda pool: pool.requests_wait_ms, default=None)
+
+
+def hang() -> str:
+    return pgbackend.dump()
 
 
 def open_and_most() -> tuple[int, int]:

@@ -1,0 +1,127 @@
+"""A text of what this process does with its databases: pools, leases, queues, and portals.
+
+`text()` may be called in any thread, also while the code of a loop hangs: it waits for nothing,
+takes no lock, and sends nothing. It contains no SQL, no values of variables and no settings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from time import monotonic
+from typing import Any
+
+from . import bridge, holding, loops, naming, stacks
+from .coroutines import name_of
+from .pool import Pool
+
+
+def text() -> str:
+    """Return a description of the pools, their leases and queues, and each portal's stack."""
+    pools = loops.open_pools()
+    now = datetime.now(UTC).astimezone().isoformat(" ", "seconds")
+    lines = [f"pgbackend in process {os.getpid()}, {now}"]
+    for pool in pools:
+        lines += ["", *_of_pool(pool)]
+    for thread in sorted({*bridge.made_in, *(pool.thread for pool in pools)}):
+        lines += _of_thread(thread, pools)
+    return "\n".join(lines) + "\n"
+
+
+def _of_pool(pool: Pool) -> Iterator[str]:
+    s = pool.statistics()
+    yield (
+        f"Pool {pool.name!r} in thread {_name_of(pool.thread)}: {s.leased} of {s.max_size} leased, "
+        f"{s.idle} free, {s.size} open or being opened, {s.waiting} waiting"
+    )
+    if late := pool.pulse.overdue():
+        yield f"  Its event loop has been blocked for {late:.2f} s"
+    for said in pool.connecting():
+        yield f"  Connecting: {said}"
+    for lease in sorted(pool.held(), key=lambda lease: lease.since):
+        yield (
+            f"  Leased, server process {lease.physical.pid()}: "
+            f"{holding.described(lease, pool.thread)}"
+        )
+    for task in pool.queued():
+        yield f"  Waiting: {_waiting(task, pool)}"
+
+
+def _waiting(task: asyncio.Task[Any], pool: Pool) -> str:
+    stack = stacks.of_task(task, pool.thread)
+    asked, place = stack.asked_at(), stack.place()
+    age = "" if asked is None else f" for {monotonic() - asked:.2f} s"
+    return f"{_named(task, stack)}{age}{f' (at {place})' if place else ''}"
+
+
+def _named(task: asyncio.Task[Any], stack: stacks.Stack) -> str:
+    return naming.task_and_request(task, stack.context())
+
+
+def _name_of(thread: int) -> str:
+    names = [each.name for each in threading.enumerate() if each.ident == thread]
+    return f"{names[0]!r}" if names else str(thread)
+
+
+def _of_thread(thread: int, pools: list[Pool]) -> Iterator[str]:
+    """Describe the portals of `thread`, and the tasks that hold leases or wait without one."""
+    portals = stacks.working_portals(thread)
+    pools = [pool for pool in pools if pool.thread == thread]
+    on = {pool.loop for pool in pools} | {each.loop for each in portals if each.loop is not None}
+    concerned = {lease.task for pool in pools for lease in pool.held()}
+    concerned |= {task for pool in pools for task in pool.queued()}
+    told: set[int] = set()
+    for loop in on:
+        tasks = [] if loop.is_closed() else asyncio.all_tasks(loop)
+        for task in sorted(tasks, key=lambda task: task.get_name()):
+            stack = stacks.of_task(task, thread)
+            if not stack.portals and task not in concerned:
+                continue
+            told.update(map(id, stack.portals))
+            kind = "Portal" if stack.portals else "Task"
+            yield ""
+            yield f"{kind} of {_named(task, stack)} in thread {_name_of(thread)}: " + _state(
+                task, pools
+            )
+            yield from _lines(stack)
+    for portal in portals:
+        if id(portal) not in told:
+            yield ""
+            yield f"Portal of an unknown task in thread {_name_of(thread)}"
+            yield from _lines(stacks.of_portal(portal))
+
+
+def _state(task: asyncio.Task[Any], pools: list[Pool]) -> str:
+    """Return what `task` waits for."""
+    if asyncio.current_task(task.get_loop()) is task:
+        return "runs"
+    future = getattr(task, "_fut_waiter", None)
+    if future is None or future.done():
+        return "is about to run"
+    for pool in pools:
+        if task in pool.queued():
+            return f"waits for a connection of {pool.name!r}"
+        for lease in pool.held():
+            if lease.physical.watch.future is future:
+                age = monotonic() - holding.since(lease)
+                pid = lease.physical.pid()
+                return f"waits for the server's reply for {age:.2f} s (process {pid})"
+    return _awaited(future)
+
+
+def _awaited(future: asyncio.Future[Any]) -> str:
+    """Return what `future` stands for, for a task that waits for it."""
+    if isinstance(future, asyncio.Task):
+        return f"waits for the task {naming.task_and_request(future)}"
+    if children := [each for each in getattr(future, "_children", ()) if not each.done()]:
+        named = (name_of(each) for each in children if isinstance(each, asyncio.Task))
+        return f"waits for {len(children)} at once: {', '.join(map(repr, named))}"
+    return f"waits for a {type(future).__name__}"
+
+
+def _lines(stack: stacks.Stack) -> Iterator[str]:
+    for place in stack.places:
+        yield f'  File "{place.file}", line {place.line}, in {place.function}'

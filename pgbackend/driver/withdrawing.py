@@ -1,0 +1,58 @@
+"""Taking connections out of psycopg_pool's pool for a while, to look at them or to replace them.
+
+A connection that is *withdrawn* is neither free nor leased. psycopg_pool still counts it: it must
+be put back, discarded, or replaced.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from .pooled import AsyncConnection
+
+
+class Withdrawing:
+    """Take free connections out of the pool (a mixin for psycopg_pool's async pool)."""
+
+    owner: Any
+    made: weakref.WeakSet[AsyncConnection]
+    put_free: Callable[[AsyncConnection], bool]
+    waiting: Callable[[], int]
+    _pool: deque[AsyncConnection]
+    _nconns: int
+    _nconns_min: int
+    _closed: bool
+    _maybe_grow_pool: Callable[[], None]
+
+    def connections(self) -> list[AsyncConnection]:
+        """Return all open connections: free, leased or withdrawn."""
+        return [connection for connection in self.made if not connection.closed]
+
+    def withdraw(self, condition: Callable[[AsyncConnection], bool]) -> list[AsyncConnection]:
+        """Take the free connections that meet `condition`, so that nobody else can take them."""
+        taken = [connection for connection in self._pool if condition(connection)]
+        for connection in taken:
+            self._pool.remove(connection)
+            connection._pool = self  # type: ignore[assignment]  # noqa: SLF001 - as `getconn()` does
+        self._nconns_min = min(self._nconns_min, len(self._pool))
+        return taken
+
+    def discard(self, connection: AsyncConnection) -> None:
+        """Close a connection that was withdrawn; another is opened on demand."""
+        connection._pool = None  # noqa: SLF001
+        connection.close_now()
+        self._nconns -= 1
+        if self.waiting() and not self._closed:
+            self._maybe_grow_pool()
+
+    def expire(self, connection: AsyncConnection) -> None:
+        """Have a connection that is leased replaced when its lease ends."""
+        connection._expire_at = 0.0  # noqa: SLF001 - for psycopg_pool
+
+    def put_back(self, connection: AsyncConnection) -> None:
+        """Give a connection back that was withdrawn."""
+        if not self.put_free(connection):
+            self.owner.put(connection)
