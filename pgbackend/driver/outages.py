@@ -17,6 +17,8 @@ from time import monotonic
 
 import psycopg
 
+from .errors import OptionFailed
+
 logger = logging.getLogger("pgbackend.driver")
 
 #: Seconds between the warnings of a long outage.
@@ -52,7 +54,7 @@ def is_curable(exc: BaseException) -> bool:
     text = str(exc)
     if isinstance(exc, psycopg.errors.ConnectionTimeout):
         return _INCURABLE.search(text) is None
-    if not isinstance(exc, psycopg.OperationalError | OSError):
+    if not isinstance(exc, psycopg.OperationalError | OSError) or isinstance(exc, OptionFailed):
         return False
     return _CURABLE.search(text) is not None and _INCURABLE.search(text) is None
 
