@@ -30,8 +30,8 @@ MORE = {
     # Django's cursor is used as it is, and a model's cached values are checked for each statement:
     # by identity, since the proxies of tracing tools equal the functions that they wrap.
     # Each statement looks if settings are declared (`pgbackend.session()`): 12 to 60 instructions.
-    # Each wait notes since when, for dumps and the errors of pools: 3 waits, 12 instructions.
-    # Each wait for the server notes when it begins and ends: 7 instructions.
+    # Each wait for the server notes when it begins and ends, for dumps and the errors of pools: 7
+    # instructions, three times in a transaction.
     "SELECT 1": {"sync": 125},
     "get(pk)": {"sync": -2713, "green": -2231, "a-method": -1730},
     "100 rows": {"sync": -16135, "green": -15633, "a-method": -12998},
