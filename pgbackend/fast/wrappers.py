@@ -74,8 +74,12 @@ def take(alias: str) -> Any:
 
 
 def lend(wrapper: Any) -> None:
-    """Record that the new `wrapper` is lent to the running task; not if its class is derived."""
-    if type(wrapper).__module__ in ("pgbackend.base", "pgbackend.gis.base"):
+    """Record that the new `wrapper` is lent to the running task; not if its class is derived.
+
+    Does nothing if that is recorded already: `create_connection()` may be replaced twice, by tests.
+    """
+    is_recorded = "_made" in vars(wrapper)
+    if type(wrapper).__module__ in ("pgbackend.base", "pgbackend.gis.base") and not is_recorded:
         wrapper.ops.compiler("SQLCompiler")  # sets an attribute at the first call
         # Not by `setattr()`, which would set the attribute for this request: see `attributes`.
         vars(wrapper)["_made"] = [
