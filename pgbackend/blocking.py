@@ -1,10 +1,10 @@
 """Warns of code that holds the event loop: tells the request, and the stack while it blocks.
 
 Each request that asgi.py serves is watched, if the setting `PGBACKEND_SLOW_STEP` is on, or if the
-loop is in asyncio's debug mode. A watched request notes when each of its steps begins and ends. A
-thread, the watchdog, looks several times within the bound; if a step has lasted too long, it logs
-the stack of the loop's thread to the logger `pgbackend.blocking`. asyncio's own debug mode tells
-only afterwards, and without a stack, that a step was slow.
+loop is in asyncio's debug mode. A watched request notes when each of its steps begins and ends, and
+so do the tasks that it starts. A thread, the watchdog, looks several times within the bound; if a
+step has lasted too long, it logs the stack of the loop's thread to the logger `pgbackend.blocking`.
+asyncio's own debug mode tells only afterwards, and without a stack, that a step was slow.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Generator
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 from . import conf
-from .driver import pulse
+from .driver import coroutines, pulse
 from .driver.forks import after_fork
 
 _logger = logging.getLogger("pgbackend.blocking")
@@ -67,35 +67,69 @@ _last_told: dict[int, tuple[float, str]] = {}
 
 
 class Watched:
-    """An awaitable that runs `coro`, the code of the request `what`, and notes its steps."""
+    """An awaitable that runs `coro`, code of the request `what`, and notes its steps.
 
-    def __init__(self, coro: Coroutine[Any, Any, Any], what: str, bound: float) -> None:
+    `coro` drives a portal: its steps end where green code waits.
+    """
+
+    def __init__(self, coro: Any, what: str, bound: float) -> None:
         self._coro = coro
         self._what = what
         self._bound = bound
+        _watchdog.start(bound)
+
+    def send(self, value: object) -> object:
+        return self._step(self._coro.send, value)
+
+    def throw(self, *args: Any) -> object:
+        try:
+            return self._step(self._coro.throw, *args)
+        finally:
+            del args  # the traceback of the exception refers to this frame
+
+    def close(self) -> None:
+        self._coro.close()
+
+    def inner_coroutine(self) -> object:
+        """Return what this steps, for the stack of the task."""
+        return self._coro
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        coro, here = self._coro, threading.get_ident()
-        value: Any = None
-        thrown: BaseException | None = None
-        _watchdog.start(self._bound)
-        while True:
-            outer = _steps.get(here)
-            _steps[here] = _Step(self._what, self._bound)
-            try:
-                yielded = coro.send(value) if thrown is None else coro.throw(thrown)
-            except StopIteration as stop:
-                return stop.value
-            finally:
-                thrown = None  # its traceback refers to this frame
-                if outer is None:
-                    _steps.pop(here, None)
-                else:  # a request inside another one's step
-                    _steps[here] = outer
-            try:
-                value = yield yielded
-            except BaseException as exc:
-                thrown = exc
+        return self  # has what `await` needs of a generator
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> object:
+        return self._step(self._coro.send, None)
+
+    def _step(self, go_on: Callable[..., object], *args: Any) -> object:
+        here = threading.get_ident()
+        outer = _steps.get(here)
+        _steps[here] = _Step(self._what, self._bound)
+        try:
+            return go_on(*args)
+        finally:
+            del args
+            if outer is None:
+                _steps.pop(here, None)
+            else:  # a request inside another one's step
+                _steps[here] = outer
+
+
+def _watch_task(drive: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a `drive()` that watches the steps of a new green task, if a request makes it."""
+    step = _steps.get(threading.get_ident())
+    if step is None:
+        return drive
+    what, bound = step.what, step.bound
+
+    def watched(coro: Any) -> Any:
+        driven = drive(coro)
+        # What is in a portal already is no task of its own, but a part of the task around it.
+        return driven if driven is coro else Watched(driven, what, bound)
+
+    return watched
 
 
 class _Watchdog:
@@ -121,6 +155,7 @@ class _Watchdog:
         with self._lock:
             self._bound = bound if self._thread is None else min(bound, self._bound)
             if self._thread is None:
+                coroutines.around_drive = _watch_task
                 self._stopping.clear()
                 self._thread = threading.Thread(
                     target=self._run, name="pgbackend.blocking", daemon=True
@@ -131,6 +166,7 @@ class _Watchdog:
         """End the thread, and wait for its end; the next watched request starts another."""
         with self._lock:
             thread, self._thread = self._thread, None
+            coroutines.around_drive = None
             self._stopping.set()
         if thread is not None:
             thread.join()
@@ -142,7 +178,7 @@ class _Watchdog:
                     _warn(ident, step)
             with self._lock:
                 if not _steps and time.monotonic() - self._last > self.IDLE:
-                    self._thread = None
+                    self._thread = coroutines.around_drive = None
                     return
 
 

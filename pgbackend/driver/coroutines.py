@@ -29,6 +29,11 @@ def exception_to_throw(exc: BaseException) -> BaseException | type[BaseException
     return asyncio.CancelledError if type(exc) is asyncio.CancelledError and not exc.args else exc
 
 
+#: A seam: is given the `drive` of each new `GreenCoroutine`, and returns the one to use. None: the
+#: given one is used.
+around_drive: Callable[[Callable[[Any], Any]], Callable[[Any], Any]] | None = None
+
+
 class GreenCoroutine(Coroutine[Any, Any, T]):
     """A coroutine object that drives another one in a portal; green tasks are made of these.
 
@@ -41,7 +46,7 @@ class GreenCoroutine(Coroutine[Any, Any, T]):
         self, coro: Coroutine[Any, Any, T], drive: Callable[[Coroutine[Any, Any, T]], Any]
     ) -> None:
         self._coro = coro
-        self._drive = drive
+        self._drive = drive if around_drive is None else around_drive(drive)
         self._driver: Any = None
         self.__name__ = getattr(coro, "__name__", type(coro).__name__)
         self.__qualname__ = getattr(coro, "__qualname__", type(coro).__qualname__)
@@ -63,7 +68,7 @@ class GreenCoroutine(Coroutine[Any, Any, T]):
     def close(self) -> None:
         (self._driver or self._coro).close()
 
-    def inner(self) -> object:
+    def inner_coroutine(self) -> object:
         """Return the coroutine or generator that the next step continues."""
         return self._driver or self._coro
 

@@ -32,7 +32,7 @@ import psycopg
 from psycopg.abc import Params
 from psycopg.pq import PipelineStatus, TransactionStatus
 
-from . import bridge, deadlock, errors, events, naming
+from . import bridge, client_checks, deadlock, errors, events, naming
 from .asking import ConnectArguments
 from .connection import Connection
 from .coroutines import name_of, resume
@@ -446,7 +446,7 @@ class Pool:
                     raise psycopg.InterfaceError("the connection was left in the midst of a reply")
                 await physical.rollback()
                 if reset:
-                    await physical.execute("DISCARD ALL")
+                    await client_checks.discard_all(physical)
                     physical.facade.forget_handlers()
                     await self.configure(physical)
         except Exception as exc:
@@ -466,6 +466,8 @@ class Pool:
         settings.forget()
         try:
             async with asyncio.timeout(limit):
+                if physical.is_checked_on is None:
+                    await client_checks.begin(physical)
                 await bridge.run(self.options.initialise, physical.facade)
         except TimeoutError:
             physical.close_now()

@@ -106,6 +106,8 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     _cursor: StatementCursor | None = None
     #: When the connection was last given back without a reset, by `time.monotonic()`.
     free_since = 0.0
+    #: Whether the server looks if this process lives (client_checks.py); None in a new session.
+    is_checked_on: bool | None = None
     _disowned = False
     #: The arguments that the pool was given when it asked for those of this connection.
     asked: Mapping[str, Any]

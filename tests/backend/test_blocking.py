@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.asgi import ASGIHandler
+from django.db import connection
 from django.http import HttpRequest, HttpResponse
 
 import pgbackend
-from pgbackend import blocking, conf
+from pgbackend import aio, blocking, conf
 from tests.conftest import Runner
 from tests.library.models import Tag
 from tests.support.exchange import Exchange, serve_by
@@ -106,6 +107,37 @@ def test_waits_and_short_steps_are_not_told(
     assert warned.texts == []
 
 
+def test_a_task_of_a_request_is_watched_too_and_a_wait_in_it_is_not_told(
+    run: Runner, settings: Any, serve_by: Any, warned: Warnings
+) -> None:
+    settings.PGBACKEND_SLOW_STEP = 0.5
+
+    async def blocks() -> int:
+        blocks_until(warned)
+        return await Tag.objects.acount()
+
+    async def waits() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_sleep(0.8)")
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        await asyncio.gather(waits(), aio.portal(waits()))
+        assert warned.texts == []
+        (count,) = await asyncio.gather(blocks())
+        return HttpResponse(f"{count}")
+
+    async def main() -> None:
+        serve_by(view)
+        exchange = Exchange()
+        await exchange.serve()
+        assert exchange.content == b"0"
+
+    run(main())
+    (text,) = warned.texts
+    assert text.startswith("GET / has held")
+    assert "this line blocks the loop" in text
+
+
 def test_a_step_is_told_once_and_the_next_again(
     run: Runner, settings: Any, serve_by: Any, warned: Warnings
 ) -> None:
@@ -172,13 +204,12 @@ def test_errors_results_and_cancellations_pass_through(
     run: Runner, settings: Any, serve_by: Any, warned: Warnings
 ) -> None:
     settings.PGBACKEND_SLOW_STEP = 10
-    settings.DEBUG_PROPAGATE_EXCEPTIONS = True
     ended: list[type[BaseException]] = []
     waits = asyncio.Event()
 
     async def view(request: HttpRequest) -> HttpResponse:
         if request.method == "DELETE":
-            raise LookupError
+            raise LookupError  # answered with 500
         try:
             waits.set()
             await asyncio.Event().wait()
@@ -191,8 +222,8 @@ def test_errors_results_and_cancellations_pass_through(
         serve_by(view)
         exchange = Exchange()
         exchange.scope["method"] = "DELETE"
-        with pytest.raises(LookupError):
-            await exchange.serve()
+        await exchange.serve()
+        assert exchange.status == 500
         exchange = Exchange()
         task = exchange.start()
         await waits.wait()

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from django.core.exceptions import (
     ImproperlyConfigured,
     PermissionDenied,
     SuspiciousOperation,
+    SynchronousOnlyOperation,
 )
 from django.core.handlers.asgi import ASGIHandler
 from django.core.signals import got_request_exception, request_finished, request_started
@@ -427,6 +429,37 @@ def test_a_blocking_call_goes_to_a_thread_and_the_loop_goes_on(ask: Ask) -> None
         return HttpResponse("waited")
 
     assert ask(view=view).content == b"waited"
+
+
+def test_another_engine_is_refused_on_the_loop_and_served_in_a_thread(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch, threads: list[str], tmp_path: Path
+) -> None:
+    """The rest of the request is served on the loop as ever; its end closes what the thread has."""
+    sqlite = {"ENGINE": "django.db.backends.sqlite3", "NAME": str(tmp_path / "db"), "OPTIONS": {}}
+    entry = {**connections.settings["default"], **sqlite}
+    monkeypatch.setitem(connections.settings, "foreign", entry)
+    opened: list[Any] = []
+
+    def query() -> Any:
+        with connections["foreign"].cursor() as cursor:
+            opened.append(connections["foreign"])
+            return cursor.execute("SELECT 7").fetchone()
+
+    def refused(request: HttpRequest) -> HttpResponse:
+        note("view")
+        with pytest.raises(SynchronousOnlyOperation):
+            query()
+        return HttpResponse("refused")
+
+    def view(request: HttpRequest) -> HttpResponse:
+        (found,) = async_to_sync(sync_to_async(query))()
+        return HttpResponse(f"{found}")
+
+    assert ask(view=refused).content == b"refused"
+    assert (seen, threads) == ([("view", True)], [])
+    assert ask(view=view).content == b"7"
+    (wrapper,) = opened
+    assert wrapper.connection is None
 
 
 def test_a_view_may_gather_async_queries(ask: Ask, threads: list[str]) -> None:

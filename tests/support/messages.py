@@ -16,8 +16,11 @@ _MESSAGE = re.compile(r"^[FB][\t ].*?(?=^[FB][\t ]|\Z)", re.DOTALL | re.MULTILIN
 
 
 @contextmanager
-def messages() -> Iterator[list[str]]:
-    """Record the messages sent to the server on connections opened in the block, in order."""
+def messages(*, received: bool = False) -> Iterator[list[str]]:
+    """Record the messages sent to the server on connections opened in the block, in order.
+
+    Those that are received are recorded, too, if `received`; they begin with a B.
+    """
     sent: list[str] = []
     with tempfile.TemporaryFile() as log:
 
@@ -34,4 +37,5 @@ def messages() -> Iterator[list[str]]:
             connection_created.disconnect(trace)
         log.seek(0)
         found = _MESSAGE.findall(log.read().decode())
-        sent += [message.rstrip("\n") for message in found if message.startswith("F")]
+        kinds = ("F", "B") if received else ("F",)
+        sent += [message.rstrip("\n") for message in found if message.startswith(kinds)]

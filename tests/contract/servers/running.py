@@ -17,6 +17,7 @@ from tests.support.ports import free_port
 
 ASGI, WSGI = "tests.contract.servers.asgi:application", "proj.wsgi:application"
 GREEN = "tests.contract.servers.asgi_green:application"
+BARE = "tests.contract.servers.asgi_bare:application"
 SETTINGS = "tests.contract.servers.settings"
 #: Words that must not be in a process's output when it ends.
 COMPLAINTS = (
@@ -40,8 +41,8 @@ class Kind:
     """How many it keeps for sync code of its own."""
 
     def argv(self, port: int) -> list[str]:
-        words = self.command.format(port=port, ASGI=ASGI, WSGI=WSGI, GREEN=GREEN).split()
-        return [sys.executable, "-m", *words]
+        words = self.command.format(port=port, ASGI=ASGI, WSGI=WSGI, GREEN=GREEN, BARE=BARE)
+        return [sys.executable, "-m", *words.split()]
 
 
 _BIND = "--bind 127.0.0.1:{port}"
@@ -74,8 +75,8 @@ KINDS = {
 class Server:
     """Runs one server, whose sessions have its name as application_name."""
 
-    def __init__(self, name: str, folder: Path) -> None:
-        self.kind = KINDS[name]
+    def __init__(self, name: str, folder: Path, kind: Kind | None = None) -> None:
+        self.kind = kind or KINDS[name]
         self.name = name
         self.port = free_port()
         self.output = folder / f"{name.replace(' ', '-')}.txt"

@@ -36,5 +36,7 @@ contract = [
     path("stream/sync/", views.stream_sync),
     path("stream/sync-view/", views.stream_from_sync_view),
     path("echo/", views.echo),
+    path("hold/", views.hold),
+    path("hold/sync/", views.hold_from_sync_view),
 ]
 urlpatterns = [path("contract/", include(contract)), *site]

@@ -75,3 +75,15 @@ def stream_from_sync_view(request):
 
 async def echo(request):
     return HttpResponse(f"{len(request.body)} {Author.objects.count()}")
+
+
+def hold_from_sync_view(request):
+    """Lock a row, and wait for longer than a test takes."""
+    with transaction.atomic(), connection.cursor() as cursor:
+        Tag.objects.select_for_update().get(name=request.GET["tag"])
+        cursor.execute("SELECT pg_sleep(60)")
+    return HttpResponse()
+
+
+async def hold(request):
+    return hold_from_sync_view(request)
