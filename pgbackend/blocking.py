@@ -90,6 +90,10 @@ class Watched:
     def close(self) -> None:
         self._coro.close()
 
+    def inner_coroutine(self) -> object:
+        """Return what this steps, for the stack of the task."""
+        return self._coro
+
     def __await__(self) -> Generator[Any, Any, Any]:
         return self  # has what `await` needs of a generator
 

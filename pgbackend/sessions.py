@@ -92,14 +92,14 @@ class State:
         lease.on_end = self._lease_ended
 
     def _lease_ended(self) -> None:
-        kept = self.lease is not None and self.lease.pins and self.connection.taken_back
-        self.lease = None
-        lender = None if self.transaction is None else self.transaction.lender
-        if kept and lender is not None and lender.pins:
-            lender.state.connection = self.connection  # so it is after the transaction, too
-        if not (self.in_atomic_block or kept):
-            # Inside a block the dead connection stays, so that it refuses further statements. So it
-            # does inside `pinned()`, whose code needs that very session.
+        lease, self.lease = self.lease, None
+        if lease is not None and lease.pins and self.connection.taken_back:
+            # Code in `pinned()` needs that very session: the dead connection stays, and refuses.
+            lender = None if self.transaction is None else self.transaction.lender
+            if lender is not None and lender.pins:
+                lender.state.connection = self.connection  # so it is after the transaction, too
+        elif not self.in_atomic_block:
+            # Inside a block the dead connection stays, so that it refuses further statements.
             self.connection = None
 
 

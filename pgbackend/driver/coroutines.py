@@ -68,7 +68,7 @@ class GreenCoroutine(Coroutine[Any, Any, T]):
     def close(self) -> None:
         (self._driver or self._coro).close()
 
-    def inner(self) -> object:
+    def inner_coroutine(self) -> object:
         """Return the coroutine or generator that the next step continues."""
         return self._driver or self._coro
 

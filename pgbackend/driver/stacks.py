@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 
 from . import bridge
 from .bridge import Portal
-from .coroutines import GreenCoroutine
 
 #: The code of the frames in which a portal is found, and the coroutine that a portal waits for.
 _DRIVING, _AWAITING = bridge._drive.__code__, bridge.await_.__code__  # noqa: SLF001
@@ -127,8 +126,8 @@ def _innermost(portals: list[Portal]) -> Portal | None:
 def _add_awaited(stack: Stack, coro: Any) -> None:
     """Add the frames of `coro`, and of what it awaits."""
     while coro is not None:
-        if isinstance(coro, GreenCoroutine):
-            coro = coro.inner()
+        if hasattr(coro, "inner_coroutine"):  # `GreenCoroutine`, and what wraps one
+            coro = coro.inner_coroutine()
         elif isinstance(coro, types.CoroutineType):
             _add_frame(stack, coro.cr_frame)
             coro = coro.cr_await

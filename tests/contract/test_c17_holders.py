@@ -39,6 +39,15 @@ def pool(**options: Any) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def no_watch_left() -> Iterator[None]:
+    try:
+        yield
+    finally:
+        blocking.stop()
+        blocking._bound = None
+
+
 def line_of(function: Any, offset: int) -> str:
     return f"{HERE}:{function.__code__.co_firstlineno + offset}"
 
@@ -241,21 +250,20 @@ def test_a_timeout_names_the_request_that_blocked_the_loop_if_requests_are_watch
             return error
 
     settings.PGBACKEND_SLOW_STEP = 0.1
-    try:
-        with pool():
-            error = run(main())
-    finally:
-        blocking.stop()
-        blocking._bound = None
+    with pool(), no_watch_left():
+        error = run(main())
     assert re.search(r"blocked for [01]\.\d\d s meanwhile: by GET /reports/7,", error), error
 
 
 # --- The dump -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("watched", [0, 20])
 def test_the_dump_shows_leases_queues_and_the_stack_of_each_portal(
-    run: Runner, settings: Any
+    run: Runner, settings: Any, watched: int
 ) -> None:
+    settings.PGBACKEND_SLOW_STEP = watched
+
     async def main() -> str:
         with served(settings, report) as exchange:
             request = asyncio.create_task(exchange.serve(), name="the request")
@@ -267,7 +275,7 @@ def test_the_dump_shows_leases_queues_and_the_stack_of_each_portal(
             await reader
             return text
 
-    with pool(timeout=10):
+    with pool(timeout=10), no_watch_left():
         text = run(main())
     assert re.search(r"Pool 'default' in thread 'MainThread': 1 of 1 leased, .* 1 waiting", text)
     assert re.search(r"Leased, server process \d+: 'the request' \(GET /reports/7\) for 0\.", text)
@@ -468,16 +476,9 @@ async def stalled_stream_of_psycopgs() -> None:
 
 
 HOLDS = [
-    idle_nested_transaction,
-    stalled_copy,
-    stalled_stream_of_psycopgs,
-    stalled_stream,
-    idle_transaction,
-    idle_transaction_with_another_statement,
-    pinned,
-    pinned_before_a_block,
-    pinned_around_an_idle_transaction,
-    open_cursor,
+    *(idle_transaction, idle_transaction_with_another_statement, idle_nested_transaction),
+    *(stalled_stream, stalled_copy, stalled_stream_of_psycopgs, open_cursor),
+    *(pinned, pinned_before_a_block, pinned_around_an_idle_transaction),
 ]
 
 
