@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-_OURS, _THEIRS = "10.213.77.1", "10.213.77.2"
 _CLONE_NEWNET = 0x40000000
 
 
@@ -23,7 +22,9 @@ class VanishingHost:
 
     def __init__(self) -> None:
         self.name = f"pgb{os.getpid()}"
-        self.address = _THEIRS
+        # A network of four addresses for each process: two runs of the tests must not share one.
+        block, start = divmod(os.getpid() % 15_000, 60)
+        self._ours, self.address = (f"10.213.{block}.{4 * start + n}" for n in (1, 2))
         self._cable = f"{self.name}a"[:15]
         self._far_end = f"{self.name}b"[:15]
 
@@ -31,9 +32,9 @@ class VanishingHost:
         near, far, name = self._cable, self._far_end, self.name
         _ip("netns", "add", name)
         _ip("link", "add", near, "type", "veth", "peer", "name", far, "netns", name)
-        _ip("addr", "add", f"{_OURS}/30", "dev", near)
+        _ip("addr", "add", f"{self._ours}/30", "dev", near)
         _ip("link", "set", near, "up")
-        _ip("-n", name, "addr", "add", f"{_THEIRS}/30", "dev", far)
+        _ip("-n", name, "addr", "add", f"{self.address}/30", "dev", far)
         _ip("-n", name, "link", "set", far, "up")
         # The neighbour stays known: silence, and no "No route to host".
         found = subprocess.run(
@@ -42,7 +43,7 @@ class VanishingHost:
             text=True,
             check=True,
         )
-        _ip("neigh", "replace", _THEIRS, "lladdr", found.stdout.strip(), "dev", near)
+        _ip("neigh", "replace", self.address, "lladdr", found.stdout.strip(), "dev", near)
 
     def listen(self) -> socket.socket:
         """Return a socket that listens at the host's address; it may be used in any thread."""
@@ -59,7 +60,7 @@ class VanishingHost:
 
     def vanish(self) -> None:
         """Drop every packet that is sent to the host, and say nothing."""
-        _ip("-n", self.name, "addr", "del", f"{_THEIRS}/30", "dev", self._far_end)
+        _ip("-n", self.name, "addr", "del", f"{self.address}/30", "dev", self._far_end)
 
     def remove(self) -> None:
         for command in (["link", "del", self._cable], ["netns", "del", self.name]):
