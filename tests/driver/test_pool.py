@@ -47,7 +47,9 @@ async def hold_one(pool: Pool) -> tuple[asyncio.Task[None], asyncio.Event]:
             await_(released.wait())
 
     holding = asyncio.create_task(green(hold), name="the holder")
-    await until(lambda: pool.statistics().leased)
+    await until(lambda: pool.statistics().leased or holding.done())
+    if holding.done():
+        holding.result()  # raises: no connection could be opened
     return holding, released
 
 

@@ -78,8 +78,9 @@ async def in_turn(pools: Pools, seen: Seen) -> None:
 
 async def too_late(pools: Pools, seen: Seen) -> None:
     """Exhaust a pool: wait too long, alone, in the queue of others, and for oneself."""
-    pool = pools(max_size=1, timeout=0.03)
+    pool = pools(max_size=1)
     holding, released = await hold_one(pool)
+    pool._psycopg.timeout = 0.03  # not before: a connection may take longer to open
     waits = [asyncio.create_task(green(fetch, pool, "SELECT 1"), name=f"w {n}") for n in range(2)]
     seen += [*map(told_error, await asyncio.gather(*waits, return_exceptions=True)), counted(pool)]
     released.set()
