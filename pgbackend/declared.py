@@ -38,7 +38,7 @@ from .driver.session_settings import LISTS_OF_NAMES, Declared, Key, Value, decla
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: What a setting may be set to.
+#: The values that a setting may have.
 Setting = str | int | float | Decimal | UUID | timedelta | Sequence[str] | None
 
 _NAME = re.compile(r"[a-z_][a-z0-9_$]*(\.[a-z_][a-z0-9_$]*)*")

@@ -49,9 +49,9 @@ class Watched(Protocol):
 
     pgconn: PGconn
     began_read_only: bool | None
-    """What `is_read_only()` said when the connection was made."""
+    """The result of `is_read_only()` when the connection was made."""
     began_on_standby: bool
-    """What `is_on_standby()` said then."""
+    """The result of `is_on_standby()` then."""
     changes: ServerChanges | None
     made_at: float
 

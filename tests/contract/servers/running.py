@@ -36,7 +36,7 @@ class Kind:
     websockets: bool = True
     settings: str = SETTINGS
     sync_views: str = "in a thread"
-    """Where they run under ASGI."""
+    """The places where they run under ASGI."""
     sync_sessions: int = 0
     """How many it keeps for sync code of its own."""
 
