@@ -317,12 +317,12 @@ class PsycopgPool(Withdrawing, psycopg_pool.AsyncConnectionPool[AsyncConnection]
 
     def put_free(self, connection: AsyncConnection) -> bool:
         """Take an idle connection back; return False if the caller must call `putconn()`."""
-        if not switches.lease or self._reset or self._closed or self._lock.locked():
-            return False
         now = monotonic()
-        if self._look_at <= now:
+        if self._look_at <= now and not self._closed:  # also while the shortcut is off
             self._look_at = now + LOOK_INTERVAL
             self.changes.look_at_what_was_told()
+        if not switches.lease or self._reset or self._closed or self._lock.locked():
+            return False
         if connection._expire_at <= now:  # noqa: SLF001
             return False
         connection._pool = None  # noqa: SLF001
