@@ -11,56 +11,72 @@ project = setup(
     CACHALOT_ADDITIONAL_SUPPORTED_DATABASES=[ENGINE],
 )
 
-import uuid  # noqa: E402
+from contextlib import contextmanager  # noqa: E402
+from queue import SimpleQueue  # noqa: E402
 
 from django.db import models, transaction  # noqa: E402
 
 
 class Note(models.Model):
-    owner = models.CharField(max_length=100)
-    kept = models.BooleanField()
+    """The table that all requests use: its rows are never committed."""
+
+
+# The tables of kept rows, of which each call of `work` has one to itself. The package writes down
+# when a table was last changed by a read of the clock and a write to the cache: of two threads that
+# change one table at once, the later can write the earlier time, and the other reads old rows then
+# (on Django's own engine, too).
+own_tables = SimpleQueue()
+for each in range(3 * 20):
+    fields = {"owner": models.CharField(max_length=100), "__module__": __name__}
+    own_tables.put(type(f"Own{each}", (models.Model,), fields))
+
+
+@contextmanager
+def own_table():
+    """Lend a table that no other request uses meanwhile."""
+    table = own_tables.get_nowait()
+    try:
+        yield table
+    finally:
+        own_tables.put(table)
 
 
 class UndoError(Exception):
     pass
 
 
-def undo(name):
-    """Write an uncommitted row; return how many are seen in the transaction before and after."""
+def undo(own):
+    """Write uncommitted rows; return how many are seen in the transaction before and after."""
     try:
         with transaction.atomic():
-            before = Note.objects.filter(owner=name).count()
-            Note.objects.create(owner=name, kept=False)
-            seen = Note.objects.filter(owner=name).count()
-            assert Note.objects.filter(kept=False).exists()
+            before = own.objects.count()
+            Note.objects.create()
+            own.objects.create(owner="undone")
+            seen = own.objects.count()
+            assert Note.objects.exists()
             raise UndoError
     except UndoError:
         return before, seen
 
 
-# Each counts rows that no other request knows, except for `kept=False`: of two requests that write
-# one table at once, the package itself may keep a read from before the last commit.
-
-
 def work(request, who, number):
-    name = str(uuid.uuid4())
-    in_block, beside = undo(name), Note.objects.filter(kept=False).count()
-    undone = Note.objects.filter(owner=name).count()
-    note = Note.objects.create(owner=name, kept=True)
-    own = Note.objects.filter(owner=name).count()
-    note.delete()
-    return said(who, *in_block, beside, undone, own, Note.objects.filter(owner=name).count())
+    with own_table() as own:
+        in_block, beside = undo(own), Note.objects.count()
+        undone = own.objects.count()
+        row = own.objects.create(owner=who)
+        kept = own.objects.count()
+        row.delete()
+        return said(who, *in_block, beside, undone, kept, own.objects.count())
 
 
 async def awork(request, who, number):
-    name = str(uuid.uuid4())
-    in_block, beside = await green(undo, name), await Note.objects.filter(kept=False).acount()
-    undone = await Note.objects.filter(owner=name).acount()
-    note = await Note.objects.acreate(owner=name, kept=True)
-    own = await Note.objects.filter(owner=name).acount()
-    await note.adelete()
-    left = await Note.objects.filter(owner=name).acount()
-    return said(who, *in_block, beside, undone, own, left)
+    with own_table() as own:
+        in_block, beside = await green(undo, own), await Note.objects.acount()
+        undone = await own.objects.acount()
+        row = await own.objects.acreate(owner=who)
+        kept = await own.objects.acount()
+        await row.adelete()
+        return said(who, *in_block, beside, undone, kept, await own.objects.acount())
 
 
 def said(who, *seen):
