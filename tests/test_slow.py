@@ -37,6 +37,7 @@ def test_each_file_of_the_contract_has_tests_that_are_quick() -> None:
     assert left_out > 0
 
 
+@pytest.mark.slow
 def test_slow_tests_run_if_they_are_asked_for() -> None:
     name = "tests/contract/test_c16_left_behind.py"
     quick, left_out = collected(name)

@@ -107,6 +107,7 @@ def test_waits_and_short_steps_are_not_told(
     assert warned.texts == []
 
 
+@pytest.mark.sweep(one_in=2)
 def test_a_task_of_a_request_is_watched_too_and_a_wait_in_it_is_not_told(
     run: Runner, settings: Any, serve_by: Any, warned: Warnings
 ) -> None:

@@ -726,6 +726,7 @@ def _create(cursor: Any) -> None:
 INSERT = "INSERT INTO library_entry (text) VALUES (%s)"
 
 
+@pytest.mark.sweep(one_in=4)
 @pytest.mark.parametrize("send", [_execute, _executemany, _copy, _stream, _create])
 def test_a_statement_that_waits_while_another_task_ends_the_block_is_sent_outside_of_it(
     run: Runner, admin: Any, send: Callable[[Any], None]

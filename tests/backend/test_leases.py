@@ -286,6 +286,7 @@ def test_orm_on_the_bare_loop_names_the_cure(run_once: Runner) -> None:
     run_once(main())
 
 
+@pytest.mark.sweep(one_in=2)
 def test_idle_connections_that_the_server_closed_are_noticed(run: Runner, admin: Any) -> None:
     async def main() -> None:
         for _ in range(10):

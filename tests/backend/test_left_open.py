@@ -681,6 +681,7 @@ def by_stream(sql: str) -> None:
         list(cursor.stream(sql))
 
 
+@pytest.mark.sweep(one_in=4)
 @pytest.mark.parametrize("surroundings", [nullcontext, transaction.atomic, pgbackend.pinned])
 @pytest.mark.parametrize(
     "sql", ["COPY library_tag TO STDOUT", "COPY library_tag (name) FROM STDIN"]

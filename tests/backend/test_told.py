@@ -529,6 +529,7 @@ def reason(act: Callable[[], None]) -> str | None:
     return None if cause is None else type(cause).__name__
 
 
+@pytest.mark.sweep(one_in=3)
 @pytest.mark.parametrize("act", [count, raw, savepoint, stream, create])
 @pytest.mark.parametrize(
     ("doom", "expected"),

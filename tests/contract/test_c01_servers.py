@@ -58,7 +58,7 @@ async def _ask(server: Server, count: int) -> list[Any]:
         return [answer.json() if answer.status_code == 200 else answer.text for answer in answers]
 
 
-@pytest.mark.sweep(one_in=3)
+@pytest.mark.sweep(one_in=8)
 @pytest.mark.parametrize("name", KINDS)
 def test_concurrent_requests_get_their_own_answers(
     servers: dict[str, Server], name: str, admin: psycopg.Connection[Any]

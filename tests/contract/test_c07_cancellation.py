@@ -422,7 +422,7 @@ def rows() -> None:
         Entry.objects.create(text=text)
 
 
-@pytest.mark.sweep(one_in=7)
+@pytest.mark.sweep(one_in=14)
 @pytest.mark.parametrize("state", SCENES)
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.do.__name__)
 def test_an_operation_that_is_interrupted_anywhere_leaves_everything_whole(
@@ -1003,7 +1003,7 @@ FAULTS: dict[str, Callable[[Link], object]] = {
 }
 
 
-@pytest.mark.sweep(one_in=5)
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_under_a_timeout_of_1_s_an_operation_ends_within_2_s_whatever_the_link_does(
     run: Runner, server: Server, link: Link, fault: str

@@ -340,11 +340,13 @@ def run_probe(conninfo: str, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.sweep(one_in=3)
 @pytest.mark.parametrize("scenario", ["preload", "by_multiprocessing", "in_a_transaction"])
 def test_a_forked_child_never_touches_its_parents_sockets(conninfo: str, scenario: str) -> None:
     run_probe(conninfo, *DEPRECATED, str(PROBES / "forks.py"), scenario)
 
 
+@pytest.mark.slow
 def test_an_interpreter_ends_without_a_message_in_every_state(
     conninfo: str, admin: psycopg.Connection[Any]
 ) -> None:
@@ -503,6 +505,7 @@ def test_a_wrong_password_fails_at_once_and_is_not_shown(
         assert run(select())
 
 
+@pytest.mark.slow
 def test_a_restarted_server_is_found_again_and_no_later_request_fails(
     run: Runner, private_server: PrivateServer
 ) -> None:

@@ -161,7 +161,7 @@ def sweep(run_once: Runner, request: pytest.FixtureRequest) -> Sweep:
     return run
 
 
-@pytest.mark.sweep(one_in=6)
+@pytest.mark.sweep(one_in=12)
 @pytest.mark.parametrize("halted", ["thread", "task"])
 @pytest.mark.parametrize(
     ("of_thread", "of_task"),

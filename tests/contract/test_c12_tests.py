@@ -41,6 +41,7 @@ def finished(conninfo: str) -> Iterator[dict[str, Finished]]:
     yield dict(zip(WAYS, run_all(programs), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_a_projects_own_tests_pass_unedited(finished: dict[str, Finished], way: str) -> None:
     ended, tests = finished[way], WAYS[way][2]

@@ -55,7 +55,7 @@ def scene(watch: psycopg.Connection[Any], request: pytest.FixtureRequest) -> Ite
     scene.end_sessions()
 
 
-@pytest.mark.sweep(one_in=12)
+@pytest.mark.sweep(one_in=36)
 @pytest.mark.parametrize(
     ("thing", "way"),
     [

@@ -196,6 +196,7 @@ async def block(seconds: float) -> None:
     time.sleep(seconds)  # noqa: ASYNC251 - the point
 
 
+@pytest.mark.sweep(one_in=2)
 @pytest.mark.parametrize("pool_is_open", [False, True])
 def test_who_waits_while_the_loop_is_blocked_is_served_afterwards(
     run: Runner, pool_is_open: bool
@@ -211,6 +212,7 @@ def test_who_waits_while_the_loop_is_blocked_is_served_afterwards(
         assert run(main()) == [0] * 10
 
 
+@pytest.mark.slow
 def test_a_timeout_names_the_loop_that_was_blocked(run: Runner) -> None:
     async def main() -> tuple[str, float]:
         holder = asyncio.create_task(aio.run(sleep))
@@ -231,6 +233,7 @@ def test_a_timeout_names_the_loop_that_was_blocked(run: Runner) -> None:
     assert waited > 1.5, "it gets more time, in which connections could come free"
 
 
+@pytest.mark.slow
 def test_a_timeout_names_the_request_that_blocked_the_loop_if_requests_are_watched(
     run: Runner, settings: Any
 ) -> None:
@@ -482,6 +485,7 @@ HOLDS = [
 ]
 
 
+@pytest.mark.sweep(one_in=4)
 @pytest.mark.parametrize("hold", HOLDS)
 def test_by_choice_a_hold_that_is_too_long_ends_with_an_error_that_says_why(
     run: Runner, hold: Any, caplog: pytest.LogCaptureFixture

@@ -475,6 +475,7 @@ def test_what_is_no_value_is_refused_and_not_shown(
     leaks.check()
 
 
+@pytest.mark.sweep(one_in=2)
 def test_a_function_that_hangs_is_told_and_takes_two_threads_at_most(
     run_once: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

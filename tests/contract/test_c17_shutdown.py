@@ -91,7 +91,7 @@ def ask(server: Server, path: str) -> socket.socket:
     return client
 
 
-@pytest.mark.sweep(one_in=3)
+@pytest.mark.sweep(one_in=12)
 @pytest.mark.parametrize("name", KINDS)
 def test_sessions_are_gone_soon_after_a_server_has_ended_with_statements_in_flight(
     servers: dict[str, Server], name: str, admin: psycopg.Connection[Any]

@@ -413,6 +413,7 @@ def test_an_outage_is_three_kinds_of_lines_in_the_log(
     assert "again after 150.0 s: 59 attempts and 120 requests" in last
 
 
+@pytest.mark.slow
 def test_the_log_of_a_real_outage_has_two_lines(
     run: Runner, link: Link, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -493,6 +494,7 @@ def _deaf_host() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_there_is_time_for_each_host_of_a_list(run: Runner, link: Link) -> None:
     hosts = {"host": "a,b,c"}
     for timeout, given, limit in [
@@ -527,6 +529,7 @@ def test_the_error_names_the_host_that_is_being_tried(run: Runner) -> None:
             run(main())
 
 
+@pytest.mark.slow
 def test_attempts_are_two_a_second_at_most_while_a_connection_lives(
     run: Runner, link: Link
 ) -> None:

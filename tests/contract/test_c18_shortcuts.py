@@ -318,7 +318,7 @@ def forget_what_is_kept() -> None:
             delattr(model._meta, name)
 
 
-@pytest.mark.sweep(one_in=8)
+@pytest.mark.sweep(one_in=24)
 # Django 5.2 takes a proxy of this old method for one of the project's, and warns, on each engine.
 @pytest.mark.filterwarnings("ignore:.*field_cast_sql:DeprecationWarning")
 @pytest.mark.parametrize("used_before", [False, True], ids=["before first use", "afterwards"])

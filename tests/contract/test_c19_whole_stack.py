@@ -167,6 +167,7 @@ def ask(settings: Any, run: Runner) -> Iterator[Ask]:
 # --- The chain ------------------------------------------------------------------------------------
 
 
+@pytest.mark.sweep(one_in=8)
 @pytest.mark.parametrize("view", [sync_view, async_view])
 @pytest.mark.parametrize("outer", KINDS)
 @pytest.mark.parametrize("middle", KINDS)

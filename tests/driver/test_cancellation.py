@@ -658,6 +658,7 @@ def test_a_commit_whose_answer_never_comes_says_that_it_does_not_know(
 LONG_COPY = "COPY (SELECT repeat('x', 999) FROM generate_series(1, 99999)) TO STDOUT"
 
 
+@pytest.mark.sweep(one_in=4)
 @pytest.mark.parametrize("how", ["left", "asked"])
 def test_a_cancel_request_that_is_not_answered_does_not_block_the_loop(
     run: Runner, pools_by_link: Pools, link: Link, how: str
@@ -755,7 +756,7 @@ def copying_in(cursor: Any, table: str) -> Any:
     return cursor.copy(f"COPY {table} FROM STDIN")
 
 
-@pytest.mark.sweep(one_in=4)
+@pytest.mark.sweep(one_in=12)
 @pytest.mark.parametrize("begin", [copying_out, copying_in, streaming])
 @pytest.mark.parametrize("how", ["cancelled", "failed"])
 def test_what_is_left_in_its_midst_while_the_server_is_silent_ends_soon(

@@ -599,6 +599,7 @@ def test_an_exhausted_pool_says_who_holds_what(run: Runner, pools: Pools) -> Non
     run(main())
 
 
+@pytest.mark.sweep(one_in=4)
 @pytest.mark.parametrize("cancelled", [None, 0, 1, 2])
 def test_who_waits_gives_up_at_a_time_of_its_own(
     run: Runner, pools: Pools, cancelled: int | None
@@ -772,6 +773,7 @@ def test_an_error_while_a_session_is_prepared_reaches_who_asked(run: Runner, poo
     run(main())
 
 
+@pytest.mark.sweep(one_in=2)
 def test_a_server_that_is_down_is_asked_at_most_twice_a_second(
     run: Runner, pools_by_link: Pools, link: Link
 ) -> None:
@@ -830,6 +832,7 @@ def test_who_waits_while_others_hold_connections_is_not_failed_by_a_failed_growt
     run(main())
 
 
+@pytest.mark.sweep(one_in=2)
 def test_a_connection_that_is_being_reset_counts_as_one_to_wait_for(
     run: Runner, pools_by_link: Pools, link: Link
 ) -> None:
@@ -934,6 +937,7 @@ def fetch_on(connection: Any, sql: str) -> Any:
         return cursor.execute(sql).fetchall()
 
 
+@pytest.mark.sweep(one_in=2)
 def test_a_server_that_ends_each_session_is_asked_at_most_twice_a_second(
     run: Runner, pools: Pools
 ) -> None:

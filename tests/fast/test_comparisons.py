@@ -271,7 +271,7 @@ def named(name: str) -> Any:
     return pytest.param(name, marks=[pytest.mark.shortcut(each) for each in names])
 
 
-@pytest.mark.sweep(one_in=4)
+@pytest.mark.sweep(one_in=8)
 @pytest.mark.parametrize(
     ("name", "work"),
     [

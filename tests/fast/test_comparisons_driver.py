@@ -206,6 +206,7 @@ POOLS: tuple[Callable[[Pools, Seen], Awaitable[None]], ...] = (
 )  # fmt: skip
 
 
+@pytest.mark.sweep(one_in=2)
 @pytest.mark.parametrize("name", [named(each) for each in ("lease", "queue", "portals", "all")])
 def test_a_pool_serves_alike(run_once: Runner, pools: Pools, heard: list[Any], name: str) -> None:
     own = pools.name

@@ -347,6 +347,7 @@ def test_what_somebody_has_patched_writes_as_it_likes(owner: Any, name: str) -> 
         assert "mine" in str(written(ours))
 
 
+@pytest.mark.sweep(one_in=3)
 @pytest.mark.parametrize(
     "patch", ["mine", "functools.wraps(as_sql)(mine)", "mock.Mock(side_effect=mine)"]
 )

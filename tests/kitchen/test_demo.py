@@ -44,7 +44,7 @@ def start(tmp_path: Path, empty_database: str) -> Iterator[Any]:
         demo.stop(signal.SIGKILL)
 
 
-@pytest.mark.sweep(one_in=2)
+@pytest.mark.sweep(one_in=4)
 @pytest.mark.parametrize("green", ["0", "1"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_serves_its_pages_and_closes_on_a_signal(start, number, green) -> None:

@@ -42,6 +42,7 @@ def watch(client: httpx.Client, stack: ExitStack) -> Iterator[tuple[str, dict[st
     return parsed(stream.iter_lines())
 
 
+@pytest.mark.sweep(one_in=2)
 def test_two_hundred_orders_at_once_need_four_connections(client, numbers, menu) -> None:
     client.get("/status/")
     answer = client.post(

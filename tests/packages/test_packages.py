@@ -12,7 +12,7 @@ from tests.packages.play import NAMES, play
 from tests.support.processes import ROOT
 
 
-@pytest.mark.sweep(one_in=16)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_what_a_package_keeps_follows_the_request(name: str, conninfo: str) -> None:
     said = play(name)
