@@ -523,6 +523,7 @@ class Server:
 def server(watch: psycopg.Connection[Any]) -> Iterator[Server]:
     """Give loops of the test a pool of `MAX_SIZE`; its sessions must be gone afterwards."""
     given = Server(watch)
+    connection.ensure_connection()  # the test thread's own: it must not count among the pool's
     with settings_of_default(OPTIONS={"application_name": "swept", "pool": POOL}):
         yield given
     wait_for(lambda: not given.sessions(), "the pool's sessions are gone")
