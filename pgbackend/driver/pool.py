@@ -202,8 +202,11 @@ class Pool:
         check_not_collecting()
         started = monotonic()
         physical = self._psycopg.take_free(started) or self._wait(started)
-        if physical is None or not physical.is_alive():
-            physical = bridge.await_(self._get(started, physical))
+        if physical is not None and not physical.is_alive():
+            self._psycopg.replace(physical)
+            physical = None
+        if physical is None:
+            physical = bridge.await_(self._get(started))
         lease = Lease(self, physical)
         if events.hooks:
             waited = lease.since - started
@@ -234,10 +237,8 @@ class Pool:
         except PsycopgPoolClosed:
             raise self._closed_error() from None
 
-    async def _get(self, started: float, found: AsyncConnection | None) -> AsyncConnection:
-        """Return a live connection from `getconn()`; replace `found`, a dead one, if given."""
-        if found is not None:
-            await self._psycopg.replace(found)
+    async def _get(self, started: float) -> AsyncConnection:
+        """Return a live connection from `getconn()`."""
         if self.closed:
             raise self._closed_error()
         while not self._psycopg.is_open:  # a loop: the task that opens it may be cancelled
@@ -258,7 +259,7 @@ class Pool:
                 raise self._closed_error() from None
             if physical.is_alive():
                 return physical
-            await self._psycopg.replace(physical)
+            self._psycopg.replace(physical)
 
     async def _open(self) -> None:
         """Open psycopg_pool's pool, whose workers inherit nothing from the running task."""

@@ -59,6 +59,10 @@ PsycopgPoolClosed = psycopg_pool.PoolClosed
 MAX_REMAKES = 4
 
 
+#: The shortest limit on the user's `check`, in seconds. A task that has waited for long may have
+#: less time left: but with less, the check of a sound connection would fail, and close it.
+SHORTEST_CHECK = 0.5
+
 #: Seconds between two looks at what the servers have told of themselves.
 LOOK_INTERVAL = 1.0
 
@@ -276,7 +280,7 @@ class PsycopgPool(Withdrawing, psycopg_pool.AsyncConnectionPool[AsyncConnection]
         try:
             connection = await super()._getconn_unchecked(timeout)
             # A check on a silent link leaves time for another connection.
-            connection.check_limit = (deadline - monotonic()) / 2
+            connection.check_limit = max(SHORTEST_CHECK, (deadline - monotonic()) / 2)
             return connection
         except GeneratorExit:
             # psycopg_pool cleans up after a cancellation, but not when the coroutine is closed.
@@ -336,10 +340,15 @@ class PsycopgPool(Withdrawing, psycopg_pool.AsyncConnectionPool[AsyncConnection]
         self._pool.append(connection)
         return True
 
-    async def replace(self, connection: AsyncConnection) -> None:
-        """Close a dead connection, count it as lost, and let psycopg_pool open another for it."""
+    def replace(self, connection: AsyncConnection) -> None:
+        """Close a dead connection, count it as lost, and let psycopg_pool open another for it.
+
+        Awaits nothing: the caller may be unable to wait, and its slot of the pool must not be lost.
+        """
+        connection._pool = None  # noqa: SLF001
         connection.close_now()
-        await self._putconn(connection, from_getconn=True)
+        self._stats[self._CONNECTIONS_LOST] += 1
+        self.run_task(AddConnection(self))
 
     async def _return_connection(self, conn: AsyncConnection, from_getconn: bool) -> None:
         if conn.closed and not from_getconn:
