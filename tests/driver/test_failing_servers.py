@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import psycopg
 import pytest
 
 from pgbackend.driver import bridge
 from pgbackend.driver.errors import NotGreen
 from tests.conftest import Runner
 
-from .conftest import Pools, fetch
+from .conftest import Pools, fetch, pinned
 
 
 def test_a_caller_that_cannot_wait_loses_no_slot_to_a_dead_connection(
@@ -58,3 +59,38 @@ def test_a_check_near_the_deadline_has_time_to_succeed(run: Runner, pools: Pools
         pool.put(connection)
 
     run(main())
+
+
+def read_twice_in_a_transaction(connection: Any) -> None:
+    with connection.transaction():
+        for _ in range(2):
+            assert connection.execute("SELECT 'b'").fetchone() == ("b",)
+
+
+def test_statements_are_prepared_after_one_was_stale_and_could_not_be_sent_again(
+    run: Runner, pools: Pools
+) -> None:
+    def main() -> None:
+        with pinned(pools(connect={"prepare_threshold": 0})) as lease:
+            connection = lease.connection
+            connection.execute("CREATE TEMPORARY TABLE stale AS SELECT 1 AS n")
+            connection.execute("SELECT *, 1 / n FROM stale")
+            connection.pgconn.exec_(b"ALTER TABLE stale ADD m integer; UPDATE stale SET n = 0")
+            with pytest.raises(psycopg.errors.DivisionByZero):
+                connection.execute("SELECT *, 1 / n FROM stale")
+            read_twice_in_a_transaction(connection)
+
+    run.green(main)
+
+
+def test_statements_are_prepared_after_a_reset_in_one_round_trip(run: Runner, pools: Pools) -> None:
+    def main() -> None:
+        pool = pools(connect={"prepare_threshold": 0}, max_size=1)
+        with pinned(pool) as lease:
+            assert lease.physical.is_checked_on
+            lease.connection.execute("SELECT 'a'")
+            lease.dirty = True
+        with pinned(pool) as lease:
+            read_twice_in_a_transaction(lease.connection)
+
+    run.green(main)
