@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from asgiref.sync import sync_to_async
 from django.db import DatabaseError, OperationalError, connection, connections, transaction
+from django.utils.connection import ConnectionDoesNotExist
 
 import pgbackend
 from pgbackend import aio, options
@@ -250,7 +251,11 @@ def test_connections_whose_server_has_become_a_primary_are_replaced(run: Runner)
 # --- Draining -----------------------------------------------------------------------------------
 
 
-def test_drain_replaces_all_connections_and_interrupts_nobody(run: Runner) -> None:
+def test_drain_replaces_all_connections_and_interrupts_nobody(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(connections.settings, "another alias", connections.settings["default"])
+
     async def main() -> None:
         before = await sessions(3)
         async with transaction.atomic():
@@ -278,6 +283,11 @@ def test_a_drained_pool_keeps_its_smallest_size(run: Runner) -> None:
 
     with pool_of_default(min_size=2, max_size=2):
         run(main())
+
+
+def test_drain_of_an_unknown_alias_is_an_error() -> None:
+    with pytest.raises(ConnectionDoesNotExist, match="'no such alias'"):
+        pgbackend.drain("no such alias")
 
 
 def test_drain_reaches_djangos_synchronous_pool() -> None:
