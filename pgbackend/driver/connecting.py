@@ -39,13 +39,13 @@ def arguments(given: Mapping[str, Any], timeout: float) -> ConnectArguments:
     none are added.
     """
     arguments = ConnectArguments(given, autocommit=True)
-    if "service" not in given and "PGSERVICE" not in os.environ:
-        for name, value in KEEPALIVES.items():
-            arguments.setdefault(name, value)
-    if "PGCONNECT_TIMEOUT" not in os.environ:
+    said = {*given, *conninfo_to_dict(given.get("conninfo", ""))}
+    if "service" not in said and "PGSERVICE" not in os.environ:
+        arguments.update({name: KEEPALIVES[name] for name in KEEPALIVES.keys() - said})
+    if "connect_timeout" not in said and "PGCONNECT_TIMEOUT" not in os.environ:
         # A request that waits lives to see the attempt at the last host.
         each = int((timeout - 0.5) / number_of_hosts(given))
-        arguments.setdefault("connect_timeout", max(_SHORTEST, each))
+        arguments["connect_timeout"] = max(_SHORTEST, each)
     return arguments
 
 
