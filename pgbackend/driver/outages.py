@@ -24,6 +24,14 @@ logger = logging.getLogger("pgbackend.driver")
 #: Seconds between the warnings of a long outage.
 LOG_INTERVAL = 60.0
 
+#: Seconds after the last attempt in which an outage is forgotten. A pool that nobody has asked
+#: since then does not know when its outage ended; the next failure begins another one.
+FORGOTTEN = 60.0
+
+#: What psycopg says of a host name that is unknown. That cures itself if the name was known before:
+#: some clusters take a name back while no server stands behind it.
+_NO_SUCH_NAME = "failed to resolve host"
+
 # libpq gives no SQLSTATE for a failed attempt. A message in another language than English counts as
 # one that a wait cannot cure: it is told at once.
 _CURABLE = re.compile(
@@ -72,13 +80,18 @@ class Outages:
         #: began.
         self._attempts = self._refused = 0
         self._logged_at = 0.0
+        self._failed_at = 0.0
+        self._has_connected = False
         #: Whether the log has said that connections fail, and not yet that they succeed again.
         self._logged = False
 
     def attempt_failed(self, exc: Exception, *, serves: bool) -> None:
         """Record that an attempt failed; `serves` says whether the pool has an open connection."""
         now = monotonic()
-        self._curable = is_curable(exc)
+        if now - self._failed_at >= FORGOTTEN:
+            self._forget()
+        self._failed_at = now
+        self._curable = is_curable(exc) or (self._has_connected and _NO_SUCH_NAME in str(exc))
         self._attempts += 1
         if not serves and self.since is None:
             self.since = now
@@ -124,6 +137,10 @@ class Outages:
                 self._attempts,
                 self._refused,
             )
+        self._has_connected = True
+        self._forget()
+
+    def _forget(self) -> None:
         self._logged = False
         self.since = None
         self._attempts = self._refused = 0
