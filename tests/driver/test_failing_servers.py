@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
 
-from pgbackend.driver import bridge
+from pgbackend.driver import asking, bridge, connecting, dump, loops, outages, stacks
 from pgbackend.driver.errors import NotGreen
 from tests.conftest import Runner
 
@@ -94,3 +97,98 @@ def test_statements_are_prepared_after_a_reset_in_one_round_trip(run: Runner, po
             read_twice_in_a_transaction(lease.connection)
 
     run.green(main)
+
+
+def test_an_outage_that_nobody_met_for_a_minute_is_over(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(outages, "monotonic", lambda: now)
+    record = outages.Outages("default", 5.0)
+    refused = psycopg.OperationalError("server: Connection refused")
+    record.attempt_failed(refused, serves=False)
+    now += 5.0
+    record.attempt_failed(refused, serves=False)
+    assert not record.may_be_waited_out()
+    now += 3600.0
+    record.attempt_failed(refused, serves=False)
+    assert record.may_be_waited_out(), "the next nightly restart is another outage"
+    assert [entry.getMessage().count("up to 5 s") for entry in caplog.records] == [1, 1]
+
+
+def test_a_name_that_was_known_before_may_come_back() -> None:
+    record = outages.Outages("default", 5.0)
+    unknown = psycopg.OperationalError("failed to resolve host 'db': [Errno -2] Name ...")
+    record.attempt_failed(unknown, serves=False)
+    assert not record.may_be_waited_out()
+    record.connected()
+    record.attempt_failed(unknown, serves=False)
+    assert record.may_be_waited_out()
+
+
+def test_a_connection_string_keeps_its_limits() -> None:
+    said = connecting.arguments({"conninfo": "connect_timeout=3 keepalives_idle=60"}, 10.0)
+    assert not {"connect_timeout", "keepalives_idle"} & said.keys()
+    assert said["keepalives_interval"] == connecting.KEEPALIVES["keepalives_interval"]
+    assert not {"keepalives_idle"} & connecting.arguments({"conninfo": "service=db"}, 10.0).keys()
+
+
+def test_threads_that_cannot_be_started_do_not_count_as_hanging(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def main() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_thread)
+            for _ in range(asking.MOST_OVERDUE):
+                with pytest.raises(RuntimeError, match="can't start"):
+                    await asking.call_in_thread("PASSWORD", str)
+        assert await asking.call_in_thread("PASSWORD", lambda: "secret") == "secret"
+
+    run(main())
+
+
+class _ChangedMeanwhile(weakref.WeakSet[Any]):
+    """A set to which another thread seems to add something while it is read the first time."""
+
+    added: Any = None
+
+    def __iter__(self) -> Iterator[Any]:
+        for each in super().__iter__():
+            if self.added is None:
+                self.added = threading.Event()
+                self.add(self.added)
+            yield each
+
+
+def test_the_dump_is_made_while_portals_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    things = [threading.Event() for _ in range(3)]
+    made = _ChangedMeanwhile(things)
+    monkeypatch.setitem(bridge.made_in, 1, made)
+    assert stacks.working_portals(1) == []  # these have no `working`, like a half-made portal
+    assert made.added is not None
+    assert "pgbackend in process" in dump.text()
+
+
+class _Closed:
+    """A loop that is closed; while it is asked, another thread adds a loop, and sweeps."""
+
+    def __init__(self, other: Any) -> None:
+        self.other = other
+
+    def is_closed(self) -> bool:
+        loops._by_loop[self.other] = loops._by_loop.pop(self)  # type: ignore[index, call-overload]
+        return True
+
+
+def test_two_threads_sweep_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = asyncio.new_event_loop()
+    monkeypatch.setattr(loops, "_by_loop", {})
+    loops._by_loop[_Closed(other)] = loops._LoopPools()  # type: ignore[index]
+    loops._sweep()
+    assert [*loops._by_loop] == [other]
+    other.close()
+    loops._sweep()
+    assert not loops._by_loop
