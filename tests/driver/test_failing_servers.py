@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import weakref
 from collections.abc import Iterator
@@ -10,9 +11,12 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.waiting import Wait
 
 from pgbackend.driver import asking, bridge, connecting, dump, loops, outages, stacks
+from pgbackend.driver.connection import Connection
 from pgbackend.driver.errors import NotGreen
+from pgbackend.driver.socket_watch import Watch
 from tests.conftest import Runner
 
 from .conftest import Pools, fetch, pinned
@@ -192,3 +196,64 @@ def test_two_threads_sweep_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     other.close()
     loops._sweep()
     assert not loops._by_loop
+
+
+@pytest.mark.parametrize("on_a_loop", [False, True])
+def test_a_thread_that_closes_a_connection_leaves_its_loop_alone(
+    run_once: Runner, pools: Pools, monkeypatch: pytest.MonkeyPatch, on_a_loop: bool
+) -> None:
+    removed: list[int] = []
+
+    def close(connection: Connection) -> None:
+        connection.close()
+        assert connection.closed
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        remove_reader = loop.remove_reader
+
+        def remove(fd: int) -> bool:
+            removed.append(threading.get_ident())
+            return remove_reader(fd)
+
+        pool = pools()
+        lease = await bridge.run(pool.lease)
+        lease.pin()
+        await bridge.run(lease.connection.execute, "SELECT 1")
+        assert lease.physical.watch.reading
+        monkeypatch.setattr(loop, "remove_reader", remove)
+        if on_a_loop:
+            closing = bridge.run(close, lease.connection)
+            await asyncio.to_thread(asyncio.run, closing)
+        else:
+            await asyncio.to_thread(close, lease.connection)
+        with pytest.raises(psycopg.OperationalError, match="the connection is closed"):
+            await bridge.run(lease.connection.execute, "SELECT 1")
+        lease.unpin()
+        assert lease.physical.closed and not lease.physical.watch.reading
+        assert set(removed) == {threading.get_ident()}
+
+    run_once(main())
+
+
+def test_a_watch_is_stopped_by_its_own_loop(run_once: Runner, pools: Pools) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        watch = Watch(loop, ours.fileno())
+
+        def wait() -> int:
+            portal = bridge.current()
+            assert portal is not None
+            return watch.wait(portal, Wait.R, None)
+
+        loop.set_debug(True)  # refuses calls from other threads
+        waiting = asyncio.create_task(bridge.run(wait))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(watch.stop)
+        await waiting
+        assert not watch.reading
+        ours.close()
+        theirs.close()
+
+    run_once(main())
