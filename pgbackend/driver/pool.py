@@ -152,7 +152,11 @@ class Pool:
         )
         self._opened: asyncio.Future[None] | None = None
         self._holding = Holding(self, options.hold, self._setting)
-        self.pulse = Pulse(options.hold.interval(self._psycopg.timeout), self._holding.look)
+        self.pulse = Pulse(
+            options.hold.interval(self._psycopg.timeout),
+            self._holding.look,
+            may_sleep=self._psycopg.is_at_rest,
+        )
 
     async def _connect_arguments(self) -> ConnectArguments:
         """Return the arguments of `connect()`, with a limit on the time that it may take."""
@@ -241,6 +245,7 @@ class Pool:
         """Return a live connection from `getconn()`."""
         if self.closed:
             raise self._closed_error()
+        self.pulse.start(self.loop)
         while not self._psycopg.is_open:  # a loop: the task that opens it may be cancelled
             await self._open()
         while True:
@@ -263,7 +268,6 @@ class Pool:
 
     async def _open(self) -> None:
         """Open psycopg_pool's pool, whose workers inherit nothing from the running task."""
-        self.pulse.start(self.loop)
         if self._opened is None:
             self._opened = self.loop.create_future()
             try:

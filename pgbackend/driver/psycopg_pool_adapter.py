@@ -224,12 +224,26 @@ class PsycopgPool(Withdrawing, psycopg_pool.AsyncConnectionPool[AsyncConnection]
         ):
             return None
         self._stats[self._REQUESTS_NUM] += 1
-        rested = now - free[0].free_since > self.max_idle
-        connection = free.popleft() if rested else free.pop()
+        if now - free[0].free_since > self.max_idle:
+            self.owner.pulse.start(self.owner.loop)  # see `is_at_rest()`
+            connection = free.popleft()
+        else:
+            connection = free.pop()
         if (left := len(free)) < self._nconns_min:  # for psycopg_pool to decide when to shrink
             self._nconns_min = left
         connection._pool = self  # noqa: SLF001
         return connection
+
+    def is_at_rest(self) -> bool:
+        """Return whether all connections are free, and have been so for more than `max_idle`.
+
+        Then the pulse sleeps: the next connection is taken by `getconn()`, or in a branch of
+        `take_free()` that few leases take, so that to wake the pulse costs the others nothing.
+        """
+        free = self._pool
+        if len(free) != self._nconns or self._waiting:
+            return False
+        return not free or monotonic() - free[0].free_since > self.max_idle
 
     def wait_free(self, portal: Portal, timeout: float, began: float) -> AsyncConnection | None:
         """Wait for a connection, as `getconn()` would, but by parking `portal`.

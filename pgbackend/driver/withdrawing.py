@@ -54,6 +54,7 @@ class Withdrawing:
 
     def put_back(self, connection: AsyncConnection) -> None:
         """Give a connection back that was withdrawn; discard it if it was closed meanwhile."""
+        self.owner.pulse.start(self.owner.loop)  # see `is_at_rest()`: it counts as just used
         if connection.closed:
             self.discard(connection)
         elif not self.put_free(connection):

@@ -16,6 +16,7 @@ from psycopg.waiting import Wait
 from pgbackend.driver import asking, bridge, connecting, dump, loops, outages, stacks
 from pgbackend.driver.connection import Connection
 from pgbackend.driver.errors import NotGreen
+from pgbackend.driver.shortcuts import switches
 from pgbackend.driver.socket_watch import Watch
 from tests.conftest import Runner
 
@@ -257,3 +258,53 @@ def test_a_watch_is_stopped_by_its_own_loop(run_once: Runner, pools: Pools) -> N
         theirs.close()
 
     run_once(main())
+
+
+@pytest.mark.parametrize("shortcut", [False, True])
+def test_the_pulse_sleeps_while_the_pool_is_at_rest(
+    run: Runner, pools: Pools, monkeypatch: pytest.MonkeyPatch, shortcut: bool
+) -> None:
+    def main() -> None:
+        monkeypatch.setattr(switches, "lease", shortcut)
+        pool = pools(max_size=2)
+        pulse, loop = pool.pulse, pool.loop
+
+        def sleeps() -> bool:
+            pulse.stop()
+            pulse._beat(loop)
+            return pulse._timer is None
+
+        with pinned(pool), pinned(pool):
+            assert not sleeps()
+        assert sleeps() is not shortcut, "the next lease would not wake it"
+        for connection in pool._psycopg.made:
+            connection.free_since = -1000.0  # long ago
+        assert sleeps()
+        with pinned(pool):
+            assert pulse._timer is not None
+            assert not sleeps()
+        for connection in pool._psycopg.made:
+            connection.free_since = -1000.0
+        assert sleeps()
+        pool._psycopg.changes.look_at_free()
+        assert not sleeps(), "connections are looked at"
+        bridge.await_(asyncio.wait([*pool.tasks]))
+        assert pulse._timer is not None
+
+    run.green(main)
+
+
+def test_the_pulse_of_an_empty_pool_sleeps_until_a_connection_is_asked_for(
+    run: Runner, pools: Pools
+) -> None:
+    def main() -> None:
+        pool = pools()
+        fetch(pool, "SELECT 1")
+        pool.renew()
+        pool.pulse.stop()
+        pool.pulse._beat(pool.loop)
+        assert pool.pulse._timer is None
+        with pinned(pool):
+            assert pool.pulse._timer is not None
+
+    run.green(main)
