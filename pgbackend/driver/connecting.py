@@ -28,6 +28,9 @@ KEEPALIVES: Mapping[str, int] = {
     "tcp_user_timeout": 25_000,
 }
 
+#: The options of a `Trial`.
+_NOT_SECRET = ("host", "hostaddr", "port", "user", "dbname")
+
 #: The shortest limit on an attempt that libpq and psycopg know, in seconds.
 _SHORTEST = 2
 
@@ -76,6 +79,8 @@ class Trial:
 
     def __init__(self) -> None:
         self.host = ""
+        #: libpq's options for that host, without the secret ones.
+        self.params: dict[str, Any] = {}
         self.since = monotonic()
         task = asyncio.current_task()
         assert task is not None
@@ -98,3 +103,4 @@ def note_host(conninfo: str) -> None:
             f"{name} {params[name]}" for name in ("host", "hostaddr", "port") if name in params
         ]
         trial.host, trial.since = ", ".join(named), monotonic()
+        trial.params = {name: params[name] for name in _NOT_SECRET if name in params}

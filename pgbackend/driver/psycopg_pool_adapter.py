@@ -41,8 +41,9 @@ from . import errors
 from .attempts import MAX_ATTEMPTS, Attempts, forget_connecting, repeat
 from .bridge import Portal
 from .connecting import Trial
-from .outages import Outages, one_line
+from .outages import Outages, is_unclear, one_line
 from .pooled import AsyncConnection
+from .refusals import is_refusing
 from .server_changes import LOOK_LIMIT, ServerChanges
 from .shortcuts import switches
 from .waiting import Alarm, QueueOwner, TimedByQueue, WaitingQueue
@@ -452,9 +453,12 @@ class PsycopgPool(Withdrawing, psycopg_pool.AsyncConnectionPool[AsyncConnection]
                 connection = await self._connect_up_to_date(timeout)
             except Exception as exc:
                 forget_connecting(exc, self._preparing)
+                serves = self.has_connection()
+                asks = not serves and is_unclear(exc) and trial.params
+                refuses = bool(asks) and await is_refusing(trial.params)
                 self.attempts.note_failure(exc, began)
                 if self.attempts.failure is not None:
-                    self.outages.attempt_failed(exc, serves=self.has_connection())
+                    self.outages.attempt_failed(exc, serves=serves, refuses=refuses)
                 raise
             finally:
                 self._trials.discard(trial)
