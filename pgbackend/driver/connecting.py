@@ -33,6 +33,8 @@ _NOT_SECRET = ("host", "hostaddr", "port", "user", "dbname")
 
 #: The shortest limit on an attempt that libpq and psycopg know, in seconds.
 _SHORTEST = 2
+#: The longest limit on an attempt that is set where tasks may wait for longer, or for ever.
+_LONGEST = 3600.0
 
 
 def arguments(given: Mapping[str, Any], timeout: float) -> ConnectArguments:
@@ -47,7 +49,7 @@ def arguments(given: Mapping[str, Any], timeout: float) -> ConnectArguments:
         arguments.update({name: KEEPALIVES[name] for name in KEEPALIVES.keys() - said})
     if "connect_timeout" not in said and "PGCONNECT_TIMEOUT" not in os.environ:
         # A request that waits lives to see the attempt at the last host.
-        each = int((timeout - 0.5) / number_of_hosts(given))
+        each = int((min(timeout, _LONGEST) - 0.5) / number_of_hosts(given))
         arguments["connect_timeout"] = max(_SHORTEST, each)
     return arguments
 

@@ -138,6 +138,10 @@ def test_a_connection_string_keeps_its_limits() -> None:
     assert not {"keepalives_idle"} & connecting.arguments({"conninfo": "service=db"}, 10.0).keys()
 
 
+def test_tasks_may_wait_for_ever() -> None:
+    assert connecting.arguments({}, float("inf"))["connect_timeout"] == 3599
+
+
 def test_threads_that_cannot_be_started_do_not_count_as_hanging(
     run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
