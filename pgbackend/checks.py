@@ -8,7 +8,7 @@ from __future__ import annotations
 from django.core import checks
 from django.db import connections
 
-from . import conf, thread_locals
+from . import conf, options, thread_locals
 
 _CURE = (
     "Keep the object in one module, under one name, and let other code look it up there; or use "
@@ -32,13 +32,26 @@ def check_thread_locals(app_configs: object, **kwargs: object) -> list[checks.Ch
 
 
 def check_options(app_configs: object, **kwargs: object) -> list[checks.CheckMessage]:
-    """Return an error for each wrong option of each alias; connects to no database."""
-    return [
-        checks.Error(problem.text, hint=problem.hint, obj=None, id=problem.id)
-        for alias in connections
-        if conf.alias_is_ours(alias) and conf.wrapper_is_ours(wrapper := connections[alias])
-        for problem in wrapper.option_problems()
-    ]
+    """Return an error for each wrong option of each alias; connects to no database.
+
+    Returns a warning for an option that only sync code refuses.
+    """
+    messages: list[checks.CheckMessage] = []
+    for alias in connections:
+        if not (conf.alias_is_ours(alias) and conf.wrapper_is_ours(wrapper := connections[alias])):
+            continue
+        pool = connections.settings[alias]["OPTIONS"].get("pool")
+        messages += [_said(checks.Error, each) for each in wrapper.option_problems()]
+        messages += [
+            _said(checks.Warning, each) for each in options.unusable_in_sync_code(alias, pool)
+        ]
+    return messages
+
+
+def _said(
+    kind: type[checks.Error | checks.Warning], problem: options.Problem
+) -> checks.CheckMessage:
+    return kind(problem.text, hint=problem.hint, id=problem.id)
 
 
 def register() -> None:

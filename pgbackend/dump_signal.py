@@ -7,10 +7,12 @@ the text and prints it. Code that holds up the event loop does not hold up that 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
 import threading
+import traceback
 from types import FrameType
 from typing import Any
 
@@ -49,7 +51,17 @@ def _start() -> None:
 def _print() -> None:
     while True:
         _asked.get()
-        rest = dump.text().encode(errors="backslashreplace")
+        _print_once()
+
+
+def _print_once() -> None:
+    """Print the dump; if it cannot be made or printed, the thread lives on for the next signal."""
+    try:
+        text = dump.text()
+    except Exception:
+        text = f"pgbackend could not make the dump: {traceback.format_exc()}"
+    rest = text.encode(errors="backslashreplace")
+    with contextlib.suppress(OSError):  # standard error may be closed
         while rest:  # without Python's own buffers, whose locks a hanging thread may hold
             rest = rest[os.write(2, rest) :]
 

@@ -12,6 +12,7 @@ import difflib
 import functools
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from inspect import iscoroutinefunction
 from typing import Any
 
 import psycopg
@@ -237,6 +238,20 @@ def _problems_of_sizes(where: str, pool: Mapping[str, Any]) -> Iterator[Problem]
     if pool.get("num_workers") == 0:
         text = f"{where}['num_workers'] is 0."
         yield Problem("pgbackend.E004", text, "Set it to at least 1.")
+
+
+def unusable_in_sync_code(alias: str, pool: Any) -> Iterator[Problem]:
+    """Yield the functions in `pool` that Django's synchronous pool would call and never await."""
+    if not isinstance(pool, Mapping):
+        return
+    for name in sorted(_FUNCTIONS):
+        if iscoroutinefunction(pool.get(name)):
+            yield Problem(
+                "pgbackend.W002",
+                f"{_where(alias, 'pool', name)} is a coroutine function, which sync code, such as "
+                "manage.py migrate, cannot call.",
+                "Set it to a synchronous function: async code calls it on the event loop, too.",
+            )
 
 
 def sizes(pool: Mapping[str, Any]) -> tuple[int, int]:

@@ -60,9 +60,18 @@ class _Call:
         self._function = function
         self._loop = asyncio.get_running_loop()
         self.result: asyncio.Future[Any] = self._loop.create_future()
-        _running.add(self)
 
-    def run(self) -> None:
+    def start(self) -> None:
+        """Call the function in a new thread; raise `RuntimeError` if no thread can be started."""
+        _running.add(self)
+        try:
+            name = f"pgbackend asks {self.where}"
+            threading.Thread(target=self._run, name=name, daemon=True).start()
+        except BaseException:
+            _running.discard(self)  # it would count as a call that never returns
+            raise
+
+    def _run(self) -> None:
         """Call the function, and tell the loop its result."""
         _home.loop = self._loop
         value = raised = None
@@ -112,7 +121,7 @@ async def call_in_thread(where: str, function: Callable[[], T]) -> T:
         )
     call = _Call(where, function)
     try:
-        threading.Thread(target=call.run, name=f"pgbackend asks {where}", daemon=True).start()
+        call.start()
         result: T = await call.result
         return result
     finally:

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg import generators
 from psycopg._encodings import conn_encoding
-from psycopg._preparing import Prepare
 from psycopg.abc import PQGen
 from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus
@@ -120,5 +119,8 @@ def _discard_and_set_gen(physical: AsyncConnection) -> PQGen[None]:
         if result.status == _FATAL_ERROR:
             raise error_from_result(result, encoding=conn_encoding(physical))
         syncs += result.status == _PIPELINE_SYNC
-        physical._prepared._should_discard(Prepare.NO, [result])  # noqa: SLF001 - as psycopg does
     pgconn.exit_pipeline_mode()
+    prepared = physical._prepared  # noqa: SLF001
+    if prepared._names:  # noqa: SLF001 - as psycopg does
+        prepared.clear()
+    prepared._to_flush.clear()  # noqa: SLF001 - the server has dropped them all

@@ -28,8 +28,13 @@ KEEPALIVES: Mapping[str, int] = {
     "tcp_user_timeout": 25_000,
 }
 
+#: The options of a `Trial`.
+_NOT_SECRET = ("host", "hostaddr", "port", "user", "dbname")
+
 #: The shortest limit on an attempt that libpq and psycopg know, in seconds.
 _SHORTEST = 2
+#: The longest limit on an attempt that is set where tasks may wait for longer, or for ever.
+_LONGEST = 3600.0
 
 
 def arguments(given: Mapping[str, Any], timeout: float) -> ConnectArguments:
@@ -39,13 +44,13 @@ def arguments(given: Mapping[str, Any], timeout: float) -> ConnectArguments:
     none are added.
     """
     arguments = ConnectArguments(given, autocommit=True)
-    if "service" not in given and "PGSERVICE" not in os.environ:
-        for name, value in KEEPALIVES.items():
-            arguments.setdefault(name, value)
-    if "PGCONNECT_TIMEOUT" not in os.environ:
+    said = {*given, *conninfo_to_dict(given.get("conninfo", ""))}
+    if "service" not in said and "PGSERVICE" not in os.environ:
+        arguments.update({name: KEEPALIVES[name] for name in KEEPALIVES.keys() - said})
+    if "connect_timeout" not in said and "PGCONNECT_TIMEOUT" not in os.environ:
         # A request that waits lives to see the attempt at the last host.
-        each = int((timeout - 0.5) / number_of_hosts(given))
-        arguments.setdefault("connect_timeout", max(_SHORTEST, each))
+        each = int((min(timeout, _LONGEST) - 0.5) / number_of_hosts(given))
+        arguments["connect_timeout"] = max(_SHORTEST, each)
     return arguments
 
 
@@ -76,6 +81,8 @@ class Trial:
 
     def __init__(self) -> None:
         self.host = ""
+        #: libpq's options for that host, without the secret ones.
+        self.params: dict[str, Any] = {}
         self.since = monotonic()
         task = asyncio.current_task()
         assert task is not None
@@ -98,3 +105,4 @@ def note_host(conninfo: str) -> None:
             f"{name} {params[name]}" for name in ("host", "hostaddr", "port") if name in params
         ]
         trial.host, trial.since = ", ".join(named), monotonic()
+        trial.params = {name: params[name] for name in _NOT_SECRET if name in params}

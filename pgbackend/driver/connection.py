@@ -261,8 +261,11 @@ class Connection(DeclaringConnection):
         """Close the connection to the server; do nothing on a facade whose lease is over."""
         if self._lease_ended:
             return
-        self._stop_watch()
-        super().close()
+        if self.physical is not None and self.physical.watch.is_elsewhere():
+            self.physical.close_soon()  # its loop has registered the socket
+        else:
+            self._stop_watch()
+            super().close()
         self._closed_by_user = self.physical is not None
 
     def close_in_turn(self) -> None:
@@ -393,6 +396,8 @@ class Connection(DeclaringConnection):
         loop = asyncio.get_running_loop()
         if self.physical is not None and self.physical.watch.loop is loop:
             return self.physical.watch
+        if self.physical is not None:
+            self.physical.watch.leave()
         self.waits_elsewhere += 1  # until `_wait_green()` stops the new watch
         return Watch(loop, self.pgconn.socket)
 

@@ -136,94 +136,95 @@ class _LeasedCursor:
 
     # --- Statements ---
 
+    # A statement may lose its turn any number of times: so loops, not recursion.
+
     def execute(self, *args: object, **kwargs: object) -> Self:
-        self._has_sent = False
-        if not self._holds:
-            self._hold_again()
-        try:
-            result: Self = super().execute(*args, **kwargs)  # type: ignore[misc]
-        except BaseException as exc:
-            if self._prepare_retry(exc):
-                return self.execute(*args, **kwargs)
-            raise
-        self._has_succeeded = True
-        return result
+        while True:
+            self._begin_call()
+            try:
+                result: Self = super().execute(*args, **kwargs)  # type: ignore[misc]
+            except BaseException as exc:
+                if not self._prepare_retry(exc):
+                    raise
+            else:
+                self._has_succeeded = True
+                return result
 
     def executemany(self, *args: object, **kwargs: object) -> None:
-        self._has_sent = False
-        if not self._holds:
-            self._hold_again()
-        try:
-            super().executemany(*args, **kwargs)  # type: ignore[misc]
-        except BaseException as exc:
-            conn = self._conn
-            if conn.pgconn.pipeline_status != PipelineStatus.OFF and conn._pipeline is None:  # noqa: SLF001
-                conn.close()  # psycopg could not end its own pipeline, due to a COPY
-            if self._prepare_retry(exc):
-                return self.executemany(*args, **kwargs)
-            raise
-        self._has_succeeded = True
-        return None
+        while True:
+            self._begin_call()
+            try:
+                super().executemany(*args, **kwargs)  # type: ignore[misc]
+            except BaseException as exc:
+                conn = self._conn
+                if conn.pgconn.pipeline_status != PipelineStatus.OFF and conn._pipeline is None:  # noqa: SLF001
+                    conn.close()  # psycopg could not end its own pipeline, due to a COPY
+                if not self._prepare_retry(exc):
+                    raise
+            else:
+                self._has_succeeded = True
+                return
 
     @contextlib.contextmanager
     def copy(self, *args: object, **kwargs: object) -> Iterator[Any]:
-        self._has_sent = False
-        if not self._holds:
-            self._hold_again()
-        entered = retries = False
-        try:
-            with (
-                contextlib.ExitStack() as budget,
-                hold_when_closed() as closed,
-                super().copy(*args, **kwargs) as copy,  # type: ignore[misc]
-                self._conn.kept_busy("COPY"),
-                closed,
-            ):
-                entered = True
-                try:
-                    yield copy
-                except BaseException:
-                    budget.enter_context(limit_clean_up(self._conn))
+        while True:
+            self._begin_call()
+            entered = False
+            try:
+                with (
+                    contextlib.ExitStack() as budget,
+                    hold_when_closed() as closed,
+                    super().copy(*args, **kwargs) as copy,  # type: ignore[misc]
+                    self._conn.kept_busy("COPY"),
+                    closed,
+                ):
+                    entered = True
+                    try:
+                        yield copy
+                    except BaseException:
+                        budget.enter_context(limit_clean_up(self._conn))
+                        raise
+            except BaseException as exc:
+                if not self._prepare_retry(exc, in_use=entered):
                     raise
-        except BaseException as exc:
-            if not self._prepare_retry(exc, in_use=entered):
-                raise
-            retries = True
-        self._has_succeeded = True
-        if retries:
-            with self.copy(*args, **kwargs) as copy:
-                yield copy
+            else:
+                self._has_succeeded = True
+                return
 
     def stream(self, *args: object, **kwargs: object) -> Iterator[Any]:
+        beginner = caller()
+        while True:
+            self._begin_call()
+            entered = False
+            try:
+                with (
+                    contextlib.ExitStack() as budget,
+                    hold_when_closed() as closed,
+                    contextlib.closing(super().stream(*args, **kwargs)) as rows,  # type: ignore[misc]
+                    closed,
+                ):
+                    for row in rows:
+                        entered = True
+                        with self._conn.kept_busy("stream()", beginner):
+                            try:
+                                yield row
+                            except BaseException:
+                                budget.enter_context(limit_clean_up(self._conn))
+                                raise
+            except BaseException as exc:
+                if not self._prepare_retry(exc, in_use=entered) and (
+                    entered or not waits_for_executemany(self._conn, exc)
+                ):
+                    raise
+            else:
+                self._has_succeeded = True
+                return
+
+    def _begin_call(self) -> None:
+        """Make the cursor a holder of its lease, for a call that may send statements."""
         self._has_sent = False
         if not self._holds:
             self._hold_again()
-        beginner = caller()
-        entered = retries = False
-        try:
-            with (
-                contextlib.ExitStack() as budget,
-                hold_when_closed() as closed,
-                contextlib.closing(super().stream(*args, **kwargs)) as rows,  # type: ignore[misc]
-                closed,
-            ):
-                for row in rows:
-                    entered = True
-                    with self._conn.kept_busy("stream()", beginner):
-                        try:
-                            yield row
-                        except BaseException:
-                            budget.enter_context(limit_clean_up(self._conn))
-                            raise
-        except BaseException as exc:
-            if not self._prepare_retry(exc, in_use=entered) and (
-                entered or not waits_for_executemany(self._conn, exc)
-            ):
-                raise
-            retries = True
-        self._has_succeeded = True
-        if retries:
-            yield from self.stream(*args, **kwargs)
 
     def _prepare_retry(self, exc: BaseException, *, in_use: bool = False) -> bool:
         """Return whether to repeat a call that raised `exc`; if so, make the cursor ready for it.
@@ -232,8 +233,8 @@ class _LeasedCursor:
         True only if the cursor has a `renew()`, and the call's statement was not sent, because
         - it had lost its turn; or
         - its lease or its block had ended while it waited (another task ended the transaction, for
-          example), unless the cursor still holds its lease, or the user's code already uses the
-          COPY or the rows of the stream (`in_use`).
+          example), unless the cursor still holds its lease.
+        Returns False if the user's code already uses the COPY or the rows of the stream (`in_use`).
         Before it returns True, it calls `renew()`, which waits for the caller's turn, and moves the
         cursor to the connection that the caller has now, perhaps outside of any block.
         """
@@ -242,7 +243,7 @@ class _LeasedCursor:
         )
         lost_turn = isinstance(exc, TurnTakenError)
         self._statement_failed()
-        if self.renew is None or not (lost_turn or (in_vain and not in_use and not self._holds)):
+        if in_use or self.renew is None or not (lost_turn or (in_vain and not self._holds)):
             return False
         self.renew(self)
         return True

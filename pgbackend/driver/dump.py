@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
 
-from . import bridge, holding, loops, naming, stacks
+from . import holding, loops, naming, stacks
 from .coroutines import name_of
 from .pool import Pool
 
@@ -26,7 +26,7 @@ def text() -> str:
     lines = [f"pgbackend in process {os.getpid()}, {now}"]
     for pool in pools:
         lines += ["", *_of_pool(pool)]
-    for thread in sorted({*bridge.made_in, *(pool.thread for pool in pools)}):
+    for thread in sorted({*stacks.threads_of_portals(), *(pool.thread for pool in pools)}):
         lines += _of_thread(thread, pools)
     return "\n".join(lines) + "\n"
 

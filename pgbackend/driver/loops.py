@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Hashable
+from functools import partial
 from typing import Any
 
 from .exits import stand_still_at_exit
@@ -87,8 +88,9 @@ def get_pool(key: tuple[Any, ...], name: str, options: Callable[[], PoolOptions]
 
 def _sweep() -> None:
     """Close the pools of loops that were closed without closing their async generators."""
-    for loop in [loop for loop in _by_loop if loop.is_closed()]:
-        _by_loop.pop(loop).close()
+    for loop in list(_by_loop):  # other threads may add loops, or sweep
+        if loop.is_closed() and (loop_pools := _by_loop.pop(loop, None)) is not None:
+            loop_pools.close()
 
 
 def close_pools(owner: Hashable) -> None:
@@ -108,8 +110,10 @@ def _close_on(loop: asyncio.AbstractEventLoop, pool: Pool) -> None:
         pool.close()
         return
     closed = threading.Event()
-    loop.call_soon_threadsafe(_close_and_tell, pool, closed)
-    closed.wait(CLOSE_TIMEOUT)
+    if pool.call_at_home(partial(_close_and_tell, pool, closed)):
+        closed.wait(CLOSE_TIMEOUT)
+    else:  # the loop was closed meanwhile
+        pool.close()
 
 
 def _close_and_tell(pool: Pool, closed: threading.Event) -> None:
@@ -131,7 +135,7 @@ def renew_pools(name: str | None = None) -> None:
             if loop is asyncio._get_running_loop() or not loop.is_running():
                 pool.renew()
             else:
-                loop.call_soon_threadsafe(pool.renew)
+                pool.call_at_home(pool.renew)
 
 
 def open_pools() -> list[Pool]:

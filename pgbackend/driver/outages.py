@@ -18,19 +18,27 @@ from time import monotonic
 import psycopg
 
 from .errors import OptionFailed
+from .refusals import CURABLE
 
 logger = logging.getLogger("pgbackend.driver")
 
 #: Seconds between the warnings of a long outage.
 LOG_INTERVAL = 60.0
 
-# libpq gives no SQLSTATE for a failed attempt. A message in another language than English counts as
-# one that a wait cannot cure: it is told at once.
+#: Seconds after the last attempt in which an outage is forgotten. A pool that nobody has asked
+#: since then does not know when its outage ended; the next failure begins another one.
+FORGOTTEN = 60.0
+
+#: What psycopg says of a host name that is unknown. That cures itself if the name was known before:
+#: some clusters take a name back while no server stands behind it.
+_NO_SUCH_NAME = "failed to resolve host"
+
+# libpq gives no SQLSTATE for a failed attempt: see refusals.py for messages in other languages.
 _CURABLE = re.compile(
     r"connection refused|no such file or directory\s+is the server running"
     r"|timed out|timeout expired|no route to host|network is unreachable|host is down"
     r"|connection reset|broken pipe|server closed the connection|connection lost"
-    r"|eof detected|temporary failure in name resolution"
+    r"|connection has been closed|eof detected|unexpected eof|temporary failure in name resolution"
     r"|the database system is (starting up|shutting down|in recovery|not (yet )?accepting)"
     r"|terminating connection|session is (not )?read-only|server is (not )?in hot standby"
     r"|too many clients|too many connections|connection slots are reserved"
@@ -54,9 +62,25 @@ def is_curable(exc: BaseException) -> bool:
     text = str(exc)
     if isinstance(exc, psycopg.errors.ConnectionTimeout):
         return _INCURABLE.search(text) is None
+    if isinstance(exc, psycopg.Error) and exc.sqlstate in CURABLE:
+        return True
     if not isinstance(exc, psycopg.OperationalError | OSError) or isinstance(exc, OptionFailed):
         return False
     return _CURABLE.search(text) is not None and _INCURABLE.search(text) is None
+
+
+def is_unclear(exc: BaseException) -> bool:
+    """Return whether `exc`, with which an attempt to connect failed, tells nothing that is known.
+
+    The message may be in another language than English: then the server is asked (refusals.py).
+    """
+    text = str(exc)
+    return (
+        isinstance(exc, psycopg.OperationalError)
+        and not isinstance(exc, OptionFailed)
+        and exc.sqlstate is None
+        and not (_CURABLE.search(text) or _INCURABLE.search(text) or _NO_SUCH_NAME in text)
+    )
 
 
 class Outages:
@@ -72,13 +96,25 @@ class Outages:
         #: began.
         self._attempts = self._refused = 0
         self._logged_at = 0.0
+        self._failed_at = 0.0
+        self._has_connected = False
+        #: Whether the server was known to refuse all sessions after the last attempt.
+        self._refused_all = False
         #: Whether the log has said that connections fail, and not yet that they succeed again.
         self._logged = False
 
-    def attempt_failed(self, exc: Exception, *, serves: bool) -> None:
-        """Record that an attempt failed; `serves` says whether the pool has an open connection."""
+    def attempt_failed(self, exc: Exception, *, serves: bool, refuses: bool = False) -> None:
+        """Record that an attempt failed.
+
+        `serves` says whether the pool has an open connection, and `refuses` whether the server is
+        known to refuse all sessions for now.
+        """
         now = monotonic()
-        self._curable = is_curable(exc)
+        if now - self._failed_at >= FORGOTTEN:
+            self._forget()
+        self._failed_at = now
+        self._curable = is_curable(exc) or self._is_known_to_pass(exc, refuses)
+        self._refused_all = refuses
         self._attempts += 1
         if not serves and self.since is None:
             self.since = now
@@ -105,6 +141,11 @@ class Outages:
             )
             self._attempts = self._refused = 0
 
+    def _is_known_to_pass(self, exc: Exception, refuses: bool) -> bool:
+        # It may have refused the attempt for the last time, and accepts sessions since.
+        refused = refuses or (self._refused_all and is_unclear(exc))
+        return refused or (self._has_connected and _NO_SUCH_NAME in str(exc))
+
     def refused(self, requests: int = 1) -> None:
         """Count requests that failed without a connection, if there is an outage."""
         if self._logged:
@@ -124,6 +165,10 @@ class Outages:
                 self._attempts,
                 self._refused,
             )
+        self._has_connected = True
+        self._forget()
+
+    def _forget(self) -> None:
         self._logged = False
         self.since = None
         self._attempts = self._refused = 0

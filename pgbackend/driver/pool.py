@@ -152,7 +152,11 @@ class Pool:
         )
         self._opened: asyncio.Future[None] | None = None
         self._holding = Holding(self, options.hold, self._setting)
-        self.pulse = Pulse(options.hold.interval(self._psycopg.timeout), self._holding.look)
+        self.pulse = Pulse(
+            options.hold.interval(self._psycopg.timeout),
+            self._holding.look,
+            may_sleep=self._psycopg.is_at_rest,
+        )
 
     async def _connect_arguments(self) -> ConnectArguments:
         """Return the arguments of `connect()`, with a limit on the time that it may take."""
@@ -202,8 +206,11 @@ class Pool:
         check_not_collecting()
         started = monotonic()
         physical = self._psycopg.take_free(started) or self._wait(started)
-        if physical is None or not physical.is_alive():
-            physical = bridge.await_(self._get(started, physical))
+        if physical is not None and not physical.is_alive():
+            self._psycopg.replace(physical)
+            physical = None
+        if physical is None:
+            physical = bridge.await_(self._get(started))
         lease = Lease(self, physical)
         if events.hooks:
             waited = lease.since - started
@@ -234,12 +241,11 @@ class Pool:
         except PsycopgPoolClosed:
             raise self._closed_error() from None
 
-    async def _get(self, started: float, found: AsyncConnection | None) -> AsyncConnection:
-        """Return a live connection from `getconn()`; replace `found`, a dead one, if given."""
-        if found is not None:
-            await self._psycopg.replace(found)
+    async def _get(self, started: float) -> AsyncConnection:
+        """Return a live connection from `getconn()`."""
         if self.closed:
             raise self._closed_error()
+        self.pulse.start(self.loop)
         while not self._psycopg.is_open:  # a loop: the task that opens it may be cancelled
             await self._open()
         while True:
@@ -258,11 +264,10 @@ class Pool:
                 raise self._closed_error() from None
             if physical.is_alive():
                 return physical
-            await self._psycopg.replace(physical)
+            self._psycopg.replace(physical)
 
     async def _open(self) -> None:
         """Open psycopg_pool's pool, whose workers inherit nothing from the running task."""
-        self.pulse.start(self.loop)
         if self._opened is None:
             self._opened = self.loop.create_future()
             try:

@@ -327,6 +327,13 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         self._closed = True
         self.pgconn.finish()
 
+    def close_soon(self) -> None:
+        """Have the loop close the connection. May be called in any thread."""
+        try:
+            self.watch.loop.call_soon_threadsafe(self.close_now)
+        except RuntimeError:  # the loop was closed meanwhile
+            self.close_now()
+
     def disown(self) -> None:
         """Leave the socket and its loop alone from now on: after a fork they are the parent's."""
         self._disowned = True

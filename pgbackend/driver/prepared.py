@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg import errors as e
+from psycopg._preparing import Prepare
+from psycopg._queries import PostgresQuery
 from psycopg.abc import Params, PQGen, Query
 from psycopg.pq import TransactionStatus
 
@@ -49,6 +51,18 @@ class PreparingCursor:
         finally:
             conn.next_statement = UNKNOWN
         yield from execute_gen(query, params, prepare=False, **kwargs)
+
+    def _get_prepared(
+        self, pgq: PostgresQuery, prepare: bool | None = None
+    ) -> tuple[Prepare, bytes]:
+        """Prepare nothing while DEALLOCATE ALL is due: psycopg sends that after the statement.
+
+        It is due after `_forget_prepared()`, until a statement succeeds.
+        """
+        due = self._conn._prepared._to_flush  # noqa: SLF001
+        if due and None in due:
+            return Prepare.NO, b""
+        return super()._get_prepared(pgq, prepare)  # type: ignore[misc,no-any-return]
 
     def executemany(self, *args: object, **kwargs: object) -> None:
         try:

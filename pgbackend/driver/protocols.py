@@ -63,6 +63,9 @@ class Physical(Protocol):
     listener: weakref.ref[Connection]
     asked: Mapping[str, Any]
 
+    def close_soon(self) -> None:
+        """Have the loop close the connection. May be called in any thread."""
+
     def forget_facade(self, *, types_seen: bool) -> None:
         """Pass no more notices to the last facade; if `types_seen`, have types looked up again.
 

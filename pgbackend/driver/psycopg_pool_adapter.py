@@ -41,8 +41,9 @@ from . import errors
 from .attempts import MAX_ATTEMPTS, Attempts, forget_connecting, repeat
 from .bridge import Portal
 from .connecting import Trial
-from .outages import Outages, one_line
+from .outages import Outages, is_unclear, one_line
 from .pooled import AsyncConnection
+from .refusals import is_refusing
 from .server_changes import LOOK_LIMIT, ServerChanges
 from .shortcuts import switches
 from .waiting import Alarm, QueueOwner, TimedByQueue, WaitingQueue
@@ -58,6 +59,10 @@ PsycopgPoolClosed = psycopg_pool.PoolClosed
 #: How often at most a connection is made anew: see `_connect_up_to_date()`.
 MAX_REMAKES = 4
 
+
+#: The shortest limit on the user's `check`, in seconds. A task that has waited for long may have
+#: less time left: but with less, the check of a sound connection would fail, and close it.
+SHORTEST_CHECK = 0.5
 
 #: Seconds between two looks at what the servers have told of themselves.
 LOOK_INTERVAL = 1.0
@@ -220,12 +225,26 @@ class PsycopgPool(Withdrawing, psycopg_pool.AsyncConnectionPool[AsyncConnection]
         ):
             return None
         self._stats[self._REQUESTS_NUM] += 1
-        rested = now - free[0].free_since > self.max_idle
-        connection = free.popleft() if rested else free.pop()
+        if now - free[0].free_since > self.max_idle:
+            self.owner.pulse.start(self.owner.loop)  # see `is_at_rest()`
+            connection = free.popleft()
+        else:
+            connection = free.pop()
         if (left := len(free)) < self._nconns_min:  # for psycopg_pool to decide when to shrink
             self._nconns_min = left
         connection._pool = self  # noqa: SLF001
         return connection
+
+    def is_at_rest(self) -> bool:
+        """Return whether all connections are free, and have been so for more than `max_idle`.
+
+        Then the pulse sleeps: the next connection is taken by `getconn()`, or in a branch of
+        `take_free()` that few leases take, so that to wake the pulse costs the others nothing.
+        """
+        free = self._pool
+        if len(free) != self._nconns or self._waiting:
+            return False
+        return not free or monotonic() - free[0].free_since > self.max_idle
 
     def wait_free(self, portal: Portal, timeout: float, began: float) -> AsyncConnection | None:
         """Wait for a connection, as `getconn()` would, but by parking `portal`.
@@ -276,7 +295,7 @@ class PsycopgPool(Withdrawing, psycopg_pool.AsyncConnectionPool[AsyncConnection]
         try:
             connection = await super()._getconn_unchecked(timeout)
             # A check on a silent link leaves time for another connection.
-            connection.check_limit = (deadline - monotonic()) / 2
+            connection.check_limit = max(SHORTEST_CHECK, (deadline - monotonic()) / 2)
             return connection
         except GeneratorExit:
             # psycopg_pool cleans up after a cancellation, but not when the coroutine is closed.
@@ -336,10 +355,15 @@ class PsycopgPool(Withdrawing, psycopg_pool.AsyncConnectionPool[AsyncConnection]
         self._pool.append(connection)
         return True
 
-    async def replace(self, connection: AsyncConnection) -> None:
-        """Close a dead connection, count it as lost, and let psycopg_pool open another for it."""
+    def replace(self, connection: AsyncConnection) -> None:
+        """Close a dead connection, count it as lost, and let psycopg_pool open another for it.
+
+        Awaits nothing: the caller may be unable to wait, and its slot of the pool must not be lost.
+        """
+        connection._pool = None  # noqa: SLF001
         connection.close_now()
-        await self._putconn(connection, from_getconn=True)
+        self._stats[self._CONNECTIONS_LOST] += 1
+        self.run_task(AddConnection(self))
 
     async def _return_connection(self, conn: AsyncConnection, from_getconn: bool) -> None:
         if conn.closed and not from_getconn:
@@ -429,9 +453,12 @@ class PsycopgPool(Withdrawing, psycopg_pool.AsyncConnectionPool[AsyncConnection]
                 connection = await self._connect_up_to_date(timeout)
             except Exception as exc:
                 forget_connecting(exc, self._preparing)
+                serves = self.has_connection()
+                asks = not serves and is_unclear(exc) and trial.params
+                refuses = bool(asks) and await is_refusing(trial.params)
                 self.attempts.note_failure(exc, began)
                 if self.attempts.failure is not None:
-                    self.outages.attempt_failed(exc, serves=self.has_connection())
+                    self.outages.attempt_failed(exc, serves=serves, refuses=refuses)
                 raise
             finally:
                 self._trials.discard(trial)

@@ -1,5 +1,8 @@
 """Tells for how long code has blocked a pool's event loop: one timer for each pool, which is late.
 
+The timer sleeps while the pool is at rest, so that an idle process is not woken; the pool starts it
+again when a connection is asked for.
+
 While the loop is blocked, nobody who waits can be served. So that time does not count for those who
 wait for a connection (`Pulse.extra_time()`), and the error of those who get none names it.
 """
@@ -33,12 +36,19 @@ blocker: Callable[[float], str | None] | None = None
 class Pulse:
     """A timer that beats at an interval while its pool is open, and notes how late each beat is.
 
-    `on_beat` is called at each beat, with how late it is, if that was a block, else 0.0. `since`,
-    the argument of some methods, is a time by `monotonic()`.
+    `on_beat` is called at each beat, with how late it is, if that was a block, else 0.0. If
+    `may_sleep()` is true at a beat, it is the last one until `start()`. `since`, the argument of
+    some methods, is a time by `monotonic()`.
     """
 
-    def __init__(self, interval: float, on_beat: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        interval: float,
+        on_beat: Callable[[float], None],
+        may_sleep: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.interval = interval
+        self._may_sleep = may_sleep
         self._on_beat = on_beat
         self._timer: asyncio.TimerHandle | None = None
         #: When the next beat is due.
@@ -110,5 +120,8 @@ class Pulse:
         late = self.overdue()
         if late:
             self._blocks.append((monotonic(), late))
-        self._beat_again(loop)
+        if self._may_sleep():
+            self._timer = None
+        else:
+            self._beat_again(loop)
         self._on_beat(late)

@@ -60,7 +60,7 @@ class Watched(Protocol):
 
     def close_now(self) -> None: ...
 
-    def execute(self, query: Any, /) -> Coroutine[Any, Any, Any]: ...
+    def execute(self, query: Any, /, *, prepare: bool) -> Coroutine[Any, Any, Any]: ...
 
 
 class WatchedPool(Protocol):
@@ -90,7 +90,7 @@ class WatchedPool(Protocol):
         """Have a leased connection replaced when its lease ends."""
 
     def put_back(self, connection: Any, /) -> None:
-        """Give a connection back that was withdrawn."""
+        """Give a connection back that was withdrawn; discard it if it was closed meanwhile."""
 
     def run_owned(self, coro: Coroutine[Any, Any, Any], connection: Any, /) -> None:
         """Start a task of the pool that works on `connection`."""
@@ -247,8 +247,7 @@ class ServerChanges:
     def _put_back(self) -> None:
         kept, self._kept_back = self._kept_back, []
         for physical in kept:
-            if not physical.closed:
-                self.pool.put_back(physical)
+            self.pool.put_back(physical)
 
     def look_at_what_was_told(self) -> None:
         """Replace the connections whose server has changed its part; look at the free others.
@@ -277,7 +276,7 @@ class ServerChanges:
     async def _look(self, physical: Watched) -> None:
         try:
             async with asyncio.timeout(self._look_limit):
-                await physical.execute("SELECT pg_is_in_recovery()")
+                await physical.execute("SELECT pg_is_in_recovery()", prepare=False)
             if is_on_standby(physical.pgconn) != physical.began_on_standby:
                 physical.close_now()
         except Exception:

@@ -20,6 +20,7 @@ report is ignored. If it was about new data, the loop reports that once more.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import select
 from time import monotonic
 from typing import Any
@@ -118,6 +119,10 @@ class Watch:
         else:
             self.loop.call_soon_threadsafe(self._stop_if_unused)
 
+    def is_elsewhere(self) -> bool:
+        """Return whether the loop runs in another thread than the caller's."""
+        return asyncio._get_running_loop() is not self.loop and self.loop.is_running()
+
     def _stop_if_unused(self) -> None:
         if self.future is None:
             self.stop()
@@ -127,7 +132,13 @@ class Watch:
 
         Otherwise the registration would apply to the next socket with the same number. A task that
         still waits here, while another one closes the connection, is woken and finds it closed.
+        From another thread, the loop is only asked to do so.
         """
+        if self.is_elsewhere():
+            if self.reading or self.future is not None:
+                with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                    self.loop.call_soon_threadsafe(self.stop)
+            return
         self._wake(Ready.R)
         if self.reading:
             self.reading = self.told = False

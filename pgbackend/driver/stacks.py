@@ -15,13 +15,15 @@ import asyncio
 import gc
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextvars import Context
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from . import bridge
 from .bridge import Portal
+
+T = TypeVar("T")
 
 #: The code of the frames in which a portal is found, and the coroutine that a portal waits for.
 _DRIVING, _AWAITING = bridge._drive.__code__, bridge.await_.__code__  # noqa: SLF001
@@ -114,7 +116,26 @@ def of_portal(portal: Portal) -> Stack:
 
 def working_portals(thread: int) -> list[Portal]:
     """Return the portals of `thread` in which code runs or waits."""
-    return [each for each in list(bridge.made_in.get(thread, ())) if each.working]
+    made = _snapshot(bridge.made_in.get(thread, ()))
+    return [each for each in made if getattr(each, "working", False)]  # one may be half made
+
+
+def threads_of_portals() -> list[int]:
+    """Return the identities of the threads that have portals."""
+    return _snapshot(bridge.made_in)
+
+
+def _snapshot(things: Iterable[T]) -> list[T]:
+    """Return a list of `things`, a collection that other threads may change meanwhile.
+
+    Nothing but trying again helps, as in `asyncio.all_tasks()`; each try takes microseconds.
+    """
+    for _ in range(1000):
+        try:
+            return list(things)
+        except RuntimeError:
+            continue
+    return []
 
 
 def _innermost(portals: list[Portal]) -> Portal | None:

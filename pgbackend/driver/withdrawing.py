@@ -53,6 +53,9 @@ class Withdrawing:
         connection._expire_at = 0.0  # noqa: SLF001 - for psycopg_pool
 
     def put_back(self, connection: AsyncConnection) -> None:
-        """Give a connection back that was withdrawn."""
-        if not self.put_free(connection):
+        """Give a connection back that was withdrawn; discard it if it was closed meanwhile."""
+        self.owner.pulse.start(self.owner.loop)  # see `is_at_rest()`: it counts as just used
+        if connection.closed:
+            self.discard(connection)
+        elif not self.put_free(connection):
             self.owner.put(connection)

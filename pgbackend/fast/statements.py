@@ -146,20 +146,24 @@ def execute(wrapper: Any, sql: Any, params: Any = None, soils: bool = False) -> 
     """
     if wrapper._thread_ident != threading.get_ident():
         wrapper.validate_thread_sharing()  # raises, unless sharing is allowed
-    current, session = state.state_in_turn(wrapper)
-    assert session is not None
-    if current.needs_rollback:
-        _refuse(wrapper, current)
-    with wrapper.wrap_database_errors:
-        if (
-            soils
-            or current.transaction is not None
-            or current.connection is not None
-            or session.pins
-        ):
-            return _execute_on_lease(wrapper, current, session, sql, params, soils)
-        pool: Pool = wrapper.acquire_pool()
-        return pool.execute(sql, params, partial(adapting, wrapper.timezone))
+    while True:  # a statement may lose its turn any number of times
+        current, session = state.state_in_turn(wrapper)
+        assert session is not None
+        if current.needs_rollback:
+            _refuse(wrapper, current)
+        with wrapper.wrap_database_errors:
+            if (
+                soils
+                or current.transaction is not None
+                or current.connection is not None
+                or session.pins
+            ):
+                result = _execute_on_lease(wrapper, current, session, sql, params, soils)
+                if result is not None:
+                    return result
+            else:
+                pool: Pool = wrapper.acquire_pool()
+                return pool.execute(sql, params, partial(adapting, wrapper.timezone))
 
 
 def fetched(wrapper: Any, rows: list[tuple[Any, ...]] | None) -> list[tuple[Any, ...]]:
@@ -180,8 +184,11 @@ def _refuse(wrapper: Any, current: State) -> None:
 
 def _execute_on_lease(  # noqa: PLR0913, PLR0917 - packing the arguments would cost time
     wrapper: Any, current: State, session: Session, sql: Any, params: Any, soils: bool
-) -> Result:
-    """Execute a statement on the connection of `current`, or on one that is leased for it now."""
+) -> Result | None:
+    """Execute a statement on the connection of `current`, or on one that is leased for it now.
+
+    Returns None if the statement was not sent, because it had lost its turn.
+    """
     missing = current.connection is None
     pinned: Lease | None = wrapper.hold(current, session)
     try:
@@ -194,7 +201,7 @@ def _execute_on_lease(  # noqa: PLR0913, PLR0917 - packing the arguments would c
             current.lease.dirty = True
         return current.lease.execute(sql, params, partial(adapting, wrapper.timezone))
     except TurnTakenError:
-        pass
+        return None
     except LeaseEnded:
         if (block := state.named_block(wrapper)) is not None:
             block.say_why_it_ended()
@@ -202,7 +209,6 @@ def _execute_on_lease(  # noqa: PLR0913, PLR0917 - packing the arguments would c
     finally:
         if pinned is not None:
             pinned.unpin()
-    return execute(wrapper, sql, params, soils)
 
 
 class StatementCursor:

@@ -140,6 +140,8 @@ class Connecting(Contexts):
         vars(stand_in)["get_connection_params"] = functools.partial(_AskedEachTime, asking)
         given = self.settings_dict["OPTIONS"]["pool"]
         given = {} if given is True else given
+        for problem in options.unusable_in_sync_code(self.alias, given):
+            raise problem.error()
         pool = {"connection_class": driver.Connection, **options.sync_sizes(given), **given}
         pool = {name: pool[name] for name in pool if name not in options.NOT_PSYCOPGS}
         stand_in.settings_dict = {

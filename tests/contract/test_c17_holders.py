@@ -20,8 +20,8 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import path
 
 import pgbackend
-from pgbackend import aio, blocking, conf
-from pgbackend.driver import loops
+from pgbackend import aio, blocking, conf, dump_signal
+from pgbackend.driver import dump, loops
 from tests.conftest import Runner, wait_for
 from tests.library.models import Tag
 from tests.support.exchange import Exchange
@@ -387,6 +387,20 @@ def test_a_signal_prints_the_dump_while_the_loop_hangs() -> None:
     assert done.returncode == 0, text
     assert re.search(r"Portal of '.*' in thread 'MainThread': runs\n", text), text
     assert "in hangs\n" in text
+
+
+def test_a_dump_that_fails_does_not_end_the_thread_that_prints_it(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fails() -> str:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(dump, "text", fails)
+    dump_signal._print_once()
+    assert "RuntimeError: a bug" in capfd.readouterr().err
+    monkeypatch.undo()
+    dump_signal._print_once()
+    assert capfd.readouterr().err.startswith("pgbackend in process")
 
 
 # --- Bounds on holding --------------------------------------------------------------------------

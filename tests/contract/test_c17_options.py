@@ -38,7 +38,7 @@ from tests.contract.test_c10_errors import (
     leaks,  # noqa: F401 - pytest's
 )
 from tests.library.models import Tag
-from tests.support.fixtures import settings_of_default
+from tests.support.fixtures import pool_of_default, settings_of_default
 
 NOWHERE = {"HOST": "/no/such/directory"}
 
@@ -120,6 +120,24 @@ def test_each_wrong_option_is_found_by_a_check_that_connects_to_nothing(name: st
 def test_a_wrong_option_ends_manage_py_check() -> None:
     with changed({"sesion_reset": "always"}), pytest.raises(SystemCheckError, match="E010"):
         call_command("check", databases=["default"], stdout=io.StringIO())
+
+
+@pytest.mark.parametrize("name", ["check", "reset", "reconnect_failed"])
+def test_a_coroutine_function_of_the_pool_is_refused_in_sync_code(run: Runner, name: str) -> None:
+    async def function(_: object) -> None:
+        pass
+
+    with pool_of_default(min_size=0, **{name: function}):
+        connection.close()
+        connection.close_pool()  # of other options
+        try:
+            (found,) = [each for each in run_checks() if each.id == "pgbackend.W002"]
+            with pytest.raises(ImproperlyConfigured, match="coroutine function") as caught:
+                connection.ensure_connection()
+            assert str(caught.value) == f"{found.msg} {found.hint}"
+            assert run(Tag.objects.acount()) == 0
+        finally:
+            connection.close_pool()
 
 
 def test_right_options_are_found_by_no_check() -> None:

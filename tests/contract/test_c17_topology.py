@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import Any
@@ -14,10 +15,12 @@ import psycopg
 import pytest
 from asgiref.sync import sync_to_async
 from django.db import DatabaseError, OperationalError, connection, connections, transaction
+from django.utils.connection import ConnectionDoesNotExist
+from psycopg.conninfo import conninfo_to_dict
 
 import pgbackend
 from pgbackend import aio, options
-from pgbackend.driver import connecting, loops, outages
+from pgbackend.driver import connecting, loops, outages, refusals
 from pgbackend.driver.errors import PoolTimeout
 from tests.conftest import Runner
 from tests.library.models import Tag
@@ -250,7 +253,11 @@ def test_connections_whose_server_has_become_a_primary_are_replaced(run: Runner)
 # --- Draining -----------------------------------------------------------------------------------
 
 
-def test_drain_replaces_all_connections_and_interrupts_nobody(run: Runner) -> None:
+def test_drain_replaces_all_connections_and_interrupts_nobody(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(connections.settings, "another alias", connections.settings["default"])
+
     async def main() -> None:
         before = await sessions(3)
         async with transaction.atomic():
@@ -266,7 +273,8 @@ def test_drain_replaces_all_connections_and_interrupts_nobody(run: Runner) -> No
         pgbackend.drain("default")
         assert not set(again) & set(await sessions(3))
 
-    run(main())
+    with pool_of_default(max_size=3):  # with another one, any three of four would be leased
+        run(main())
 
 
 def test_a_drained_pool_keeps_its_smallest_size(run: Runner) -> None:
@@ -278,6 +286,11 @@ def test_a_drained_pool_keeps_its_smallest_size(run: Runner) -> None:
 
     with pool_of_default(min_size=2, max_size=2):
         run(main())
+
+
+def test_drain_of_an_unknown_alias_is_an_error() -> None:
+    with pytest.raises(ConnectionDoesNotExist, match="'no such alias'"):
+        pgbackend.drain("no such alias")
 
 
 def test_drain_reaches_djangos_synchronous_pool() -> None:
@@ -315,6 +328,71 @@ def test_a_short_outage_fails_no_request(run: Runner, link: Link) -> None:
 
     with by_link(link):
         run(main())
+
+
+class GermanServer(Link):
+    """Refuses sessions as a server does that speaks German, until `sqlstate` is None."""
+
+    sqlstate: bytes | None = b"57P03"
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.sqlstate is None:
+            await super()._accept(reader, writer)
+            return
+        self.attempts += 1
+        _, code = struct.unpack("!ii", await reader.readexactly(8))
+        if code == 80877103:  # TLS is asked for
+            writer.write(b"N")
+            await reader.readexactly(8)
+        text = (
+            b"SFATAL\0VFATAL\0C" + self.sqlstate + b"\0MDas Datenbanksystem wird hochgefahren.\0\0"
+        )
+        writer.write(b"E" + struct.pack("!i", len(text) + 4) + text)
+        writer.close()
+
+
+@pytest.fixture
+def german_server(conninfo: str) -> Iterator[GermanServer]:
+    opened = GermanServer(conninfo)
+    yield opened
+    opened.close()
+
+
+@pytest.mark.slow
+def test_a_server_that_starts_is_waited_for_in_any_language(
+    run: Runner, german_server: GermanServer
+) -> None:
+    async def main() -> None:
+        requests = [asyncio.create_task(Tag.objects.acount()) for _ in range(3)]
+        await until(lambda: german_server.attempts >= 3 or requests[0].done())
+        german_server.sqlstate = None
+        assert await asyncio.gather(*requests) == [0, 0, 0]
+
+    with by_link(german_server):
+        run(main())
+
+
+def test_a_refusal_that_a_wait_cannot_cure_is_told_at_once_in_any_language(
+    run: Runner, german_server: GermanServer
+) -> None:
+    async def main() -> None:
+        with pytest.raises(OperationalError, match="Das Datenbanksystem"):
+            await Tag.objects.acount()
+        assert german_server.attempts == 2, "one by libpq, and one that asks for the SQLSTATE"
+
+    german_server.sqlstate = b"28P01"
+    with by_link(german_server):
+        run(main())
+
+
+def test_a_server_that_serves_or_is_gone_is_told_apart(conninfo: str, run_once: Runner) -> None:
+    params = conninfo_to_dict(conninfo)
+    assert not run_once(refusals.is_refusing(params))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    assert run_once(refusals.is_refusing({**params, "host": "127.0.0.1", "port": str(port)}))
+    assert run_once(refusals.is_refusing({**params, "host": "/nowhere"}))
+    assert not run_once(refusals.is_refusing({}))
 
 
 def test_a_long_outage_is_told_at_once_until_it_ends(run: Runner, link: Link) -> None:

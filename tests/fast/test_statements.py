@@ -40,7 +40,7 @@ from django.test.utils import CaptureQueriesContext, isolate_apps
 from psycopg.types.string import TextLoader
 
 import pgbackend
-from pgbackend import aio, base, driver
+from pgbackend import aio, base, driver, transactions
 from pgbackend.driver import loops
 from pgbackend.driver.errors import LeaseEnded
 from pgbackend.fast import statements
@@ -404,6 +404,27 @@ def test_an_error_that_is_kept_keeps_no_connection(run: Runner) -> None:
         assert pgbackend.statistics()[0].leased == 0, cancellation
 
     run(main())
+
+
+def test_a_statement_may_lose_its_turn_any_number_of_times(
+    run_once: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = 0
+    may_send = transactions.Transaction.may_send
+
+    def lose(self: transactions.Transaction) -> bool:
+        nonlocal lost
+        lost += 1
+        return lost > 1100 and may_send(self)  # more than Python's limit on recursion
+
+    async def main() -> None:
+        async with transaction.atomic():
+            await Tag.objects.acount()
+            monkeypatch.setattr(transactions.Transaction, "may_send", lose)
+            assert await asyncio.create_task(Tag.objects.acount()) == 0
+        assert lost > 1100
+
+    run_once(main())
 
 
 def test_tasks_that_share_a_transaction_share_its_connection(run: Runner) -> None:
