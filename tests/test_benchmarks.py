@@ -43,7 +43,7 @@ def bench(conninfo: str) -> Iterator[Bench]:
 # --- The stacks ---------------------------------------------------------------------------------
 
 
-@pytest.mark.sweep(one_in=8)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [stacks.REFERENCE, *stacks.OURS])
 def test_a_stack_answers_and_writes_what_it_should(bench: Bench, name: str) -> None:
     with bench.server(stacks.STACKS[name]) as server:
@@ -168,6 +168,7 @@ def test_an_answer_is_read_however_it_comes(reply: bytes, size: int) -> None:
     assert outcome.seconds >= 0.1
 
 
+@pytest.mark.slow
 def test_errors_and_lost_connections_count_as_failed() -> None:
     for bad in (ERROR, b""):
         outcome = loaded(answering(SIZED, bad), warm=0.2, seconds=0.3, patience=2)
@@ -211,6 +212,7 @@ def test_the_window_lasts_until_each_client_could_be_answered() -> None:
     assert 15 < outcome.answered / outcome.seconds < 30
 
 
+@pytest.mark.sweep(one_in=2)
 @pytest.mark.parametrize("seconds", [0.24, 0.29])
 def test_a_rate_is_counted_in_whole_turns(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """See Note [Whole turns]: a burst comes each 0.1 s; a window is not a whole number of them."""
@@ -259,7 +261,7 @@ def test_a_measurement_tells_what_a_stack_did(bench: Bench) -> None:
     assert bench.database.rows("SELECT count(*) FROM bench_entry") == [(0,)]
 
 
-@pytest.mark.sweep(one_in=8)
+@pytest.mark.slow
 @pytest.mark.parametrize("stack", OURS, ids=lambda stack: stack.name)
 def test_all_that_is_parked_is_answered(bench: Bench, stack: stacks.Stack) -> None:
     parked = bench.park(stack, 60)

@@ -46,6 +46,7 @@ def test_an_unknown_database_fails_with_the_servers_message(run: Runner) -> None
     assert seconds < 1
 
 
+@pytest.mark.sweep(one_in=2)
 def test_a_wrong_password_fails_with_the_servers_message(run: Runner, password_server: str) -> None:
     given = embedded.database_settings(password_server)
     exc, seconds = failure(run, **{**given, "PASSWORD": "wr0ng"})

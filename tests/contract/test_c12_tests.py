@@ -51,6 +51,7 @@ def test_a_projects_own_tests_pass_unedited(finished: dict[str, Finished], way: 
     assert "Warning" not in said, said
 
 
+@pytest.mark.slow
 def test_no_database_of_the_tests_is_left(
     finished: dict[str, Finished], admin: psycopg.Connection[Any]
 ) -> None:

@@ -219,6 +219,7 @@ def test_a_reset_sets_it_without_a_round_trip_of_its_own(run: Runner) -> None:
 PROCESS = "import psycopg; psycopg.connect().execute('SELECT pg_sleep(60)')"
 
 
+@pytest.mark.sweep(one_in=2)
 @pytest.mark.parametrize("way", ["directly", "through a pooler"])
 def test_a_setting_of_the_role_ends_the_statements_of_a_killed_process(
     admin: psycopg.Connection[Any], conninfo: str, way: str

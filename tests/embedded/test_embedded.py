@@ -111,6 +111,7 @@ def test_params_connect_as_the_url_does(base: Path) -> None:
             assert connection.info.dbname == "postgres"
 
 
+@pytest.mark.slow
 def test_data_stay_and_fsync_is_on_unless_asked(base: Path) -> None:
     with server(base) as pg:
         assert ask(pg.url, "SHOW fsync") == "on"
@@ -135,6 +136,7 @@ def test_keep_false_removes_the_data_and_nothing_else(base: Path) -> None:
     assert [path.name for path in base.iterdir()] == ["mine"]
 
 
+@pytest.mark.slow
 def test_keep_false_yields_to_a_user_who_wants_to_keep(base: Path) -> None:
     with server(base, settings=FAST, keep=False) as one, server(base) as two:
         assert postmaster(one.url) == postmaster(two.url)
@@ -143,6 +145,7 @@ def test_keep_false_yields_to_a_user_who_wants_to_keep(base: Path) -> None:
     assert data.exists(), "data that someone kept are not removed by a later keep=False"
 
 
+@pytest.mark.slow
 def test_a_forked_child_holds_the_server(base: Path) -> None:
     pg = server(base, settings=FAST)
     read, write = os.pipe()
@@ -483,6 +486,7 @@ def test_run_gives_the_command_a_url_and_its_status_back(base: Path) -> None:
     wait_until(lambda: gone(url), "server stopped after the command")
 
 
+@pytest.mark.slow
 def test_run_passes_signals_on(world: World) -> None:
     process = subprocess.Popen(
         command_line("run", "--set", "fsync=off", "--", "/bin/sh", "-c", "echo $DATABASE_URL; cat"),
