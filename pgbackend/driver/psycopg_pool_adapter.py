@@ -235,14 +235,6 @@ class PsycopgPool(Withdrawing, psycopg_pool.AsyncConnectionPool[AsyncConnection]
         connection._pool = self  # noqa: SLF001
         return connection
 
-    def next_lives(self) -> bool | None:
-        """Return whether the connection that is leased next lives; None if none is free."""
-        return self._pool[-1].is_alive() if self._pool else None
-
-    def is_full(self) -> bool:
-        """Return whether no more connections may be opened."""
-        return self.is_open and self._nconns >= self.max_size
-
     def is_at_rest(self) -> bool:
         """Return whether all connections are free, and have been so for more than `max_idle`.
 
