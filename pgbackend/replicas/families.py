@@ -94,10 +94,10 @@ class Family:
         for monitor in watched:
             monitor.need()
         unknown = [each for each in watched if not _is_known(each)]
-        if unknown and bridge.current() is None and state.in_async_context():
-            return False  # on the loop itself: it must not be blocked
         for each in unknown:
             each.hurry()
+        if unknown and bridge.current() is None and state.in_async_context():
+            return False  # on the loop itself: it must not be blocked
         for each in unknown:
             if not _is_known(each):
                 each.wait()
