@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .metrics import dump as dump
     from .metrics import remove_hook as remove_hook
     from .metrics import statistics as statistics
+    from .replicas.on_primary import on_primary as on_primary
     from .whole_stack import get_asgi_application as get_asgi_application
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ __all__ = [
     "dump",
     "get_asgi_application",
     "metrics",
+    "on_primary",
     "pinned",
     "remove_hook",
     "session",
@@ -50,6 +52,7 @@ _HOMES = {
     "drain": "draining",
     "dump": "metrics",
     "get_asgi_application": "whole_stack",
+    "on_primary": "replicas.on_primary",
     "pinned": "aio",
     "remove_hook": "metrics",
     "session": "declared",

@@ -17,7 +17,7 @@ from django.db import connections
 
 from .driver import Connection, bridge
 from .driver.pooled import AsyncConnection
-from .options import POOL_DEFAULTS, sizes
+from .options import POOL_DEFAULTS, REPLICA_OF, sizes
 from .protocols import Wrapper
 
 
@@ -196,6 +196,8 @@ def pool_options(settings_dict: Mapping[str, Any]) -> dict[str, Any]:
     """
     given = _given(settings_dict)
     options = {**POOL_DEFAULTS, **given}
+    if settings_dict["OPTIONS"].get(REPLICA_OF) and "outage_grace" not in given:
+        options["outage_grace"] = 0.0  # reads that cannot have a replica go to the primary
     options["min_size"], options["max_size"] = sizes(given)
     if settings_dict.get("CONN_HEALTH_CHECKS"):
         options.setdefault("check", _check_connection)

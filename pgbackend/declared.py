@@ -6,37 +6,25 @@ told in `driver/session_settings.py`, Note [Declared settings].
 
 from __future__ import annotations
 
-import functools
 import inspect
 import re
 import sys
-from collections.abc import (
-    AsyncIterator,
-    Callable,
-    Coroutine,
-    Generator,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from decimal import Decimal
 from enum import Enum
-from functools import partial
 from types import FrameType
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Self, overload
 from uuid import UUID
 
-from asgiref.sync import iscoroutinefunction
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.utils.connection import ConnectionDoesNotExist
 
 from . import frames, generators
 from .conf import alias_is_ours
+from .decorating import Decorating
 from .driver.session_settings import LISTS_OF_NAMES, Declared, Key, Value, declared
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 #: The values that a setting may have.
 Setting = str | int | float | Decimal | UUID | timedelta | Sequence[str] | None
@@ -131,7 +119,7 @@ def session(
     return SessionBlock(using, values)
 
 
-class SessionBlock:
+class SessionBlock(Decorating):
     """The result of `session()`: a context manager, and a decorator; may be used many times."""
 
     def __init__(self, using: str, values: Mapping[str, Value]) -> None:
@@ -192,97 +180,13 @@ class SessionBlock:
             remaining = each.on(remaining)
         declared.set(remaining)
 
-    # --- As a decorator ---
+    # --- As a decorator: see decorating.py ---
 
-    def __call__(self, func: F) -> F:
-        """Return `func`, wrapped so that each call of it is a block."""
-        if isinstance(func, type):
-            raise TypeError(
-                f"pgbackend.session() decorates functions, not the class {func.__qualname__!r}: "
-                "decorate its methods, those of a view with django.utils.decorators."
-                "method_decorator()"
-            )
-        wrapped: Any
-        if inspect.isasyncgenfunction(func):
-            wrapped = self._wrap_async_generator(func)
-        elif inspect.isgeneratorfunction(func):
-            wrapped = self._wrap_generator(func)
-        elif iscoroutinefunction(func):
-            wrapped = self._wrap_coroutine(func)
-        else:
-            wrapped = self._wrap_function(func)
-        return functools.wraps(func)(wrapped)  # type: ignore[return-value]
+    def begin_call(self) -> Key:
+        return self._enter(Key(None, object()))
 
-    def _wrap_function(self, func: Callable[..., Any]) -> Callable[..., Any]:
-        def in_block(*args: Any, **kwargs: Any) -> Any:
-            key = self._enter(Key(None, object()))
-            try:
-                result = func(*args, **kwargs)
-            finally:
-                self._leave(key)
-            if inspect.iscoroutine(result):  # an ordinary function around a coroutine function
-                return self._wrap_coroutine(partial(_await, result))()
-            return result
-
-        return in_block
-
-    def _wrap_coroutine(self, func: Callable[..., Any]) -> Callable[..., Any]:
-        async def in_block(*args: Any, **kwargs: Any) -> Any:
-            key = self._enter(Key(None, object()))
-            try:
-                return await func(*args, **kwargs)
-            finally:
-                self._leave(key)
-
-        return in_block
-
-    # A generator's steps run in the context of whoever makes them: each step is a block.
-
-    def _wrap_generator(self, func: Callable[..., Any]) -> Callable[..., Any]:
-        def in_blocks(*args: Any, **kwargs: Any) -> Any:
-            return (yield from self._steps(func(*args, **kwargs)))
-
-        return in_blocks
-
-    def _steps(self, generator: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-        step: Callable[[], Any] = partial(next, generator)
-        while True:
-            try:
-                produced = self._wrap_function(step)()
-            except StopIteration as stop:
-                return stop.value
-            try:
-                sent = yield produced
-            except GeneratorExit:
-                step = generator.close
-                self._wrap_function(step)()
-                raise
-            except BaseException as exc:
-                step = partial(generator.throw, exc)
-            else:
-                step = partial(generator.send, sent)
-
-    def _wrap_async_generator(self, func: Callable[..., Any]) -> Callable[..., Any]:
-        async def in_blocks(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-            generator = func(*args, **kwargs)
-            step: Callable[[], Any] = generator.__anext__
-            while True:
-                try:
-                    produced = await self._wrap_coroutine(step)()
-                except StopAsyncIteration:
-                    return
-                try:
-                    sent = yield produced
-                except GeneratorExit:
-                    step = generator.aclose
-                    await self._wrap_coroutine(step)()
-                    raise
-                except BaseException as exc:
-                    step = partial(generator.athrow, exc)
-                else:
-                    step = partial(generator.asend, sent)
-
-        return in_blocks
+    def end_call(self, begun: Key) -> None:
+        self._leave(begun)
 
 
 def _blocks() -> Iterator[Declared]:
@@ -302,10 +206,6 @@ def _suspendable(frame: FrameType | None) -> int | None:
     if frame is None or not frame.f_code.co_flags & (generators.GENERATORS | inspect.CO_COROUTINE):
         return None
     return id(frame)
-
-
-async def _await(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    return await coroutine
 
 
 # --- Checks ---

@@ -60,8 +60,16 @@ _OTHERS = {"close_returns", "connection_class", "name", *_FUNCTIONS}
 _LEVELS = [level.value for level in IsolationLevel]
 _RESETS = ("always", "dirty", "never")
 
+#: The key of `OPTIONS` by which a replica names its primary.
+REPLICA_OF = "replica_of"
 #: Keys of `OPTIONS` that Django and pgbackend take out before they connect.
-_OUR_OPTIONS = {"assume_role", "isolation_level", "pool", "server_side_binding", "session_reset"}
+_OUR_OPTIONS = {
+    *("assume_role", "isolation_level", "pool", "server_side_binding", "session_reset"),
+    REPLICA_OF,
+}
+
+#: Those of them that Django leaves in the arguments of `connect()`.
+NOT_SENT = ("session_reset", REPLICA_OF)
 
 #: Arguments of psycopg's `connect()` beside those of libpq.
 _PSYCOPG_ARGUMENTS = {
@@ -130,17 +138,10 @@ def problems(
             f"{_where(alias, 'prepare_threshold')} is {threshold!r}.",
             "Set it to None, or to a whole number, not negative.",
         )
+    yield from problems_of_replica(alias, settings_dict)
     yield from _problems_of_kind(alias, settings_dict)
     if not has_own_parameters:
         yield from unknown_options(alias, options)
-
-
-def check(
-    alias: str, settings_dict: Mapping[str, Any], *, has_own_parameters: bool = False
-) -> None:
-    """Raise `ImproperlyConfigured` for the first of the `problems()`, if there is any."""
-    for problem in problems(alias, settings_dict, has_own_parameters=has_own_parameters):
-        raise problem.error()
 
 
 def check_arguments(alias: str, arguments: Collection[str]) -> None:
@@ -272,6 +273,30 @@ def sync_sizes(pool: Mapping[str, Any]) -> dict[str, int]:
     if pool.get("min_size") == 0 and "max_size" not in pool:
         return {"max_size": POOL_DEFAULTS["max_size"]}
     return {}
+
+
+# --- Replicas -------------------------------------------------------------------------------------
+
+
+def problems_of_replica(alias: str, settings_dict: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield what is wrong with a replica, as far as its own settings tell."""
+    options = settings_dict.get("OPTIONS", {})
+    primary = options.get(REPLICA_OF)
+    if primary is None:
+        return
+    if not isinstance(primary, str) or not primary or primary == alias:
+        yield Problem(
+            "pgbackend.E012",
+            f"{_where(alias, REPLICA_OF)} is {primary!r}.",
+            "Set it to the alias of the primary, or leave it out if this is no replica.",
+        )
+    for host in (settings_dict.get("HOST"), options.get("host"), options.get("hostaddr")):
+        if isinstance(host, str) and "," in host:
+            yield Problem(
+                "pgbackend.E012",
+                f"DATABASES[{alias!r}] is a replica with a list of hosts, {host!r}.",
+                "Make an alias of each replica: how far one has replayed says nothing of another.",
+            )
 
 
 # --- Kinds of values ------------------------------------------------------------------------------

@@ -311,6 +311,17 @@ class Pool:
         """Return the leases that have not ended."""
         return [lease for ref in list(self.leases.values()) if (lease := ref()) is not None]
 
+    def next_lives(self) -> bool | None:
+        """Return whether the free connection that is leased next lives; None if none is free.
+
+        Call it on the pool's loop.
+        """
+        return self._psycopg.next_lives()
+
+    def is_full(self) -> bool:
+        """Return whether no more connections may be opened."""
+        return self._psycopg.is_full()
+
     def queued(self) -> list[asyncio.Task[Any]]:
         """Return the tasks that wait for a connection of this pool."""
         return self._psycopg.waiting_tasks()

@@ -24,12 +24,21 @@ class Withdrawing:
     _pool: deque[AsyncConnection]
     _nconns: int
     _nconns_min: int
+    _max_size: int
     _closed: bool
     _maybe_grow_pool: Callable[[], None]
 
     def connections(self) -> list[AsyncConnection]:
         """Return all open connections: free, leased or withdrawn."""
         return [connection for connection in self.made if not connection.closed]
+
+    def next_lives(self) -> bool | None:
+        """Return whether the connection that is leased next lives; None if none is free."""
+        return self._pool[-1].is_alive() if self._pool else None
+
+    def is_full(self) -> bool:
+        """Return whether no more connections may be opened."""
+        return self._nconns >= self._max_size
 
     def withdraw(self, condition: Callable[[AsyncConnection], bool]) -> list[AsyncConnection]:
         """Take the free connections that meet `condition`, so that nobody else can take them."""

@@ -17,7 +17,7 @@ from django.db.backends.signals import connection_created
 from django.utils.functional import cached_property
 from psycopg import IsolationLevel
 
-from pgbackend import conf, credentials, driver, options, state
+from pgbackend import conf, credentials, driver, options, replica_settings, state
 from pgbackend.adapters import prepare_template
 from pgbackend.driver import bridge
 from pgbackend.driver.asking import ConnectArguments
@@ -44,9 +44,8 @@ class Connecting(Contexts):
     def check_settings(self) -> None:
         super().check_settings()
         try:
-            options.check(
-                self.alias, self.settings_dict, has_own_parameters=self.has_own_parameters()
-            )
+            for problem in self.option_problems():
+                raise problem.error()
         except ImproperlyConfigured as exc:
             raise exc.with_traceback(None) from None
 
@@ -58,7 +57,10 @@ class Connecting(Contexts):
     def option_problems(self) -> list[options.Problem]:
         """Return what is wrong with the settings of this alias, for the system checks."""
         own = self.has_own_parameters()
-        return [*options.problems(self.alias, self.settings_dict, has_own_parameters=own)]
+        return [
+            *options.problems(self.alias, self.settings_dict, has_own_parameters=own),
+            *replica_settings.problems(self.alias, self.settings_dict),
+        ]
 
     def get_connection_params(self) -> dict[str, Any]:
         """Return the arguments of `connect()`; options that are functions are asked now."""
@@ -66,7 +68,8 @@ class Connecting(Contexts):
             params = ConnectArguments(super().get_connection_params())
         except ImproperlyConfigured as exc:
             raise exc.with_traceback(None) from None
-        params.pop("session_reset", None)
+        for name in options.NOT_SENT:
+            params.pop(name, None)
         prepare_template(params["context"], self.timezone)
         if self._asked_in_vain:
             asked = {name for name, value in params.items() if credentials.is_asked(name, value)}

@@ -67,6 +67,9 @@ WRONG: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "libpq's, misspelt": ({"conect_timeout": 2}, "E010", "conect_timeout", "'connect_timeout'?"),
     "a function as a name": ({"NAME": dict}, "E011", "['NAME'] is a function", "only PASSWORD"),
     "a function as a role": ({"assume_role": dict}, "E011", "assume_role", "only PASSWORD"),
+    "a number as a primary": ({"replica_of": 1}, "E012", "replica_of", "alias of the primary"),
+    "itself as a primary": ({"replica_of": "default"}, "E012", "replica_of", "leave it out"),
+    "no primary": ({"replica_of": "nowhere"}, "E013", "no alias", "alias of the primary"),
     "a list": ({"sslpassword": [CANARY]}, "E011", "sslpassword", "a text, a number"),
 }
 #: Settings whose values are all right, beside the project's own.

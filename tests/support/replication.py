@@ -25,6 +25,7 @@ _SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "max_connections": "100",
     "hot_standby": "on",
+    "max_standby_streaming_delay": "-1",  # no statement is cancelled for the sake of the replay
     "wal_retrieve_retry_interval": "100ms",
 }
 
@@ -93,6 +94,25 @@ class Member:
     def promote(self) -> None:
         self.run("pg_ctl", "-D", self.data, "-w", "-s", "promote")
 
+    def execute(self, query: Any, *params: object) -> Any:
+        """Execute a statement, and return the first column of its first row, if there is one."""
+        with psycopg.connect(self.conninfo, autocommit=True) as admin:
+            cursor = admin.execute(query, params or None)
+            row = cursor.fetchone() if cursor.description else None
+            return None if row is None else row[0]
+
+    def pause(self) -> None:
+        """Replay nothing more on this standby, from now on."""
+        self.execute("SELECT pg_wal_replay_pause()")
+        state = "SELECT pg_get_wal_replay_pause_state()"
+        # A standby that has nothing to replay looks at the request every few seconds only.
+        asked = ("pause requested", "paused")
+        wait_for(lambda: self.execute(state) in asked, "the standby stops replaying", 20)
+
+    def resume(self) -> None:
+        """Replay again, after `pause()`."""
+        self.execute("SELECT pg_wal_replay_resume()")
+
     def streams(self) -> bool:
         """Return whether a standby follows."""
         with psycopg.connect(self.conninfo, autocommit=True) as admin:
@@ -101,15 +121,17 @@ class Member:
 
 
 class Replication:
-    """A primary and its standby."""
+    """A primary and its standby; and by choice a second standby, which never takes a part."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *, second: bool = False) -> None:
         self.primary, self.standby = Member(home / "a"), Member(home / "b")
+        self.second = Member(home / "c") if second else None
         self.primary.make()
         self.primary.start()
-        self.standby.copy(self.primary)
-        self.standby.follow(self.primary)
-        self.standby.start()
+        for standby in filter(None, (self.standby, self.second)):
+            standby.copy(self.primary)
+            standby.follow(self.primary)
+            standby.start()
         self.wait_for_standby()
 
     def wait_for_standby(self) -> None:
@@ -127,19 +149,19 @@ class Replication:
         self.primary, self.standby = self.standby, self.primary
 
     def close(self) -> None:
-        for member in (self.primary, self.standby):
+        for member in filter(None, (self.primary, self.standby, self.second)):
             if (member.data / "postmaster.pid").exists():
                 member.run("pg_ctl", "-D", member.data, "-w", "-s", "-m", "immediate", "stop")
 
 
 @contextmanager
-def replication() -> Iterator[Replication]:
-    """Run a primary and its standby for a `with` block."""
+def replication(*, second: bool = False) -> Iterator[Replication]:
+    """Run a primary and its standby, or two, for a `with` block."""
     home = Path(tempfile.mkdtemp(prefix="pgbackend-replication-", dir="/tmp"))
     home.chmod(0o755)
     pair: Replication | None = None
     try:
-        pair = Replication(home)
+        pair = Replication(home, second=second)
         yield pair
     finally:
         if pair is not None:

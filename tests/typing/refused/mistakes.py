@@ -38,6 +38,7 @@ def sync_code() -> None:
         pass
     pgbackend.nothing  # refused
     pgbackend.pinned(1)  # refused
+    pgbackend.on_primary(1)  # refused
     pgbackend.session(app=object())  # refused
     pgbackend.session("default", "schema")  # refused
     pgbackend.add_hook(hook_without_event)  # refused

@@ -1,0 +1,1 @@
+"""Reads on replicas: what `pgbackend.routers` is made of; nothing is imported unless it is used."""
