@@ -107,6 +107,14 @@ def test_few_annotations_of_the_engine_are_a_bare_any() -> None:
     assert len(bare) <= 0.08 * len(found)
 
 
+def test_no_file_of_the_package_is_longer_than_600_lines() -> None:
+    lines = {
+        path.relative_to(PACKAGE): len(path.read_text().splitlines())
+        for path in PACKAGE.rglob("*.py")
+    }
+    assert {path: count for path, count in lines.items() if count > 600} == {}
+
+
 def test_the_launcher_needs_the_standard_library_only() -> None:
     names = set()
     for path in PACKAGE.glob("embedded/*.py"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
+from dataclasses import dataclass
 from time import monotonic
 from types import CodeType
 
@@ -119,3 +120,19 @@ def _is_end_of_session(exc: Exception) -> bool:
         return False
     # An error without an SQLSTATE is libpq's: the link broke before the server gave a reason.
     return error.sqlstate is None or error.diag.severity_nonlocalized in ("FATAL", "PANIC")
+
+
+@dataclass(slots=True, eq=False)
+class Making:
+    """Records who calls `renew()` while the task `task_id` makes a connection."""
+
+    task_id: int
+    renewed_by_itself: bool = False
+    renewed_by_others: bool = False
+
+    def note(self, task_id: int) -> None:
+        """Record that `renew()` was called by the task whose `id()` is `task_id`."""
+        if task_id == self.task_id:
+            self.renewed_by_itself = True
+        else:
+            self.renewed_by_others = True

@@ -21,7 +21,6 @@ import asyncio
 import logging
 import weakref
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 from types import CodeType
@@ -38,7 +37,7 @@ from psycopg_pool.pool_async import (
 )
 
 from . import errors
-from .attempts import MAX_ATTEMPTS, Attempts, forget_connecting, repeat
+from .attempts import MAX_ATTEMPTS, Attempts, Making, forget_connecting, repeat
 from .bridge import Portal
 from .connecting import Trial
 from .outages import Outages, is_unclear, one_line
@@ -107,22 +106,6 @@ class _WorkerCancelled(BaseException):
     """Stops a worker that was cancelled while it connected; no error is logged."""
 
 
-@dataclass(slots=True, eq=False)
-class _Making:
-    """Records who calls `renew()` while the task `task_id` makes a connection."""
-
-    task_id: int
-    renewed_by_itself: bool = False
-    renewed_by_others: bool = False
-
-    def note(self, task_id: int) -> None:
-        """Record that `renew()` was called by the task whose `id()` is `task_id`."""
-        if task_id == self.task_id:
-            self.renewed_by_itself = True
-        else:
-            self.renewed_by_others = True
-
-
 class _GreenWaiter(TimedByQueue, WaitingClient[AsyncConnection]):
     """A client in the queue that waits in a greenlet.
 
@@ -159,7 +142,7 @@ class PsycopgPool(Withdrawing, psycopg_pool.AsyncConnectionPool[AsyncConnection]
         #: All connections that were made and still exist: free, leased, being checked or reset.
         self.made: weakref.WeakSet[AsyncConnection] = weakref.WeakSet()
         #: The connections that are being made, for `renew()`.
-        self._being_made: set[_Making] = set()
+        self._being_made: set[Making] = set()
         #: The connections on which the user's `check` runs: no longer free, and not leased yet.
         self.checking: set[AsyncConnection] = set()
         #: When to look next at what the servers have told of themselves.
@@ -477,7 +460,7 @@ class PsycopgPool(Withdrawing, psycopg_pool.AsyncConnectionPool[AsyncConnection]
         made anew up to `MAX_REMAKES` times; if that is not enough, the last one is returned, though
         outdated, and is closed at the end of its first lease.
         """
-        making = _Making(id(asyncio.current_task()))
+        making = Making(id(asyncio.current_task()))
         connect = partial(super()._connect, timeout)
         self._being_made.add(making)
         try:
