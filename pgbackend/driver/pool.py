@@ -494,7 +494,9 @@ class Pool:
         settings.forget()
         try:
             async with asyncio.timeout(limit):
-                if physical.is_checked_on is None:
+                if settings.per_transaction:
+                    physical.is_checked_on = False
+                elif physical.is_checked_on is None:
                     await client_checks.begin(physical)
                 await bridge.run(self.options.initialise, physical.facade)
         except TimeoutError:
