@@ -226,16 +226,19 @@ class Connecting(Contexts):
         self.check_settings()
         pool = conf.pool_options(self.settings_dict)
         hold = HoldBounds(pool.pop("hold_warning"), pool.pop("max_hold"))
-        reset = "never" if self.is_through_pooler() else "dirty"
+        reset = self.settings_dict["OPTIONS"].get("session_reset", "dirty")
+        if self.is_through_pooler() or conf.is_without_pool(self.settings_dict):
+            reset = "never"  # nobody uses the session afterwards, or only a pooler's clients
         return PoolOptions(
             connect={"facade_class": conf.facade_class(self.settings_dict)},
             ask=self._ask,
             raised_as_is=credentials.RAISED_AS_IS,
             outage_grace=pool.pop("outage_grace"),
             pool=pool,
+            keeps_none=conf.is_without_pool(self.settings_dict),
             hold=hold,
             initialise=self._initialise,
-            session_reset=self.settings_dict["OPTIONS"].get("session_reset", reset),
+            session_reset=reset,
             soiled_unless_vouched=True,
         )
 

@@ -19,7 +19,7 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from tests.conftest import wait_for
+from tests.support.polling import wait_for
 from tests.support.ports import free_port
 
 _SBIN = ("/usr/sbin", "/usr/local/sbin", "/sbin")

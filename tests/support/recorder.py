@@ -10,8 +10,13 @@ from __future__ import annotations
 
 import re
 import struct
+import subprocess
+import sys
+import tempfile
 import weakref
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,3 +165,36 @@ class Recorder(Link):
     def acts(self) -> set[str]:
         """Return the acts that would have pinned a session."""
         return {act for message in self.messages for act in message.acts()}
+
+
+@contextmanager
+def recorded(conninfo: str) -> Iterator[tuple[int, Counter[str]]]:
+    """Record in another process, which tests that look for leftovers do not see.
+
+    Yields the port, and a counter. At the end, the counter has the acts that would have pinned a
+    session, each with the beginning of the first statement that did it.
+    """
+    acts: Counter[str] = Counter()
+    with tempfile.TemporaryFile("w+") as found:
+        command = [sys.executable, "-m", "tests.support.recorder", conninfo]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=found, text=True) as process:
+            assert process.stdin is not None and process.stdout is not None
+            yield int(process.stdout.readline()), acts
+            process.stdin.close()
+            acts.update(line.rstrip("\n") for line in process.stdout)
+
+
+def main() -> None:
+    """Record until the end of the standard input, and print the acts."""
+    recorder = Recorder(sys.argv[1])
+    print(recorder.port, flush=True)
+    sys.stdin.read()
+    recorder.close()
+    for message in recorder.messages:
+        for act in message.acts():
+            print(f"{act}: {' '.join(message.text.split())[:100]}")
+
+
+if __name__ == "__main__":
+    main()
