@@ -25,7 +25,7 @@ from pgbackend.fast.registry import is_on
 from tests.server import server
 from tests.support import pooler_run, slow
 from tests.support.loops import LOOPS, LoopFactory
-from tests.support.polling import wait_for as wait_for
+from tests.support.polling import wait_for  # noqa: F401 - tests import it from here
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -60,6 +60,7 @@ _ACTS = tuple(
     (re.compile(rf"{_START}(?:{pattern})", re.IGNORECASE | re.DOTALL), cure)
     for pattern, cure in (
         (r"SET\s+(?!LOCAL\b|TRANSACTION\b|CONSTRAINTS\b)|RESET\s", _SETTING),
+        (r"SELECT\b.*?\bset_config\s*\(.*?,\s*(?:false|'f(?:alse)?')\s*\)", _SETTING),
         (r"DISCARD\s", _RESET),
         (r"PREPARE\s+(?!TRANSACTION\b)|EXECUTE\s|DEALLOCATE\s", _PREPARED),
         (r"(?:UN)?LISTEN\s", _LISTEN),

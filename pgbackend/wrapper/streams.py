@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from django.db import DatabaseError
 from psycopg.abc import PQGen
 from psycopg.pq import TransactionStatus
 
@@ -46,8 +48,10 @@ class _Stream:
                 close()
 
     def __del__(self) -> None:
-        if self.close_connection is not None:
+        if self.close_connection is not None:  # never closed: send nothing in a finalizer
             self._conn.close()
+            with suppress(DatabaseError):  # of another thread: the collector may run in any
+                self.close_connection()
         super().__del__()  # type: ignore[misc]
 
 

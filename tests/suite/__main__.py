@@ -24,6 +24,7 @@ from psycopg import sql
 import pgbackend
 
 from .compare import report
+from .differences import BEHIND_A_POOLER, DIFFERENCES
 from .pooler import pooler
 from .results import CONTEXTS, WHOLE, Results, fold, read, tail
 from .server import NotEnough, server
@@ -180,7 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if reference is None:
             return _judge_alone(all_results)
         all_results = {"stock": reference, **all_results}
-    return 0 if report(all_results) else 1
+    differences = (*DIFFERENCES, *(BEHIND_A_POOLER if options.pooler else ()))
+    return 0 if report(all_results, differences) else 1
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -21,9 +21,7 @@ def pooler(url: str, which: str) -> Iterator[int]:
     """
     run = newer_program() if which == "newer" else program()
     if run is None:
-        raise NotEnough(
-            "no such PgBouncer here: 'make pgbouncer' or 'make pgbouncer-newer' gets it"
-        )
+        raise NotEnough("no such PgBouncer here: see tests/README.md")
     with (
         pgbouncer(url, run, default_pool_size=40) as parameters,
         recorded(make_conninfo(**parameters)) as (port, acts),

@@ -12,8 +12,50 @@ import pytest
 
 LEFT_OUT = pytest.StashKey[list[str]]()
 
+_STREAMS = (
+    "a stream outside of a transaction has a connection of its own, beside that of the statements in "
+    "the loop's body"
+)
+_PINNED = "uses pinned() outside of a transaction, which is refused"
+_SESSION = "is about what acts on a session become; they are refused, and nothing resets a session"
+_SAME_SESSION = "tells connections apart by their sessions, which a pooler may share"
+_SESSIONS_STAY = "looks at the server's sessions, which the pooler keeps"
+_TWO_ERRORS = "kills sessions; PgBouncer adds an error of its own, which psycopg does not expect"
+_ROLE = "connects to another server, which does not know the role that PgBouncer takes"
+_PASSWORD = "expects that the server asks for a password; this PgBouncer asks nobody"
+
 #: Patterns of the ids of tests that do not apply, with the reason.
-DOES_NOT_APPLY: dict[str, str] = {}
+DOES_NOT_APPLY: dict[str, str] = {
+    "test_c03_leases.py::*each_operation_has_as_many_leases*[[]iterator with*": _STREAMS,
+    "test_c03_leases.py::test_a_statement_shares_the_lease_that_its_task_holds": _STREAMS,
+    "test_c03_leases.py::test_a_task_never_waits_for_a_second_connection_while_*": _STREAMS,
+    "test_c03_leases.py::test_pinned_*": _PINNED,
+    "test_c04_streaming.py::test_statements_in_the_body_share_the_lease": _STREAMS,
+    "test_c04_streaming.py::test_a_transaction_in_the_body_that_fails_loses_only_*": _STREAMS,
+    "test_c06_tasks.py::test_an_eager_task_uses_the_database_beside_the_one_*": _SAME_SESSION,
+    "test_c06_tasks.py::test_direct_orm_code_of_an_eager_task_is_refused_*": _STREAMS,
+    "test_c08_pools.py::test_three_loops_in_three_threads_*": _PINNED,
+    "test_c08_pools.py::test_how_many_connections_a_process_has_*": _PINNED,
+    "test_c08_pools.py::test_an_exhausted_pool_says_who_holds_it_*": _PINNED,
+    "test_c08_pools.py::test_a_holder_that_waits_for_a_second_*[[]pinned-*": _PINNED,
+    "test_c08_pools.py::test_a_loop_in_a_thread_of_a_loop_has_a_pool_of_its_own": _SAME_SESSION,
+    "test_c08_pools.py::test_a_pool_closes_with_its_loop_and_leaves_no_session": _SESSIONS_STAY,
+    "test_c08_pools.py::test_a_loop_may_end_with_leases_waiters_and_blocks": _SESSIONS_STAY,
+    "test_c08_pools.py::test_200_loops_that_come_and_go_leave_nothing": _SESSIONS_STAY,
+    "test_c08_pools.py::test_a_hundred_idle_connections_killed_fail_no_request": _SESSIONS_STAY,
+    "test_c08_pools.py::test_a_storm_that_kills_backends_*": _TWO_ERRORS,
+    "test_c08_pools.py::test_no_circle_of_queues_is_missed_*": _PINNED,
+    "test_c08_pools.py::test_a_silent_link_is_bounded_*": _ROLE,
+    "test_c09_session_state.py::*": _SESSION,
+    "test_c10_errors.py::test_a_driver_error_becomes_*[[]SET statement_timeout*": _SESSION,
+    "test_c10_errors.py::test_no_error_of_connecting_shows_the_password": _PASSWORD,
+    "test_c11_sync_and_async.py::test_a_task_keeps_its_session_when_a_thread_*": _PINNED,
+    "test_c11_sync_and_async.py::test_each_request_begins_with_an_empty_query_log_*": _PINNED,
+    "test_c11_sync_and_async.py::test_outside_a_block_the_thread_has_its_own_*": _PINNED,
+    "test_c13_tools.py::test_statistics_tell_of_every_pool": _PINNED,
+    "test_c15_session.py::test_raw_sql_that_changes_a_declared_setting_lasts_*": _SESSION,
+    "test_c15_session.py::test_a_value_that_raw_sql_has_set_before_the_block_is_*": _SESSION,
+}
 
 #: What tests send themselves, by the beginning of the line that tells it.
 OWN_ACTS: tuple[str, ...] = ()

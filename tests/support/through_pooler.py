@@ -34,6 +34,7 @@ def through_pooler(config: pytest.Config, conninfo: str) -> Iterator[None]:
             PASSWORD="",
             OPTIONS={**before["OPTIONS"], **options},
         )
+        connection.ensure_connection()  # Django's synchronous pool is open, as without a pooler
         yield
         _connect_anew()
         settings_dict.update(before)
