@@ -25,7 +25,7 @@ from tests.conftest import Runner, wait_for
 from tests.library.models import Author, Book, Tag
 from tests.support.fixtures import settings_of_default
 from tests.support.pgbouncer import newer_program, pgbouncer, program, version
-from tests.support.recorder import Recorder
+from tests.support.recorder import Recorder, acts_of
 
 Call = Callable[..., Any]
 
@@ -179,6 +179,46 @@ def test_the_synchronous_pool_tells_it_as_the_cause(through: Recorder) -> None:
             cause = cause.__cause__
         assert re.search(TOLD, str(cause))
         connections["default"].close_pool()
+
+
+def test_without_the_option_acts_are_seen(
+    change: Call, recorder: Recorder, run_once: Runner
+) -> None:
+    """Otherwise the other tests would prove nothing."""
+    change(pooler=None)
+
+    def work() -> None:
+        with pgbackend.session(work_mem="2MB"):
+            assert value("SELECT 1") == 1
+        assert list(Tag.objects.iterator(chunk_size=2)) == []
+
+    run_once(aio.run(work))
+    assert recorder.acts() == {
+        "changes a setting of the session",
+        "declares a cursor WITH HOLD",
+        "discards the state of the session",
+    }
+
+
+@pytest.mark.parametrize(
+    ("sql", "acts"),
+    [
+        ("SET LOCAL x TO 1;\nSELECT 'SET y'", set()),
+        ("SELECT set_config('x', 'a, false', true)", set()),
+        ("SELECT set_config('x', $1, false)", {"changes a setting of the session"}),
+        ("BEGIN; /* x */ SET x TO 1", {"changes a setting of the session"}),
+        ("DECLARE a NO SCROLL CURSOR FOR SELECT 1", set()),
+        ("DECLARE a CURSOR WITH HOLD FOR SELECT 1", {"declares a cursor WITH HOLD"}),
+        ("SELECT pg_advisory_xact_lock(1)", set()),
+        ("SELECT pg_try_advisory_lock(1)", {"takes an advisory lock of the session"}),
+        ("CREATE TEMP TABLE x ()", {"creates a temporary object"}),
+        ("DEALLOCATE ALL", {"uses a prepared statement of SQL"}),
+        ("SELECT setval('x', 1)", {"manipulates a sequence"}),
+        (f"SELECT '{'x' * 17000}'", {"is longer than 16 KB"}),
+    ],
+)
+def test_the_recorder_knows_what_pins_a_session(sql: str, acts: set[str]) -> None:
+    assert acts_of(sql) == acts
 
 
 def test_the_orm_pins_no_session(through: Recorder, call: Call) -> None:
