@@ -25,6 +25,7 @@ _ROLE = "connects to another server, which does not know the role that PgBouncer
 _MESSAGES = "SET is sent when the values change; here SET LOCAL is sent in each transaction"
 _TERMINATES = "ends its sessions on the server; PgBouncer passes the error on to the next client"
 _OTHER_PROJECT = "runs a project of its own, which goes through the pooler without the option"
+_DJANGOS = "compares with Django's own engine, which does not know the option"
 _PASSWORD = "expects that the server asks for a password; this PgBouncer asks nobody"
 
 #: Patterns of the ids of tests that do not apply, with the reason.
@@ -67,6 +68,7 @@ DOES_NOT_APPLY: dict[str, str] = {
     "test_c15_session.py::test_a_derived_wrapper_may_set_what_a_block_declares": _SESSION,
     "test_c15_session.py::test_raw_sql_that_changes_a_declared_setting_lasts_*": _SESSION,
     "test_c15_session.py::test_a_value_that_raw_sql_has_set_before_the_block_is_*": _SESSION,
+    "test_c18_shortcuts.py::test_a_patch_of_what_is_bypassed_is_called_as_on_*": _DJANGOS,
 }
 
 #: Patterns of tests that apply, although a pattern above fits: its reason is that of their file.
