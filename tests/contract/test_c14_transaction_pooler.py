@@ -26,6 +26,7 @@ from tests.library.models import Author, Book, Tag
 from tests.support.fixtures import settings_of_default
 from tests.support.pgbouncer import newer_program, pgbouncer, program, version
 from tests.support.recorder import Recorder, acts_of
+from tests.support.sweep import CANCELLING, Mode, Outcome, sweep
 
 Call = Callable[..., Any]
 
@@ -406,6 +407,42 @@ def test_settings_of_neighbours_never_mix(through: Recorder, run_once: Runner) -
 
     run_once(main())
     assert through.acts() == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bouncer", [("newer", "transaction")], indirect=True, ids=["newer"])
+@pytest.mark.parametrize("mode", CANCELLING, ids=lambda mode: mode.__name__)
+def test_a_cancellation_at_any_wait_leaves_no_setting_and_no_transaction(
+    change: Call,
+    run: Runner,
+    admin: psycopg.Connection[Any],
+    mode: Mode,
+) -> None:
+    change(server_side_binding=True)  # the way with the most waits
+
+    def operation() -> None:
+        with pgbackend.session(**{"app.tenant": 7}):
+            assert list(Tag.objects.filter(name="x")) == []
+            with connection.cursor() as cursor:
+                cursor.executemany("INSERT INTO library_tag (name) VALUES (%s)", [["a"], ["b"]])
+            for tag in Tag.objects.iterator(chunk_size=1):
+                tag.delete()
+            with transaction.atomic():
+                assert value(TENANT) == "7"
+
+    async def check(outcome: Outcome) -> None:
+        for _ in range(3):
+            assert await aio.run(value, TENANT) in (None, "")
+        await Tag.objects.all().adelete()
+        (record,) = pgbackend.statistics("default")
+        assert record.leased == 0
+
+    async def main() -> None:
+        assert await sweep(lambda: aio.run(operation), mode, check) >= 6
+
+    run(main())
+    idle = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in%'"
+    wait_for(lambda: admin.execute(idle).fetchone() == (0,), "no transaction is left")
 
 
 # --- A role, and the level of isolation -----------------------------------------------------------
