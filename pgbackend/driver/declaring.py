@@ -104,9 +104,11 @@ class DeclaringConnection(psycopg.Connection[Any]):
         if not statement.is_neutral:
             begins = status == _IDLE and not self._autocommit and not self._pipeline
             if begins and self.session_settings.per_transaction:
-                yield from self._begin_settled_gen(self._get_tx_start_command())
-            else:
-                yield from self.settle_gen()
+                if psycopg.Connection._exec_command is _EXEC and is_psycopgs(_EXEC):  # noqa: SLF001
+                    yield from self._begin_settled_gen(self._get_tx_start_command())
+                else:  # a patch, which expects BEGIN
+                    yield from self.begin_gen()
+            yield from self.settle_gen()
         self.executed(statement)
         yield from self.begin_gen()
 

@@ -60,12 +60,12 @@ _ACTS = tuple(
     (re.compile(rf"{_START}(?:{pattern})", re.IGNORECASE | re.DOTALL), cure)
     for pattern, cure in (
         (r"SET\s+(?!LOCAL\b|TRANSACTION\b|CONSTRAINTS\b)|RESET\s", _SETTING),
-        (r"SELECT\b.*?\bset_config\s*\(.*?,\s*(?:false|'f(?:alse)?')\s*\)", _SETTING),
+        (r"SELECT\b.*?\bset_config\s*\(.*?,\s*(?:false|'f'|'false')\s*\)", _SETTING),
         (r"DISCARD\s", _RESET),
         (r"PREPARE\s+(?!TRANSACTION\b)|EXECUTE\s|DEALLOCATE\s", _PREPARED),
         (r"(?:UN)?LISTEN\s", _LISTEN),
         (r"LOAD\s", _LIBRARY),
-        (r"DECLARE\s.*?\sWITH\s+HOLD\s", _HOLD),
+        (r"DECLARE\b.*?\bWITH\s+HOLD\b", _HOLD),
         (r"(?:SELECT|WITH)\b.*?\bpg_(?:try_)?advisory_lock(?:_shared)?\s*\(", _LOCK),
     )
 )

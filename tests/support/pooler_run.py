@@ -69,6 +69,11 @@ DOES_NOT_APPLY: dict[str, str] = {
     "test_c15_session.py::test_raw_sql_that_changes_a_declared_setting_lasts_*": _SESSION,
     "test_c15_session.py::test_a_value_that_raw_sql_has_set_before_the_block_is_*": _SESSION,
     "test_c18_shortcuts.py::test_a_patch_of_what_is_bypassed_is_called_as_on_*": _DJANGOS,
+    "test_c15_session_more.py::test_a_text_that_begins_with_begin_or_rollback_*": _SESSION,
+    "test_c15_session_more.py::test_a_receiver_that_sets_connections_up_runs_*": _SESSION,
+    "test_c15_session_more.py::test_a_callback_of_the_pool_that_resets_*": _SESSION,
+    "test_c17_holders.py::test_a_timeout_names_a_stream_that_nobody_reads": _STREAMS,
+    "test_c17_holders.py::test_by_choice_a_hold_*[[]pinned_before_a_block]": _PINNED,
 }
 
 #: Patterns of tests that apply, although a pattern above fits: its reason is that of their file.

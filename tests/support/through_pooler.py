@@ -21,7 +21,7 @@ def through_pooler(config: pytest.Config, conninfo: str) -> Iterator[None]:
     settings_dict = connections.settings["default"]
     before = dict(settings_dict)
     with (
-        pgbouncer(conninfo, run, default_pool_size=40) as parameters,
+        pgbouncer(conninfo, run, default_pool_size=90) as parameters,
         recorded(make_conninfo(**parameters)) as (port, acts),
     ):
         _connect_anew()
