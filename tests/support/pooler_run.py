@@ -26,6 +26,7 @@ _MESSAGES = "SET is sent when the values change; here SET LOCAL is sent in each 
 _TERMINATES = "ends its sessions on the server; PgBouncer passes the error on to the next client"
 _OTHER_PROJECT = "runs a project of its own, which goes through the pooler without the option"
 _DJANGOS = "compares with Django's own engine, which does not know the option"
+_OTHER_SERVERS = "is about servers and sessions of its own, beside those of this run's pooler"
 _PASSWORD = "expects that the server asks for a password; this PgBouncer asks nobody"
 
 #: Patterns of the ids of tests that do not apply, with the reason.
@@ -74,6 +75,12 @@ DOES_NOT_APPLY: dict[str, str] = {
     "test_c15_session_more.py::test_a_callback_of_the_pool_that_resets_*": _SESSION,
     "test_c17_holders.py::test_a_timeout_names_a_stream_that_nobody_reads": _STREAMS,
     "test_c17_holders.py::test_by_choice_a_hold_*[[]pinned_before_a_block]": _PINNED,
+    "test_c11_threads.py::test_a_thread_may_make_the_first_statement_of_its_loop": _SESSION,
+    "test_c15_programs.py::*": _SESSION,
+    "test_c17_shutdown.py::*": _OTHER_SERVERS,
+    "test_c17_switchover.py::*": _OTHER_SERVERS,
+    "test_c17_topology.py::*": _OTHER_SERVERS,
+    "test_c17_vanished_host.py::*": _OTHER_SERVERS,
 }
 
 #: Patterns of tests that apply, although a pattern above fits: its reason is that of their file.
