@@ -27,11 +27,6 @@ _NO_LIMIT = 2**31
 class NoPool(PsycopgPool):
     """Opens a connection for each lease, and closes it afterwards."""
 
-    @property
-    def limit(self) -> int | None:
-        """None, since there is no limit."""
-        return None
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "min_size": 0, "max_size": _NO_LIMIT})
         self._attempt_slots = asyncio.Semaphore(MAX_ATTEMPTS)
@@ -120,8 +115,9 @@ class NoPool(PsycopgPool):
         """Close a connection whose lease is over."""
         self._drop(conn)
 
-    async def replace(self, connection: AsyncConnection) -> None:
+    def replace(self, connection: AsyncConnection) -> None:
         """Close a dead connection, and count it as lost."""
+        self._stats[self._CONNECTIONS_LOST] += 1
         self._drop(connection)
 
     def _drop(self, connection: AsyncConnection) -> None:

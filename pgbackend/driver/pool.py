@@ -570,7 +570,7 @@ class Pool:
         return PoolStatistics(
             alias=self.name,
             min_size=self._psycopg.min_size,
-            max_size=self._psycopg.limit,
+            max_size=None if self.options.keeps_none else self._psycopg.max_size,
             size=stats["pool_size"],
             leased=len(self.leases),
             idle=stats["pool_available"],

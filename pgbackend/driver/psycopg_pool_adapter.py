@@ -160,11 +160,6 @@ class PsycopgPool(Withdrawing, psycopg_pool.AsyncConnectionPool[AsyncConnection]
         self._preparing: CodeType = configure.__code__
 
     @property
-    def limit(self) -> int | None:
-        """The largest number of connections; None if there is no limit."""
-        return self._max_size
-
-    @property
     def is_open(self) -> bool:
         """Return whether the pool was ever opened; True even if it has been closed since."""
         return self._opened
