@@ -79,6 +79,10 @@ def pytest_terminal_summary(
         terminalreporter.write_line(
             f"{left_out} slow tests were left out: --slow runs them too (make test ARGS=--slow)"
         )
+    if others := config.stash.get(pooler_run.LEFT_OUT, []):
+        terminalreporter.write_line(
+            f"{len(others)} tests do not apply through a pooler: tests/support/pooler_run.py says why"
+        )
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
