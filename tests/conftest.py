@@ -80,9 +80,8 @@ def pytest_terminal_summary(
             f"{left_out} slow tests were left out: --slow runs them too (make test ARGS=--slow)"
         )
     if others := config.stash.get(pooler_run.LEFT_OUT, []):
-        terminalreporter.write_line(
-            f"{len(others)} tests do not apply through a pooler: tests/support/pooler_run.py says why"
-        )
+        where = "tests/support/pooler_run.py says why"
+        terminalreporter.write_line(f"{len(others)} tests do not apply behind a pooler: {where}")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -31,6 +31,7 @@ _PASSWORD = "expects that the server asks for a password; this PgBouncer asks no
 
 #: Patterns of the ids of tests that do not apply, with the reason.
 DOES_NOT_APPLY: dict[str, str] = {
+    "test_c01_servers.py::*": _OTHER_PROJECT,
     "test_c01_one_setting.py::test_both_engines_serve_one_request_*": _OTHER_PROJECT,
     "test_c03_leases.py::*each_operation_has_as_many_leases*[[]iterator with*": _STREAMS,
     "test_c03_leases.py::test_a_statement_shares_the_lease_that_its_task_holds": _STREAMS,
