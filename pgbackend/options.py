@@ -197,7 +197,7 @@ def _problems_of_pooler(alias: str, options: Mapping[str, Any]) -> Iterator[Prob
         return
     if pooler != TRANSACTION:
         yield Problem(
-            "pgbackend.E012",
+            "pgbackend.E014",
             f"{_where(alias, 'pooler')} is {pooler!r}.",
             "Set it to 'transaction' if a transaction pooler stands before the server. Leave it "
             "out if there is none, or one that gives each connection a session of its own "
@@ -211,7 +211,7 @@ def _problems_of_pooler(alias: str, options: Mapping[str, Any]) -> Iterator[Prob
     }
     for keys in [keys for keys, is_set in resets.items() if is_set]:
         yield Problem(
-            "pgbackend.E013",
+            "pgbackend.E015",
             f"{_where(alias, *keys)} and {_where(alias, 'pooler')} contradict each other: a reset "
             "would reach a session that other clients use.",
             f"Leave {keys[-1]!r} out: the pooler resets its sessions itself.",
@@ -325,14 +325,14 @@ def problems_of_replica(alias: str, settings_dict: Mapping[str, Any]) -> Iterato
         return
     if not isinstance(primary, str) or not primary or primary == alias:
         yield Problem(
-            "pgbackend.E014",
+            "pgbackend.E012",
             f"{_where(alias, REPLICA_OF)} is {primary!r}.",
             "Set it to the alias of the primary, or leave it out if this is no replica.",
         )
     for host in (settings_dict.get("HOST"), options.get("host"), options.get("hostaddr")):
         if isinstance(host, str) and "," in host:
             yield Problem(
-                "pgbackend.E014",
+                "pgbackend.E012",
                 f"DATABASES[{alias!r}] is a replica with a list of hosts, {host!r}.",
                 "Make an alias of each replica: how far one has replayed says nothing of another.",
             )

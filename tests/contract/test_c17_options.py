@@ -67,16 +67,16 @@ WRONG: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "libpq's, misspelt": ({"conect_timeout": 2}, "E010", "conect_timeout", "'connect_timeout'?"),
     "a function as a name": ({"NAME": dict}, "E011", "['NAME'] is a function", "only PASSWORD"),
     "a function as a role": ({"assume_role": dict}, "E011", "assume_role", "only PASSWORD"),
-    "an unknown pooler": ({"pooler": "session"}, "E012", "'session'", "to 'transaction' if"),
+    "a number as a primary": ({"replica_of": 1}, "E012", "replica_of", "alias of the primary"),
+    "itself as a primary": ({"replica_of": "default"}, "E012", "replica_of", "leave it out"),
+    "no primary": ({"replica_of": "nowhere"}, "E013", "no alias", "alias of the primary"),
+    "an unknown pooler": ({"pooler": "session"}, "E014", "'session'", "to 'transaction' if"),
     "a pooler and a reset": (
         {"pooler": "transaction", "session_reset": "dirty"},
-        "E013",
+        "E015",
         "['session_reset'] and DATABASES['default']['OPTIONS']['pooler'] contradict",
         "Leave 'session_reset' out",
     ),
-    "a number as a primary": ({"replica_of": 1}, "E014", "replica_of", "alias of the primary"),
-    "itself as a primary": ({"replica_of": "default"}, "E014", "replica_of", "leave it out"),
-    "no primary": ({"replica_of": "nowhere"}, "E015", "no alias", "alias of the primary"),
     "a list": ({"sslpassword": [CANARY]}, "E011", "sslpassword", "a text, a number"),
 }
 #: Settings whose values are all right, beside the project's own.
