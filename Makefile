@@ -30,17 +30,20 @@ MISSING ?= pgbackend needs Python 3.11 or later: '$(PYTHON)' is not that
 NO_VENV = $(PYTHON) cannot make virtual environments: install its module venv (Debian, Ubuntu: apt-get install python3-venv)
 NO_BROWSER = 'make browser' needs root and Debian's or Ubuntu's apt-get: install Chromium and its chromedriver by other means
 NO_PGBOUNCER = 'make pgbouncer' needs root and Debian's or Ubuntu's apt-get: install PgBouncer by other means
+NO_NEWER = 'make pgbouncer-newer' needs root and Debian's apt-get: get PgBouncer 1.21 or later by other means, and name it with PGBOUNCER_NEWER=
+NEWER = .pgbackend/pgbouncer-newer
 NO_POSTGRESQL = 'make postgresql' and 'make postgis' need root and Debian's or Ubuntu's apt-get: install PostgreSQL (with PostGIS, and GDAL) by other means
 NO_PIP = pip could not install what pgbackend needs: the lines above say why (is its package index reachable?)
 PIP = $(RUN) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test browser pgbouncer postgresql postgis lint types imports suite clean stale
+.PHONY: help demo test browser pgbouncer pgbouncer-newer postgresql postgis lint types imports suite clean stale
 
 help:
 	@echo 'make demo      serve the order desk at http://127.0.0.1:8000/ (PORT=); Ctrl-C ends it'
 	@echo 'make test      run the quick tests (ARGS= for pytest; ARGS=--slow runs all)'
 	@echo 'make browser   install Chromium, for the tests of the pages (as root, Debian or Ubuntu)'
 	@echo 'make pgbouncer install PgBouncer, for the tests through a pooler (as root, Debian or Ubuntu)'
+	@echo 'make pgbouncer-newer unpack a later PgBouncer, for the same tests (as root, Debian)'
 	@echo 'make postgresql install PostgreSQL with its extensions, make postgis with PostGIS and GDAL,'
 	@echo "               for some of Django's own tests (as root, Debian or Ubuntu)"
 	@echo 'make lint      ruff and codespell;  make types: mypy;  make imports: import-linter'
@@ -78,6 +81,12 @@ pgbouncer:
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y pgbouncer; \
 	else echo "$(NO_PGBOUNCER)" >&2; exit 1; fi
+
+pgbouncer-newer:
+	@if [ -x $(NEWER)/bin/pgbouncer ] || [ -n "$$PGBOUNCER_NEWER" ]; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		tests/support/newer_pgbouncer.sh $(NEWER); \
+	else echo "$(NO_NEWER)" >&2; exit 1; fi
 
 postgresql:
 	@if ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then :; \

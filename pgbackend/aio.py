@@ -15,9 +15,9 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 
-from django.db import DEFAULT_DB_ALIAS, connections, transaction
+from django.db import DEFAULT_DB_ALIAS, NotSupportedError, connections, transaction
 
-from . import block_context, frames
+from . import block_context, frames, state
 from .driver import bridge
 from .hybrid import hybrid_middleware
 from .sessions import Session
@@ -87,12 +87,20 @@ def portal(coro: Coroutine[Any, Any, T], /) -> Coroutine[Any, Any, T]:
     return bridge.portal(coro)
 
 
+_NOT_THROUGH_POOLER = (
+    "pinned() cannot hold a session of {0!r}, because OPTIONS['pooler'] is 'transaction': the "
+    "pooler may serve the next transaction by another session. Open a transaction, with atomic(), "
+    "or use another alias, which goes to PostgreSQL itself"
+)
+
+
 class pinned:  # noqa: N801 - reads as a statement
     """Keep one connection for all statements inside ``with pgbackend.pinned():``.
 
     Temporary tables, ``SET`` and session-level advisory locks need that. ``async with`` does the
     same. The connection is leased at the first statement; other tasks never use it. In a
-    transaction, and in sync code, all statements have one connection anyway.
+    transaction, and in sync code, all statements have one connection anyway. Through a transaction
+    pooler only a transaction keeps its session: `NotSupportedError` is raised outside of one.
     """
 
     def __init__(self, using: str = DEFAULT_DB_ALIAS) -> None:
@@ -100,9 +108,11 @@ class pinned:  # noqa: N801 - reads as a statement
         self._session: Session | None = None
 
     def __enter__(self) -> Self:
-        wrapper = connections[self.using]
+        wrapper: Any = connections[self.using]
         if not hasattr(wrapper, "async_session"):
             return self  # another engine, which has one connection for each thread
+        if wrapper.is_through_pooler() and state.current_state(wrapper).transaction is None:
+            raise NotSupportedError(_NOT_THROUGH_POOLER.format(self.using))
         self._session = wrapper.async_session()
         if self._session is not None:
             self._session.pin()

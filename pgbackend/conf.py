@@ -208,6 +208,12 @@ def pool_options(settings_dict: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
+def is_without_pool(settings_dict: Mapping[str, Any]) -> bool:
+    """Return whether async code opens a connection for each lease: OPTIONS["pool"] is None."""
+    options = settings_dict["OPTIONS"]
+    return "pool" in options and options["pool"] is None
+
+
 def facade_class(settings_dict: Mapping[str, Any]) -> type[Connection]:
     """Return the class of the connections that user code sees: `Connection`, or a subclass."""
     cls: type[Connection] = _given(settings_dict).get("connection_class", Connection)

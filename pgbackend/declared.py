@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import timedelta
 from decimal import Decimal
 from enum import Enum
@@ -24,7 +24,15 @@ from django.utils.connection import ConnectionDoesNotExist
 from . import frames, generators
 from .conf import alias_is_ours
 from .decorating import Decorating
-from .driver.session_settings import LISTS_OF_NAMES, Declared, Key, Value, declared
+from .driver.session_settings import (
+    LISTS_OF_NAMES,
+    READ_AT_BEGIN,
+    Declared,
+    Key,
+    Value,
+    declared,
+)
+from .options import is_through_pooler
 
 #: The values that a setting may have.
 Setting = str | int | float | Decimal | UUID | timedelta | Sequence[str] | None
@@ -116,7 +124,19 @@ def session(
         if key in values:
             raise ValueError(f"the setting {key!r} is given twice: PostgreSQL ignores case")
         values[key] = _as_value(key, value)
+    _check_through_pooler(using, values)
     return SessionBlock(using, values)
+
+
+def _check_through_pooler(using: str, names: Collection[str]) -> None:
+    """Raise `ValueError` for a name that cannot be set with SET LOCAL, where only that is sent."""
+    late = sorted(READ_AT_BEGIN.intersection(names))
+    if late and is_through_pooler(connections.settings[using]["OPTIONS"]):
+        raise ValueError(
+            f"pgbackend.session() cannot declare {late[0]!r} through a transaction pooler: it "
+            "would be set in the transaction, which has begun by then. Use SET TRANSACTION in the "
+            "block, or OPTIONS['isolation_level'], or set it for the role: ALTER ROLE ... SET"
+        )
 
 
 class SessionBlock(Decorating):

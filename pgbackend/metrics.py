@@ -20,8 +20,9 @@ class Connections:
 
     async_open: int
     """Connections of the async pools, open or being opened."""
-    async_max: int
-    """The sum of the async pools' `max_size`: one pool for each alias on each event loop."""
+    async_max: int | None
+    """The sum of the async pools' `max_size`: one pool for each alias on each event loop. None if
+    one of them has no limit, because OPTIONS["pool"] is None."""
     sync_open: int
     """Connections of sync code: each thread's own, and those of Django's synchronous pools."""
     sync_max: int
@@ -34,9 +35,12 @@ class Connections:
         return self.async_open + self.sync_open
 
     @property
-    def max(self) -> int:
-        """The limit of all connections; over all processes, keep it below ``max_connections``."""
-        return self.async_max + self.sync_max
+    def max(self) -> int | None:
+        """The limit of all connections; over all processes, keep it below ``max_connections``.
+
+        None if there is no limit.
+        """
+        return None if self.async_max is None else self.async_max + self.sync_max
 
 
 def statistics(using: str | None = None) -> list[PoolStatistics]:
@@ -54,10 +58,11 @@ def connections() -> Connections:
     records = loops.statistics()
     sync_pools = list(DatabaseWrapper._connection_pools.values())  # noqa: SLF001 - Django's name
     sync_open = own_connections()
+    limits = [record.max_size for record in records]
     pooled = sum(sync_pool.get_stats().get("pool_size", 0) for sync_pool in sync_pools)
     return Connections(
         async_open=sum(record.size for record in records),
-        async_max=sum(record.max_size for record in records),
+        async_max=None if None in limits else sum(filter(None, limits)),
         sync_open=sync_open,
         sync_max=sum(sync_pool.max_size for sync_pool in sync_pools) + max(0, sync_open - pooled),
     )

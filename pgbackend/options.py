@@ -20,6 +20,7 @@ from django.core.exceptions import ImproperlyConfigured
 from psycopg import IsolationLevel
 
 from .driver import Connection
+from .driver.through_pooler import TRANSACTION
 
 #: Defaults of the pool: an idle process keeps no connection, and a request that gets no connection
 #: fails before its client gives up.
@@ -64,12 +65,14 @@ _RESETS = ("always", "dirty", "never")
 REPLICA_OF = "replica_of"
 #: Keys of `OPTIONS` that Django and pgbackend take out before they connect.
 _OUR_OPTIONS = {
-    *("assume_role", "isolation_level", "pool", "server_side_binding", "session_reset"),
+    *("assume_role", "isolation_level", "pool", "pooler", "server_side_binding", "session_reset"),
     REPLICA_OF,
 }
 
 #: Those of them that Django leaves in the arguments of `connect()`.
 NOT_SENT = ("session_reset", REPLICA_OF)
+#: Arguments of our driver's `connect()` that the backend adds, and no option names.
+_ADDED = frozenset(("time_zone",))
 
 #: Arguments of psycopg's `connect()` beside those of libpq.
 _PSYCOPG_ARGUMENTS = {
@@ -124,6 +127,7 @@ def problems(
             f"{_where(alias, 'session_reset')} is {reset!r}.",
             f"Set it to one of {', '.join(map(repr, _RESETS))}.",
         )
+    yield from _problems_of_pooler(alias, options)
     level = options.get("isolation_level")
     if level is not None and level not in _LEVELS:
         yield Problem(
@@ -146,7 +150,7 @@ def problems(
 
 def check_arguments(alias: str, arguments: Collection[str]) -> None:
     """Raise `ImproperlyConfigured` if psycopg's `connect()` does not know one of `arguments`."""
-    for problem in unknown_options(alias, arguments):
+    for problem in unknown_options(alias, [name for name in arguments if name not in _ADDED]):
         raise problem.error()
 
 
@@ -177,6 +181,41 @@ def _where(alias: str, *keys: str) -> str:
 
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+# --- OPTIONS["pooler"] ----------------------------------------------------------------------------
+
+
+def is_through_pooler(options: Mapping[str, Any]) -> bool:
+    """Return whether `options` say that a transaction pooler stands before the server."""
+    return bool(options.get("pooler") == TRANSACTION)
+
+
+def _problems_of_pooler(alias: str, options: Mapping[str, Any]) -> Iterator[Problem]:
+    pooler = options.get("pooler")
+    if pooler is None:
+        return
+    if pooler != TRANSACTION:
+        yield Problem(
+            "pgbackend.E014",
+            f"{_where(alias, 'pooler')} is {pooler!r}.",
+            "Set it to 'transaction' if a transaction pooler stands before the server. Leave it "
+            "out if there is none, or one that gives each connection a session of its own "
+            "(PgBouncer's mode 'session').",
+        )
+        return
+    pool = options.get("pool")
+    resets = {
+        ("session_reset",): options.get("session_reset") in ("always", "dirty"),
+        ("pool", "reset"): isinstance(pool, Mapping) and pool.get("reset") is not None,
+    }
+    for keys in [keys for keys, is_set in resets.items() if is_set]:
+        yield Problem(
+            "pgbackend.E015",
+            f"{_where(alias, *keys)} and {_where(alias, 'pooler')} contradict each other: a reset "
+            "would reach a session that other clients use.",
+            f"Leave {keys[-1]!r} out: the pooler resets its sessions itself.",
+        )
 
 
 # --- OPTIONS["pool"] ------------------------------------------------------------------------------

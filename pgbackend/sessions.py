@@ -244,7 +244,7 @@ class Sessions:
         self.watched = False
         #: The open blocks that the task has opened, the innermost last.
         self.blocks: list[Block] = []
-        #: Leases that ended tasks have passed on to this task, beside those of its sessions.
+        #: Leases beside those of its sessions: of streams, and of ended tasks that passed them on.
         self.inherited: list[weakref.ref[Lease]] = []
         #: Whether the task has also used a wrapper's own state.
         self.uses_own = False
@@ -280,9 +280,30 @@ class Sessions:
         pinned_sessions.pop(task, None)
         left = [block.orphan(task) for block in tuple(self.blocks)]
         left += [session.task_ended(task) for session in self.by_key.values()]
-        left += [_end_left_over(ref(), task) for ref in self.inherited]
+        left += [self._end_or_pass_on(ref(), task) for ref in self.inherited]
         # Last, because a warnings filter may make it an error.
         _warn_later(tuple(filter(None, left)), task.get_loop(), _ITERATIONS_TO_CLOSE)
+
+    def keep_lease(self, lease: Lease) -> bool:
+        """Have `lease`, which no session has, end with the task at the latest.
+
+        Return False if the task has ended already.
+        """
+        task = None if self.owner is None else self.owner()
+        if task is None or task.done():
+            return False
+        self.watch()
+        lease.task = task
+        self.inherited = [ref for ref in self.inherited if ref() is not None]
+        self.inherited.append(weakref.ref(lease))
+        return True
+
+    def _end_or_pass_on(self, lease: Lease | None, task: asyncio.Task[Any]) -> Left | None:
+        if lease is not None and lease.heir is not None and lease.cursors:
+            heir, lease.heir = lease.heir, None
+            if heir.keep_lease(lease):
+                return None
+        return _end_left_over(lease, task)
 
     def inherit(self, key: Key, lease: Lease, scope: Scope) -> bool:
         """Take over `lease` from a task that has ended; return False if `owner` has ended, too.
@@ -302,8 +323,7 @@ class Sessions:
             session.state.take(lease)
             lease.pins += bool(session.pins)
         else:
-            self.inherited = [ref for ref in self.inherited if ref() is not None]
-            self.inherited.append(weakref.ref(lease))
+            self.keep_lease(lease)
         return True
 
     def keep(self) -> None:

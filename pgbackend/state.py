@@ -382,9 +382,14 @@ def leave_to(heir: Sessions, wrapper: Wrapper) -> None:
     are the running task's own sessions, or if these have no lease.
     """
     sessions = task_sessions()
-    session = None if sessions is heir else sessions.by_key.get(wrapper._key)
+    if sessions is heir:
+        return
+    session = sessions.by_key.get(wrapper._key)
     if session is not None and session.state.lease is not None:
         session.state.lease.heir = heir
+    for ref in sessions.inherited:
+        if (lease := ref()) is not None:
+            lease.heir = heir
 
 
 def session(wrapper: Wrapper) -> Session:

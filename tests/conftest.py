@@ -23,8 +23,9 @@ from pgbackend.driver import bridge, loops
 from pgbackend.driver.lease import Lease
 from pgbackend.fast.registry import is_on
 from tests.server import server
-from tests.support import slow
+from tests.support import pooler_run, slow
 from tests.support.loops import LOOPS, LoopFactory
+from tests.support.polling import wait_for  # noqa: F401 - tests import it from here
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -56,6 +57,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run the slow tests too, and all cases of the sweeps",
     )
 
+    pooler_run.add_option(parser)
+
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.seed == "random":
@@ -66,6 +69,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     slow.mark_sweeps(items, config.option.seed)
     slow.leave_out(config, items)
+    pooler_run.leave_out(config, items)
 
 
 def pytest_terminal_summary(
@@ -75,6 +79,9 @@ def pytest_terminal_summary(
         terminalreporter.write_line(
             f"{left_out} slow tests were left out: --slow runs them too (make test ARGS=--slow)"
         )
+    if others := config.stash.get(pooler_run.LEFT_OUT, []):
+        where = "tests/support/pooler_run.py says why"
+        terminalreporter.write_line(f"{len(others)} tests do not apply behind a pooler: {where}")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -264,12 +271,3 @@ def _is_unfinished(thing: object) -> bool:
     if cls is asyncio.Task:
         return not thing.done()
     return cls is Lease and not thing.ended
-
-
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 5.0) -> Any:
-    """Wait until another process has made `condition` true, and return its value."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.005)
-    return value

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from operator import is_
 from time import monotonic
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import psycopg
 from psycopg import errors as e
@@ -31,8 +31,8 @@ from psycopg.pq.abc import PGconn
 from .bridge import INTERRUPTIONS, Portal, await_, check_may_wait, current, let_step_end, running
 from .cancellation import deliver_cancellation, finish, hold_cancellation
 from .cursors import BLOCK_ENDED, BlockEndedError, adopt, own_class
-from .declaring import DeclaringConnection
 from .errors import LeaseEnded, NothingCommitted, OutcomeUnknown
+from .opening import OpeningConnection
 from .parking import Caller, ParkingLock, caller
 from .protocols import Lease, Physical
 from .psycopg_transaction import Transaction
@@ -50,7 +50,6 @@ from .session_settings import declared
 from .shortcuts import looking
 from .socket_watch import Watch
 from .turns import Turns
-from .unpooled import add_own_connection
 
 RV = TypeVar("RV")
 
@@ -76,7 +75,7 @@ _seen_for_blocks, _BLOCKS = looking(
 _making_cursor = threading.RLock()
 
 
-class Connection(DeclaringConnection):
+class Connection(OpeningConnection):
     """A psycopg connection: to wait, a green caller parks its greenlet, another blocks its thread.
 
     `connect()` opens one with a socket of its own, as psycopg does; a pool lends facades, each of
@@ -122,39 +121,6 @@ class Connection(DeclaringConnection):
         # Tasks that take part in one transaction share its connection, one at a time, in turn.
         self.lock = ParkingLock()
 
-    @classmethod
-    def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
-        """Open a connection that no pool keeps; arguments and errors are psycopg's.
-
-        In green code, the loop serves other tasks meanwhile.
-        """
-        portal = current()
-        if portal is None:
-            self = super().connect(conninfo, **kwargs)
-        else:
-            self = cls._connect_green(conninfo, **kwargs)
-        add_own_connection(self)
-        return self
-
-    @classmethod
-    def _connect_green(cls, conninfo: str, **kwargs: Any) -> Self:
-        """Open a psycopg `AsyncConnection`, and return a `Connection` on its socket.
-
-        psycopg's `Connection` would block the loop while it looks host names up.
-        """
-        options = {name: kwargs.pop(name, None) for name in ("cursor_factory", "row_factory")}
-        opened = await_(psycopg.AsyncConnection.connect(conninfo, **kwargs))
-        self = cls(opened.pgconn)
-        self._autocommit = opened._autocommit  # noqa: SLF001
-        self._adapters = opened._adapters  # noqa: SLF001
-        self.prepare_threshold = opened.prepare_threshold
-        for name, value in options.items():
-            if value:
-                setattr(self, name, value)
-        # psycopg must not report `opened` as left open: `self` has its socket.
-        opened._pool = None  # noqa: SLF001
-        return self
-
     def cursor(
         self, name: str = "", *, binary: bool = False, row_factory: Any = None, **kwargs: Any
     ) -> Any:
@@ -165,7 +131,11 @@ class Connection(DeclaringConnection):
         if self.pgconn.status != _OK:
             self._check_connection_ok()  # raises
         factory: Any = self.cursor_factory
-        is_told = self._prepared.prepare_threshold is not None or declared.get() is not None
+        is_told = (
+            self._prepared.prepare_threshold is not None
+            or declared.get() is not None
+            or self.session_settings.per_transaction
+        )
         factory = own_class(factory, is_told)
         if not all(map(is_, _seen_for_cursors(), _CURSORS)):
             return self._cursor_by_psycopg(

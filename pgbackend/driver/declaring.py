@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import errors as e
@@ -21,11 +21,15 @@ from psycopg.pq import ExecStatus, Format, TransactionStatus
 from psycopg.pq.abc import PGresult
 from psycopg.sql import Composable
 
+from . import through_pooler
 from .session_settings import UNKNOWN, Change, SessionSettings, Statement, declared
 from .shortcuts import is_psycopgs
 
+RV = TypeVar("RV")
+
 _IDLE = TransactionStatus.IDLE
 _INTRANS = TransactionStatus.INTRANS
+_INERROR = TransactionStatus.INERROR
 
 #: The method of psycopg that a command with settings bypasses; a patch of it is called instead.
 _EXEC = psycopg.Connection._exec_command  # noqa: SLF001
@@ -59,10 +63,11 @@ class DeclaringConnection(psycopg.Connection[Any]):
         if statement.is_neutral:
             self.session_settings.settle(status)  # before it begins another transaction
             return None
-        return self._change(local=status != _IDLE or not self._autocommit)
+        local = status != _IDLE or not self._autocommit
+        return self._change(local=local, at_once=self.is_per_statement())
 
-    def _change(self, *, local: bool) -> Change | None:
-        change = self.session_settings.change(self.pgconn, local=local)
+    def _change(self, *, local: bool, at_once: bool = False) -> Change | None:
+        change = self.session_settings.change(self.pgconn, local=local, at_once=at_once)
         if change is not None and self._pipeline:
             raise e.NotSupportedError(_IN_PIPELINE)
         return change
@@ -77,13 +82,14 @@ class DeclaringConnection(psycopg.Connection[Any]):
         The message that reads them was interrupted. A connection that no pool lends is closed,
         unless a transaction is open, whose end brings the values back.
         """
-        if self.pgconn.transaction_status == _IDLE:
+        if self.pgconn.transaction_status == _IDLE and not self.session_settings.per_transaction:
             self.close()
 
     # --- The plain way: a message before the statement ---
 
     def _start_query(self) -> PQGen[None]:
-        if declared.get() is None and not self.session_settings.outside:
+        settings = self.session_settings
+        if declared.get() is None and not settings.outside and not settings.base:
             return super()._start_query()
         return self._start_settled_gen()
 
@@ -94,15 +100,25 @@ class DeclaringConnection(psycopg.Connection[Any]):
     def _start_settled_gen(self) -> PQGen[None]:
         statement, self.next_statement = self.next_statement, UNKNOWN
         self.session_settings.settle(self.pgconn.transaction_status)
+        status = self.pgconn.transaction_status
         if not statement.is_neutral:
+            begins = status == _IDLE and not self._autocommit and not self._pipeline
+            if begins and self.session_settings.per_transaction:
+                if psycopg.Connection._exec_command is _EXEC and is_psycopgs(_EXEC):  # noqa: SLF001
+                    yield from self._begin_settled_gen(self._get_tx_start_command())
+                else:  # a patch, which expects BEGIN
+                    yield from self.begin_gen()
             yield from self.settle_gen()
         self.executed(statement)
         yield from self.begin_gen()
 
     def settle_gen(self) -> PQGen[None]:
         """Send the change of settings that the running code's next statement needs, if any."""
-        change = self._change(local=self.pgconn.transaction_status != _IDLE)
+        is_idle = self.pgconn.transaction_status == _IDLE
+        change = self._change(local=not is_idle)
         if change is not None:
+            if is_idle and self.session_settings.per_transaction:
+                raise e.NotSupportedError(through_pooler.NEEDS_TRANSACTION)
             yield from self._change_gen(change)
 
     def _change_gen(self, change: Change, then: bytes = b"") -> PQGen[list[PGresult]]:
@@ -145,14 +161,88 @@ class DeclaringConnection(psycopg.Connection[Any]):
 
     def is_settled(self) -> bool:
         """Return whether statements need a look at settings: declared ones, or changed ones."""
-        return declared.get() is not None or bool(self.session_settings.outside)
+        settings = self.session_settings
+        return declared.get() is not None or bool(settings.outside or settings.base)
+
+    # --- Through a transaction pooler: settings end with the transaction ---
+
+    def is_per_statement(self) -> bool:
+        """Return whether the next statement's settings must not outlive that statement."""
+        return (
+            self.session_settings.per_transaction
+            and self._autocommit
+            and self.pgconn.transaction_status == _IDLE
+        )
+
+    def _needs_own_block(self) -> bool:
+        return (
+            self.is_per_statement()
+            and not self._pipeline
+            and self.is_settled()
+            and self._change(local=True, at_once=True) is not None
+        )
+
+    def _begin_settled_gen(self, begin: bytes, *, at_once: bool = False) -> PQGen[None]:
+        """Begin a transaction with the settings that its code declares, in one message."""
+        change = self._change(local=True, at_once=at_once)
+        if change is None:
+            return
+        change.sent()
+        self.pgconn.send_query(begin + b"; " + change.sql)
+        results: list[PGresult] = yield from generators.execute(self.pgconn)
+        if results[-1].status == ExecStatus.FATAL_ERROR:
+            change.failed(self.pgconn.transaction_status)
+            raise change.refusal(results[-1], self.pgconn)
+        change.done(results[1:], self.pgconn)
+
+    def in_own_block_gen(self, gen: PQGen[RV]) -> PQGen[RV]:
+        """Run `gen`, which sends a statement, in a transaction of its own if its settings need one.
+
+        An interruption that closes this generator leaves the transaction open, for the code that
+        gets the connection back to roll it back.
+        """
+        if self.next_statement.is_neutral or not self._needs_own_block():
+            return (yield from gen)
+        try:
+            yield from self._begin_settled_gen(b"BEGIN", at_once=True)
+            result = yield from gen
+        except Exception as exc:
+            if isinstance(exc, e.ActiveSqlTransaction):
+                exc.add_note(through_pooler.NEEDS_NO_TRANSACTION)
+            if self.pgconn.transaction_status in (_INTRANS, _INERROR):
+                yield from super()._exec_command(b"ROLLBACK")
+            raise
+        yield from super()._exec_command(b"COMMIT")
+        return result
+
+    @contextmanager
+    def own_block(self) -> Iterator[None]:
+        """Run calls in a transaction of its own if their settings need one: see above."""
+        with self.lock:
+            if needs := self._needs_own_block():
+                self.wait(self._begin_settled_gen(b"BEGIN", at_once=True))
+        if not needs:
+            yield
+            return
+        try:
+            yield
+        except BaseException:
+            with suppress(psycopg.Error):
+                self.rollback()
+            raise
+        self.commit()
+
+    def _deallocate(self, name: bytes | None) -> PQGen[None]:
+        if not self.session_settings.per_transaction or through_pooler.deallocates(name):
+            yield from super()._deallocate(name)
 
     # --- Commands of psycopg's own ---
 
     def _exec_command(
         self, command: Any, result_format: Format = Format.TEXT
     ) -> PQGen[PGresult | None]:
-        if declared.get() is None and not self.session_settings.outside:
+        settings = self.session_settings
+        if declared.get() is None and not settings.outside and not settings.base:
             return super()._exec_command(command, result_format)
         return self._exec_settled(command, result_format)
 

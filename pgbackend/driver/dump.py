@@ -34,7 +34,7 @@ def text() -> str:
 def _of_pool(pool: Pool) -> Iterator[str]:
     s = pool.statistics()
     yield (
-        f"Pool {pool.name!r} in thread {_name_of(pool.thread)}: {s.leased} of {s.max_size} leased, "
+        f"Pool {pool.name!r} in thread {_name_of(pool.thread)}: {s.leased}{s.of_most()} leased, "
         f"{s.idle} free, {s.size} open or being opened, {s.waiting} waiting"
     )
     if late := pool.pulse.overdue():

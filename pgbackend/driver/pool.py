@@ -38,6 +38,7 @@ from .coroutines import name_of, resume
 from .finalizers import check_not_collecting
 from .holding import HoldBounds, Holding
 from .lease import Adapting, Lease
+from .no_pool import NoPool
 from .pooled import AsyncConnection
 from .psycopg_pool_adapter import (
     PsycopgPool,
@@ -77,6 +78,8 @@ class PoolOptions:
     """How long a lease may be held without a statement: see holding.py."""
     outage_grace: float = 0.0
     """How old an outage may be, in seconds, to be waited out: see outages.py."""
+    keeps_none: bool = False
+    """Whether each lease opens a connection, which is closed afterwards: see no_pool.py."""
     soiled_unless_vouched: bool = False
     """Whether statements that nobody vouches for make their lease dirty (vouching.py)."""
 
@@ -91,7 +94,8 @@ class PoolStatistics:
     alias: str
     """The name of the pool: the alias of the database."""
     min_size: int
-    max_size: int
+    max_size: int | None
+    """The limit of connections; None if there is none (OPTIONS["pool"] is None)."""
     size: int
     """Connections that are open, or being opened."""
     leased: int
@@ -114,6 +118,10 @@ class PoolStatistics:
     """Attempts to open a connection that failed."""
     connections_lost: int
     """Connections found dead in the pool."""
+
+    def of_most(self) -> str:
+        """Return the limit of connections, for a message that counts them: "" if there is none."""
+        return "" if self.max_size is None else f" of {self.max_size}"
 
 
 class Pool:
@@ -144,7 +152,8 @@ class Pool:
         self.leases: dict[int, weakref.ref[Lease]] = {}
         #: The pool's own tasks, and the connection that each resets or puts back.
         self.tasks: dict[asyncio.Task[Any], AsyncConnection] = {}
-        self._psycopg = PsycopgPool(
+        kept = NoPool if options.keeps_none else PsycopgPool
+        self._psycopg = kept(
             self,
             outage_grace=options.outage_grace,
             kwargs=self._connect_arguments,
@@ -191,7 +200,7 @@ class Pool:
         s = self.statistics()
         return (
             f"<Pool {self.name!r}: {s.leased} leased, {s.idle} idle, {s.waiting} waiting, "
-            f"max_size {s.max_size}>"
+            f"{'no limit' if s.max_size is None else f'max_size {s.max_size}'}>"
         )
 
     # --- Lease ---
@@ -300,8 +309,8 @@ class Pool:
             cure = f"No connection could be opened: {connecting}. Look whether its server answers"
             self._psycopg.outages.refused()
         return errors.PoolTimeout(
-            f"couldn't get a connection of {self.name!r} after {waited:.2f} s: {s.leased} of "
-            f"{s.max_size} in use, {s.waiting} waiting; held by {self._holding.text()}{blocked}. "
+            f"couldn't get a connection of {self.name!r} after {waited:.2f} s: {s.leased}"
+            f"{s.of_most()} in use, {s.waiting} waiting; held by {self._holding.text()}{blocked}. "
             f"{cure}"
         )
 
@@ -494,7 +503,9 @@ class Pool:
         settings.forget()
         try:
             async with asyncio.timeout(limit):
-                if physical.is_checked_on is None:
+                if settings.per_transaction:
+                    physical.is_checked_on = False
+                elif physical.is_checked_on is None:
                     await client_checks.begin(physical)
                 await bridge.run(self.options.initialise, physical.facade)
         except TimeoutError:
@@ -559,7 +570,7 @@ class Pool:
         return PoolStatistics(
             alias=self.name,
             min_size=self._psycopg.min_size,
-            max_size=self._psycopg.max_size,
+            max_size=None if self.options.keeps_none else self._psycopg.max_size,
             size=stats["pool_size"],
             leased=len(self.leases),
             idle=stats["pool_available"],

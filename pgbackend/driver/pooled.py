@@ -38,6 +38,8 @@ from .server_changes import ServerChanges, is_on_standby, is_read_only
 from .shortcuts import NO_OTHERS, looking
 from .socket_watch import Watch
 from .statement_cursors import Result, StatementCursor, statement_class
+from .through_pooler import TRANSACTION, deallocates
+from .time_zones import start_with, steps_of
 
 RV = TypeVar("RV")
 
@@ -136,21 +138,25 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
     ) -> Self:
         """Open a connection whose facades, of `facade_class`, make cursors by `cursor_factory`.
 
-        `asked` is kept for the code that sets the connection up.
+        `asked` is kept for the code that sets the connection up. `pooler` and `time_zone` are as in
+        `Connection.connect()`.
         """
-        self = await super().connect(conninfo, **kwargs)
+        pooler = kwargs.pop("pooler", None)
+        with start_with(kwargs.pop("time_zone", None)):
+            self = await super().connect(conninfo, **kwargs)
         self.asked = asked or {}
         self.watch = Watch(asyncio.get_running_loop(), self.pgconn.socket)
         self.made_at = monotonic()
         self.began_read_only = is_read_only(self.pgconn)
         self.began_on_standby = is_on_standby(self.pgconn)
         self._make_facade(facade_class, cursor_factory)
+        self.facade.session_settings.per_transaction = pooler == TRANSACTION
         return self
 
     @classmethod
     def _connect_gen(cls, conninfo: str = "", **kwargs: Any) -> PQGenConn[Self]:
         note_host(conninfo)  # psycopg calls this for one host after the other
-        return super()._connect_gen(conninfo, **kwargs)
+        return steps_of(super()._connect_gen(conninfo, **kwargs))
 
     def _make_facade(
         self, facade_class: type[Connection], cursor_factory: type[psycopg.Cursor[Any]] | None
@@ -309,6 +315,10 @@ class AsyncConnection(psycopg.AsyncConnection[Any]):
         except INTERRUPTIONS:
             self.close_now()
             raise
+
+    def _deallocate(self, name: bytes | None) -> PQGen[None]:
+        if not self.facade.session_settings.per_transaction or deallocates(name):
+            yield from super()._deallocate(name)
 
     async def cancel_safe(self, *, timeout: float = 30.0) -> None:
         """Ask the server to cancel the running statement, as psycopg does."""

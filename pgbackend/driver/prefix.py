@@ -10,16 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from operator import is_
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import psycopg
+from psycopg import errors as e
 from psycopg._queries import PostgresQuery
 from psycopg.abc import Params, PQGen, Query
 from psycopg.pq import DiagnosticField, ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGconn, PGresult
 
+from .own_blocks import OwnBlockCursor
 from .session_settings import UNKNOWN, Change, SessionSettings, Statement, declared
 from .shortcuts import is_psycopgs, looking
+from .through_pooler import NEEDS_NO_TRANSACTION, check_statement
+
+RV = TypeVar("RV")
 
 _IDLE = TransactionStatus.IDLE
 _INERROR = TransactionStatus.INERROR
@@ -65,6 +70,8 @@ class PrefixedConnection(Protocol):
     def change_due(self, statement: Statement) -> Change | None: ...
     def begin_gen(self) -> PQGen[None]: ...
     def executed(self, statement: Statement) -> None: ...
+    def is_per_statement(self) -> bool: ...
+    def in_own_block_gen(self, gen: PQGen[RV]) -> PQGen[RV]: ...
     def note_lost_values(self) -> None: ...
     def _get_tx_start_command(self) -> bytes: ...
 
@@ -173,12 +180,14 @@ def prefix_for(connection: PrefixedConnection, statement: Statement) -> Begin | 
     if change is None:
         return Begin(connection) if begins else None
     is_plain = psycopg.ClientCursor._execute_send is _SEND and is_psycopgs(_SEND)  # noqa: SLF001
-    if statement.shares and is_plain and not change.stands_alone():
+    # Where the settings must not outlive the statement, both need one transaction anyway.
+    shares = statement.shares or connection.is_per_statement()
+    if shares and is_plain and not change.stands_alone():
         return Settle(connection, change, begins=begins)
     return None
 
 
-class PrefixingCursor:
+class PrefixingCursor(OwnBlockCursor):
     """A mixin for `ClientCursor`: sends a prefix in one message with the statement.
 
     That is BEGIN with a transaction's first statement, and the change of the declared settings. If
@@ -188,7 +197,7 @@ class PrefixingCursor:
     has begun.
     """
 
-    _conn: _Connection
+    _conn: _Connection  # type: ignore[assignment]  # the part that is used here
     _pgconn: PGconn
     _query: PostgresQuery
     _prefix: Begin
@@ -199,7 +208,8 @@ class PrefixingCursor:
         self, query: Query, params: Params | None = None, **kwargs: object
     ) -> PQGen[None]:
         conn = self._conn
-        if declared.get() is not None or conn.session_settings.outside:
+        settings = conn.session_settings
+        if declared.get() is not None or settings.outside or settings.per_transaction:
             return self._settled_gen(query, params, **kwargs)
         if not (
             conn._autocommit  # noqa: SLF001
@@ -213,10 +223,13 @@ class PrefixingCursor:
     def _settled_gen(self, query: Query, params: Params | None, **kwargs: object) -> PQGen[None]:
         """Execute `query` with the settings that the running code declares."""
         conn = self._conn
+        if conn.session_settings.per_transaction:
+            check_statement(query, conn)
         statement = conn.next_statement = Statement.of(query, conn)
         try:
             if (prefix := prefix_for(conn, statement)) is None:
-                yield from self._execute_plainly_gen(query, params, **kwargs)
+                plainly = self._execute_plainly_gen(query, params, **kwargs)
+                yield from conn.in_own_block_gen(plainly)
             else:
                 try:
                     yield from self._prefixed_gen(prefix, query, params, **kwargs)
@@ -239,8 +252,10 @@ class PrefixingCursor:
             return
         except NotRunError:
             prefix.failed()
-        except BaseException:
+        except BaseException as exc:
             prefix.failed()
+            if isinstance(exc, e.ActiveSqlTransaction) and conn.is_per_statement():
+                exc.add_note(NEEDS_NO_TRANSACTION)
             raise
         finally:
             self.__dict__.pop("_execute_send", None)
@@ -248,7 +263,7 @@ class PrefixingCursor:
             del self._prefix
             conn.__dict__.pop("_start_query", None)
             conn.has_looked = False
-        yield from execute_gen(query, params, **kwargs)
+        yield from conn.in_own_block_gen(execute_gen(query, params, **kwargs))
 
     def _send_prefixed(
         self, query: PostgresQuery, *, binary: bool | None = None, **kwargs: object

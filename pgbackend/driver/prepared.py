@@ -11,7 +11,9 @@ from psycopg._queries import PostgresQuery
 from psycopg.abc import Params, PQGen, Query
 from psycopg.pq import TransactionStatus
 
+from .own_blocks import OwnBlockCursor
 from .session_settings import UNKNOWN, Statement
+from .through_pooler import check_statement
 
 if TYPE_CHECKING:
     from .declaring import DeclaringConnection
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 _IDLE = TransactionStatus.IDLE
 
 
-class PreparingCursor:
+class PreparingCursor(OwnBlockCursor):
     """Send a statement again, without preparing it, if its prepared statement is stale (a mixin).
 
     After an ``ALTER TABLE`` ("cached plan must not change result type") or a ``DEALLOCATE``, the
@@ -40,17 +42,20 @@ class PreparingCursor:
     ) -> PQGen[None]:
         execute_gen = super()._execute_gen  # type: ignore[misc]
         conn = self._conn
+        if conn.session_settings.per_transaction:
+            check_statement(query, conn)
         if conn.is_settled():
             conn.next_statement = Statement.of(query, conn)
         try:
-            yield from execute_gen(query, params, prepare=prepare, **kwargs)
+            gen = execute_gen(query, params, prepare=prepare, **kwargs)
+            yield from conn.in_own_block_gen(gen)
             return
         except (e.FeatureNotSupported, e.InvalidSqlStatementName) as exc:
             if not self._forget_prepared(exc) or self._conn.pgconn.transaction_status != _IDLE:
                 raise
         finally:
             conn.next_statement = UNKNOWN
-        yield from execute_gen(query, params, prepare=False, **kwargs)
+        yield from conn.in_own_block_gen(execute_gen(query, params, prepare=False, **kwargs))
 
     def _get_prepared(
         self, pgq: PostgresQuery, prepare: bool | None = None
@@ -66,7 +71,7 @@ class PreparingCursor:
 
     def executemany(self, *args: object, **kwargs: object) -> None:
         try:
-            super().executemany(*args, **kwargs)  # type: ignore[misc]
+            super().executemany(*args, **kwargs)
         except (e.FeatureNotSupported, e.InvalidSqlStatementName) as exc:
             self._forget_prepared(exc)  # not sent again: the iterator of parameters may be spent
             raise

@@ -20,6 +20,11 @@ Note [Declared settings]
   more, with the next statement.
 - Settings are changed with the privileges of the role that has logged in: a declared role is left
   before, and taken again afterwards.
+- Through a transaction pooler (`SessionSettings.per_transaction`; through_pooler.py) the next
+  transaction may run in another server session. So only ``SET LOCAL`` is sent, in each transaction
+  anew, and the record is empty between two of them. Outside of a transaction, the commands and the
+  statement are one message, which is a transaction by itself, or else stand in an explicit one.
+  Nothing is read there, since nothing is set back.
 """
 
 from __future__ import annotations
@@ -70,7 +75,7 @@ Outside: TypeAlias = str | Unread | None
 Current: TypeAlias = Mapping[str, Value | Unsure]
 
 #: Settings that a transaction reads as it begins, so that they must be set before.
-_READ_AT_BEGIN = frozenset(
+READ_AT_BEGIN = frozenset(
     (
         *("default_transaction_deferrable", "default_transaction_isolation"),
         *("default_transaction_read_only", "transaction_timeout"),
@@ -172,7 +177,7 @@ class Statement:
     @classmethod
     def of(cls, query: Query, connection: Any) -> Statement:
         """Return the properties of `query`, which is about to be executed on `connection`."""
-        text = _text_of(query, connection)
+        text = text_of(query, connection)
         found = _FIRST_WORD.match(text)
         shares = found is not None and found[1].upper() in _SHARING
         if shares and is_vouched(query):
@@ -192,7 +197,8 @@ class Statement:
 UNKNOWN = Statement(undoes=True)
 
 
-def _text_of(query: object, connection: Any) -> str:
+def text_of(query: object, connection: Any) -> str:
+    """Return the SQL of `query`, with the placeholders of its parameters."""
     if isinstance(query, Composable):
         return query.as_string(connection)
     if isinstance(query, bytes):
@@ -210,9 +216,18 @@ class SessionSettings:
     connection.
     """
 
-    __slots__ = ("_before", "_doubtful", "_stale", "current", "database", "outside")
+    # fmt: off
+    __slots__ = (
+        "_before", "_doubtful", "_stale", "base", "current", "database", "outside",
+        "per_transaction",
+    )
+    # fmt: on
 
     def __init__(self) -> None:
+        #: Whether settings end with each transaction, since a pooler may change the server session.
+        self.per_transaction = False
+        #: The settings of all statements, beside the declared ones; only with `per_transaction`.
+        self.base: Mapping[str, Value] = NOTHING
         #: The name of the database, by which settings are declared. None: none are looked up,
         #: because the connection is being set up, or belongs to no database of the backend.
         self.database: str | None = None
@@ -233,14 +248,18 @@ class SessionSettings:
 
     def settle(self, status: int) -> None:
         """Go back to the record from before a transaction, if `status` says that it has ended."""
-        if status == _IDLE and self._before is not None:
+        if status != _IDLE:
+            return
+        if self.per_transaction:
+            self.forget()
+        elif self._before is not None:
             (self.current, self.outside), self._before = self._before, None
 
-    def change(self, pgconn: PGconn, *, local: bool) -> Change | None:
+    def change(self, pgconn: PGconn, *, local: bool, at_once: bool = False) -> Change | None:
         """Return the change that the running code's next statement needs; None if it needs none.
 
-        `local` says that the change is to be sent in a transaction, to end with it. Nothing is sent
-        yet.
+        `local` says that the change is to be sent in a transaction, to end with it; `at_once`, that
+        the transaction has no other statement. Nothing is sent yet.
         """
         self.settle(pgconn.transaction_status)
         if self._doubtful and pgconn.pipeline_status == PipelineStatus.OFF:
@@ -249,7 +268,7 @@ class SessionSettings:
         wanted = self._wanted()
         if self.current == wanted or pgconn.transaction_status == _INERROR:
             return None
-        change = Change(self, wanted, local=local)
+        change = Change(self, wanted, local=local or at_once, reads=not at_once)
         change.write(pgconn)
         if change.results:
             return change
@@ -257,9 +276,11 @@ class SessionSettings:
         return None
 
     def _wanted(self) -> Mapping[str, Value]:
-        if self.database is None or (found := declared.get()) is None:
+        if self.database is None:
             return NOTHING
-        return found.by_database.get(self.database, NOTHING)
+        found = declared.get()
+        wanted = NOTHING if found is None else found.by_database.get(self.database, NOTHING)
+        return {**self.base, **wanted} if self.base else wanted
 
     def remember(self) -> None:
         """Keep the record for the end of the transaction in which settings are about to change."""
@@ -268,7 +289,7 @@ class SessionSettings:
 
     def has_lost_values(self) -> bool:
         """Return whether the outside value of a name is lost, so that a reset must set it."""
-        return _UNREAD in self.outside.values()
+        return not self.per_transaction and _UNREAD in self.outside.values()
 
     def needs_reading(self, name: str) -> bool:
         """Return whether the outside value of `name` must be read before `name` changes."""
@@ -285,6 +306,9 @@ class SessionSettings:
         """Record that `statement` was executed, or is about to be: it may have changed settings."""
         in_pipeline = pgconn.pipeline_status != PipelineStatus.OFF
         is_idle = pgconn.transaction_status == _IDLE
+        if is_idle and self.per_transaction:
+            self.forget()
+            return
         has_changed = self._before is not None and not is_idle  # settings, in the transaction
         if statement.undoes and has_changed and not (in_pipeline and statement is UNKNOWN):
             self.current = None
@@ -321,14 +345,19 @@ class Change:
     """Commands that give a server session the settings that a statement needs."""
 
     def __init__(
-        self, settings: SessionSettings, wanted: Mapping[str, Value], *, local: bool
+        self,
+        settings: SessionSettings,
+        wanted: Mapping[str, Value],
+        *,
+        local: bool,
+        reads: bool = True,
     ) -> None:
         self._settings = settings
         self._wanted = wanted
         self._local = local
         self._record = settings.current, settings.outside
         #: The names whose outside values the first command reads.
-        self.reads = tuple(filter(settings.needs_reading, wanted))
+        self.reads = tuple(filter(settings.needs_reading, wanted)) if reads else ()
         #: The names that change, with their new values.
         self._targets = dict(self._find_targets())
         #: The commands, and how many results the server sends for them.
@@ -339,7 +368,8 @@ class Change:
         current, outside = self._record
         for name in {**outside, **self._wanted}:
             target = self._wanted.get(name, outside.get(name))
-            if current is None or name in self.reads or current.get(name, outside[name]) != target:
+            is_new = name not in outside or name in self.reads
+            if current is None or is_new or current.get(name, outside[name]) != target:
                 yield name, target
 
     def stands_alone(self) -> bool:
@@ -348,7 +378,7 @@ class Change:
         They change a setting that a transaction reads as it begins, the implicit one of a message,
         too.
         """
-        return not _READ_AT_BEGIN.isdisjoint(self._targets)
+        return not READ_AT_BEGIN.isdisjoint(self._targets)
 
     # --- The commands ---
 

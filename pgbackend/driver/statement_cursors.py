@@ -88,10 +88,11 @@ class _ClientStatementCursor(StatementCursor):
         conn = self._conn
         if conn._pipeline:  # noqa: SLF001
             return super().run(query, params)
+        settings = conn.session_settings
         self._merge(query, params)
         try:
             if conn.lease is None:  # the facade that is never lent: one task at a time uses it
-                if declared.get() is None and not conn.session_settings.outside:
+                if declared.get() is None and not (settings.outside or settings.base):
                     result = conn.wait(self._run_gen())
                 else:
                     result = conn.wait(self._run_settled_gen(query, params))
@@ -99,7 +100,7 @@ class _ClientStatementCursor(StatementCursor):
                 with conn.lock:
                     if conn.turns is not None:
                         check_turn(conn)
-                    if declared.get() is None and not conn.session_settings.outside:
+                    if declared.get() is None and not (settings.outside or settings.base):
                         result = conn.wait(self._run_gen_in_turn(query, params))
                     else:
                         result = conn.wait(self._run_settled_gen(query, params))
@@ -155,9 +156,7 @@ class _ClientStatementCursor(StatementCursor):
         vouched = conn.lease is None or not conn.lease.dirty
         statement = Statement(shares=True, keeps_settings=vouched)
         if (prefix := prefix_for(conn, statement)) is None:
-            conn.has_looked, conn.next_statement = True, statement
-            yield from conn._start_query()  # noqa: SLF001
-            result = yield from self._run_gen()
+            result = yield from conn.in_own_block_gen(self._run_plainly_gen(statement))
         else:
             if not prefix.begins:
                 yield from conn.begin_gen()
@@ -165,6 +164,13 @@ class _ClientStatementCursor(StatementCursor):
                 result = yield from self._run_prefixed_gen(prefix, query, params)
             finally:
                 conn.executed(statement)
+        return result
+
+    def _run_plainly_gen(self, statement: Statement) -> PQGen[PGresult]:
+        conn = self._conn
+        conn.has_looked, conn.next_statement = True, statement
+        yield from conn._start_query()  # noqa: SLF001
+        result = yield from self._run_gen()
         return result
 
     def _run_prefixed_gen(
@@ -180,7 +186,7 @@ class _ClientStatementCursor(StatementCursor):
             prefix.failed()
             raise
         # After the `except`, or an error of the statement would show the `NotRunError`, too.
-        yield from self._execute_plainly_gen(query, params)
+        yield from self._conn.in_own_block_gen(self._execute_plainly_gen(query, params))
         result = self.pgresult
         self._reset()
         return result

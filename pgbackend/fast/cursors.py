@@ -22,6 +22,7 @@ from pgbackend.adapters import adapting
 from pgbackend.driver import bridge
 from pgbackend.driver.bridge import Portal
 from pgbackend.patches import if_unpatched, lookup, unpatched
+from pgbackend.wrapper import streams
 from pgbackend.wrapper.cursors import Cursors
 
 _get_running_loop = asyncio._get_running_loop
@@ -69,6 +70,8 @@ def cursor(self: Cursors) -> Any:
 
 def _cursor(self: Cursors, name: str | None = None) -> Any:
     """Make a cursor if the connection is open and no method is patched; else take the plain way."""
+    if name and streams.is_apart(self):
+        return streams.open_stream(self, name)
     own = state.plain_state(self)
     if own is None:
         return self._cursor_in_turn(name)

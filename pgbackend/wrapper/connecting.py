@@ -25,6 +25,7 @@ from pgbackend.driver.connection import Connection
 from pgbackend.driver.holding import HoldBounds
 from pgbackend.driver.loops import close_pools, get_pool
 from pgbackend.driver.pool import Pool, PoolOptions
+from pgbackend.driver.time_zones import are_same
 
 from .contexts import Contexts
 
@@ -70,6 +71,10 @@ class Connecting(Contexts):
             raise exc.with_traceback(None) from None
         for name in options.NOT_SENT:
             params.pop(name, None)
+        if self.is_through_pooler():
+            params["time_zone"] = self.timezone_name
+        else:
+            params.pop("pooler", None)
         prepare_template(params["context"], self.timezone)
         if self._asked_in_vain:
             asked = {name for name, value in params.items() if credentials.is_asked(name, value)}
@@ -109,6 +114,53 @@ class Connecting(Contexts):
             # It may come from the synchronous pool. Until it is set up, it is outside of blocks.
             connection.session_settings.database = None
         return connection
+
+    # --- Through a transaction pooler: nothing that a later transaction would need is set ---
+
+    def is_through_pooler(self) -> bool:
+        """Return whether a transaction pooler stands before the server: OPTIONS["pooler"]."""
+        return options.is_through_pooler(self.settings_dict["OPTIONS"])
+
+    def _configure_timezone(self, connection: Any) -> bool:
+        if not self.is_through_pooler():
+            return bool(super()._configure_timezone(connection))  # type: ignore[misc]
+        has = connection.info.parameter_status("TimeZone")
+        if self.timezone_name and not are_same(self.timezone_name, has):
+            connection.close()  # psycopg_pool would not
+            raise self._note_failure(
+                ImproperlyConfigured(
+                    f"The connection of {self.alias!r} has the time zone {has!r} instead of "
+                    f"{self.timezone_name!r}: the pooler does not take it from the parameters of "
+                    "a connection. Set it for the role: ALTER ROLE ... SET timezone = "
+                    f"'{self.timezone_name}'."
+                )
+            )
+        return False
+
+    def _note_failure(self, exc: ImproperlyConfigured) -> ImproperlyConfigured:
+        """Return `exc`; the synchronous pool, if there is one, shall tell it as the cause."""
+        if (pool := self._connection_pools.get(self.alias)) is not None:
+            pool.kwargs.failure = exc
+        return exc
+
+    def ensure_timezone(self) -> bool:
+        if not self.is_through_pooler():
+            return bool(super().ensure_timezone())
+        self.close_pool()  # as Django does: new connections get the time zone
+        if self._own.connection is not None and not self._own.in_atomic_block:
+            self._close_own()
+        elif self.connection is not None:
+            with self.backend_statement(), self.connection.cursor() as cursor:
+                name = [self.timezone_name]
+                cursor.execute("SELECT set_config('TimeZone', %s, true)", name)
+        return False
+
+    def _configure_role(self, connection: Any) -> bool:
+        if not self.is_through_pooler():
+            return bool(super()._configure_role(connection))  # type: ignore[misc]
+        role = self.settings_dict["OPTIONS"].get("assume_role")
+        connection.session_settings.base = {"role": role} if role else {}
+        return False
 
     @cached_property
     def pg_version(self) -> int:
@@ -174,15 +226,19 @@ class Connecting(Contexts):
         self.check_settings()
         pool = conf.pool_options(self.settings_dict)
         hold = HoldBounds(pool.pop("hold_warning"), pool.pop("max_hold"))
+        reset = self.settings_dict["OPTIONS"].get("session_reset", "dirty")
+        if self.is_through_pooler() or conf.is_without_pool(self.settings_dict):
+            reset = "never"  # nobody uses the session afterwards, or only a pooler's clients
         return PoolOptions(
             connect={"facade_class": conf.facade_class(self.settings_dict)},
             ask=self._ask,
             raised_as_is=credentials.RAISED_AS_IS,
             outage_grace=pool.pop("outage_grace"),
             pool=pool,
+            keeps_none=conf.is_without_pool(self.settings_dict),
             hold=hold,
             initialise=self._initialise,
-            session_reset=self.settings_dict["OPTIONS"].get("session_reset", "dirty"),
+            session_reset=reset,
             soiled_unless_vouched=True,
         )
 

@@ -35,6 +35,7 @@ from pgbackend.patches import if_unpatched
 from pgbackend.sessions import Session, State
 from pgbackend.transactions import Transaction
 
+from . import streams
 from .transactions import Transactions
 
 # Code that runs for each statement repeats what `bridge.green()` does: a call would cost too much.
@@ -87,6 +88,8 @@ class Cursors(Transactions):
         return None
 
     def _cursor(self, name: str | None = None) -> Any:
+        if name and streams.is_apart(self):
+            return streams.open_stream(self, name)
         if state.plain_state(self) is not None:
             return super()._cursor(name)
         return self._cursor_in_turn(name)

@@ -22,8 +22,21 @@ from tests.support.fixtures import (  # noqa: F401 - pytest's
 )
 from tests.support.loops import LoopFactory, shuffled
 from tests.support.tenants import do, tenants  # noqa: F401 - pytest's
+from tests.support.through_pooler import through_pooler
 
 collect_ignore = ["project"]  # a project with tests of its own: see test_c12_tests.py
+
+
+@pytest.fixture(scope="session", autouse=True)
+def pooler(request: pytest.FixtureRequest, conninfo: str) -> Iterator[None]:
+    """Run all tests through a pooler, if ``--pooler`` says so."""
+    if not request.config.option.pooler:
+        yield
+        return
+    request.getfixturevalue("django_db_setup")  # its end drops the database: after ours
+    blocker = request.getfixturevalue("django_db_blocker")
+    with blocker.unblock(), through_pooler(request.config, conninfo):
+        yield
 
 
 @pytest.fixture

@@ -51,11 +51,10 @@ _numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
-def watch(django_db_setup: None) -> Iterator[psycopg.Connection[Any]]:
+def watch(django_db_setup: None, conninfo: str) -> Iterator[psycopg.Connection[Any]]:
     """Open a session in Django's database that watches the others."""
-    params = connections["default"].get_connection_params()
-    params.pop("cursor_factory"), params.pop("context")
-    with psycopg.connect(**params, autocommit=True, application_name="watcher") as watching:
+    params = {"dbname": connections["default"].settings_dict["NAME"], "autocommit": True}
+    with psycopg.connect(conninfo, **params, application_name="watcher") as watching:
         yield watching
 
 

@@ -70,6 +70,13 @@ WRONG: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "a number as a primary": ({"replica_of": 1}, "E012", "replica_of", "alias of the primary"),
     "itself as a primary": ({"replica_of": "default"}, "E012", "replica_of", "leave it out"),
     "no primary": ({"replica_of": "nowhere"}, "E013", "no alias", "alias of the primary"),
+    "an unknown pooler": ({"pooler": "session"}, "E014", "'session'", "to 'transaction' if"),
+    "a pooler and a reset": (
+        {"pooler": "transaction", "session_reset": "dirty"},
+        "E015",
+        "['session_reset'] and DATABASES['default']['OPTIONS']['pooler'] contradict",
+        "Leave 'session_reset' out",
+    ),
     "a list": ({"sslpassword": [CANARY]}, "E011", "sslpassword", "a text, a number"),
 }
 #: Settings whose values are all right, beside the project's own.
@@ -85,6 +92,7 @@ RIGHT: dict[str, Any] = {
     "isolation_level": psycopg.IsolationLevel.SERIALIZABLE,
     "assume_role": None,
     "session_reset": "never",
+    "pooler": "transaction",
     "cursor_factory": psycopg.Cursor,
 }
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from psycopg import sql
 import pgbackend
 
 from .compare import report
+from .differences import BEHIND_A_POOLER, DIFFERENCES
+from .pooler import pooler
 from .results import CONTEXTS, WHOLE, Results, fold, read, tail
 from .server import NotEnough, server
 from .source import CACHE, NoSource, modules_of, tests_dir
@@ -105,6 +108,8 @@ class Job:
     timeout: float
     worker: str = "tests.suite.worker"
     """The module that does it."""
+    pooler: int | None = None
+    """The port of the pooler that our connections go through, if they do."""
 
     @property
     def context(self) -> str:
@@ -137,6 +142,7 @@ class Job:
             "journal": str(self.journal),
             "timeout": self.timeout,
             "databases": self.databases,
+            "pooler": None if self.context == "stock" else self.pooler,
         }
         # The directories from which this package and pgbackend were imported.
         ours = [Path(__file__).parents[2], Path(pgbackend.__file__).parents[1]]
@@ -162,7 +168,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runs = _runs(options.context or usual)
     try:
         with server(labels) as url:
-            all_results = _run_all(runs, labels, options, url, source)
+            with pooler(url, options.pooler) if options.pooler else nullcontext() as port:
+                all_results = _run_all(runs, labels, options, url, source, port)
     except NotEnough as exc:
         print(exc, file=sys.stderr)
         return CANNOT
@@ -174,7 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if reference is None:
             return _judge_alone(all_results)
         all_results = {"stock": reference, **all_results}
-    return 0 if report(all_results) else 1
+    differences = (*DIFFERENCES, *(BEHIND_A_POOLER if options.pooler else ()))
+    return 0 if report(all_results, differences) else 1
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -205,6 +213,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         choices=[*CONTEXTS, WHOLE],
         help="may be given several times, for one context too; default: each once",
     )
+    parser.add_argument(
+        "--pooler",
+        choices=["older", "newer"],
+        help="lead pgbackend's connections through this PgBouncer, in transaction mode; prints "
+        "what would pin a session of RDS Proxy",
+    )
     parser.add_argument("--out", type=Path, help="directory for outcomes (JSON) and logs")
     parser.add_argument("--parallel", type=int, default=1, metavar="N", help="worker processes")
     parser.add_argument(
@@ -215,7 +229,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     options = parser.parse_args(arguments)
     if options.out is None:
-        suffix = "-gis" if options.gis else "-whole-stack" if options.whole_stack else ""
+        suffix = "-pooler" if options.pooler else ""
+        suffix += "-gis" if options.gis else "-whole-stack" if options.whole_stack else ""
         options.out = CACHE / f"results-{django.__version__}{suffix}"
     return options
 
@@ -241,14 +256,19 @@ def _runs(contexts: list[str]) -> list[str]:
 
 
 def _run_all(
-    runs: list[str], labels: list[str], options: argparse.Namespace, url: str, source: Path
+    runs: list[str],
+    labels: list[str],
+    options: argparse.Namespace,
+    url: str,
+    source: Path,
+    port: int | None = None,
 ) -> dict[str, Results]:
     shares = _share_out(labels, options.parallel, source)
     out = options.out.resolve()
     with psycopg.connect(url) as connection:
         versions = versions_of(connection, options.parallel)
     jobs = [
-        Job(run, number, share, options.gis, versions, url, out, options.timeout)
+        Job(run, number, share, options.gis, versions, url, out, options.timeout, pooler=port)
         for run in runs
         for number, share in enumerate(shares)
     ]

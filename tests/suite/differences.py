@@ -188,6 +188,17 @@ DIFFERENCES: tuple[Difference, ...] = (
 )
 
 
+#: Beside those, the differences of a run through a pooler (``--pooler``).
+BEHIND_A_POOLER: tuple[Difference, ...] = (
+    Difference(
+        "postgres_tests.test_unaccent.*.test_unaccent_with_conforming_strings_off",
+        "error",
+        "sets standard_conforming_strings by SET; OPTIONS['pooler'] refuses what acts on a session",
+        contexts=("sync", "green"),
+    ),
+)
+
+
 def expected(
     context: str, django: str, differences: Iterable[Difference] = DIFFERENCES
 ) -> Iterator[Difference]:

@@ -53,6 +53,7 @@ To repeat the runs:
     make suite ARGS="--backend"               # modules that exercise a backend most; some minutes
     make suite ARGS="--gis"                   # GeoDjango's, on PostGIS; 'make postgis' first
     make suite ARGS="--whole-stack"           # the modules that send requests; stock and whole
+    make suite ARGS="--pooler newer basic"    # through PgBouncer; 'make pgbouncer-newer' first
     make suite ARGS="--context green queries" # one context, one module
 
 A run takes PostgreSQL with its contributed extensions from `/usr/lib/postgresql` (`make postgresql`

@@ -26,3 +26,10 @@ DATABASES = {
     }
     for alias, name in _job["databases"].items()
 }
+
+if _job["pooler"] is not None:
+    for _settings in DATABASES.values():
+        _settings |= {"HOST": "127.0.0.1", "PORT": str(_job["pooler"])}
+        _settings |= {"USER": "anybody", "PASSWORD": ""}
+        _settings["OPTIONS"] |= {"sslmode": "disable", "gssencmode": "disable"}
+        _settings["OPTIONS"] |= {"pooler": "transaction"}

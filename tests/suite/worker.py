@@ -112,7 +112,8 @@ def _run(
         verbosity=1,
         interactive=False,
         failfast=False,
-        keepdb=False,
+        # PgBouncer keeps sessions open, which a database cannot be dropped under.
+        keepdb=job["pooler"] is not None,
         reverse=False,
         test_labels=job["labels"],
         debug_sql=False,

@@ -150,9 +150,16 @@ def leases() -> Iterator[list[Any]]:
 
 @contextmanager
 def settings_of_default(**changes: Any) -> Iterator[None]:
-    """Change DATABASES['default'] in place; a pool made meanwhile is made from it."""
+    """Change DATABASES['default'] in place; a pool made meanwhile is made from it.
+
+    In a run through a pooler (``pytest --pooler``), the options of that stay.
+    """
     settings_dict = connections.settings["default"]
     before = dict(settings_dict)
+    if "OPTIONS" in changes and "pooler" in before["OPTIONS"]:
+        names = ("gssencmode", "pooler", "sslmode")
+        stay = {name: before["OPTIONS"][name] for name in names if name in before["OPTIONS"]}
+        changes["OPTIONS"] = {**stay, **changes["OPTIONS"]}
     settings_dict.update(changes)
     try:
         yield

@@ -94,12 +94,16 @@ class Link:
         try:
             while data := await reader.read(65536):
                 await self._wait(pair)
-                pair.server.write(data)
+                pair.server.write(self._seen(pair, data))
                 await pair.server.drain()
         except (OSError, RuntimeError):
             pass  # a half-closed connection cannot be written to
         finally:
             pair.server.close()
+
+    def _seen(self, pair: _Pair, data: bytes) -> bytes:
+        """Return what is sent on instead of `data` of a client; a subclass may record it."""
+        return data
 
     async def _reply(self, reader: asyncio.StreamReader, pair: _Pair) -> None:
         try:

@@ -1,6 +1,7 @@
 """Runs a real PgBouncer in front of the tests' server, on loopback, for a `with` block.
 
-`PGBOUNCER` names the program, if it is not the one on the path.
+`PGBOUNCER` names the program, if it is not the one on the path. `PGBOUNCER_NEWER` names a newer
+one, if it is not the one that `make pgbouncer-newer` unpacks.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from tests.conftest import wait_for
+from tests.support.polling import wait_for
 from tests.support.ports import free_port
 
 _SBIN = ("/usr/sbin", "/usr/local/sbin", "/sbin")
@@ -30,17 +31,26 @@ def program() -> str | None:
     return os.environ.get("PGBOUNCER") or shutil.which("pgbouncer", path=path)
 
 
-def version() -> tuple[int, ...]:
-    """Return the version of the program, such as (1, 24, 1)."""
+def newer_program() -> str | None:
+    """Return the path of a PgBouncer that tracks prepared statements, or None."""
+    unpacked = Path(__file__).parents[2] / ".pgbackend/pgbouncer-newer/bin/pgbouncer"
+    return os.environ.get("PGBOUNCER_NEWER") or (str(unpacked) if unpacked.exists() else None)
+
+
+def version(of: str | None = None) -> tuple[int, ...]:
+    """Return the version of a program, such as (1, 24, 1)."""
     said = subprocess.run(
-        [str(program()), "--version"], capture_output=True, text=True, check=True
+        [str(of or program()), "--version"], capture_output=True, text=True, check=True
     ).stdout
     return tuple(int(part) for part in said.split()[1].split("."))
 
 
 @contextmanager
-def pgbouncer(conninfo: str, **settings: Any) -> Iterator[dict[str, Any]]:
-    """Start PgBouncer in transaction mode; yield the parameters of a connection through it."""
+def pgbouncer(conninfo: str, run: str | None = None, **settings: Any) -> Iterator[dict[str, Any]]:
+    """Start PgBouncer in transaction mode; yield the parameters of a connection through it.
+
+    `run` is the path of the program; by default that of `program()`.
+    """
     given = conninfo_to_dict(conninfo)
     target = {name: given[name] for name in ("host", "port", "user", "password") if name in given}
     account = _account(str(target.get("host", "")))
@@ -58,20 +68,20 @@ def pgbouncer(conninfo: str, **settings: Any) -> Iterator[dict[str, Any]]:
             "server_round_robin": 1,  # so that a client gets another session each time
             **settings,
         }
+        if account is not None:  # the program may be in a directory that only root may enter
+            config["user"] = account.pw_name
         # "auth_type = any" lets every client in, as the user that is forced here.
         databases = " ".join(f"{name}={value}" for name, value in target.items())
         lines = [f"{name} = {value}" for name, value in config.items()]
         ini = home / "pgbouncer.ini"
         ini.write_text("\n".join(["[databases]", f"* = {databases}", "[pgbouncer]", *lines, ""]))
-        options: dict[str, Any] = {}
         if account is not None:
             shutil.chown(home, account.pw_uid, account.pw_gid)
             shutil.chown(ini, account.pw_uid, account.pw_gid)
-            options = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
         log = home / "log"
         with log.open("wb") as out:
             bouncer = subprocess.Popen(
-                [str(program()), str(ini)], stdout=out, stderr=out, cwd="/", **options
+                [run or str(program()), str(ini)], stdout=out, stderr=out, cwd="/"
             )
         try:
             parameters = {"host": "127.0.0.1", "port": str(port), "user": "anybody"}
