@@ -29,6 +29,7 @@ endif
 MISSING ?= pgbackend needs Python 3.11 or later: '$(PYTHON)' is not that
 NO_VENV = $(PYTHON) cannot make virtual environments: install its module venv (Debian, Ubuntu: apt-get install python3-venv)
 NO_BROWSER = 'make browser' needs root and Debian's or Ubuntu's apt-get: install Chromium and its chromedriver by other means
+NO_HAPROXY = 'make cluster' and 'make scaleout' need HAProxy. As root on Debian or Ubuntu they install it: install it by other means
 NO_PGBOUNCER = 'make pgbouncer' needs root and Debian's or Ubuntu's apt-get: install PgBouncer by other means
 NO_NEWER = 'make pgbouncer-newer' needs root and Debian's apt-get: get PgBouncer 1.21 or later by other means, and name it with PGBOUNCER_NEWER=
 NEWER = .pgbackend/pgbouncer-newer
@@ -36,11 +37,14 @@ NO_POSTGRESQL = 'make postgresql' and 'make postgis' need root and Debian's or U
 NO_PIP = pip could not install what pgbackend needs: the lines above say why (is its package index reachable?)
 PIP = $(RUN) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test browser pgbouncer pgbouncer-newer postgresql postgis lint types imports suite clean stale
+.PHONY: help demo cluster test scaleout browser haproxy pgbouncer pgbouncer-newer postgresql postgis lint types imports suite clean stale
 
 help:
 	@echo 'make demo      serve the order desk at http://127.0.0.1:8000/ (PORT=); Ctrl-C ends it'
+	@echo 'make cluster   serve it on a cluster: Patroni, HAProxy, PgBouncer (as root, Debian or Ubuntu, or'
+	@echo '               with HAProxy and PgBouncer installed); Ctrl-C ends it'
 	@echo 'make test      run the quick tests (ARGS= for pytest; ARGS=--slow runs all)'
+	@echo 'make scaleout  take orders on such a cluster while its parts are killed; minutes'
 	@echo 'make browser   install Chromium, for the tests of the pages (as root, Debian or Ubuntu)'
 	@echo 'make pgbouncer install PgBouncer, for the tests through a pooler (as root, Debian or Ubuntu)'
 	@echo 'make pgbouncer-newer unpack a later PgBouncer, for the same tests (as root, Debian)'
@@ -53,8 +57,14 @@ help:
 demo: $(VENV)/.installed-demo
 	@$(RUN) -m proj
 
+cluster: haproxy pgbouncer $(VENV)/.installed-cluster
+	@$(RUN) -m proj.cluster
+
 test: $(VENV)/.installed-test
 	@$(RUN) -m pytest $(ARGS)
+
+scaleout: haproxy pgbouncer $(VENV)/.installed-scaleout
+	@$(RUN) -m pytest tests/scaleout -m scaleout --require-servers $(ARGS)
 
 suite: $(VENV)/.installed-suite
 	@$(RUN) -m tests.suite --parallel 2 $(ARGS)
@@ -75,6 +85,12 @@ browser:
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y chromium chromium-driver; \
 	else echo "$(NO_BROWSER)" >&2; exit 1; fi
+
+haproxy:
+	@if [ -x /usr/sbin/haproxy ] || command -v haproxy >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends haproxy; \
+	else echo "$(NO_HAPROXY)" >&2; exit 1; fi
 
 pgbouncer:
 	@if [ -x /usr/sbin/pgbouncer ] || command -v pgbouncer >/dev/null; then :; \

@@ -7,19 +7,15 @@ environment, sync views are served on the event loop, too (proj/asgi_green.py).
 """
 
 import os
-import secrets
 import signal
-import socket
 import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pgbackend import embedded
+from proj import serving
 
-HOST = "127.0.0.1"
-CHEF = "chef"
 DATA = Path(__file__).resolve().parent.parent / ".pgbackend" / "demo"
-PAGES = {"Order": "/", "Board": "/board/", "Status": "/status/", "Admin": "/admin/"}
 
 
 def main(argv):
@@ -41,17 +37,17 @@ def _manage(argv):
 
 
 def _demonstrate():
-    sock = _listen(os.environ.get("PORT", "8000"))
-    _raise_open_files()
+    sock = serving.listen(os.environ.get("PORT", "8000"))
+    serving.raise_open_files()
     # Only this machine can reach the demonstration, so anyone who can may start a rush.
     os.environ.setdefault("KITCHEN_RUSH_OPEN", "1")
     with sock, _database():
-        password = _prepare()
-        _welcome(sock.getsockname()[1], password)
+        password = serving.prepare()
+        serving.welcome(sock.getsockname()[1], password)
         try:
-            _serve(sock)
+            serving.serve(sock)
         finally:
-            _close_connections()
+            serving.close_connections()
             print("\nThe kitchen is closed.")
 
 
@@ -68,107 +64,6 @@ def _database():
     with server:
         os.environ["DATABASE_URL"] = server.url
         yield
-
-
-def _listen(port):
-    """Take the server's socket before anything else is started: a taken port then costs nothing."""
-    sock = socket.socket()
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((HOST, int(port)))
-        sock.listen(2048)
-    except (OSError, ValueError, OverflowError) as error:
-        sock.close()
-        reason = getattr(error, "strerror", None) or "that is no port"
-        sys.exit(f"proj: cannot listen on {HOST}:{port} ({reason}): set PORT to another port")
-    return sock
-
-
-def _raise_open_files():
-    """Raise the limit of open files: a rush of 500 needs 2,000, many systems allow 1,024."""
-    try:
-        import resource
-    except ImportError:  # Windows, where sockets are not counted this way
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 8192 if hard == resource.RLIM_INFINITY else min(8192, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _prepare():
-    """Bring the database up to date; return the chef's password if it was made up here."""
-    import django
-    from django.core.management import call_command
-
-    django.setup()
-    _check_database()
-    call_command("migrate", verbosity=0)
-    call_command("seed_menu", verbosity=0)
-    given = os.environ.get("KITCHEN_PASSWORD")
-    password = given or secrets.token_urlsafe(9)
-    _make_chef(password)
-    _close_connections()
-    return None if given else password
-
-
-def _check_database():
-    """Exit with the server's own words if it lets nobody in; a pool would try for half a minute."""
-    from django.db import connection
-
-    try:
-        connection.Database.connect(**connection.get_connection_params()).close()
-    except connection.Database.OperationalError as error:
-        sys.exit(f"proj: the database cannot be used: {error}")
-
-
-def _make_chef(password):
-    from django.contrib.auth import get_user_model
-
-    chef, _ = get_user_model().objects.get_or_create(username=CHEF)
-    chef.is_staff = chef.is_superuser = True
-    chef.set_password(password)
-    chef.save()
-
-
-def _close_connections():
-    """Close the connections of synchronous code; the site's own go with its event loop."""
-    from django.db import connections
-
-    for connection in connections.all(initialized_only=True):
-        connection.close()
-        connection.close_pool()
-
-
-def _welcome(port, password):
-    width = max(map(len, PAGES))
-    print("\nQuince is open. Ctrl-C closes it.\n")
-    for name, path in PAGES.items():
-        print(f"  {name:<{width}}  http://{HOST}:{port}{path}")
-    print(f"\n  Sign in as {CHEF!r}, password {password or 'as in KITCHEN_PASSWORD'}\n", flush=True)
-
-
-def _serve(sock):
-    import uvicorn
-
-    from kitchen import sse
-
-    class Server(uvicorn.Server):
-        async def shutdown(self, sockets=None):
-            # uvicorn waits for open responses, and a live page's stream would never end by itself.
-            sse.end_all()
-            await super().shutdown(sockets)
-
-    config = uvicorn.Config(
-        "proj.asgi_green:application"
-        if os.environ.get("GREEN") == "1"
-        else "proj.asgi:application",
-        log_level="warning",
-        lifespan="on",
-        # Only an order that waits for the kitchen service can still be running then.
-        timeout_graceful_shutdown=3,
-    )
-    Server(config).run(sockets=[sock])
 
 
 if __name__ == "__main__":

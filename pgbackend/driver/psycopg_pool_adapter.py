@@ -388,17 +388,13 @@ class PsycopgPool(Withdrawing, psycopg_pool.AsyncConnectionPool[AsyncConnection]
 
     # --- Connecting ---
 
-    def has_connection(self) -> bool:
-        """Return whether any connection is open, be it free or not."""
-        return any(not connection.closed for connection in self.made)
-
     def check_failure(self) -> None:
         """Raise the error of the last attempt to connect if it is too soon for another attempt.
 
         Does nothing if any connection is open, or if the outage may be waited out.
         """
         failure = self.attempts.recent_failure()
-        if failure is None or self.outages.may_be_waited_out() or self.has_connection():
+        if failure is None or self.outages.may_be_waited_out() or self.serves():
             return
         self.outages.refused()
         raise self._repeat(failure)
@@ -434,9 +430,10 @@ class PsycopgPool(Withdrawing, psycopg_pool.AsyncConnectionPool[AsyncConnection]
             self._trials.add(trial := Trial())
             try:
                 connection = await self._connect_up_to_date(timeout)
+                await self.changes.try_new(connection)
             except Exception as exc:
                 forget_connecting(exc, self._preparing)
-                serves = self.has_connection()
+                serves = self.serves()
                 asks = not serves and is_unclear(exc) and trial.params
                 refuses = bool(asks) and await is_refusing(trial.params)
                 self.attempts.note_failure(exc, began)
@@ -486,7 +483,7 @@ class PsycopgPool(Withdrawing, psycopg_pool.AsyncConnectionPool[AsyncConnection]
         """
         if self.attempts.failure is None:
             return
-        if not self.has_connection() and not self.outages.may_be_waited_out():
+        if not self.serves() and not self.outages.may_be_waited_out():
             self.outages.refused(self.waiting())
             await self._fail_waiting(lambda: self._repeat(exc))
         elif self._regrowing is None:

@@ -11,6 +11,11 @@ After an error by which a server ends a session (57P01 to 57P03), the free conne
 at, with a statement each, before their next use. So they are when a session's server turns out to
 have become a primary, or a standby; connections to it are replaced, since the options may ask for
 another one now.
+
+A pooler that reaches no server goes on accepting connections, and refuses statements (08P01)
+without having sent them anywhere. Then the pool's connections are closed, and a new one is used
+only after a statement on it was answered: what fails is an attempt to connect, like any other (see
+outages.py).
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ from functools import partial
 from time import monotonic
 from typing import Any, Protocol
 
+from psycopg.errors import ConnectionTimeout
 from psycopg.pq import TransactionStatus
 from psycopg.pq.abc import PGconn
 
@@ -30,6 +36,8 @@ from .session_settings import declared
 
 _READ_ONLY = "25006"
 _ENDS = ("57P01", "57P02", "57P03")
+_REFUSED_BY_POOLER = "08P01"
+_OF_INTEREST = {_READ_ONLY, *_ENDS, _REFUSED_BY_POOLER}
 
 #: Seconds between two attempts to get a session that can write.
 PROBE_INTERVAL = 0.5
@@ -116,12 +124,14 @@ def is_on_standby(pgconn: PGconn) -> bool:
 
 def notice(connection: Any, sqlstate: str | None) -> None:
     """Take in that a statement on the facade `connection` failed. May be called in any thread."""
-    if sqlstate != _READ_ONLY and sqlstate not in _ENDS:
+    if sqlstate not in _OF_INTEREST:
         return
     physical: Watched | None = connection.physical
     if physical is None or (changes := physical.changes) is None:
         return
-    if sqlstate in _ENDS:
+    if sqlstate == _REFUSED_BY_POOLER:
+        changes.call(changes.refused_by_pooler)
+    elif sqlstate in _ENDS:
         changes.call(changes.look_at_free)
     elif not _is_read_only_by_its_user(physical, connection.lease):
         changes.call(partial(changes.refused_to_write, physical))
@@ -150,6 +160,8 @@ class ServerChanges:
         self._look_limit = look_limit
         #: Whether the options ask for sessions that cannot write.
         self.wants_read_only = False
+        #: Whether a pooler has refused a statement, and none has been answered since.
+        self.pooler_refuses = False
         self._refused_at = 0.0
         self._began = 0.0
         #: The task that looks for a session that can write; and whether there is one.
@@ -248,6 +260,32 @@ class ServerChanges:
         kept, self._kept_back = self._kept_back, []
         for physical in kept:
             self.pool.put_back(physical)
+
+    def refused_by_pooler(self) -> None:
+        """Close all connections, leased ones when their lease ends, and try new ones: see above."""
+        self.pooler_refuses = True
+        for physical in self.pool.connections():
+            self.pool.expire(physical)
+        for physical in self.pool.withdraw(lambda _: True):
+            self.pool.discard(physical)
+
+    async def try_new(self, physical: Watched) -> None:
+        """Have a statement answered on a new connection, if a pooler has refused the last one.
+
+        Raises the error of the statement, and closes the connection then.
+        """
+        if not self.pooler_refuses:
+            return
+        try:
+            async with asyncio.timeout(self._look_limit):
+                await physical.execute("SELECT 1", prepare=False)
+        except TimeoutError:
+            physical.close_now()
+            raise ConnectionTimeout("timeout expired: the pooler reaches no server") from None
+        except BaseException:
+            physical.close_now()
+            raise
+        self.pooler_refuses = False
 
     def look_at_what_was_told(self) -> None:
         """Replace the connections whose server has changed its part; look at the free others.

@@ -12,12 +12,14 @@ from collections.abc import Callable
 from typing import Any
 
 from .pooled import AsyncConnection
+from .server_changes import ServerChanges
 
 
 class Withdrawing:
     """Take free connections out of the pool (a mixin for psycopg_pool's async pool)."""
 
     owner: Any
+    changes: ServerChanges
     made: weakref.WeakSet[AsyncConnection]
     put_free: Callable[[AsyncConnection], bool]
     waiting: Callable[[], int]
@@ -39,6 +41,14 @@ class Withdrawing:
     def is_full(self) -> bool:
         """Return whether no more connections may be opened."""
         return self._nconns >= self._max_size
+
+    def has_connection(self) -> bool:
+        """Return whether any connection is open, be it free or not."""
+        return any(not connection.closed for connection in self.made)
+
+    def serves(self) -> bool:
+        """Return whether any connection is open, and no pooler has refused a statement on one."""
+        return self.has_connection() and not self.changes.pooler_refuses
 
     def withdraw(self, condition: Callable[[AsyncConnection], bool]) -> list[AsyncConnection]:
         """Take the free connections that meet `condition`, so that nobody else can take them."""

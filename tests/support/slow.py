@@ -39,20 +39,27 @@ def drawn(cases: Sequence[Any], random: Random, *, one_in: int) -> Iterator[Any]
 
 
 def leave_out(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect the slow tests, unless somebody asks for them."""
-    if is_asked_for(config):
-        return
-    slow = [item for item in items if item.get_closest_marker("slow") is not None]
-    if slow:
-        items[:] = [item for item in items if item.get_closest_marker("slow") is None]
-        config.hook.pytest_deselected(items=slow)
-        config.stash[LEFT_OUT] = len(slow)
+    """Deselect the slow tests and those on a cluster, unless somebody asks for them."""
+    if not _is_named("scaleout", config):
+        _deselect("scaleout", config, items)
+    if not is_asked_for(config):
+        config.stash[LEFT_OUT] = _deselect("slow", config, items)
+
+
+def _deselect(name: str, config: pytest.Config, items: list[pytest.Item]) -> int:
+    """Deselect the tests with a mark; return their number."""
+    marked = [item for item in items if item.get_closest_marker(name) is not None]
+    if marked:
+        items[:] = [item for item in items if item.get_closest_marker(name) is None]
+        config.hook.pytest_deselected(items=marked)
+    return len(marked)
 
 
 def is_asked_for(config: pytest.Config) -> bool:
     """Return whether slow tests are to be run: by ``--slow``, by ``-m``, or by their node ids."""
-    return (
-        config.option.slow
-        or "slow" in config.option.markexpr
-        or any("::" in argument for argument in config.args)
-    )
+    return config.option.slow or _is_named("slow", config)
+
+
+def _is_named(mark: str, config: pytest.Config) -> bool:
+    """Return whether ``-m`` names the mark, or arguments name tests by their node ids."""
+    return mark in config.option.markexpr or any("::" in argument for argument in config.args)

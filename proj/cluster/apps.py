@@ -1,0 +1,8 @@
+"""Names the app that shows the cluster."""
+
+from django.apps import AppConfig
+
+
+class ClusterConfig(AppConfig):
+    name = "proj.cluster"
+    label = "cluster"
