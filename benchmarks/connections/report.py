@@ -1,0 +1,124 @@
+"""Writes the tables and the plot of docs/scale-out.md: ``python -m benchmarks.connections.report``.
+
+They come from the results of the last run of ``python -m benchmarks.connections``, and from the
+model; the rest of the page is left as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from . import plot
+from .advise import Site, advise
+from .plan import CURVES, WORKS, Curve
+from .results import Run
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE, PLOT = "scale-out.md", Path("benchmarks") / "connections.svg"
+END = "<!-- end -->"
+#: Sites whose pools the page works out.
+EXAMPLES = {
+    "pages: 3 quick statements, no other wait than 5 ms for a cache": Site(
+        3, 0.002, 0.005, 20, 0.005, 4
+    ),
+    "a shop: 10 statements, two calls of other services": Site(10, 0.003, 0.2, 100, 0.01, 4),
+    "`ATOMIC_REQUESTS`: one transaction of 60 ms around the same": Site(
+        1, 0.23, 0.001, 100, 0.01, 4
+    ),
+    "answers of a language model: 5 statements, 20 s": Site(5, 0.004, 20, 2_000, 0.01, 4),
+    "reports: one statement of 2 s, then 10 s of reading": Site(1, 2, 10, 50, 0.05, 2),
+}
+
+
+def begin(name: str) -> str:
+    return f"<!-- {name}: written by benchmarks.connections.report -->"
+
+
+def write(run: Run, docs: Path = DOCS) -> list[Path]:
+    """Write the tables into the page, and the plot beside it; return their paths."""
+    page, picture = docs / PAGE, docs / PLOT
+    text = page.read_text(encoding="utf-8")
+    for name, lines in (("measured", _measured(run)), ("examples", _examples())):
+        before, _, rest = text.partition(begin(name))
+        _, end, after = rest.partition(END)
+        if not end:
+            raise ValueError(f"{page.name} has no place for the table: {begin(name)} ... {END}")
+        table = "\n".join(lines)
+        text = f"{before}{begin(name)}\n\n{table}\n\n{END}{after}"
+    page.write_text(text, encoding="utf-8")
+    picture.write_text(plot.picture(run), encoding="utf-8")
+    return [page, picture]
+
+
+def _measured(run: Run) -> Iterator[str]:
+    machine = ", ".join(f"{name} {value}" for name, value in run.machine.items())
+    versions = ", ".join(f"{name} {value}" for name, value in run.versions.items())
+    yield f"`{run.command}`, begun {run.begun}; medians of {len(run.rounds)} rounds."
+    yield f"{machine}. {versions}."
+    kept_off = max(row["measured"]["kept_off"] for rows in run.rounds for row in rows[1:])
+    yield (
+        f"Other processes kept this one off the processors for at most {kept_off:.0%} of the time "
+        "of a measurement."
+    )
+    for curve in CURVES:
+        yield f"\n**A request: {WORKS[curve.work].title}; a pool of {curve.pool}**\n"
+        yield from _table(run, curve)
+
+
+def _table(run: Run, curve: Curve) -> Iterator[str]:
+    heads = "requests in flight | in use | model | ratio | peak | requests/s | model | ratio"
+    yield f"| {heads} | time of a request, s | model |"
+    yield "|" + "--:|" * 10
+    statements = WORKS[curve.work].statements
+    for point in run.points(curve):
+        cells = [f"{point.requests:,}"]
+        for name, each in (("in_use", 1), ("rate", statements)):
+            values = (point.measured[name] / each, point.predicted[name] / each)
+            cells += [*map(number, values), f"{point.ratios[name]:.2f}"]
+            if name == "in_use":
+                cells.append(f"{point.measured['peak']:.0f}")
+        cells += [number(side["cycle"] * statements) for side in (point.measured, point.predicted)]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _examples() -> Iterator[str]:
+    yield (
+        "| site | statements × time | elsewhere | CPU | in flight | in use | `max_size` "
+        "| processes | connections | requests/s of a process | time of a request |"
+    )
+    yield "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
+    for title, site in EXAMPLES.items():
+        found = advise(site)
+        cells = [
+            title,
+            f"{site.statements} × {_ms(site.statement)}",
+            _ms(site.elsewhere),
+            _ms(site.cpu),
+            f"{site.requests:,}",
+            number(found.prediction.in_use),
+            str(found.size),
+            str(site.processes),
+            str(found.total),
+            number(found.requests_a_second),
+            _ms(found.response),
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
+def number(value: float) -> str:
+    """Return the value with three digits, or as many as it has before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _ms(seconds: float) -> str:
+    return f"{number(seconds)} s" if seconds >= 1 else f"{number(seconds * 1e3)} ms"
+
+
+def main() -> None:
+    for path in write(Run.load()):
+        print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()
