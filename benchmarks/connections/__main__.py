@@ -67,7 +67,8 @@ def _rows(
 
 def _told(row: dict[str, Any]) -> str:
     if "calibration" in row:
-        return f"calibration, ms: { {n: round(v * 1e3, 3) for n, v in row['calibration'].items()} }"
+        rounded = {name: round(value, 6) for name, value in row["calibration"].items()}
+        return f"calibration, seconds and a share: {rounded}"
     measured, predicted = row["measured"], row["predicted"]
     figures = ", ".join(
         f"{title} {measured[name]:.4g} (model {predicted[name]:.4g}, "
@@ -75,7 +76,8 @@ def _told(row: dict[str, Any]) -> str:
         for title, name in (("in use", "in_use"), ("statements/s", "rate"), ("cycle s", "cycle"))
     )
     head = f"{row['work']:6} pool {row['pool']:2} {row['requests']:6,} in flight"
-    return f"{head}: {figures}, peak {measured['peak']}, cpu {measured['cpu']:.0%}, kept off {measured['kept_off']:.1%}"
+    busy = f"cpu {measured['cpu']:.0%}, kept off {measured['kept_off']:.1%}"
+    return f"{head}: {figures}, peak {measured['peak']}, {busy}"
 
 
 if __name__ == "__main__":

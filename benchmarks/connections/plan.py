@@ -36,16 +36,11 @@ class Curve:
 
     work: str
     pool: int
-    judged: bool = True
-    """Whether the model must be right to 15 %: not where the processor is the bound."""
 
 
-CURVES = (
-    Curve("short", 12),
-    Curve("short", 30),
-    Curve("long", 80),
-    Curve("busy", 32, judged=False),
-)
+#: A work whose bound is the processor is not among them: where others use the processors, too, it
+#: would measure those.
+CURVES = (Curve("short", 12), Curve("short", 30), Curve("long", 80))
 SIZES = {_MANY, *(curve.pool for curve in CURVES)}
 
 
@@ -58,7 +53,9 @@ class Calibration:
     beyond_statement: float
     """What a lease takes longer than the server sleeps."""
     cpu: float
+    """The time of the processor."""
     cpu_held: float
+    """The share of the time on the event loop that falls in the lease."""
 
     def demands(self, work: Work) -> Demands:
         return Demands(
@@ -98,7 +95,7 @@ class Round:
         return Calibration(
             beyond_wait=alone.cycle - alone.held - _ALONE.elsewhere,
             beyond_statement=alone.held - _ALONE.statement,
-            cpu=1 / relentless.rate,
+            cpu=relentless.cpu / relentless.rate,
             cpu_held=min(1.0, relentless.in_use / _MANY),
         )
 

@@ -18,7 +18,6 @@ _COLOURS = {
     "short-12": ("#be123c", "#fb7185"),
     "short-30": ("#b45309", "#fbbf24"),
     "long-80": ("#1d4ed8", "#60a5fa"),
-    "busy-32": ("#6b7280", "#9ca3af"),
 }
 _TITLES = ("Connections in use", "Requests a second", "Seconds that a request takes")
 

@@ -17,17 +17,14 @@ from .results import Run
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE, PLOT = "scale-out.md", Path("benchmarks") / "connections.svg"
 END = "<!-- end -->"
+_VERSIONS = ("pgbackend", "Python", "Django", "psycopg", "psycopg-pool", "greenlet", "PostgreSQL")
 #: Sites whose pools the page works out.
 EXAMPLES = {
-    "pages: 3 quick statements, no other wait than 5 ms for a cache": Site(
-        3, 0.002, 0.005, 20, 0.005, 4
-    ),
-    "a shop: 10 statements, two calls of other services": Site(10, 0.003, 0.2, 100, 0.01, 4),
-    "`ATOMIC_REQUESTS`: one transaction of 60 ms around the same": Site(
-        1, 0.23, 0.001, 100, 0.01, 4
-    ),
-    "answers of a language model: 5 statements, 20 s": Site(5, 0.004, 20, 2_000, 0.01, 4),
-    "reports: one statement of 2 s, then 10 s of reading": Site(1, 2, 10, 50, 0.05, 2),
+    "pages: 3 statements of 2 ms, 5 ms for a cache": Site(3, 0.002, 0.005, 4, 0.005, 4),
+    "a shop: 10 statements of 3 ms, 300 ms for other services": Site(10, 0.003, 0.3, 20, 0.01, 4),
+    "the same with `ATOMIC_REQUESTS`": Site(1, 0.33, 0.001, 20, 0.01, 4),
+    "answers of a language model: 5 statements of 4 ms, 20 s": Site(5, 0.004, 20, 1_000, 0.01, 4),
+    "reports: a statement of 2 s, and 8 s elsewhere": Site(1, 2, 8, 40, 0.05, 2),
 }
 
 
@@ -53,7 +50,11 @@ def write(run: Run, docs: Path = DOCS) -> list[Path]:
 
 def _measured(run: Run) -> Iterator[str]:
     machine = ", ".join(f"{name} {value}" for name, value in run.machine.items())
-    versions = ", ".join(f"{name} {value}" for name, value in run.versions.items())
+    versions = ", ".join(
+        f"{name} {run.versions[name].partition(' (')[0]}"
+        for name in _VERSIONS
+        if name in run.versions
+    )
     yield f"`{run.command}`, begun {run.begun}; medians of {len(run.rounds)} rounds."
     yield f"{machine}. {versions}."
     kept_off = max(row["measured"]["kept_off"] for rows in run.rounds for row in rows[1:])
@@ -84,24 +85,22 @@ def _table(run: Run, curve: Curve) -> Iterator[str]:
 
 def _examples() -> Iterator[str]:
     yield (
-        "| site | statements × time | elsewhere | CPU | in flight | in use | `max_size` "
-        "| processes | connections | requests/s of a process | time of a request |"
+        "| requests | CPU | in flight | in use | `max_size` | requests/s | time of a request "
+        "| processes | connections |"
     )
-    yield "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
+    yield "|---|" + "--:|" * 8
     for title, site in EXAMPLES.items():
         found = advise(site)
         cells = [
             title,
-            f"{site.statements} × {_ms(site.statement)}",
-            _ms(site.elsewhere),
             _ms(site.cpu),
             f"{site.requests:,}",
             number(found.prediction.in_use),
             str(found.size),
-            str(site.processes),
-            str(found.total),
             number(found.requests_a_second),
             _ms(found.response),
+            str(site.processes),
+            str(found.total),
         ]
         yield f"| {' | '.join(cells)} |"
 
