@@ -130,8 +130,32 @@ def test_the_command_advises(capsys: pytest.CaptureFixture[str]) -> None:
     size = connections_needed(Demands(0.05 / 3, 0.004), 200)
     assert f'"max_size" of each pool:         {size}\n' in told
     assert f"connections of all processes:    {4 * size} " in told
-    with pytest.raises(SystemExit, match="held must be more than 0 s"):
-        advise.main(["--statement-ms", "0", "--elsewhere-ms", "50", "--rate", "10"])
+    assert "not counted" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        ("--statement-ms 0 --elsewhere-ms 50 --rate 10", "held must be more than 0 s"),
+        ("--statement-ms 4 --elsewhere-ms 50 --requests 0", "at least one request"),
+        ("--statement-ms 4 --elsewhere-ms 50 --requests 9 --statements 0", "at least 1, not 0"),
+        ("--statement-ms 4 --elsewhere-ms 50 --requests 9 --processes -1", "at least 1, not -1"),
+    ],
+)
+def test_the_command_tells_bad_input(arguments: str, cause: str) -> None:
+    with pytest.raises(SystemExit, match=cause):
+        advise.main(arguments.split())
+
+
+def test_the_command_tells_that_the_event_loop_is_the_bound(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    advise.main(
+        ["--statement-ms", "4", "--elsewhere-ms", "50", "--requests", "99", "--cpu-ms", "5"]
+    )
+    assert "the event loop is busy for 100% of the time: more processes help" in (
+        capsys.readouterr().out
+    )
 
 
 def test_a_rate_is_turned_into_requests_in_flight(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,9 @@ from math import ceil
 
 from .model import Demands, Prediction, connections_needed, predict
 
+#: From this share of the time on, requests queue for the event loop rather than for connections.
+_BUSY = 0.8
+
 
 @dataclass(frozen=True)
 class Site:
@@ -32,6 +35,11 @@ class Site:
     cpu: float = 0.0
     """Seconds of the processor that a request takes in its process."""
     processes: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("statements", "processes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
     @property
     def demands(self) -> Demands:
@@ -67,13 +75,14 @@ def advise(site: Site) -> Advice:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
+    requests = options.requests
     work = options.statements * options.statement_ms + options.elsewhere_ms + options.cpu_ms
     try:
         site = Site(
             statements=options.statements,
             statement=options.statement_ms / 1e3,
             elsewhere=options.elsewhere_ms / 1e3,
-            requests=options.requests or max(1, ceil(options.rate * work / 1e3)),
+            requests=max(1, ceil(options.rate * work / 1e3)) if requests is None else requests,
             cpu=options.cpu_ms / 1e3,
             processes=options.processes,
         )
@@ -99,6 +108,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _lines(site: Site, advice: Advice) -> list[str]:
     found = advice.prediction
+    busy = found.rate * site.demands.cpu
+    loop = "is not counted: give --cpu-ms"
+    if site.cpu:
+        loop = f"is busy for {busy:.0%} of the time"
     return [
         f"requests in flight in a process: {site.requests:,}",
         f"connections in use, on average:  {found.in_use:.2f}",
@@ -106,6 +119,7 @@ def _lines(site: Site, advice: Advice) -> list[str]:
         f"connections of all processes:    {advice.total} (keep max_connections above)",
         f"requests a second of a process:  {advice.requests_a_second:,.1f}",
         f"time of a request:               {advice.response * 1e3:,.1f} ms",
+        f"the event loop {loop}{': more processes help' if busy > _BUSY else ''}",
     ]
 
 

@@ -62,6 +62,13 @@ def _measured(run: Run) -> Iterator[str]:
         f"Other processes kept this one off the processors for at most {kept_off:.0%} of the time "
         "of a measurement."
     )
+    found = run.calibration()
+    yield (
+        f"\nThe calibration, medians: a lease takes {_ms(found.beyond_statement)} longer than the "
+        f"server sleeps, all else outside of the lease {_ms(found.beyond_wait)}. A statement takes "
+        f"{_ms(found.cpu)} of the processor, with all that a request needs beside it; so one event "
+        f"loop would end at {number(1 / found.cpu)} statements a second."
+    )
     for curve in CURVES:
         yield f"\n**A request: {WORKS[curve.work].title}; a pool of {curve.pool}**\n"
         yield from _table(run, curve)
