@@ -12,7 +12,7 @@ from .results import Run, key
 
 _WIDTH, _HEIGHT, _COLUMNS = 1020, 300, 3
 _PANEL = _WIDTH // _COLUMNS
-_LEFT, _RIGHT, _TOP, _FLOOR = 44, 14, 84, 268
+_LEFT, _RIGHT, _TOP, _FLOOR = 44, 26, 84, 268
 #: The colour on a light page and on a dark one, by curve.
 _COLOURS = {
     "short-12": ("#be123c", "#fb7185"),
