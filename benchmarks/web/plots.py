@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from html import escape
 from itertools import chain
-from math import ceil, floor, log10
+from math import ceil
+
+from benchmarks.svg import scale, text, ticks
 
 from .figures import Figures, Metric
 from .stacks import OURS, Stack
@@ -56,12 +58,6 @@ def _picture(title: str, height: float, parts: Iterable[str]) -> str:
     )
 
 
-def _text(x: float, y: float, text: str, cls: str = "", anchor: str = "start") -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" class="{cls}" text-anchor="{anchor}">{escape(text)}</text>'
-    )
-
-
 def _classes(stack: Stack) -> str:
     return f"{stack.name} o" if stack.name in OURS else stack.name
 
@@ -92,11 +88,11 @@ def _bars_of(figures: Figures, metric: Metric, endpoint: str) -> Iterator[str]:
     }
     most = max((figure.median for figure in found.values() if figure), default=1) or 1
     room = _PANEL - _LABEL - _VALUE - 8
-    yield _text(0, 20, endpoint, "t")
+    yield text(0, 20, endpoint, "t")
     for place, stack in enumerate(figures.stacks):
         y = _TITLE + place * _BAR + 8
         own = "o" if stack.name in OURS else ""
-        yield _text(_LABEL - 6, y + 3, stack.title, own, "end")
+        yield text(_LABEL - 6, y + 3, stack.title, own, "end")
         figure = found[stack.name]
         length = figure.median / most * room if figure else 0
         yield (
@@ -104,7 +100,7 @@ def _bars_of(figures: Figures, metric: Metric, endpoint: str) -> Iterator[str]:
             f'class="{_classes(stack)}"/>'
         )
         value = number(figure.median) if figure else "–"
-        yield _text(_LABEL + length + 4, y + 3, value, own or "q")
+        yield text(_LABEL + length + 4, y + 3, value, own or "q")
 
 
 # --- Lines --------------------------------------------------------------------------------------
@@ -124,7 +120,7 @@ def _legend(stacks: list[Stack]) -> Iterator[str]:
         x = place % _LEGEND_COLUMNS * (_WIDTH / _LEGEND_COLUMNS)
         y = place // _LEGEND_COLUMNS * 20 + 14
         yield f'<path d="M{x:.0f} {y}h26" class="{_classes(stack)}"/>'
-        yield _text(x + 32, y + 4, stack.title, "o" if stack.name in OURS else "")
+        yield text(x + 32, y + 4, stack.title, "o" if stack.name in OURS else "")
 
 
 def _lines_of(figures: Figures, metric: Metric, endpoint: str) -> Iterator[str]:
@@ -138,37 +134,18 @@ def _lines_of(figures: Figures, metric: Metric, endpoint: str) -> Iterator[str]:
         for stack in figures.stacks
     }
     values = [value for points in found.values() for _, value in points]
-    yield _text(_LEFT, 14, endpoint, "t")
+    yield text(_LEFT, 14, endpoint, "t")
     if not values:
         return
-    across, up = _scale(counts, _LEFT, _PANEL - _RIGHT), _scale(values, _FLOOR, 24)
+    across, up = scale(counts, _LEFT, _PANEL - _RIGHT), scale(values, _FLOOR, 24)
     for count in counts:
-        yield _text(across(count), _FLOOR + 16, f"{count:,}", "q", "middle")
-    for tick in _ticks(min(values), max(values)):
+        yield text(across(count), _FLOOR + 16, f"{count:,}", "q", "middle")
+    for tick in ticks(min(values), max(values)):
         yield f'<path d="M{_LEFT} {up(tick):.1f}H{_PANEL - _RIGHT}" class="g"/>'
-        yield _text(_LEFT - 5, up(tick) + 4, f"{tick:,.10g}", "q", "end")
+        yield text(_LEFT - 5, up(tick) + 4, f"{tick:,.10g}", "q", "end")
     for stack in sorted(figures.stacks, key=lambda stack: stack.name in OURS):
         points = [f"{across(count):.1f} {up(value):.1f}" for count, value in found[stack.name]]
         if points:
             # A lone point is a dot: a line of hardly any length with round ends.
             path = "L".join(points) if len(points) > 1 else f"{points[0]}h.1"
             yield f'<path stroke-linecap="round" d="M{path}" class="{_classes(stack)}"/>'
-
-
-def _scale(values: Sequence[float], begin: float, end: float) -> Callable[[float], float]:
-    """Return a function that maps values to a logarithmic scale from `begin` to `end`."""
-    low, high = log10(min(values)), log10(max(values))
-    wide = (high - low) or 1.0
-    return lambda value: begin + (log10(value) - low) / wide * (end - begin)
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Return powers of ten, with some numbers between if there are few."""
-    inside: list[float] = []
-    for steps in ((1,), (1, 3), (1, 2, 5)):
-        powers = range(floor(log10(low)), ceil(log10(high)) + 1)
-        ticks = [step * 10.0**power for power in powers for step in steps]
-        inside = [tick for tick in ticks if low <= tick <= high]
-        if len(inside) >= 3:
-            break
-    return inside

@@ -1,0 +1,1 @@
+"""Measures how many connections requests in flight use, beside a model that predicts it."""
