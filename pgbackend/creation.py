@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.db import connections
 from django.db.backends.postgresql.creation import DatabaseCreation as PostgresDatabaseCreation
 
 from .options import REPLICA_OF
@@ -18,7 +19,12 @@ class DatabaseCreation(PostgresDatabaseCreation):
     def __init__(self, connection: Any) -> None:
         super().__init__(connection)
         primary = connection.settings_dict.get("OPTIONS", {}).get(REPLICA_OF)
-        if primary and (test := connection.settings_dict.get("TEST")) is not None:
+        test = connection.settings_dict.get("TEST")
+        # A wrong primary is refused elsewhere; as a mirror it would hide the alias from the tests.
+        is_right = isinstance(primary, str) and primary in {*connections.settings} - {
+            connection.alias
+        }
+        if is_right and test is not None:
             test["MIRROR"] = test.get("MIRROR") or primary
 
     def _execute_create_test_db(self, *args: object, **kwargs: object) -> None:

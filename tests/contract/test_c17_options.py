@@ -164,6 +164,7 @@ def test_sync_and_async_code_raise_the_same_error_for_a_wrong_option(
     with changed({**NOWHERE, **changes}):
         errors = [sync_error(), run_once.green(caught, Tag.objects.count)]
         errors.append(run_once.green(sync_error))
+        assert not connections["default"].settings_dict["TEST"]["MIRROR"]
     assert {type(error) for error in errors} == {ImproperlyConfigured}
     assert len({str(error) for error in errors}) == 1 and key in str(errors[0])
     assert CANARY not in str(errors[0])
