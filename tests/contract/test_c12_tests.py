@@ -31,18 +31,34 @@ WAYS: dict[str, tuple[list[str], str, int]] = {
 }
 
 
+#: The way that the quick run takes; the others take three times as long.
+QUICK = "pytest_django"
+
+
 @pytest.fixture(scope="module")
-def finished(conninfo: str) -> Iterator[dict[str, Finished]]:
-    """Run the project's tests in each way, all at once, each in a database of its own."""
-    programs = [
-        Program(command, PROJECT / folder, {"SHOP_DATABASE": f"shop_{name}"})
+def finished(conninfo: str, request: pytest.FixtureRequest) -> Iterator[dict[str, Finished]]:
+    """Run the project's tests in each way that is asked for, all at once.
+
+    Each way has a database of its own.
+    """
+    asked = {name for item in request.session.items if (name := _way_of(item))}
+    programs = {
+        name: Program(command, PROJECT / folder, {"SHOP_DATABASE": f"shop_{name}"})
         for name, (command, folder, _) in WAYS.items()
-    ]
-    yield dict(zip(WAYS, run_all(programs), strict=True))
+        if name in asked
+    }
+    yield dict(zip(programs, run_all(programs.values()), strict=True))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
+def _way_of(item: pytest.Item) -> str | None:
+    """Return the way of a test of this module; None for a test of another module."""
+    spec = getattr(item, "callspec", None)
+    return spec.params.get("way") if spec and item.path == Path(__file__) else None
+
+
+@pytest.mark.parametrize(
+    "way", [pytest.param(name, marks=[] if name == QUICK else pytest.mark.slow) for name in WAYS]
+)
 def test_a_projects_own_tests_pass_unedited(finished: dict[str, Finished], way: str) -> None:
     ended, tests = finished[way], WAYS[way][2]
     said = ended.output + ended.errors
@@ -51,9 +67,7 @@ def test_a_projects_own_tests_pass_unedited(finished: dict[str, Finished], way: 
     assert "Warning" not in said, said
 
 
-@pytest.mark.slow
-def test_no_database_of_the_tests_is_left(
-    finished: dict[str, Finished], admin: psycopg.Connection[Any]
-) -> None:
+@pytest.mark.usefixtures("finished")
+def test_no_database_of_the_tests_is_left(admin: psycopg.Connection[Any]) -> None:
     left = admin.execute("SELECT datname FROM pg_database WHERE datname LIKE 'shop%'").fetchall()
     assert left == []
