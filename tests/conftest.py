@@ -56,6 +56,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run the slow tests too, and all cases of the sweeps",
     )
+    parser.addoption(
+        "--sweeps",
+        choices=["all", "drawn"],
+        default="all",
+        help="with --slow: all cases of the sweeps, or those only that the seed draws",
+    )
 
     pooler_run.add_option(parser)
 

@@ -54,3 +54,12 @@ def test_of_a_sweep_one_case_in_so_many_is_drawn_from_each_region(cases: int) ->
     here = [*drawn(range(cases), Random("seed"), one_in=7)]
     assert [case // 7 for case in here] == [*range(-(-cases // 7))]
     assert here == [*drawn(range(cases), Random("seed"), one_in=7)]
+
+
+@pytest.mark.slow
+def test_a_slow_run_may_take_the_drawn_cases_of_the_sweeps_only() -> None:
+    name = "tests/contract/test_c16_left_behind.py"
+    quick, _ = collected(name)
+    drawn_only, _ = collected(name, "--slow", "--sweeps", "drawn")
+    every, _ = collected(name, "--slow")
+    assert {*quick} <= {*drawn_only} < {*every}

@@ -13,6 +13,7 @@ from tests.support.processes import ROOT
 
 
 @pytest.mark.slow
+@pytest.mark.sweep(one_in=3)
 @pytest.mark.parametrize("name", NAMES)
 def test_what_a_package_keeps_follows_the_request(name: str, conninfo: str) -> None:
     said = play(name)

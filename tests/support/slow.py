@@ -2,7 +2,8 @@
 
 The mark `slow` is for tests that take long by their kind: they start servers, browsers or other
 test runs. The mark `sweep` is for a test with a great many cases of one kind: of its cases, one in
-`one_in` stays in the quick run, and the others get the mark `slow`.
+`one_in` stays in the quick run, and the others get the mark `slow`. With ``--sweeps drawn`` these
+others are left out of a run with ``--slow``, too.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def mark_sweeps(items: Sequence[pytest.Item], seed: str) -> None:
         for case in cases:
             if case not in quick:
                 case.add_marker("slow")
+                case.add_marker("not_drawn")
 
 
 def drawn(cases: Sequence[Any], random: Random, *, one_in: int) -> Iterator[Any]:
@@ -42,6 +44,8 @@ def leave_out(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect the slow tests and those on a cluster, unless somebody asks for them."""
     if not _is_named("scaleout", config):
         _deselect("scaleout", config, items)
+    if config.option.sweeps == "drawn":
+        _deselect("not_drawn", config, items)
     if not is_asked_for(config):
         config.stash[LEFT_OUT] = _deselect("slow", config, items)
 
