@@ -114,7 +114,7 @@ def hang() -> str:
     return pgbackend.dump()
 
 
-def open_and_most() -> tuple[int, int]:
+def open_and_most() -> tuple[int, int | None]:
     connections = pgbackend.metrics.connections()
     assert_type(connections, metrics.Connections)
     return connections.open, connections.max
