@@ -82,6 +82,7 @@ DOES_NOT_APPLY: dict[str, str] = {
     "test_c17_holders.py::test_a_timeout_names_a_stream_that_nobody_reads": _STREAMS,
     "test_c17_holders.py::test_by_choice_a_hold_*[[]pinned_before_a_block]": _PINNED,
     "test_c17_options.py::test_a_coroutine_function_of_the_pool_is_*[[]reset]": _SESSION,
+    "test_c17_replicas.py::test_each_way_to_write_counts[[]in_a_pipeline]": _PINNED,
     "test_c17_shutdown.py::*": _OTHER_SERVERS,
     "test_c17_switchover.py::*": _OTHER_SERVERS,
     "test_c17_topology.py::*": _OTHER_SERVERS,
