@@ -3,6 +3,7 @@
 ``python -m proj`` does so on one server, ``python -m proj.cluster`` on a cluster.
 """
 
+import asyncio
 import os
 import secrets
 import socket
@@ -101,6 +102,10 @@ def serve(sock):
             # uvicorn waits for open responses, and a live page's stream would never end by itself.
             sse.end_all()
             await super().shutdown(sockets)
+            # A client that does not take the rest of its response keeps its connection open.
+            for connection in [*self.server_state.connections]:
+                connection.transport.abort()
+            await asyncio.sleep(0.01)  # the loop closes them in its next turns
 
     config = uvicorn.Config(
         "proj.asgi_green:application"
