@@ -54,7 +54,7 @@ class Advice:
     size: int
     prediction: Prediction
     requests_a_second: float
-    """Of one process."""
+    """The requests a second of one process."""
     response: float
     """Seconds of a request."""
     total: int

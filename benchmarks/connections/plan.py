@@ -49,9 +49,9 @@ class Calibration:
     """Holds what the calibration of a round has found, in seconds for each statement."""
 
     beyond_wait: float
-    """What a wait takes longer than it was asked to, with all that is outside of the lease."""
+    """The time that a wait takes beyond what it was told, with all that is outside of the lease."""
     beyond_statement: float
-    """What a lease takes longer than the server sleeps."""
+    """The time that a lease takes beyond what the server sleeps."""
     cpu: float
     """The time of the processor."""
     cpu_held: float
