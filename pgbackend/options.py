@@ -69,7 +69,7 @@ _OUR_OPTIONS = {
     REPLICA_OF,
 }
 
-#: Those of them that Django leaves in the arguments of `connect()`.
+#: The options of pgbackend that Django leaves in the arguments of `connect()`.
 NOT_SENT = ("session_reset", REPLICA_OF)
 #: Arguments of our driver's `connect()` that the backend adds, and no option names.
 _ADDED = frozenset(("time_zone",))

@@ -23,7 +23,7 @@ from .plan import CURVES, REQUESTS, SIZES, Curve, Round
 from .results import Run, lines
 
 Told: TypeAlias = Callable[[dict[str, Any]], str]
-#: What ``--quick`` measures, in a fraction of the time.
+#: The curves and numbers of requests that ``--quick`` measures, in a fraction of the time.
 _QUICK = ([Curve("busy", 12)], [1, 16])
 
 

@@ -13,7 +13,7 @@ from .model import predict
 from .plan import CURVES, REQUESTS, WORKS, Calibration, Curve
 
 FILE = Path(__file__).parent / "results.json"
-#: What the model must predict, and how well.
+#: The quantities that the model must predict, and the largest relative error.
 JUDGED, CLOSE = ("in_use", "rate"), 0.15
 
 

@@ -29,7 +29,7 @@ LOG_INTERVAL = 60.0
 #: since then does not know when its outage ended; the next failure begins another one.
 FORGOTTEN = 60.0
 
-#: What psycopg says of a host name that is unknown. That cures itself if the name was known before:
+#: Begins psycopg's error for an unknown host name. It may pass if the name was known before:
 #: some clusters take a name back while no server stands behind it.
 _NO_SUCH_NAME = "failed to resolve host"
 

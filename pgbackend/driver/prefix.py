@@ -180,7 +180,7 @@ def prefix_for(connection: PrefixedConnection, statement: Statement) -> Begin | 
     if change is None:
         return Begin(connection) if begins else None
     is_plain = psycopg.ClientCursor._execute_send is _SEND and is_psycopgs(_SEND)  # noqa: SLF001
-    # Where the settings must not outlive the statement, both need one transaction anyway.
+    # If the settings must not outlive the statement, both need one transaction anyway.
     shares = statement.shares or connection.is_per_statement()
     if shares and is_plain and not change.stands_alone():
         return Settle(connection, change, begins=begins)

@@ -45,7 +45,7 @@ class Family:
         self.replicas = [*replicas]
         self.max_lag = max_lag
         self._turns = itertools.count()
-        #: What was written before, in this process, was not noted.
+        #: Writes of this process before this time were not noted.
         self._since = monotonic()
         #: Why a replica is not read from, by its alias, as the log has it.
         self._told: dict[str, str | None] = {}

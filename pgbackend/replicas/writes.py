@@ -127,7 +127,7 @@ _reading: ContextVar[bool] = ContextVar("pgbackend.reading", default=False)
 _IN_TRANSACTION = frozenset(
     (TransactionStatus.ACTIVE, TransactionStatus.INTRANS, TransactionStatus.INERROR)
 )
-#: What the driver waits for beside statements of its users, by the name of the generator. FETCH and
+#: Names of generators that the driver waits for beside the statements of its users. FETCH and
 #: CLOSE are of cursors whose DECLARE has counted already, if it must.
 _NEUTRAL = frozenset(
     (

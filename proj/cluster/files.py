@@ -9,7 +9,7 @@ from pathlib import Path
 
 from proj.cluster.layout import DATABASE, HOST, READ_ONLY, USER
 
-#: What Patroni agrees on for the whole cluster. 20 s is the shortest `ttl` that it permits: a
+#: Settings that Patroni keeps for the whole cluster. 20 s is the shortest `ttl` that it permits: a
 #: primary that vanishes is replaced when its lock has not been renewed for so long.
 DCS = {
     "ttl": 20,

@@ -14,7 +14,7 @@ from proj.cluster.layout import Layout
 from proj.cluster.programs import ClusterError
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Where a cluster that is served notes its directory, for commands in other shells.
+#: The file in which a cluster that is served notes its directory, for commands in other shells.
 NOTE = Path(os.environ.get("CLUSTER_NOTE") or ROOT / ".pgbackend" / "cluster")
 
 
