@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -46,12 +47,14 @@ class Load:
     successes: list[float] = field(default_factory=list)
     failures: list[tuple[float, str]] = field(default_factory=list)
     goes_on: bool = True
+    #: Part of the names that it writes. (An id() may be that of an object of an earlier test.)
+    run: str = field(default_factory=lambda: uuid4().hex[:12])
 
     async def write(self, writer: int) -> None:
         number = 0
         while self.goes_on:
             number += 1
-            name = f"{id(self)} {writer} {number}"
+            name = f"{self.run} {writer} {number}"
             try:
                 await Tag.objects.acreate(name=name)
             except DatabaseError as exc:
