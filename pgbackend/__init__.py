@@ -17,18 +17,22 @@ if TYPE_CHECKING:
     from .aio import pinned as pinned
     from .declared import session as session
     from .draining import drain as drain
+    from .driver.commit_ids import Verdict as Verdict
     from .metrics import PoolStatistics as PoolStatistics
     from .metrics import add_hook as add_hook
     from .metrics import dump as dump
     from .metrics import remove_hook as remove_hook
     from .metrics import statistics as statistics
+    from .outcomes import OutcomeUnknown as OutcomeUnknown
     from .replicas.on_primary import on_primary as on_primary
     from .whole_stack import get_asgi_application as get_asgi_application
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "OutcomeUnknown",
     "PoolStatistics",
+    "Verdict",
     "add_hook",
     "aio",
     "atomic",
@@ -45,7 +49,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "OutcomeUnknown": "outcomes",
     "PoolStatistics": "metrics",
+    "Verdict": "driver.commit_ids",
     "add_hook": "metrics",
     "atomic": "aio",
     "detached": "aio",

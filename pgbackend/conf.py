@@ -17,7 +17,7 @@ from django.db import connections
 
 from .driver import Connection, bridge
 from .driver.pooled import AsyncConnection
-from .options import POOL_DEFAULTS, REPLICA_OF, sizes
+from .options import COMMIT_ID, POOL_DEFAULTS, REPLICA_OF, sizes
 from .protocols import Wrapper
 
 
@@ -212,6 +212,11 @@ def is_without_pool(settings_dict: Mapping[str, Any]) -> bool:
     """Return whether async code opens a connection for each lease: OPTIONS["pool"] is None."""
     options = settings_dict["OPTIONS"]
     return "pool" in options and options["pool"] is None
+
+
+def asks_commit_id(settings_dict: Mapping[str, Any]) -> bool:
+    """Return whether the id of each transaction is asked for before its COMMIT."""
+    return bool(settings_dict["OPTIONS"].get(COMMIT_ID))
 
 
 def facade_class(settings_dict: Mapping[str, Any]) -> type[Connection]:

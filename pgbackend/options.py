@@ -63,14 +63,16 @@ _RESETS = ("always", "dirty", "never")
 
 #: The key of `OPTIONS` by which a replica names its primary.
 REPLICA_OF = "replica_of"
+#: The key of `OPTIONS` that has the id of each transaction asked for before its COMMIT.
+COMMIT_ID = "commit_id"
 #: Keys of `OPTIONS` that Django and pgbackend take out before they connect.
 _OUR_OPTIONS = {
     *("assume_role", "isolation_level", "pool", "pooler", "server_side_binding", "session_reset"),
-    REPLICA_OF,
+    *(REPLICA_OF, COMMIT_ID),
 }
 
 #: The options of pgbackend that Django leaves in the arguments of `connect()`.
-NOT_SENT = ("session_reset", REPLICA_OF)
+NOT_SENT = ("session_reset", REPLICA_OF, COMMIT_ID)
 #: Arguments of our driver's `connect()` that the backend adds, and no option names.
 _ADDED = frozenset(("time_zone",))
 
@@ -141,6 +143,13 @@ def problems(
             "pgbackend.E009",
             f"{_where(alias, 'prepare_threshold')} is {threshold!r}.",
             "Set it to None, or to a whole number, not negative.",
+        )
+    if not isinstance(asks := options.get(COMMIT_ID, False), bool):
+        yield Problem(
+            "pgbackend.E016",
+            f"{_where(alias, COMMIT_ID)} is {asks!r}.",
+            "Set it to True, to have the id of each transaction asked for before its COMMIT, or "
+            "leave it out.",
         )
     yield from problems_of_replica(alias, settings_dict)
     yield from _problems_of_kind(alias, settings_dict)

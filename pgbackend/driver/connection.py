@@ -30,9 +30,9 @@ from psycopg.pq.abc import PGconn
 
 from .bridge import INTERRUPTIONS, Portal, await_, check_may_wait, current, let_step_end, running
 from .cancellation import deliver_cancellation, finish, hold_cancellation
+from .committing import CommittingConnection
 from .cursors import BLOCK_ENDED, BlockEndedError, adopt, own_class
-from .errors import LeaseEnded, NothingCommitted, OutcomeUnknown
-from .opening import OpeningConnection
+from .errors import LeaseEnded, NothingCommitted
 from .parking import Caller, ParkingLock, caller
 from .protocols import Lease, Physical
 from .psycopg_transaction import Transaction
@@ -75,7 +75,7 @@ _seen_for_blocks, _BLOCKS = looking(
 _making_cursor = threading.RLock()
 
 
-class Connection(OpeningConnection):
+class Connection(CommittingConnection):
     """A psycopg connection: to wait, a green caller parks its greenlet, another blocks its thread.
 
     `connect()` opens one with a socket of its own, as psycopg does; a pool lends facades, each of
@@ -110,7 +110,6 @@ class Connection(OpeningConnection):
     has_looked = False
     _lease_ended = False
     _closed_by_user = False
-    _committing = False
     #: When a wait in this process last let a loop serve other tasks; whether a wait has ended since
     #: then that did not.
     _last_yield = 0.0
@@ -419,15 +418,13 @@ class Connection(OpeningConnection):
         )
         if not self._committing:
             raise NothingCommitted(
-                f"{silence} while it rolled back, or at a savepoint: nothing was committed; the "
-                "connection was closed, and the server rolls back when it notices"
+                f"{silence} while it rolled back, or at a savepoint, or before COMMIT was sent: "
+                "nothing was committed; the connection was closed, and the server rolls back when "
+                "it notices"
             )
         # A cancellation that is raised later would hide this error: it becomes the cause instead.
         cancellation, portal.pending = portal.pending, None
-        raise OutcomeUnknown(
-            f"{silence} while its transaction was committed: it may or may not have been "
-            "committed; check before you repeat it"
-        ) from cancellation
+        raise self.outcome_unknown(silence) from cancellation
 
     def _maybe_yield(self, portal: Portal, gen: PQGen[Any]) -> None:
         """Let the loop serve other tasks, if no wait has done so for `MAX_BUSY_TIME` seconds.
@@ -483,16 +480,6 @@ class Connection(OpeningConnection):
 
     # --- The end of a transaction is not interrupted: Note [Held cancellation], cancellation.py ---
 
-    def commit(self) -> None:
-        """Commit; a cancellation that arrives meanwhile is raised afterwards."""
-        self._committing = True
-        try:
-            with hold_cancellation():
-                super().commit()
-        finally:
-            self._committing = False
-        deliver_cancellation()
-
     def _commit_gen(self) -> PQGen[None]:
         if self.turns is not None:
             self.turns.end_is_sent()
@@ -547,22 +534,20 @@ class Connection(OpeningConnection):
             finish(cancel_while_locked(self), CLEANUP_BUDGET)
 
     @contextlib.contextmanager
-    def _commits(self) -> Iterator[None]:
-        self._committing = True
-        try:
-            yield
-        finally:
-            self._committing = False
-
-    @contextlib.contextmanager
     def transaction(
         self, savepoint_name: str | None = None, force_rollback: bool = False
     ) -> Iterator[psycopg.Transaction]:
         """Open a transaction in a `with` statement, as psycopg does; its end is not interrupted."""
         transaction = Transaction(self, savepoint_name, force_rollback)
         if self._pipeline:
-            with self.pipeline(), transaction, self.pipeline():
-                yield transaction
+            try:
+                with self.pipeline(), transaction, self.pipeline():
+                    yield transaction
+            except e.Error as exc:
+                self.check_outcome(exc)
+                raise
+            finally:
+                self.end_to_commit()
         else:
             with transaction:
                 yield transaction

@@ -15,6 +15,8 @@ import psycopg.errors
 if TYPE_CHECKING:
     from psycopg.errors import *  # noqa: F403 - see `__getattr__`
 
+    from .commit_ids import CommitId
+
 
 class NotGreen(RuntimeError):
     """Synchronous code tried to wait for an awaitable outside of the greenlets of the bridge.
@@ -56,7 +58,16 @@ class OptionFailed(psycopg.OperationalError):
 
 
 class OutcomeUnknown(psycopg.OperationalError):
-    """The link went silent during COMMIT: the server may or may not have committed."""
+    """The link broke, or went silent, during COMMIT: the server may or may not have committed.
+
+    Django code gets it as `pgbackend.OutcomeUnknown`, which asks the server.
+    """
+
+    #: The name of the connection's pool, which is the alias; None if it has no name.
+    database: str | None = None
+    #: Whether the transaction's id was to be asked for; the id, or None if it is not known.
+    is_asked = False
+    commit_id: CommitId | None = None
 
 
 class NothingCommitted(psycopg.OperationalError):

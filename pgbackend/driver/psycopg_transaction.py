@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import psycopg
+from psycopg.abc import PQGen
 
 from .cancellation import deliver_cancellation, hold_cancellation
 
@@ -27,9 +27,19 @@ class Transaction(psycopg.Transaction):
         exc_val: BaseException | None,
         exc_tb: TracebackType | None,
     ) -> bool:
-        commits = self._outer_transaction and exc_val is None and not self.force_rollback
-        telling = self._conn._commits() if commits else contextlib.nullcontext()  # noqa: SLF001
-        with hold_cancellation(), telling:
-            suppressed = super().__exit__(exc_type, exc_val, exc_tb)
+        try:
+            with hold_cancellation():
+                suppressed = super().__exit__(exc_type, exc_val, exc_tb)
+        except psycopg.Error as exc:
+            self._conn.check_outcome(exc)
+            raise
+        finally:
+            if not self._conn._pipeline:  # noqa: SLF001 - else COMMIT waits for the pipeline's end
+                self._conn.end_to_commit()
         deliver_cancellation()
         return suppressed
+
+    def _commit_gen(self) -> PQGen[None]:
+        if self._outer_transaction:
+            yield from self._conn.before_commit_gen()
+        yield from super()._commit_gen()

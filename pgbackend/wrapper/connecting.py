@@ -113,6 +113,7 @@ class Connecting(Contexts):
         if isinstance(connection, Connection):
             # It may come from the synchronous pool. Until it is set up, it is outside of blocks.
             connection.session_settings.database = None
+            connection.asks_commit_id = conf.asks_commit_id(self.settings_dict)
         return connection
 
     # --- Through a transaction pooler: nothing that a later transaction would need is set ---
@@ -264,6 +265,7 @@ class Connecting(Contexts):
         """
         assert connection.physical is not None
         connection.isolation_level = self._isolation_level_option()
+        connection.asks_commit_id = conf.asks_commit_id(self.settings_dict)
         with state.prepared(self, connection):
             self.get_new_connection(ConnectArguments(connection.physical.asked))
             self.init_connection_state()

@@ -14,12 +14,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from asgiref.sync import iscoroutinefunction
+from django.db import OperationalError
 from django.db.backends.postgresql.base import DatabaseWrapper as PostgresDatabaseWrapper
 from django.db.backends.utils import debug_transaction
 from psycopg.pq import TransactionStatus
 
 from pgbackend import driver, hops, state, transactions
 from pgbackend.driver.cancellation import deliver_cancellation, hold_cancellation, postpone_delivery
+from pgbackend.outcomes import raise_told
 from pgbackend.patches import if_unpatched
 from pgbackend.sessions import Session, State
 from pgbackend.transactions import Block
@@ -196,19 +198,30 @@ class Transactions(Closing):
         connection = self.connection or self._find_connection_for_end(state.current_state(self))
         if self.queries_logged or djangos._commit is not _COMMIT:  # noqa: SLF001
             self._log_without_connection("COMMIT")
-            super()._commit()
+            try:
+                super()._commit()
+            except OperationalError as exc:
+                raise_told(exc)
+                raise
         elif connection is not None:
-            with self.wrap_database_errors:
-                connection.commit()
+            self._commit_on(connection)
 
     def commit_pooled(self, current: State) -> None:
         """Send COMMIT as `commit()` does, but log nothing; fast/blocks.py calls this."""
         connection = current.connection or self._find_connection_for_end(current)
         if connection is not None:
-            with self.wrap_database_errors:
-                connection.commit()
+            self._commit_on(connection)
         current.errors_occurred = False
         current.run_commit_hooks_on_set_autocommit_on = True
+
+    def _commit_on(self, connection: Any) -> None:
+        """Commit; raise `OutcomeUnknown` if it is not known whether the server has committed."""
+        try:
+            with self.wrap_database_errors:
+                connection.commit()
+        except OperationalError as exc:
+            raise_told(exc)
+            raise
 
     def _find_connection_for_end(self, current: State) -> Any:
         """Look again for a connection to send COMMIT or ROLLBACK on; return None if there is none.
