@@ -47,7 +47,7 @@ NEVER_GIVEN = "never given"
 
 
 class Verdict(enum.Enum):
-    """What became of a transaction whose COMMIT was not answered.
+    """Says if a transaction is committed whose COMMIT was not answered.
 
     A verdict is neither true nor false: compare it with `Verdict.COMMITTED`.
     """
