@@ -77,6 +77,7 @@ WRONG: dict[str, tuple[dict[str, Any], str, str, str]] = {
         "['session_reset'] and DATABASES['default']['OPTIONS']['pooler'] contradict",
         "Leave 'session_reset' out",
     ),
+    "a text as a switch": ({"commit_id": "yes"}, "E016", "'yes'", "Set it to True"),
     "a list": ({"sslpassword": [CANARY]}, "E011", "sslpassword", "a text, a number"),
 }
 #: Settings whose values are all right, beside the project's own.
@@ -92,6 +93,7 @@ RIGHT: dict[str, Any] = {
     "isolation_level": psycopg.IsolationLevel.SERIALIZABLE,
     "assume_role": None,
     "session_reset": "never",
+    "commit_id": True,
     "pooler": "transaction",
     "cursor_factory": psycopg.Cursor,
 }
