@@ -83,6 +83,9 @@ class Link:
             writer.close()
             return
         self._writers.add(send)
+        if self._stopped.is_set():  # meanwhile: nobody aborts these two
+            self._abort()
+            return
         pair = _Pair(writer, send, asyncio.Event())
         pair.gate.set()
         self._pairs.append(pair)
