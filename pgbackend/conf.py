@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Mapping
 from inspect import iscoroutinefunction
+from pathlib import Path
 from typing import Any, TypeGuard
 
 from django.conf import settings
@@ -62,7 +63,25 @@ def engine_is_ours(engine: str) -> bool:
         return _engines.setdefault(engine, ours)
 
 
+def load_own_engines() -> bool:
+    """Load the backend of each alias; return whether one of them is pgbackend's.
+
+    A backend of others that cannot be loaded is left to Django, which raises its error when the
+    alias is used.
+    """
+    ours = False
+    for settings_dict in connections.settings.values():
+        engine = settings_dict["ENGINE"]
+        try:
+            ours = engine_is_ours(engine) or ours
+        except (ImportError, ImproperlyConfigured):
+            if engine in _OWN_ENGINES:
+                raise
+    return ours
+
+
 _engines: dict[str, bool] = {}
+_OWN_ENGINES = ("pgbackend", "pgbackend.gis")
 _DUMMY = "django.db.backends.dummy"
 
 
@@ -107,6 +126,33 @@ def dump_signal() -> signal.Signals | None:
             f"{_DUMP_SIGNAL} is {name!r}. Set it to the name of a signal, such as 'SIGUSR1'."
         )
     return found
+
+
+_CONTROL_DIRECTORY = "PGBACKEND_CONTROL_DIR"
+
+
+def control_directory() -> str | None:
+    """Return the checked setting `PGBACKEND_CONTROL_DIR`: a path; "" for the default.
+
+    Returns None if no socket shall be opened. Raises `ImproperlyConfigured` for any other value.
+    """
+    value = getattr(settings, _CONTROL_DIRECTORY, None)
+    if value is None:
+        return ""
+    if value is False:
+        return None
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else ""
+    if not (isinstance(path, str) and Path(path).is_absolute()):
+        raise ImproperlyConfigured(
+            f"{_CONTROL_DIRECTORY} is {value!r}. Set it to the absolute path of a directory that "
+            "only the user of the processes may enter, or to False for no socket."
+        )
+    return path
+
+
+def settings_module() -> str:
+    """Return the name of the module of the project's settings; "" if the project has none."""
+    return str(getattr(settings, "SETTINGS_MODULE", None) or "")
 
 
 _SHORTCUTS = "PGBACKEND_SHORTCUTS"

@@ -53,6 +53,8 @@ class _LoopPools:
 
 
 _by_loop: dict[asyncio.AbstractEventLoop, _LoopPools] = {}
+#: Functions that are called each time when a pool is made, on its loop's thread.
+when_opened: list[Callable[[], None]] = []
 #: The pools that a forked child inherited: kept alive, since their finalizers could write to the
 #: parent's sockets.
 _inherited: list[Any] = []
@@ -83,7 +85,10 @@ def get_pool(key: tuple[Any, ...], name: str, options: Callable[[], PoolOptions]
         _by_loop[loop] = _LoopPools()
         stand_still_at_exit(loop)
     pools = _by_loop[loop].pools
-    return pools.setdefault(key, Pool(name, options(), loop, pools))
+    pool = pools.setdefault(key, Pool(name, options(), loop, pools))
+    for opened in when_opened:
+        opened()
+    return pool
 
 
 def _sweep() -> None:

@@ -1,0 +1,1 @@
+"""Tells an operator of the connections: the logic of `manage.py pgbackend`, and its socket."""
