@@ -160,10 +160,11 @@ class _Server:
 
     def _answer(self, client: socket.socket) -> None:
         client.settimeout(PATIENCE)
+        question = _read_line(client)  # unread, it would be an error for who is refused
         if (peer := _user_of(client)) not in {None, 0, os.geteuid()}:
             logger.warning("the user %s was refused at %s", peer, self._path)
             return
-        client.sendall(self._text(_read_line(client)).encode(errors="backslashreplace"))
+        client.sendall(self._text(question).encode(errors="backslashreplace"))
 
     def _text(self, question: bytes) -> str:
         try:

@@ -127,7 +127,7 @@ def _ask(path: Path, question: bytes) -> str:
             ) from None
         except TimeoutError:
             raise NoAnswer(
-                f"process {pid} does not answer within {PATIENCE:.0f} s: it is stopped, or C code "
+                f"process {pid} does not answer within {PATIENCE:g} s: it is stopped, or C code "
                 "in it holds Python's lock (GIL). 'py-spy dump --native --pid "
                 f"{pid}' shows where"
             ) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser
+from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
@@ -38,6 +38,8 @@ class Command(BaseCommand):
         status.add_argument("pid", type=_whole(1), nargs="?")
         status.add_argument("--all", action="store_true", help="all processes of this user")
         dump.add_argument("pid", type=_whole(1))
+        for each in commands.choices.values():
+            _also_take_djangos_options(each)
         for each in (check, count, status, listing):
             each.add_argument("--format", dest="how", choices=["text", "json"], default="text")
 
@@ -103,6 +105,15 @@ def _aliases(given: list[str] | None) -> list[str]:
             names = ", ".join(map(repr, own))
             raise CommandError(f"{alias!r} is no alias of pgbackend's: choose one of {names}.")
     return given or own
+
+
+def _also_take_djangos_options(parser: ArgumentParser) -> None:
+    """Let Django's options stand behind the subcommand, where users write them, too."""
+    for name in ("--settings", "--pythonpath"):
+        parser.add_argument(name, default=SUPPRESS, help=SUPPRESS)
+    for name in ("--traceback", "--no-color", "--force-color"):
+        parser.add_argument(name, action="store_true", default=SUPPRESS, help=SUPPRESS)
+    parser.add_argument("-v", "--verbosity", type=int, default=SUPPRESS, help=SUPPRESS)
 
 
 def _whole(least: int) -> Callable[[str], int]:
