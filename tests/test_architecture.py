@@ -36,7 +36,7 @@ def test_the_page_names_every_module() -> None:
     page = (ROOT / "ARCHITECTURE.md").read_text()
     for path in PACKAGE.glob("*.py"):
         assert f"`{path.name}`" in page
-    for folder in ("driver", "embedded", "wrapper"):
+    for folder in ("driver", "embedded", "operating", "wrapper"):
         for path in PACKAGE.glob(f"{folder}/[!_]*.py"):
             assert f"`{path.stem}`" in page
 

@@ -110,9 +110,7 @@ def test_hooks_are_there_before_the_first_request_although_nothing_touches_the_a
     tmp_path: Path,
 ) -> None:
     # The default alias has another engine, and no model looks at the other one while Django starts.
-    project = a_project(
-        tmp_path, "p", DATABASES={"default": SQLITE, "other": own_database()}
-    )
+    project = a_project(tmp_path, "p", DATABASES={"default": SQLITE, "other": own_database()})
     project.write("views", _VIEWS)
     assert project.script(_ONE_REQUEST).startswith('200 {"row": 1')
 

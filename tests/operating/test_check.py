@@ -280,7 +280,7 @@ def test_a_standby_that_is_declared_as_a_replica_is_right() -> None:
 
 
 def test_messages_of_a_server_in_another_language_are_shown_with_a_cure() -> None:
-    exc = psycopg.OperationalError('FATAL:  Datenbank »x« existiert nicht')
+    exc = psycopg.OperationalError("FATAL:  Datenbank »x« existiert nicht")
     found = failures.explained("default", {"HOST": "db", "OPTIONS": {}}, exc)
     assert "Datenbank »x« existiert nicht" in found.text
     assert "log of the server at db, port 5432" in found.cure

@@ -82,11 +82,11 @@ def test_too_many_are_an_error_that_says_what_to_change() -> None:
 
 
 def test_the_size_that_is_advised_fits() -> None:
-    _, text = said("sum", "--database", "default", "--processes", "10", "--loops", "3")
+    _, text = said("sum", "--database", "default", "--processes", "20", "--loops", "3")
     size = int(words(text).split("to at most ")[1].split(",")[0])
     for fits in (True, False):
         with configured({"pool": {"min_size": 0, "max_size": size if fits else size + 1}}):
-            status, _ = said("sum", "--database", "default", "--processes", "10", "--loops", "3")
+            status, _ = said("sum", "--database", "default", "--processes", "20", "--loops", "3")
         assert (status == 0) is fits
 
 
@@ -114,9 +114,7 @@ def test_aliases_of_one_server_are_added_up() -> None:
     both = [sums.Sum("default", 10, 1, 0, 0), sums.Sum("default", 40, 0, 0, 0)]
     (finding,) = sums.compared(both, Load(), {"default": facts})
     assert "1 x 51 = 51" in finding.text and finding.level == "ok"
-    (nearly,) = sums.compared(
-        [*both, sums.Sum("default", 40, 0, 0, 0)], Load(), {"default": facts}
-    )
+    (nearly,) = sums.compared([*both, sums.Sum("default", 40, 0, 0, 0)], Load(), {"default": facts})
     assert nearly.level == "warning" and "side by side" in nearly.cure
 
 
