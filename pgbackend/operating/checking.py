@@ -68,7 +68,7 @@ def _of_alias(name: str) -> Alias:
 
 
 def _connect(found: Alias, settings_dict: Mapping[str, Any]) -> None:
-    """Connect in each way that the settings allow; stop at the first that fails."""
+    """Connect in each way that the settings allow; by the pools, if it is possible without."""
     try:
         with connecting.connected(found.name) as wrapper:
             found.server = server.ask(wrapper)
@@ -76,17 +76,25 @@ def _connect(found: Alias, settings_dict: Mapping[str, Any]) -> None:
             found.findings += advice.of_server(found.name, settings_dict, found.server)
             found.pooler = poolers.kind_of(found.name, wrapper)
             found.findings.append(advice.of_pooler(found.name, settings_dict, found.pooler))
-        found.findings += _through_pools(found.name, settings_dict)
     except Exception as exc:
         found.findings.append(failures.explained(found.name, settings_dict, exc))
+    else:
+        found.findings += _through_pools(found.name, settings_dict)
 
 
 def _through_pools(name: str, settings_dict: Mapping[str, Any]) -> Iterator[Finding]:
-    if settings_dict["OPTIONS"].get("pool"):
-        connecting.through_sync_pool(name)
-        yield Finding(OK, "Django's pool for sync code connects.")
-    connecting.through_async_pool(name)
-    yield Finding(OK, "The pool for async code connects.")
+    """Connect by the pools, for what may fail in them only: their functions, for example."""
+    ways = {"Django's pool for sync code": connecting.through_sync_pool}
+    if not settings_dict["OPTIONS"].get("pool"):
+        ways.clear()
+    ways["The pool for async code"] = connecting.through_async_pool
+    for way, connect in ways.items():
+        try:
+            connect(name)
+            yield Finding(OK, f"{way} connects.")
+        except Exception as exc:
+            by = f" by {way[0].lower() if way.startswith('The') else way[0]}{way[1:]}"
+            yield failures.explained(name, settings_dict, exc, by)
 
 
 #: The settings of an alias that are shown if they are not empty.

@@ -19,6 +19,11 @@ from pgbackend import aio
 LIMIT = 5
 
 
+def is_on_a_loop() -> bool:
+    """Return whether the caller runs on an event loop, where nothing of this module can."""
+    return asyncio._get_running_loop() is not None
+
+
 @contextmanager
 def connected(alias: str) -> Iterator[Any]:
     """Yield a connected copy of the wrapper of `alias`, without a pool; close it afterwards."""
@@ -54,7 +59,7 @@ def through_async_pool(alias: str) -> None:
 
 
 async def _in_time(alias: str) -> None:
-    async with asyncio.timeout(3 * LIMIT):
+    async with asyncio.timeout(LIMIT):
         await aio.run(_select, connections[alias])
 
 

@@ -160,6 +160,12 @@ _CAUSES: tuple[_Cause, ...] = (
         "Correct OPTIONS of {where}; PostgreSQL's page 'Parameter Key Words' lists the values.",
     ),
     _Cause(
+        r"couldn't get a connection after|TimeoutError",
+        "the pool opens no connection, although one can be opened without it",
+        "Look at the functions in OPTIONS['pool'] (check, reset), and at receivers of "
+        "connection_created: one of them fails or waits.",
+    ),
+    _Cause(
         "permission denied for database|does not have CONNECT privilege",
         "the role {user} may not connect to the database {name}",
         "GRANT CONNECT ON DATABASE ... TO ...",
@@ -168,8 +174,13 @@ _CAUSES: tuple[_Cause, ...] = (
 _OTHER = "Look at the message, and at the log of the server at {at}."
 
 
-def explained(alias: str, settings_dict: Mapping[str, Any], exc: BaseException) -> Finding:
-    """Return the cause and the cure of `exc`, by which an attempt to connect has failed."""
+def explained(
+    alias: str, settings_dict: Mapping[str, Any], exc: BaseException, way: str = ""
+) -> Finding:
+    """Return the cause and the cure of `exc`, by which an attempt to connect has failed.
+
+    `way` says in which way it was attempted, if another way has succeeded.
+    """
     message = without_secrets(" ".join(str(exc).split()), settings_dict.get("PASSWORD"))
     if isinstance(exc, ImproperlyConfigured):
         return Finding(ERROR, f"The settings of {alias!r} are wrong: {message}")
@@ -181,10 +192,11 @@ def explained(alias: str, settings_dict: Mapping[str, Any], exc: BaseException) 
     words = _words(alias, settings_dict)
     for each in _CAUSES:
         if re.search(each.pattern, message, re.IGNORECASE):
-            text = f"{alias!r} cannot connect: {each.cause.format(**words)}. ({message})"
+            text = f"{alias!r} cannot connect{way}: {each.cause.format(**words)}. ({message})"
             return Finding(ERROR, text, each.cure.format(**words))
     kind = type(exc).__name__
-    return Finding(ERROR, f"{alias!r} cannot connect: {kind}: {message}", _OTHER.format(**words))
+    text = f"{alias!r} cannot connect{way}: {kind}: {message}"
+    return Finding(ERROR, text, _OTHER.format(**words))
 
 
 def _words(alias: str, settings_dict: Mapping[str, Any]) -> dict[str, str]:

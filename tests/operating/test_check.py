@@ -15,11 +15,14 @@ import pytest
 from django.core.management import call_command
 from django.core.management.base import CommandError
 from django.db import connections
+from django.db.backends.base import base
 
 from pgbackend import embedded
+from pgbackend.features import DatabaseFeatures
 from pgbackend.management.commands.pgbackend import Command
 from pgbackend.operating import advice, checking, failures, findings, server
 from tests.backend.test_options import password_server  # noqa: F401 - pytest's
+from tests.conftest import Runner
 from tests.operating.projects import Project
 from tests.support.fixtures import settings_of_default
 from tests.support.pgbouncer import pgbouncer, program
@@ -198,6 +201,42 @@ def test_a_pooler_between_is_noticed(
     else:
         assert "It gave each of two connections a session of its own" in words(undeclared[1])
     assert right[0] == 0, right[1]
+
+
+def fails(connection: Any) -> None:
+    raise ValueError("the check fails")
+
+
+@pytest.mark.slow
+def test_a_pool_whose_own_function_fails_is_told_for_each_kind_of_code() -> None:
+    with configured({"pool": {"min_size": 0, "max_size": 2, "check": fails}}):
+        status, text = check("--database", "default")
+    assert status == 1
+    assert "ok Sync code connects." in words(text)
+    assert "'default' cannot connect by Django's pool for sync code: the pool opens no" in words(
+        text
+    )
+    assert "Look at the functions in OPTIONS['pool']" in words(text)
+    assert "'default' cannot connect by the pool for async code" in words(text)
+
+
+def test_a_server_that_this_django_does_not_support_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(DatabaseFeatures, "minimum_database_version", (99,))
+    monkeypatch.setattr(base, "RAN_DB_VERSION_CHECK", set())  # Django looks once in a process
+    status, text = check("--database", "default")
+    assert status == 1
+    assert "This Django does not support the server of 'default': PostgreSQL 99" in words(text)
+    assert "Upgrade the server" in words(text)
+
+
+def test_the_command_is_refused_on_an_event_loop(run_once: Runner) -> None:
+    async def main() -> None:
+        with pytest.raises(CommandError, match="in sync code"):
+            check()
+
+    run_once(main())
 
 
 def test_a_pooler_that_is_declared_and_not_there_is_told() -> None:

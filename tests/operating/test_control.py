@@ -324,3 +324,34 @@ def test_a_forked_child_has_a_socket_of_its_own(project: Project, settings: Any)
         parent.wait()
         assert list(processes.running()) == [child], "nobody answers for the parent"
         os.kill(child, signal.SIGKILL)
+
+
+_FORKS_FIRST = """
+import asyncio, os, sys
+from django.db import connection
+from pgbackend import aio
+
+def select():
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+
+child = os.fork()  # as a server that loads the project before it starts its workers
+if child == 0:
+    asyncio.run(aio.run(select))
+    print("ready", flush=True)
+    sys.stdin.read()
+    os._exit(0)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_forked_from_a_loaded_project_serves_and_its_parent_does_not(
+    project: Project, settings: Any
+) -> None:
+    settings.PGBACKEND_CONTROL_DIR = str(project.home / "run")
+    with project.started(_FORKS_FIRST) as parent:
+        (child,) = processes.running()
+        assert child != parent.pid
+        assert processes.status(child)["pid"] == child
+        os.kill(child, signal.SIGKILL)

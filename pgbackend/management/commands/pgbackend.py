@@ -11,6 +11,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from pgbackend.operating import checking, directory, processes, shortcuts, summing, texts
+from pgbackend.operating.connecting import is_on_a_loop
 from pgbackend.operating.sums import Load, own_aliases
 
 
@@ -44,6 +45,8 @@ class Command(BaseCommand):
             each.add_argument("--format", dest="how", choices=["text", "json"], default="text")
 
     def handle(self, *, what: str, **given: Any) -> None:
+        if is_on_a_loop():
+            raise CommandError("Call the command in sync code: it blocks, and runs a loop itself.")
         try:
             getattr(self, f"_{what}")(**given)
         except (processes.NoAnswer, directory.Unusable) as exc:
