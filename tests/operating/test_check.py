@@ -212,10 +212,9 @@ def test_a_pool_whose_own_function_fails_is_told_for_each_kind_of_code() -> None
     with configured({"pool": {"min_size": 0, "max_size": 2, "check": fails}}):
         status, text = check("--database", "default")
     assert status == 1
-    assert "ok Sync code connects." in words(text)
-    assert "'default' cannot connect by Django's pool for sync code: the pool opens no" in words(
-        text
-    )
+    assert "ok Sync code connects." in words(text), text
+    sync = "'default' cannot connect by Django's pool for sync code: the pool opens no connection"
+    assert sync in words(text), text
     assert "Look at the functions in OPTIONS['pool']" in words(text)
     assert "'default' cannot connect by the pool for async code" in words(text)
 
@@ -223,9 +222,10 @@ def test_a_pool_whose_own_function_fails_is_told_for_each_kind_of_code() -> None
 def test_a_server_that_this_django_does_not_support_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(DatabaseFeatures, "minimum_database_version", (99,))
-    monkeypatch.setattr(base, "RAN_DB_VERSION_CHECK", set())  # Django looks once in a process
-    status, text = check("--database", "default")
+    with monkeypatch.context() as patch:
+        patch.setattr(DatabaseFeatures, "minimum_database_version", (99,))
+        patch.setattr(base, "RAN_DB_VERSION_CHECK", set())  # Django looks once in a process
+        status, text = check("--database", "default")
     assert status == 1
     assert "This Django does not support the server of 'default': PostgreSQL 99" in words(text)
     assert "Upgrade the server" in words(text)
