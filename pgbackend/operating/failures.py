@@ -89,7 +89,7 @@ _CAUSES: tuple[_Cause, ...] = (
         "container's service).",
     ),
     _Cause(
-        "timeout expired|timed out|Connection timed out",
+        "timeout expired|timed out|^ConnectionTimeout",
         "{at} does not answer",
         "Look whether {where}['HOST'] and ['PORT'] are right, whether a firewall drops the "
         "packets, and whether the server is up.",
@@ -160,7 +160,7 @@ _CAUSES: tuple[_Cause, ...] = (
         "Correct OPTIONS of {where}; PostgreSQL's page 'Parameter Key Words' lists the values.",
     ),
     _Cause(
-        r"couldn't get a connection after|TimeoutError",
+        r"couldn't get a connection after|^TimeoutError",
         "the pool opens no connection, although one can be opened without it",
         "Look at the functions in OPTIONS['pool'] (check, reset), and at receivers of "
         "connection_created: one of them fails or waits.",
@@ -190,12 +190,12 @@ def explained(
             ERROR, f"This Django does not support the server of {alias!r}: {message}.", cure
         )
     words = _words(alias, settings_dict)
+    said = f"{type(exc).__name__}: {message}"
     for each in _CAUSES:
-        if re.search(each.pattern, message, re.IGNORECASE):
-            text = f"{alias!r} cannot connect{way}: {each.cause.format(**words)}. ({message})"
+        if re.search(each.pattern, said, re.IGNORECASE):
+            text = f"{alias!r} cannot connect{way}: {each.cause.format(**words)}. ({said})"
             return Finding(ERROR, text, each.cure.format(**words))
-    kind = type(exc).__name__
-    text = f"{alias!r} cannot connect{way}: {kind}: {message}"
+    text = f"{alias!r} cannot connect{way}: {said}"
     return Finding(ERROR, text, _OTHER.format(**words))
 
 

@@ -161,6 +161,7 @@ def test_a_wrong_password_is_told_and_not_shown(password_server: str) -> None:  
     assert "asks the user 'careful' for a password, and the settings give none" in words(text)
 
 
+@pytest.mark.slow
 @pytest.mark.django_db(transaction=True)
 def test_a_server_that_does_not_answer_is_given_up_in_some_seconds(
     monkeypatch: pytest.MonkeyPatch,
@@ -213,10 +214,10 @@ def test_a_pool_whose_own_function_fails_is_told_for_each_kind_of_code() -> None
         status, text = check("--database", "default")
     assert status == 1
     assert "ok Sync code connects." in words(text), text
-    sync = "'default' cannot connect by Django's pool for sync code: the pool opens no connection"
-    assert sync in words(text), text
+    # Django 5.2 gives psycopg_pool a `check` of its own beside this one; later it does not.
+    assert "'default' cannot connect by Django's pool for sync code: " in words(text), text
     assert "Look at the functions in OPTIONS['pool']" in words(text)
-    assert "'default' cannot connect by the pool for async code" in words(text)
+    assert "'default' cannot connect by the pool for async code: the pool opens no" in words(text)
 
 
 def test_a_server_that_this_django_does_not_support_is_told(
