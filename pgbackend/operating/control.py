@@ -169,7 +169,7 @@ class _Server:
     def _text(self, question: bytes) -> str:
         try:
             if question == DUMP:
-                return dump()
+                return dump() + report.threads()
             if question == STATUS:
                 return json.dumps(report.of_this_process(self._since))
         except Exception:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import stat
 import sys
@@ -93,9 +94,14 @@ def _owner_of(pid: int) -> int:
     except PermissionError:
         pass
     try:
-        return Path(f"/proc/{pid}").stat().st_uid
-    except OSError:
+        # Not the owner of the directory: that is root if the process has changed its user.
+        status = Path(f"/proc/{pid}/status").read_text()
+        return int(_EFFECTIVE_USER.findall(status)[0])
+    except (OSError, IndexError):
         return os.geteuid()
+
+
+_EFFECTIVE_USER = re.compile(r"^Uid:\s+\d+\s+(\d+)", re.MULTILINE)
 
 
 def _why_none(pid: int, owner: int) -> str:

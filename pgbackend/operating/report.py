@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import traceback
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from pgbackend import conf, metrics
+from pgbackend.driver import loops
 
 from .versions import versions
 
@@ -29,6 +34,29 @@ def of_this_process(since: float) -> dict[str, Any]:
         },
         "pools": [asdict(record) for record in metrics.statistics()],
     }
+
+
+def threads() -> str:
+    """Return the stacks of all threads if this process has no async pool, else an empty text.
+
+    With one, `pgbackend.dump()` shows the stacks of the code that uses databases.
+    """
+    if loops.open_pools():
+        return ""
+    frames = sys._current_frames()
+    return "".join(
+        line
+        for thread in threading.enumerate()
+        if thread is not threading.current_thread() and thread.ident in frames
+        for line in _of_thread(thread.name, frames[thread.ident])
+    )
+
+
+def _of_thread(name: str, frame: FrameType) -> Iterator[str]:
+    yield f"\nThread {name!r}\n"
+    for place, line in reversed(list(traceback.walk_stack(frame))):
+        code = place.f_code
+        yield f'  File "{code.co_filename}", line {line}, in {code.co_name}\n'
 
 
 def program() -> str:

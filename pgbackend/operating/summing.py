@@ -9,7 +9,7 @@ from typing import Any
 from django.db import connections
 
 from . import connecting, failures, poolers, server, sums, texts
-from .findings import Finding, has_error
+from .findings import ERROR, Finding, has_error
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,13 @@ class Result:
 
 def added_up(names: Iterable[str], load: sums.Load) -> Result:
     """Return the sums of the aliases `names`, compared with the limits of their servers."""
-    by_alias = [sums.of_process(name, load) for name in names]
+    wrong = {name: _problems(name) for name in names}
+    findings = [finding for problems in wrong.values() for finding in problems]
+    sound = [name for name, problems in wrong.items() if not problems]
+    by_alias = [sums.of_process(name, load) for name in sound]
     servers: dict[str, server.Server] = {}
-    pooled, findings = [], []
-    for name in [each.alias for each in by_alias]:
+    pooled = []
+    for name in sound:
         try:
             with connecting.connected(name) as wrapper:
                 servers[name] = server.ask(wrapper)
@@ -58,3 +61,8 @@ def added_up(names: Iterable[str], load: sums.Load) -> Result:
             findings.append(failures.explained(name, connections.settings[name], exc))
     findings += sums.compared(by_alias, load, servers, pooled)
     return Result(load, by_alias, findings)
+
+
+def _problems(name: str) -> list[Finding]:
+    wrapper: Any = connections[name]
+    return [Finding(ERROR, each.text, each.hint) for each in wrapper.option_problems()]

@@ -83,6 +83,11 @@ def _has_sync_pool(settings_dict: Mapping[str, Any]) -> bool:
     return bool(settings_dict["OPTIONS"].get("pool"))
 
 
+def _listens_elsewhere(alias: str) -> bool:
+    """Return whether listeners go to the server that OPTIONS["listen"] names, past the pooler."""
+    return bool(connections.settings[alias]["OPTIONS"].get("listen"))
+
+
 def _is_watched(alias: str) -> bool:
     """Return whether a replica's monitor connects by `alias`, if a router sends reads there."""
     families = replica_settings.families()
@@ -115,7 +120,8 @@ def _compared(together: list[Sum], load: Load, server: Server, pooled: set[str])
             f"{names}: OPTIONS['pool'] is None, so each task may open a connection: the pooler's "
             "own limit (PgBouncer's max_client_conn) is the only one.",
         )
-    wanted = sum(filter(None, totals)) * load.processes
+    elsewhere = sum(each.listening for each in together if _listens_elsewhere(each.alias))
+    wanted = (sum(filter(None, totals)) - elsewhere) * load.processes
     text = (
         f"{names}: {load.processes} x {wanted // load.processes} = {wanted} connections may be "
         f"opened; the server allows {_limits(server)}."

@@ -124,10 +124,11 @@ def of_process(status: Mapping[str, Any]) -> Iterator[str]:
     )
     count = status["connections"]
     most = _cell(count["max"])
-    yield (
-        f"  {count['open']} connections open (async {count['async_open']}, sync "
-        f"{count['sync_open']}), at most {most}"
-    )
+    kinds = {"async": count["async_open"], "sync": count["sync_open"]}
+    if listening := count.get("listening"):
+        kinds["listening"] = listening
+    said = ", ".join(f"{kind} {number}" for kind, number in kinds.items())
+    yield f"  {count['open']} connections open ({said}), at most {most}"
     if status["pools"]:
         rows = ([pool[key] for key in _COLUMNS.values()] for pool in status["pools"])
         yield from (f"  {line}" for line in table([*_COLUMNS], rows))

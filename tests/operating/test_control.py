@@ -261,6 +261,31 @@ def test_a_process_whose_loop_hangs_shows_its_pools_and_stacks(project: Project)
     assert not list((project.home / "run").iterdir()), "the socket vanishes at exit"
 
 
+_HANGS_IN_SYNC_CODE = """
+import sys
+from django.core.handlers.wsgi import WSGIHandler
+from django.core.signals import request_started
+
+def the_view_that_hangs():
+    print("ready", flush=True)
+    sys.stdin.readline()
+
+request_started.send(sender=WSGIHandler, environ={})
+the_view_that_hangs()
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_of_sync_code_shows_the_stacks_of_its_threads(
+    project: Project, settings: Any
+) -> None:
+    settings.PGBACKEND_CONTROL_DIR = str(project.home / "run")
+    with project.started(_HANGS_IN_SYNC_CODE) as process:
+        text = processes.dump(process.pid)
+    assert "Thread 'MainThread'" in text and "in the_view_that_hangs" in text
+    assert "pgbackend.control" not in text
+
+
 @pytest.mark.slow
 def test_a_killed_process_leaves_a_socket_that_the_command_removes(project: Project) -> None:
     with project.started(_HANGS) as process:
@@ -324,6 +349,35 @@ def test_a_forked_child_has_a_socket_of_its_own(project: Project, settings: Any)
         parent.wait()
         assert list(processes.running()) == [child], "nobody answers for the parent"
         os.kill(child, signal.SIGKILL)
+
+
+_CHANGES_ITS_USER = """
+import sys
+from django.core.handlers.wsgi import WSGIHandler
+from django.core.signals import request_started
+
+os.setgid(65534)
+os.setuid(65534)
+request_started.send(sender=WSGIHandler, environ={})
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its user")
+def test_root_may_ask_a_process_that_has_changed_its_user(project: Project, settings: Any) -> None:
+    run = project.home / "run"
+    run.mkdir(mode=0o700)
+    os.chown(run, 65534, 65534)
+    for each in project.home.parents:
+        if each == Path("/tmp"):
+            break
+        each.chmod(0o755)
+    project.home.chmod(0o755)
+    settings.PGBACKEND_CONTROL_DIR = str(run)
+    with project.started(_CHANGES_ITS_USER) as process:
+        assert processes.status(process.pid)["pid"] == process.pid
 
 
 _FORKS_FIRST = """

@@ -118,6 +118,16 @@ def test_aliases_of_one_server_are_added_up() -> None:
     assert nearly.level == "warning" and "side by side" in nearly.cure
 
 
+def test_listeners_beside_a_pooler_do_not_count_there() -> None:
+    one = sums.Sum("default", 10, 1, 2, 0)
+    load, facts = Load(processes=2, loops=2, listens=True), {"default": server.Server(**USUAL)}
+    (finding,) = sums.compared([one], load, facts)
+    assert "2 x 13 = 26" in finding.text
+    with configured({"listen": {"host": "elsewhere"}}):
+        (finding,) = sums.compared([one], load, facts)
+    assert "2 x 11 = 22" in finding.text
+
+
 def test_a_server_that_cannot_be_asked_is_told_beside_the_sum() -> None:
     with configured(**NOWHERE):
         status, text = said("sum", "--database", "default", "--format", "json")
@@ -125,6 +135,13 @@ def test_a_server_that_cannot_be_asked_is_told_beside_the_sum() -> None:
     assert status == 1 and shown["ok"] is False
     assert shown["sums"][0]["total"] == 8
     assert "nothing listens" in shown["findings"][0]["text"]
+
+
+def test_an_alias_with_wrong_options_is_told_and_not_added_up() -> None:
+    with configured({"pool": {"max_size": "3"}}):
+        status, text = said("sum", "--database", "default")
+    assert status == 1
+    assert "['max_size'] is '3'. -> Set it to a whole number" in " ".join(text.split())
 
 
 def test_wrong_numbers_are_refused() -> None:
