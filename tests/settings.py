@@ -13,3 +13,5 @@ ROOT_URLCONF = "tests.urls"
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 SECRET_KEY = "tests"
 DATABASES["default"]["OPTIONS"]["pool"] = {"min_size": 0, "max_size": 4, "timeout": 5}
+# The socket has a thread, which tests would find left over; tests/operating opens its own.
+PGBACKEND_CONTROL_DIR = False

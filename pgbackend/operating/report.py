@@ -43,7 +43,7 @@ def threads() -> str:
     """
     if loops.open_pools():
         return ""
-    frames = sys._current_frames()
+    frames = sys._current_frames()  # noqa: SLF001 - documented
     return "".join(
         line
         for thread in threading.enumerate()

@@ -210,8 +210,9 @@ def test_a_process_id_or_all_is_needed(within: Path) -> None:
 
 
 def test_the_directories_of_another_login_are_looked_in_too(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, settings: Any
 ) -> None:
+    settings.PGBACKEND_CONTROL_DIR = None
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     serves_in = directory.to_serve_in()
