@@ -181,7 +181,7 @@ def explained(
 
     `way` says in which way it was attempted, if another way has succeeded.
     """
-    message = without_secrets(" ".join(str(exc).split()), settings_dict.get("PASSWORD"))
+    message = without_secrets(" ".join(str(exc).split()), _secret(settings_dict))
     if isinstance(exc, ImproperlyConfigured):
         return Finding(ERROR, f"The settings of {alias!r} are wrong: {message}")
     if isinstance(exc, NotSupportedError):
@@ -197,6 +197,13 @@ def explained(
             return Finding(ERROR, text, each.cure.format(**words))
     text = f"{alias!r} cannot connect{way}: {said}"
     return Finding(ERROR, text, _OTHER.format(**words))
+
+
+def _secret(settings_dict: Mapping[str, Any]) -> object:
+    """Return the password, unless another setting has the same text: hiding that would tell it."""
+    password = settings_dict.get("PASSWORD")
+    shown = (settings_dict.get(name) for name in ("HOST", "NAME", "PORT", "USER"))
+    return None if password in shown else password
 
 
 def _words(alias: str, settings_dict: Mapping[str, Any]) -> dict[str, str]:

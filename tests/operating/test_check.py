@@ -326,6 +326,13 @@ def test_messages_of_a_server_in_another_language_are_shown_with_a_cure() -> Non
     assert "log of the server at db, port 5432" in found.cure
 
 
+def test_a_password_in_a_message_is_hidden_unless_that_would_tell_it() -> None:
+    given = {"HOST": "db", "USER": "me", "PASSWORD": SECRET, "OPTIONS": {}}
+    exc = psycopg.OperationalError(f"unknown words about {SECRET} and me")
+    assert "about (hidden) and me" in failures.explained("default", given, exc).text
+    assert "and me" in failures.explained("default", {**given, "PASSWORD": "me"}, exc).text
+
+
 # --- Secrets, and the forms of the output ---------------------------------------------------------
 
 
