@@ -74,6 +74,8 @@ class Server:
     def allowed(self) -> int:
         """The number of connections that the role may have, if nobody else has any."""
         limits = [self.role_limit, self.database_limit, self.unreserved]
+        if self.is_superuser:  # whom only the server as a whole limits
+            return self.unreserved
         return min(limit for limit in limits if limit >= 0)
 
     @property

@@ -144,9 +144,9 @@ def _limits(server: Server) -> str:
     if not server.is_superuser:
         said += [f"{name} {server.whole(name)}" for name in kept if server.whole(name)]
     text = ", less ".join(said) + ")"
-    if server.role_limit >= 0:
+    if server.role_limit >= 0 and not server.is_superuser:
         text += f", the role {server.role_limit}"
-    if server.database_limit >= 0:
+    if server.database_limit >= 0 and not server.is_superuser:
         text += f", the database {server.database_limit}"
     return f"{text}; {server.in_use} are in use now"
 
@@ -180,7 +180,7 @@ def _raised(server: Server, wanted: int) -> str:
     limited = [
         name
         for name, limit in (("role", server.role_limit), ("database", server.database_limit))
-        if 0 <= limit < wanted
+        if 0 <= limit < wanted and not server.is_superuser
     ]
     if limited:
         return f"raise the CONNECTION LIMIT of the {' and the '.join(limited)} to {wanted}"

@@ -20,7 +20,7 @@ from django.db.backends.base import base
 from pgbackend import embedded
 from pgbackend.features import DatabaseFeatures
 from pgbackend.management.commands.pgbackend import Command
-from pgbackend.operating import advice, checking, failures, findings, server
+from pgbackend.operating import advice, checking, connecting, failures, findings, server
 from tests.backend.test_options import password_server  # noqa: F401 - pytest's
 from tests.conftest import Runner
 from tests.operating.projects import Project
@@ -209,7 +209,10 @@ def fails(connection: Any) -> None:
 
 
 @pytest.mark.slow
-def test_a_pool_whose_own_function_fails_is_told_for_each_kind_of_code() -> None:
+def test_a_pool_whose_own_function_fails_is_told_for_each_kind_of_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connecting, "LIMIT", 1)
     with configured({"pool": {"min_size": 0, "max_size": 2, "check": fails}}):
         status, text = check("--database", "default")
     assert status == 1

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from io import StringIO
 from typing import Any
 
+import psycopg
 import pytest
 from django.core.management import call_command
 from django.core.management.base import CommandError
@@ -95,6 +97,7 @@ def test_the_size_that_is_advised_fits() -> None:
     [
         ({}, "97 (max_connections 100, less superuser_reserved_connections 3)", "to 403 or more"),
         ({"is_superuser": True}, "100 (max_connections 100)", "to 400 or more"),
+        ({"is_superuser": True, "role_limit": 2}, "100 (max_connections 100); 3", "to 400 or more"),
         ({"role_limit": 20}, "the role 20", "the CONNECTION LIMIT of the role to 400"),
         ({"database_limit": 0}, "the database 0", "the CONNECTION LIMIT of the database to 400"),
     ],
@@ -107,6 +110,25 @@ def test_the_limits_of_the_role_and_database_count(
     (finding,) = sums.compared([one], Load(processes=40), {"default": facts})
     assert finding.level == "error"
     assert text in finding.text and cure in finding.cure
+
+
+@pytest.fixture
+def limited_role(admin: psycopg.Connection[Any]) -> Iterator[str]:
+    """Make a role that may have six connections; return its name."""
+    admin.execute("CREATE ROLE limited LOGIN PASSWORD 'right' CONNECTION LIMIT 6")
+    yield "limited"
+    admin.execute("DROP ROLE limited")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_limit_of_a_role_is_found_at_the_server(limited_role: str) -> None:
+    with configured(USER=limited_role, PASSWORD="right"):
+        status, text = said("check", "--database", "default")
+    assert status == 1
+    assert "1 x 8 = 8 connections may be opened; the server allows" in words(text)
+    assert "the role 6; " in words(text)
+    assert "raise the CONNECTION LIMIT of the role to 8" in words(text)
+    assert "The role is a superuser" not in text
 
 
 def test_aliases_of_one_server_are_added_up() -> None:
