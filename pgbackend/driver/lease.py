@@ -75,6 +75,7 @@ class Lease:
         "dirty",
         "ended",
         "heir",
+        "locked_at",
         "on_end",
         "opened_at",
         "physical",
@@ -105,6 +106,9 @@ class Lease:
         self.heir: Any = None
         #: The place in the user's code where the last cursor was opened, for messages.
         self.opened_at: str | None = None
+        #: The place of a cursor that may have taken an advisory lock of the session; see
+        #: session_locks.py.
+        self.locked_at: str | None = None
         self._connection: Connection | None = None
         #: Whether the facade's user has read its `adapters`, and so may have registered a type.
         self.types_seen = False

@@ -31,7 +31,7 @@ import psycopg
 from psycopg.abc import Params
 from psycopg.pq import PipelineStatus, TransactionStatus
 
-from . import bridge, client_checks, connecting, deadlock, errors, events, naming
+from . import bridge, client_checks, connecting, deadlock, errors, events, naming, session_locks
 from .asking import ConnectArguments
 from .connection import Connection
 from .coroutines import name_of, resume
@@ -423,7 +423,8 @@ class Pool:
         if events.hooks:
             held = monotonic() - lease.since
             events.emit(events.Released(self.name, physical.pid(), held, status == _UNKNOWN))
-        if status == _IDLE and not (self._resets_dirty if lease.dirty else self._resets_all):
+        resets = self._resets_dirty if lease.dirty else self._resets_all
+        if status == _IDLE and not resets and lease.locked_at is None:
             if not self._psycopg.put_free(physical):
                 self.put(physical)
         elif status == _UNKNOWN:
@@ -432,8 +433,7 @@ class Pool:
             physical.close_now()
             self.put(physical)
         else:
-            resets = self._resets_dirty if lease.dirty else self._resets_all
-            self.run_owned(self._restore(physical, resets), physical)
+            self.run_owned(self._restore(physical, resets, lease.locked_at), physical)
 
     def put(self, physical: AsyncConnection) -> None:
         """Give the connection back to psycopg_pool, without waiting.
@@ -468,7 +468,7 @@ class Pool:
             physical.close_now()
             self.put(physical)
 
-    async def _restore(self, physical: AsyncConnection, reset: bool) -> None:
+    async def _restore(self, physical: AsyncConnection, reset: bool, locked_at: str | None) -> None:
         """Roll back, reset the server session if `reset`, and put the connection back.
 
         ``DISCARD ALL`` undoes SET, SET ROLE, LISTEN, temporary tables, advisory locks, cursors and
@@ -482,6 +482,8 @@ class Pool:
                     await physical.cancel_safe(timeout=CLEANUP_BUDGET)  # else the server goes on
                     raise psycopg.InterfaceError("the connection was left in the midst of a reply")
                 await physical.rollback()
+                if locked_at is not None:
+                    await session_locks.warn_if_held(physical, self.name, locked_at)
                 if reset:
                     await client_checks.discard_all(physical)
                     physical.facade.forget_handlers()

@@ -38,6 +38,8 @@ class Lease(Protocol):
     """Protocol of the part of a lease that its facade, and the facade's cursors, use."""
 
     dirty: bool
+    locked_at: str | None
+    opened_at: str | None
     types_seen: bool
 
     @property

@@ -11,7 +11,7 @@ from tests.support.processes import Program, run_all
 
 HERE = Path(__file__).parent
 NAMES = sorted(path.stem for path in HERE.glob("with_*.py"))
-_ENGINES = {"pgbackend": "pgbackend", "stock": "django.db.backends.postgresql"}
+ENGINES = {"pgbackend": "pgbackend", "stock": "django.db.backends.postgresql"}
 
 
 @dataclass
@@ -43,10 +43,10 @@ def play(name: str, *, stock_views: str = "sync") -> dict[str, Said]:
                 "PACKAGES_VIEWS": views[key],
             },
         )
-        for key, engine in _ENGINES.items()
+        for key, engine in ENGINES.items()
     )
     said = {}
-    for key, each in zip(_ENGINES, finished, strict=True):
+    for key, each in zip(ENGINES, finished, strict=True):
         assert each.returncode == 0, f"{key}: {each.errors}"
         told = json.loads(each.output)
         said[key] = Said(cells=told.pop("cells"), told=told)

@@ -66,6 +66,22 @@ def setup(
     **more: Any,
 ) -> Project:
     """Configure Django for the project in `module`; its models come after this call."""
+    configure([*apps, module], engine=engine, database=database, **more)
+    app = sys.modules[module]
+    # This one module is the app, and the module of its models.
+    registry.get_containing_app_config(module).models_module = app
+    sys.modules[f"{module}.models"] = app
+    return Project(app, package, state, [*middleware], line)
+
+
+def configure(
+    apps: Iterable[str],
+    *,
+    engine: str = ENGINE,
+    database: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> None:
+    """Configure Django with `apps`, for the engine and the database of this process."""
     contrib = ["django.contrib.auth", "django.contrib.contenttypes", "django.contrib.sessions"]
     default = {**_params(), "ENGINE": engine, **(database or {})}
     defaults = {
@@ -73,7 +89,7 @@ def setup(
         "DATABASES": {"default": default},
         "DEBUG_PROPAGATE_EXCEPTIONS": True,
         "DEFAULT_AUTO_FIELD": "django.db.models.BigAutoField",
-        "INSTALLED_APPS": [*contrib, *apps, module],
+        "INSTALLED_APPS": [*contrib, *apps],
         "LOGGING_CONFIG": None,
         "PASSWORD_HASHERS": ["django.contrib.auth.hashers.MD5PasswordHasher"],
         "ROOT_URLCONF": "tests.packages.run",
@@ -82,11 +98,6 @@ def setup(
     }
     settings.configure(**{**defaults, **more})
     django.setup()
-    app = sys.modules[module]
-    # This one module is the app, and the module of its models.
-    registry.get_containing_app_config(module).models_module = app
-    sys.modules[f"{module}.models"] = app
-    return Project(app, package, state, [*middleware], line)
 
 
 def _params() -> dict[str, Any]:
