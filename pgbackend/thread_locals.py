@@ -34,7 +34,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import CellType, ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 from . import request
 
@@ -323,26 +323,33 @@ def _of_module(name: str, module: ModuleType) -> Iterator[tuple[str, threading.l
         if _is_local(value):
             yield dotted, value, partial(setattr, module, attribute)
             continue
-        cls = value if isinstance(value, type) else type(value)
+        cls = value if _is_class(value) else type(value)
         if not _is_left_alone(str(cls.__module__), EXCLUDED):
             for inner, each in _attributes_of(value):
                 if _is_local(each):
-                    set_plainly = setattr if isinstance(value, type) else object.__setattr__
+                    set_plainly = setattr if _is_class(value) else object.__setattr__
                     yield f"{dotted}.{inner}", each, partial(set_plainly, value, inner)
 
 
 def _attributes_of(value: object) -> list[tuple[str, Any]]:
     """Return the items in the dictionary of `value`, without evaluating lazy objects."""
     try:
-        kept = type.__dict__["__dict__"].__get__(value) if isinstance(value, type) else None
+        kept = type.__dict__["__dict__"].__get__(value) if _is_class(value) else None
         kept = object.__getattribute__(value, "__dict__") if kept is None else kept
     except AttributeError:
         return []
     return list(kept.items())
 
 
+# These do not use `isinstance()`, which would evaluate lazy objects, and would believe objects that
+# misstate their class.
+
+
+def _is_class(value: object) -> TypeGuard[type]:
+    return issubclass(type(value), type)
+
+
 def _is_local(value: object) -> bool:
-    # Not by `isinstance()`, which would evaluate lazy objects.
     return issubclass(type(value), threading.local) and not issubclass(type(value), Following)
 
 
@@ -375,7 +382,7 @@ def _place_in(referrer: object, original: threading.local) -> Replace | str:
         return lambda new: setattr(referrer, "cell_contents", new)
     names = [name for name, value in _attributes_of(referrer) if value is original]
     names += [name for name in _slots_of(referrer) if getattr(referrer, name, None) is original]
-    if not names or isinstance(referrer, type):
+    if not names or _is_class(referrer):
         return f"a {type(referrer).__name__} refers to it, which cannot be changed"
 
     def in_attributes(new: object) -> None:

@@ -67,6 +67,24 @@ local, holder = threading.local(), Holder()
     assert names() == {f"a_package.models.{each}" for each in found}
 
 
+def test_it_is_found_beside_objects_that_misstate_their_class(load: Load) -> None:
+    """As objects do whose `__getattribute__()` answers for their class (procrastinate's settings).
+
+    An object that is evaluated at its first use (a lazy one) is not evaluated.
+    """
+    module = load(
+        """
+class OfClass:
+    def __getattribute__(self, name): return getattr(type(self), name)
+class Lazy:
+    def __getattribute__(self, name): raise RuntimeError("evaluated")
+of_class, lazy, local = OfClass(), Lazy(), threading.local()
+"""
+    )
+    assert is_converted(module.local)
+    assert names() == {"a_package.models.local"}
+
+
 def test_it_is_replaced_wherever_something_refers_to_it(load: Load) -> None:
     module = load(
         """

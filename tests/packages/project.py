@@ -83,7 +83,7 @@ def configure(
 ) -> None:
     """Configure Django with `apps`, for the engine and the database of this process."""
     contrib = ["django.contrib.auth", "django.contrib.contenttypes", "django.contrib.sessions"]
-    default = {**_params(), "ENGINE": engine, **(database or {})}
+    default = {**params(), "ENGINE": engine, **(database or {})}
     defaults = {
         "ALLOWED_HOSTS": ["*"],
         "DATABASES": {"default": default},
@@ -100,7 +100,7 @@ def configure(
     django.setup()
 
 
-def _params() -> dict[str, Any]:
+def params() -> dict[str, Any]:
     given = psycopg.conninfo.conninfo_to_dict(os.environ["DATABASE_URL"])
     names = {"host": "HOST", "port": "PORT", "user": "USER", "password": "PASSWORD"}
     return {
