@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import django
+from asgiref.sync import sync_to_async
 
 from tests.packages.project import STOCK, database, execute, green
 
@@ -126,6 +127,7 @@ def main() -> None:
         finally:
             ends = {name: worker.stop() for name, worker in workers.items()}
         connections.close_all()
+        asyncio.run(sync_to_async(connections.close_all)())  # those of the async cases' thread
         for name, end in ends.items():
             said[name]["worker"] = end
         said["sessions_end"] = sessions_end()

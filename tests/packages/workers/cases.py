@@ -21,7 +21,7 @@ def new_name() -> str:
 
 
 def tasks_are_done(queue: Queue) -> None:
-    """The sync task and the async one, ten of each at once."""
+    """Send the sync task and the async one, ten of each at once."""
     sent = [queue.send(task, new_name()) for task in [queue.save, queue.asave] * 10]
     assert [wait_for(lambda each=each: queue.result(each)) for each in sent] == [1] * 20
 

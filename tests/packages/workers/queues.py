@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.packages.workers import tasks
 
-LIMIT = 30
+LIMIT = 20
 
 
 @dataclass(frozen=True)
