@@ -25,7 +25,6 @@ from .parking import caller
 from .prefix import PrefixingCursor
 from .prepared import PreparingCursor
 from .recovery import limit_clean_up
-from .session_locks import may_lock
 from .session_settings import UNKNOWN, Statement
 from .turns import TurnTakenError, check_turn, sparing, waits_for_executemany
 from .vouching import is_vouched
@@ -302,8 +301,8 @@ class _LeasedCursor:
         self._conn.has_looked = True
         if not lease.dirty:
             lease.dirty = lease.pool.soiled_unless_vouched and not is_vouched(query)
-        if lease.dirty and lease.locked_at is None and may_lock(query, self._conn):
-            lease.locked_at = lease.opened_at or "an unknown place"
+        if lease.dirty:
+            lease.note_lock(query)
 
     def _stream_fetchone_gen(self, first: bool) -> PQGen[Any]:
         try:

@@ -34,6 +34,7 @@ from .coroutines import name_of
 from .finalizers import is_collecting
 from .pooled import AsyncConnection
 from .protocols import LeasedCursor
+from .session_locks import may_lock
 from .statement_cursors import Result, result_of
 from .vouching import vouching
 
@@ -75,7 +76,7 @@ class Lease:
         "dirty",
         "ended",
         "heir",
-        "locked_at",
+        "locked_by",
         "on_end",
         "opened_at",
         "physical",
@@ -106,9 +107,8 @@ class Lease:
         self.heir: Any = None
         #: The place in the user's code where the last cursor was opened, for messages.
         self.opened_at: str | None = None
-        #: The place of a cursor that may have taken an advisory lock of the session; see
-        #: session_locks.py.
-        self.locked_at: str | None = None
+        #: What may have taken an advisory lock of the session, for a message; see session_locks.py.
+        self.locked_by: str | None = None
         self._connection: Connection | None = None
         #: Whether the facade's user has read its `adapters`, and so may have registered a type.
         self.types_seen = False
@@ -146,6 +146,8 @@ class Lease:
         statement (vouching.py), or have marked the lease as dirty. Raises psycopg's errors.
         """
         physical, connection = self.physical, self._connection
+        if self.dirty:
+            self.note_lock(query)
         adapt = adapting(physical.adapters)
         if adapt is None and physical.makes_cursors_of(connection):
             try:
@@ -161,6 +163,12 @@ class Lease:
                 adapt(cursor)
             cursor.execute(query, params)
             return result_of(cursor)
+
+    def note_lock(self, query: object) -> None:
+        """Note what sends `query`, if `query` may take an advisory lock of the session."""
+        if self.locked_by is None and may_lock(query, self._connection):
+            opened = self.opened_at
+            self.locked_by = f"a cursor opened at {opened}" if opened else "a query of the ORM"
 
     def can_wait(self) -> bool:
         """Return whether the running code may send a statement and wait for the reply.

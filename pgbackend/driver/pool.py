@@ -424,7 +424,7 @@ class Pool:
             held = monotonic() - lease.since
             events.emit(events.Released(self.name, physical.pid(), held, status == _UNKNOWN))
         resets = self._resets_dirty if lease.dirty else self._resets_all
-        if status == _IDLE and not resets and lease.locked_at is None:
+        if status == _IDLE and not resets and lease.locked_by is None:
             if not self._psycopg.put_free(physical):
                 self.put(physical)
         elif status == _UNKNOWN:
@@ -433,7 +433,7 @@ class Pool:
             physical.close_now()
             self.put(physical)
         else:
-            self.run_owned(self._restore(physical, resets, lease.locked_at), physical)
+            self.run_owned(self._restore(physical, resets, lease.locked_by), physical)
 
     def put(self, physical: AsyncConnection) -> None:
         """Give the connection back to psycopg_pool, without waiting.
@@ -468,7 +468,7 @@ class Pool:
             physical.close_now()
             self.put(physical)
 
-    async def _restore(self, physical: AsyncConnection, reset: bool, locked_at: str | None) -> None:
+    async def _restore(self, physical: AsyncConnection, reset: bool, locked_by: str | None) -> None:
         """Roll back, reset the server session if `reset`, and put the connection back.
 
         ``DISCARD ALL`` undoes SET, SET ROLE, LISTEN, temporary tables, advisory locks, cursors and
@@ -482,8 +482,8 @@ class Pool:
                     await physical.cancel_safe(timeout=CLEANUP_BUDGET)  # else the server goes on
                     raise psycopg.InterfaceError("the connection was left in the midst of a reply")
                 await physical.rollback()
-                if locked_at is not None:
-                    await session_locks.warn_if_held(physical, self.name, locked_at)
+                if locked_by is not None:
+                    await session_locks.warn_if_held(physical, self.name, locked_by)
                 if reset:
                     await client_checks.discard_all(physical)
                     physical.facade.forget_handlers()

@@ -38,8 +38,6 @@ class Lease(Protocol):
     """Protocol of the part of a lease that its facade, and the facade's cursors, use."""
 
     dirty: bool
-    locked_at: str | None
-    opened_at: str | None
     types_seen: bool
 
     @property
@@ -49,6 +47,8 @@ class Lease(Protocol):
     def pool(self) -> SoilingPool: ...
 
     def can_wait(self) -> bool: ...
+
+    def note_lock(self, query: object, /) -> None: ...
 
     def is_held_by_cursors(self) -> bool: ...
 

@@ -34,20 +34,20 @@ def may_lock(query: object, connection: object) -> bool:
     return "_advisory_lock" in text_of(query, connection).lower()
 
 
-async def warn_if_held(physical: AsyncConnection[object], pool: str, place: str) -> None:
+async def warn_if_held(physical: AsyncConnection[object], pool: str, locked_by: str) -> None:
     """Log a warning if the session of `physical`, which comes back to the pool, holds such locks.
 
-    `place` is where the cursor that took a lock was opened. No transaction may be open.
+    `locked_by` says what took a lock. No transaction may be open.
     """
     cursor = await physical.execute(_HELD, prepare=False)
     found: object = await cursor.fetchone()
     if found != (0,):
         logger.warning(
             "an advisory lock is lost, because the connection that holds it goes back to the pool "
-            "of %r: it was taken by a cursor opened at %s, and not released. Green and async code "
+            "of %r: it was taken by %s, and not released. Green and async code "
             "keep a connection for one statement or transaction only: take and release the lock "
             "inside of 'with pgbackend.pinned():', or take it for a transaction, with "
             "pg_advisory_xact_lock()",
             pool,
-            place,
+            locked_by,
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from django.db import connection, connections, transaction
+from django.db.models.expressions import RawSQL
 from psycopg import sql
 
 import pgbackend
@@ -82,6 +83,13 @@ def test_a_lock_is_told_though_the_transaction_is_rolled_back(told: Told) -> Non
 
 def test_a_lock_that_a_function_of_the_server_takes_is_told_with_its_text(told: Told) -> None:
     assert len(told(lambda: send("DO $$ BEGIN PERFORM pg_advisory_lock(42); END $$"))) == 1
+
+
+def test_a_lock_that_a_query_of_the_orm_takes_is_told(told: Told) -> None:
+    Tag.objects.create(name="t")
+    lock = RawSQL("pg_advisory_lock(42)::text", ())
+    (message,) = told(lambda: Tag.objects.annotate(x=lock).get())
+    assert "by a query of the ORM" in message
 
 
 @pytest.mark.parametrize(
