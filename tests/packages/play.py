@@ -51,3 +51,31 @@ def play(name: str, *, stock_views: str = "sync") -> dict[str, Said]:
         told = json.loads(each.output)
         said[key] = Said(cells=told.pop("cells"), told=told)
     return said
+
+
+# --- Helpers and workers --------------------------------------------------------------------------
+
+
+def faults_of(said: dict[str, Any]) -> dict[str, str]:
+    """Return what went wrong, by package, context and case."""
+    return {
+        f"{each['package']}, {context}, {case}": fault
+        for each in said.values()
+        for context, cases in each["results"].items()
+        for case, fault in cases.items()
+        if fault
+    }
+
+
+def rows_missing(said: dict[str, Any], page: str) -> list[str]:
+    """Return the packages without a row in a table of `page` that has their numbers of cases."""
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| ")]
+    return [
+        each["package"]
+        for each in said.values()
+        if not any(each["package"] in row[1] and _numbers_of(each) == row[2:5] for row in rows)
+    ]
+
+
+def _numbers_of(each: dict[str, Any]) -> list[str]:
+    return [f" {len(cases)} of {len(cases)} " for cases in each["results"].values()]

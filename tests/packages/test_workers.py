@@ -10,7 +10,7 @@ import json
 
 import pytest
 
-from tests.packages.play import ENGINES
+from tests.packages.play import ENGINES, faults_of, rows_missing
 from tests.support.processes import ROOT, Program, run_all
 
 
@@ -30,19 +30,12 @@ def test_workers_do_what_is_sent_from_each_context(engine: str, conninfo: str) -
     )
     said = json.loads(finished.check())
     assert said.pop("sessions_end"), "sessions are left"
-    faults = {
-        f"{each['package']}, {context}, {case}": fault
-        for each in said.values()
-        for context, cases in each["results"].items()
-        for case, fault in cases.items()
-        if fault
-    }
-    assert faults == {}
+    assert faults_of(said) == {}
     for each in said.values():
         worker = each["worker"]
         assert worker["status"] == 0, worker["said"]
-        if engine == "pgbackend":
+        if engine == "pgbackend":  # on stock, the parent leaves its connection open
             assert "ResourceWarning" not in worker["said"]
             assert "RuntimeWarning" not in worker["said"]
-    page = (ROOT / "docs" / "packages.md").read_text()
-    assert all(each["package"] in page for each in said.values())
+    if engine == "pgbackend":
+        assert rows_missing(said, (ROOT / "docs" / "packages.md").read_text()) == []

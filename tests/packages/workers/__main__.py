@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -54,9 +54,12 @@ class Worker:
                 stderr=subprocess.STDOUT,
             )
 
-    def stop(self) -> dict[str, Any]:
-        """Stop the worker as a service manager does; return how it ended."""
-        self.process.send_signal(signal.SIGTERM)
+    def stop(self, by_task: Callable[[], Any] | None) -> dict[str, Any]:
+        """Stop the worker as a service manager does, or by a task; return how it ended."""
+        if by_task is not None:
+            by_task()
+        else:
+            self.process.send_signal(signal.SIGTERM)
         try:
             status = self.process.wait(20)
         except subprocess.TimeoutExpired:
@@ -125,7 +128,7 @@ def main() -> None:
                     "results": results(queue),
                 }
         finally:
-            ends = {name: worker.stop() for name, worker in workers.items()}
+            ends = {name: worker.stop(QUEUES[name].stop) for name, worker in workers.items()}
         connections.close_all()
         asyncio.run(sync_to_async(connections.close_all)())  # those of the async cases' thread
         for name, end in ends.items():

@@ -27,6 +27,8 @@ class Queue:
     """Send it from async code; None if the package has no function for that."""
     result: Callable[[Any], Any]
     """Return the result of a task that has ended, "failed" if it has failed, None before."""
+    stop: Callable[[], Any] | None = None
+    """Stop the worker by a task; None if `SIGTERM` may come at any time."""
 
 
 def wait_for(found: Callable[[], Any]) -> Any:
@@ -65,6 +67,7 @@ _DJANGO = Queue(
     lambda task, name: task.enqueue(name),
     lambda task, name: task.aenqueue(name),
     _result_of_django,
+    tasks.django_stop.enqueue,
 )
 
 # --- Procrastinate --------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 from asgiref.sync import async_to_sync
 from celery import shared_task
@@ -58,6 +59,12 @@ async def django_asave(name: str) -> int:
 @task()
 def django_fail(name: str) -> None:
     fail(name)
+
+
+@task()
+def django_stop() -> None:
+    """Stop the worker in the midst of a task: db_worker exits from inside of any other code."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 procrastinate_save = app.task(name="save")(save)
