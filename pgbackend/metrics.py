@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .driver import loops
+from .driver import events, loops
 from .driver.dump import text as text_of_process
-from .driver.events import Event, Hook, Leased, Released, hooks
+from .driver.events import Event, Hook, Leased, Released
 from .driver.pool import PoolStatistics
 from .driver.unpooled import own_connections
 
@@ -78,9 +78,9 @@ def dump() -> str:
 
 def add_hook(hook: Hook) -> None:
     """Call `hook` with each event of the pools, on the event loop's thread; it must not block."""
-    hooks.append(hook)
+    events.add_hook(hook)
 
 
 def remove_hook(hook: Hook) -> None:
     """Undo `add_hook`."""
-    hooks.remove(hook)
+    events.remove_hook(hook)

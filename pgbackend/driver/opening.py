@@ -25,6 +25,9 @@ class _Opening(psycopg.AsyncConnection[Any]):
 class OpeningConnection(DeclaringConnection):
     """A psycopg connection that green code can open without blocking the loop."""
 
+    #: The alias, if a thread opened the connection for itself, and no pool has it.
+    thread_of: str | None = None
+
     @classmethod
     def connect(  # type: ignore[override]  # psycopg's arguments are in `kwargs`
         cls,

@@ -49,6 +49,7 @@ from .psycopg_pool_adapter import (
 from .pulse import Pulse
 from .recovery import CLEANUP_BUDGET
 from .statement_cursors import Result
+from .tallies import async_tallies
 
 logger = logging.getLogger("pgbackend.driver")
 
@@ -159,6 +160,7 @@ class Pool:
             kwargs=self._connect_arguments,
             **{"name": name, **options.pool},
         )
+        self.tally = async_tallies.begin(name, self, self._psycopg.counters)
         self._opened: asyncio.Future[None] | None = None
         self._holding = Holding(self, options.hold, self._setting)
         self.pulse = Pulse(
@@ -221,9 +223,11 @@ class Pool:
         if physical is None:
             physical = bridge.await_(self._get(started))
         lease = Lease(self, physical)
-        if events.hooks:
+        if events.listeners:
             waited = lease.since - started
-            events.emit(events.Leased(self.name, physical.pid(), waited))
+            self.tally.waited.add(waited)
+            if events.hooks:
+                events.emit(events.Leased(self.name, physical.pid(), waited))
         return lease
 
     def execute(self, query: str, params: Params | None, adapting: Adapting) -> Result:
@@ -301,6 +305,7 @@ class Pool:
         )
 
     def _timed_out(self, waited: float) -> errors.PoolTimeout:
+        self.tally.timeouts += 1
         s = self.statistics()
         blocked = self.pulse.told(monotonic() - waited)
         where = self._setting()
@@ -420,9 +425,11 @@ class Pool:
         physical = lease.physical
         pgconn = physical.pgconn
         status = pgconn.transaction_status
-        if events.hooks:
+        if events.listeners:
             held = monotonic() - lease.since
-            events.emit(events.Released(self.name, physical.pid(), held, status == _UNKNOWN))
+            self.tally.used.add(held)
+            if events.hooks:
+                events.emit(events.Released(self.name, physical.pid(), held, status == _UNKNOWN))
         resets = self._resets_dirty if lease.dirty else self._resets_all
         if status == _IDLE and not resets and lease.locked_by is None:
             if not self._psycopg.put_free(physical):

@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from time import monotonic
 from types import CodeType
@@ -45,6 +45,7 @@ from .pooled import AsyncConnection
 from .refusals import is_refusing
 from .server_changes import LOOK_LIMIT, ServerChanges
 from .shortcuts import switches
+from .tallies import Tally
 from .waiting import Alarm, QueueOwner, TimedByQueue, WaitingQueue
 from .withdrawing import Withdrawing
 
@@ -80,6 +81,7 @@ class Owner(QueueOwner, Protocol):
     """Protocol of the part of a `Pool` that its `PsycopgPool` uses."""
 
     closed: bool
+    tally: Tally
 
     @property
     def options(self) -> OwnersOptions:
@@ -138,6 +140,8 @@ class PsycopgPool(Withdrawing, psycopg_pool.AsyncConnectionPool[AsyncConnection]
             connection_class=AsyncConnection, configure=owner.configure, open=False, **kwargs
         )
         self.owner = owner
+        #: Where psycopg_pool counts.
+        self.counters: Mapping[str, int] = self._stats
         self._waiting = WaitingQueue(owner)
         #: All connections that were made and still exist: free, leased, being checked or reset.
         self.made: weakref.WeakSet[AsyncConnection] = weakref.WeakSet()
@@ -442,6 +446,7 @@ class PsycopgPool(Withdrawing, psycopg_pool.AsyncConnectionPool[AsyncConnection]
                 raise
             finally:
                 self._trials.discard(trial)
+        self.owner.tally.connecting.add(monotonic() - began)
         self.attempts.note_success()
         self.outages.connected()
         self.made.add(connection)

@@ -9,6 +9,9 @@ import weakref
 from typing import Any
 
 import psycopg
+from psycopg.pq import TransactionStatus
+
+_IDLE = TransactionStatus.IDLE
 
 _unpooled: set[weakref.ref[psycopg.Connection[Any]]] = set()
 
@@ -23,6 +26,20 @@ def own_connections() -> int:
     # Copied in one step, since other threads open and drop connections meanwhile.
     opened = [ref() for ref in list(_unpooled)]
     return sum(connection is not None and not connection.closed for connection in opened)
+
+
+def threads_connections() -> dict[str, list[int]]:
+    """Return, for each alias, how many connections threads have open: idle ones, and used ones.
+
+    A connection is in use from the begin of a statement or transaction to its end. Those of
+    synchronous pools are not counted.
+    """
+    found: dict[str, list[int]] = {}
+    for connection in [ref() for ref in list(_unpooled)]:
+        if connection is not None and not connection.closed:
+            if (name := getattr(connection, "thread_of", None)) is not None:
+                found.setdefault(name, [0, 0])[connection.pgconn.transaction_status != _IDLE] += 1
+    return found
 
 
 def forget_own_connections() -> None:

@@ -114,6 +114,7 @@ class Connecting(Contexts):
             # It may come from the synchronous pool. Until it is set up, it is outside of blocks.
             connection.session_settings.database = None
             connection.asks_commit_id = conf.asks_commit_id(self.settings_dict)
+            connection.thread_of = None if self.pool else self.alias
         return connection
 
     # --- Through a transaction pooler: nothing that a later transaction would need is set ---

@@ -152,9 +152,10 @@ def table(admin: psycopg.Connection[Any]) -> Iterator[str]:
 def heard() -> Iterator[list[events.Event]]:
     """Record the events that the pools report to their hooks."""
     seen: list[events.Event] = []
-    events.hooks.append(seen.append)
+    hear = seen.append
+    events.add_hook(hear)
     yield seen
-    events.hooks.remove(seen.append)
+    events.remove_hook(hear)
 
 
 @pytest.fixture

@@ -99,11 +99,11 @@ def test_hooks_hear_of_a_lease_in_the_task_whose_it_is(
         both = [(kind, task) for task in tasks for kind in (events.Leased, events.Released)]
         assert heard == [(events.Released, asyncio.current_task()), *both]
 
-    events.hooks.append(hear)
+    events.add_hook(hear)
     try:
         run(main())
     finally:
-        events.hooks.remove(hear)
+        events.remove_hook(hear)
 
 
 def test_a_thread_that_gives_the_connection_back_wakes_who_waits(

@@ -229,9 +229,10 @@ def test_a_pool_serves_alike(run_once: Runner, pools: Pools, heard: list[Any], n
 def heard() -> Any:
     """Record the events that the pools report to their hooks."""
     seen: list[events.Event] = []
-    events.hooks.append(seen.append)
+    hear = seen.append
+    events.add_hook(hear)
     yield seen
-    events.hooks.remove(seen.append)
+    events.remove_hook(hear)
 
 
 # --- Statements -----------------------------------------------------------------------------------

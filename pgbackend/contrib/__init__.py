@@ -1,0 +1,1 @@
+"""Extras that need other packages: exporters of metrics. Nothing in the engine imports them."""
