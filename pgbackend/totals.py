@@ -70,9 +70,7 @@ class Totals:
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Totals:
         """Return the record that `to_json()` has made `found` of."""
-        durations = {
-            name: Durations(*found[name]) for name in ("waited", "used_for", "connecting")
-        }
+        durations = {name: Durations(*found[name]) for name in ("waited", "used_for", "connecting")}
         return cls(**{**found, **durations})
 
 

@@ -18,7 +18,6 @@ from typing import Any
 try:
     from opentelemetry.metrics import (
         CallbackOptions,
-        Histogram,
         Meter,
         MeterProvider,
         Observation,

@@ -33,9 +33,9 @@ except ImportError as exc:
 
 from pgbackend.contrib.snapshots import Snapshots
 from pgbackend.driver.tallies import BOUNDS, Durations
-from pgbackend.totals import Totals, observe, totals
+from pgbackend.totals import Totals, observe, stop_observing, totals
 
-__all__ = ["PoolCollector", "metrics", "register"]
+__all__ = ["PoolCollector", "metrics", "register", "unregister"]
 
 _P = "pgbackend_pool_"
 _LABELS = ("alias", "kind")
@@ -69,6 +69,19 @@ def register(registry: CollectorRegistry = REGISTRY) -> PoolCollector:
             registry.register(found)
             registry._pgbackend = found  # type: ignore[attr-defined]  # noqa: SLF001 - ours
     return found
+
+
+def unregister(registry: CollectorRegistry = REGISTRY) -> None:
+    """Undo `register()`, and measure no durations any more."""
+    global _is_begun, _snapshots
+    with _lock:
+        if (found := vars(registry).pop("_pgbackend", None)) is not None:
+            registry.unregister(found)
+        if _is_begun:
+            stop_observing("prometheus")
+        if _snapshots is not None:
+            _snapshots.stop()
+        _is_begun, _snapshots = False, None
 
 
 def metrics(request: HttpRequest) -> HttpResponse:

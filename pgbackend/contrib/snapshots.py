@@ -56,8 +56,9 @@ class Snapshots:
         self._stopped, self._writing = threading.Event(), threading.Lock()
         self._name = f"pgbackend_{os.getpid()}_{secrets.token_hex(4)}"
         path = self.folder / f"{self._name}.lock"
-        self._lock_file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(self._lock_file, fcntl.LOCK_EX)
+        with _locked(self.folder / _READERS):  # who reads must not find the file before its lock
+            self._lock_file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX)
         self.write()
         self._thread = threading.Thread(target=self._write_often, name="pgbackend", daemon=True)
         self._thread.start()

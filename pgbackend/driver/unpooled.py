@@ -36,9 +36,9 @@ def threads_connections() -> dict[str, list[int]]:
     """
     found: dict[str, list[int]] = {}
     for connection in [ref() for ref in list(_unpooled)]:
-        if connection is not None and not connection.closed:
-            if (name := getattr(connection, "thread_of", None)) is not None:
-                found.setdefault(name, [0, 0])[connection.pgconn.transaction_status != _IDLE] += 1
+        name = getattr(connection, "thread_of", None)
+        if connection is not None and name is not None and not connection.closed:
+            found.setdefault(name, [0, 0])[connection.pgconn.transaction_status != _IDLE] += 1
     return found
 
 
