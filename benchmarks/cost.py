@@ -13,6 +13,7 @@ The server has a processor of its own, if there are two: the cost of waiting for
 several times over with where the kernel has placed both processes, and the kernel changes its mind.
 With ``--instructions`` the number of instructions of Python's own code is counted instead. It says
 nothing of C code, and is the same on a busy machine (Python 3.12 and later).
+In the stack "green, observed", an exporter of metrics is on.
 With ``--without NAME`` a shortcut of pgbackend is switched off, or all of them (``--without 0``).
 With ``--loop uvloop`` the operations run on uvloop, as under uvicorn.
 The program starts a server of its own, or uses that of ``DATABASE_URL``.
@@ -55,7 +56,7 @@ OPTIONS = {
 BASE = "stock sync"
 STACKS = (
     *(BASE, "sync", "green", "a-method", "stock a-method"),
-    *("green, bound by the server", "green, prepared"),
+    *("green, bound by the server", "green, prepared", "green, observed"),
 )
 OPERATIONS: dict[str, tuple[Callable[[str], Any], Callable[[str], Awaitable[Any]] | None]] = {}
 
@@ -231,6 +232,20 @@ def awaited(alias: str, runner: asyncio.Runner) -> Callable[[str, int], float | 
     return measure
 
 
+def observed(measure: Callable[[str, int], float]) -> Callable[[str, int], float]:
+    """Return `measure` with durations measured for exporters (docs/monitoring.md) meanwhile."""
+    from pgbackend.totals import observe, stop_observing
+
+    def measure_observed(name: str, count: int) -> float:
+        observe("cost")
+        try:
+            return measure(name, count)
+        finally:
+            stop_observing("cost")
+
+    return measure_observed
+
+
 def measure(
     fill_table: Callable[[], None],
     rounds: int,
@@ -250,6 +265,7 @@ def measure(
             "stock a-method": awaited("stock", runner),
             "green, bound by the server": green("bound", runner),
             "green, prepared": green("prepared", runner),
+            "green, observed": observed(green("ours", runner)),
         }
         for together in ([BASE, "sync"], [BASE, *others]):
             turns = {stack: stacks[stack] for stack in together if stack in (BASE, *chosen)}

@@ -6,11 +6,14 @@ nothing, and may be done in any thread.
 
 from __future__ import annotations
 
+import sys
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from .driver import events, loops
+from .driver.forks import after_fork
 from .driver.tallies import COUNTERS, Durations, Tally, async_tallies, sync_tallies
 from .driver.unpooled import threads_connections
 
@@ -114,9 +117,7 @@ def _of_loops() -> list[Totals]:
 
 
 def _of_sync_pools() -> list[Totals]:
-    from .base import DatabaseWrapper  # needs Django's apps
-
-    pools = dict(DatabaseWrapper._connection_pools)  # noqa: SLF001 - Django's name
+    pools = _sync_pools()
     for alias, pool in pools.items():
         if not sync_tallies.has(pool):
             sync_tallies.begin(alias, pool, pool._stats)  # noqa: SLF001 - outlives the pool
@@ -132,6 +133,23 @@ def _of_sync_pools() -> list[Totals]:
             each.min_size, each.max_size = stats["pool_min"], stats["pool_max"]
         found.append(each)
     return found
+
+
+def _sync_pools() -> dict[str, Any]:
+    """Return Django's synchronous pools by their aliases, without those of a parent process."""
+    from .base import DatabaseWrapper  # needs Django's apps
+
+    pools = dict(DatabaseWrapper._connection_pools)  # noqa: SLF001 - Django's name
+    return {alias: pool for alias, pool in pools.items() if pool not in _inherited}
+
+
+_inherited: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+@after_fork
+def _forget_sync_pools() -> None:
+    if "pgbackend.base" in sys.modules:
+        _inherited.update(_sync_pools().values())
 
 
 def _of_threads() -> list[Totals]:

@@ -46,7 +46,7 @@ MORE = {
 
 @pytest.fixture(scope="module")
 def found(conninfo: str) -> Any:
-    stacks = ["--stacks", "sync", "green", "a-method"]
+    stacks = ["--stacks", "sync", "green", "a-method", "green, observed"]
     done = subprocess.run(
         [sys.executable, COST, "--instructions", "--json", "--rounds", "3", *stacks],
         env={**os.environ, "DATABASE_URL": conninfo},
@@ -63,3 +63,9 @@ def test_an_operation_takes_no_more_instructions_than_it_did(found: Any, operati
     counts = {stack: cost["median"] for stack, cost in found[operation].items()}
     more = {stack: round(counts[stack] - counts["stock sync"]) for stack in MORE[operation]}
     assert all(more[stack] <= most for stack, most in MORE[operation].items()), more
+
+
+@pytest.mark.parametrize("operation", MORE)
+def test_an_exporter_of_metrics_adds_few_instructions(found: Any, operation: str) -> None:
+    off, on = (found[operation][stack]["median"] for stack in ("green", "green, observed"))
+    assert off < on <= 1.03 * off, f"{on / off:.2%}"
