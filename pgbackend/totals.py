@@ -23,7 +23,7 @@ Kind: TypeAlias = Literal["async", "sync", "thread"]
 
 @dataclass(slots=True)
 class Totals:
-    """What is known of the connections of one alias and kind, in this process."""
+    """Holds what is known of the connections of one alias and kind, in this process."""
 
     alias: str
     kind: str

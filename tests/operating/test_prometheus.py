@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from django.db import connection, connections, transaction
+from django.db import connection, transaction
 from django.http import HttpRequest
 from django.test import AsyncClient, Client, override_settings
 from django.urls import path
@@ -114,7 +114,7 @@ def test_the_view_negotiates_the_format() -> None:
 
 @here
 def test_the_view_takes_no_connection_in_either_chain(run_once: Runner) -> None:
-    """All connections are lent, and `ATOMIC_REQUESTS` is on: the scrape is answered nevertheless."""
+    """A scrape is answered while all connections are lent, also with `ATOMIC_REQUESTS`."""
 
     async def main() -> None:
         async with transaction.atomic():
@@ -291,7 +291,6 @@ def test_a_scrape_of_one_worker_shows_both(server: tuple[str, Any]) -> None:
     wait_for(work, "both workers have answered", seconds=60)
     wait_for(lambda: shown("pgbackend_pool_requests_total") == asked, "all requests are shown")
     assert shown("pgbackend_pool_connections", state="idle") == 2
-    assert shown("pgbackend_pool_max_connections") == 8 or shown("pgbackend_pool_max_connections")
     most = shown("pgbackend_pool_max_connections")
     assert most is not None
     os.kill(int(min(pids)), signal.SIGKILL)
