@@ -299,9 +299,8 @@ class _LeasedCursor:
         if lease is None:
             return
         self._conn.has_looked = True
-        if not lease.dirty:
-            lease.dirty = lease.pool.soiled_unless_vouched and not is_vouched(query)
-        if lease.dirty:
+        if lease.dirty or (lease.pool.soiled_unless_vouched and not is_vouched(query)):
+            lease.dirty = True
             lease.note_lock(query)
 
     def _stream_fetchone_gen(self, first: bool) -> PQGen[Any]:

@@ -430,8 +430,7 @@ class Pool:
             self.tally.used.add(held)
             if events.hooks:
                 events.emit(events.Released(self.name, physical.pid(), held, status == _UNKNOWN))
-        resets = self._resets_dirty if lease.dirty else self._resets_all
-        if status == _IDLE and not resets and lease.locked_by is None:
+        if status == _IDLE and not (self._is_restored(lease) if lease.dirty else self._resets_all):
             if not self._psycopg.put_free(physical):
                 self.put(physical)
         elif status == _UNKNOWN:
@@ -440,7 +439,12 @@ class Pool:
             physical.close_now()
             self.put(physical)
         else:
+            resets = self._resets_dirty if lease.dirty else self._resets_all
             self.run_owned(self._restore(physical, resets, lease.locked_by), physical)
+
+    def _is_restored(self, lease: Lease) -> bool:
+        """Return whether the session of `lease`, which is dirty, is reset or looked at."""
+        return self._resets_dirty or lease.locked_by is not None
 
     def put(self, physical: AsyncConnection) -> None:
         """Give the connection back to psycopg_pool, without waiting.
