@@ -10,6 +10,8 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from benchmarks.sync_stack import report as sync_views
+
 from . import plots, tables
 from .environment import ROOT
 from .figures import CONNECTIONS, CPU, MEMORY, P50, P99, RATE, Figures
@@ -83,7 +85,9 @@ def write(run: Run, docs: Path) -> list[Path]:
     for name, picture in pictures.items() if run.samples else ():
         (folder / name).write_text(picture, encoding="utf-8")
     page = docs / "benchmarks.md"
-    page.write_text("\n".join(_page(figures)) + "\n", encoding="utf-8")
+    # The end of the page is written by another benchmark.
+    parts = ("\n".join(_page(figures)), sync_views.section(page))
+    page.write_text("\n".join(filter(None, parts)).strip() + "\n", encoding="utf-8")
     return [page, *(folder / name for name in pictures if run.samples)]
 
 

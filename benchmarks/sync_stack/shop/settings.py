@@ -1,12 +1,9 @@
-"""Configures the project; the harness passes what differs between its servers."""
+"""Configures the shop."""
 
-import json
-import os
-
-from pgbackend.embedded import database_settings
-
-_GIVEN = json.loads(os.environ["SYNC_STACK"])
-_DATABASE = database_settings(_GIVEN["url"])
+from benchmarks.sync_stack.database_settings import (
+    LOGGING,  # noqa: F401 - a setting
+    databases,
+)
 
 DEBUG = False
 ALLOWED_HOSTS = ["127.0.0.1"]
@@ -47,17 +44,7 @@ TEMPLATES = [
         },
     }
 ]
-DATABASES = {
-    "default": {
-        **_DATABASE,
-        "ENGINE": _GIVEN["engine"],
-        "OPTIONS": {
-            **_DATABASE.get("OPTIONS", {}),
-            "application_name": _GIVEN["name"],
-            **_GIVEN["options"],
-        },
-    }
-}
+DATABASES = databases()
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 STATIC_URL = "static/"
@@ -68,10 +55,4 @@ REST_FRAMEWORK = {
     "DEFAULT_PAGINATION_CLASS": "rest_framework.pagination.PageNumberPagination",
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "PAGE_SIZE": 20,
-}
-LOGGING = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "handlers": {"console": {"class": "logging.StreamHandler", "level": "ERROR"}},
-    "loggers": {"django": {"handlers": ["console"], "propagate": False}},
 }
