@@ -1,4 +1,4 @@
-"""Maps the site's addresses: the order desk at the root, the admin and sign-in beside it."""
+"""Maps the site's addresses: the order desk at the root; the admin, sign-in, health beside it."""
 
 from django.contrib import admin
 from django.contrib.auth import views as auth
@@ -9,4 +9,5 @@ urlpatterns = [
     path("sign-in/", auth.LoginView.as_view(redirect_authenticated_user=True), name="login"),
     path("sign-out/", auth.LogoutView.as_view(), name="logout"),
     path("admin/", admin.site.urls),
+    path("health/", include("pgbackend.health")),
 ]

@@ -196,6 +196,6 @@ class Outages:
         logger.warning(text, *values)
 
 
-def one_line(exc: Exception) -> str:
+def one_line(exc: BaseException) -> str:
     """Return the message of `exc` without its line breaks."""
     return " ".join(str(exc).split())

@@ -345,6 +345,15 @@ class Pool:
         failure = self._psycopg.attempts.failure
         return [] if failure is None else [f"the last attempt failed: {failure}"]
 
+    def outage(self) -> Exception | None:
+        """Return why the last attempt to connect failed, if it failed just now, in an outage."""
+        adapted = self._psycopg
+        return None if adapted.outages.since is None else adapted.attempts.recent_failure()
+
+    def outage_age(self) -> float:
+        """Return the seconds since the pool's outage began; 0 if there is none."""
+        return self._psycopg.outages.age()
+
     def holders(self) -> list[asyncio.Task[Any] | None]:
         """Return the tasks whose leases fill the pool, with None for a lease that has no task.
 
