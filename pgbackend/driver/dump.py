@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
 
-from . import holding, loops, naming, stacks
+from . import holding, loops, naming, snapshots, stacks
 from .coroutines import name_of
 from .pool import Pool
+from .snapshots import thread_name
 
 
 def text() -> str:
@@ -34,36 +34,21 @@ def text() -> str:
 def _of_pool(pool: Pool) -> Iterator[str]:
     s = pool.statistics()
     yield (
-        f"Pool {pool.name!r} in thread {_name_of(pool.thread)}: {s.leased}{s.of_most()} leased, "
+        f"Pool {pool.name!r} in thread {thread_name(pool.thread)}: {s.leased}{s.of_most()} leased, "
         f"{s.idle} free, {s.size} open or being opened, {s.waiting} waiting"
     )
     if late := pool.pulse.overdue():
         yield f"  Its event loop has been blocked for {late:.2f} s"
     for said in pool.connecting():
         yield f"  Connecting: {said}"
-    for lease in sorted(pool.held(), key=lambda lease: lease.since):
-        yield (
-            f"  Leased, server process {lease.physical.pid()}: "
-            f"{holding.described(lease, pool.thread)}"
-        )
-    for task in pool.queued():
-        yield f"  Waiting: {_waiting(task, pool)}"
-
-
-def _waiting(task: asyncio.Task[Any], pool: Pool) -> str:
-    stack = stacks.of_task(task, pool.thread)
-    asked, place = stack.asked_at(), stack.place()
-    age = "" if asked is None else f" for {monotonic() - asked:.2f} s"
-    return f"{_named(task, stack)}{age}{f' (at {place})' if place else ''}"
+    for hold in snapshots.holds(pool):
+        yield f"  Leased, server process {hold.server_process}: {hold}"
+    for wait in snapshots.waits(pool):
+        yield f"  Waiting: {wait}"
 
 
 def _named(task: asyncio.Task[Any], stack: stacks.Stack) -> str:
     return naming.task_and_request(task, stack.context())
-
-
-def _name_of(thread: int) -> str:
-    names = [each.name for each in threading.enumerate() if each.ident == thread]
-    return f"{names[0]!r}" if names else str(thread)
 
 
 def _of_thread(thread: int, pools: list[Pool]) -> Iterator[str]:
@@ -83,14 +68,15 @@ def _of_thread(thread: int, pools: list[Pool]) -> Iterator[str]:
             told.update(map(id, stack.portals))
             kind = "Portal" if stack.portals else "Task"
             yield ""
-            yield f"{kind} of {_named(task, stack)} in thread {_name_of(thread)}: " + _state(
-                task, pools
+            yield (
+                f"{kind} of {_named(task, stack)} in thread {thread_name(thread)}: "
+                + _state(task, pools)
             )
             yield from _lines(stack)
     for portal in portals:
         if id(portal) not in told:
             yield ""
-            yield f"Portal of an unknown task in thread {_name_of(thread)}"
+            yield f"Portal of an unknown task in thread {thread_name(thread)}"
             yield from _lines(stacks.of_portal(portal))
 
 

@@ -65,32 +65,65 @@ def since(lease: Lease) -> float:
     return max(lease.since, lease.physical.watch.since)
 
 
-def described(lease: Lease, thread: int) -> str:
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A task's hold on a connection, as messages tell it."""
+
+    holder: str
+    """The name of the task, and the request that it serves."""
+    seconds: float
+    """The age of the lease."""
+    state: str
+    """A text: whether a statement is in flight or what else keeps the lease, and for how long."""
+    place: str | None
+    """The ``file:line`` of the user's own code in which the task is."""
+    opened_at: str | None
+    """The place where the last cursor was opened."""
+    server_process: int
+
+    def __str__(self) -> str:
+        told = [self.state]
+        told += [f"at {self.place}"] if self.place is not None else []
+        opened = self.opened_at
+        told += [f"opened at {opened}"] if opened is not None and opened != self.place else []
+        return f"{self.holder} for {self.seconds:.2f} s ({', '.join(told)})"
+
+
+def hold_of(lease: Lease, thread: int) -> Hold:
     """Return who holds `lease`, for how long, what for, and where the code is.
 
     `thread` is that of the pool's loop. May be called in any thread.
     """
-    now = monotonic()
     task = lease.task  # once: another thread may end the lease meanwhile
     holder, place = "no task", None
     if task is not None:
         stack = stacks.of_task(task, thread)
         holder, place = naming.task_and_request(task, stack.context()), stack.place()
-    age = f"{now - since(lease):.2f} s"
+    return Hold(
+        holder=holder,
+        seconds=monotonic() - lease.since,
+        state=_state(lease),
+        place=place,
+        opened_at=lease.opened_at,
+        server_process=lease.physical.pid(),
+    )
+
+
+def _state(lease: Lease) -> str:
+    age = f"{monotonic() - since(lease):.2f} s"
     if is_in_flight(lease):
-        state = f"in a statement for {age}"
-    elif lease.physical.pgconn.transaction_status in _IN_TRANSACTION:
-        state = f"idle in a transaction for {age}"
-    elif lease.cursors:
+        return f"in a statement for {age}"
+    if lease.physical.pgconn.transaction_status in _IN_TRANSACTION:
+        return f"idle in a transaction for {age}"
+    if lease.cursors:
         stream = any(dict(lease.cursors).values())
-        state = f"idle for {age} with an open {'stream' if stream else 'cursor'}"
-    else:
-        state = f"idle for {age}"
-    told = [f"{holder} for {now - lease.since:.2f} s", state]
-    told += [f"at {place}"] if place is not None else []
-    opened = lease.opened_at
-    told += [f"opened at {opened}"] if opened is not None and opened != place else []
-    return f"{told[0]} ({', '.join(told[1:])})"
+        return f"idle for {age} with an open {'stream' if stream else 'cursor'}"
+    return f"idle for {age}"
+
+
+def described(lease: Lease, thread: int) -> str:
+    """Return the text of `hold_of()`."""
+    return str(hold_of(lease, thread))
 
 
 class Holding:
