@@ -27,6 +27,7 @@ CSRF_TRUSTED_ORIGINS = environ.get("CSRF_TRUSTED_ORIGINS", "").split()
 
 INSTALLED_APPS = [
     "kitchen",
+    "pgbackend",  # its page in the admin
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",

@@ -6,8 +6,8 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -25,6 +25,7 @@ from pgbackend.driver import loops
 from tests import urls
 from tests.conftest import Runner, wait_for
 from tests.library.models import Tag
+from tests.operating.holders import holders, waiting
 from tests.support.fixtures import Site, by_link, pool_of_default, settings_of_default
 from tests.support.link import Link
 from tests.support.ports import free_port
@@ -49,39 +50,6 @@ async def look(client: Any = None, url: str = "/health/ready/") -> tuple[int, di
 
 def state(body: dict[str, Any], alias: str = "default") -> str:
     return body["databases"][alias]["state"]
-
-
-async def hold(go_on: asyncio.Event, held: asyncio.Event) -> None:
-    async with pgbackend.atomic():
-        await Tag.objects.acount()
-        held.set()
-        await go_on.wait()
-
-
-@asynccontextmanager
-async def holders(count: int, queued: int = 0) -> AsyncIterator[list[asyncio.Event]]:
-    """Hold `count` connections inside the block, for which `queued` other tasks wait.
-
-    The block gets the events that end the holds.
-    """
-    ends = [asyncio.Event() for _ in range(count + queued)]
-    async with asyncio.TaskGroup() as group:
-        for go_on in ends[:count]:
-            group.create_task(hold(go_on, held := asyncio.Event()))
-            await held.wait()
-        for go_on in ends[count:]:
-            group.create_task(hold(go_on, asyncio.Event()))
-        try:
-            await waiting(queued)
-            yield ends
-        finally:
-            for go_on in ends:
-                go_on.set()
-
-
-async def waiting(count: int) -> None:
-    while pgbackend.statistics()[0].waiting != count:
-        await asyncio.sleep(0)
 
 
 # --- A process that serves --------------------------------------------------------------------
