@@ -45,7 +45,7 @@ class _EveryAlias(frozenset[str]):
 
 
 class _Shutdown:
-    """Whether this process is about to end."""
+    """A note that this process is about to end."""
 
     begun = False
 

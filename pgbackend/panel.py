@@ -221,7 +221,8 @@ def _sync_pools() -> Iterable[Any]:
 
 
 _SERVER = (
-    "SELECT current_setting('server_version'), current_setting('max_connections')::int, "
+    "SELECT split_part(current_setting('server_version'), ' ', 1), "
+    "current_setting('max_connections')::int, "
     "current_setting('superuser_reserved_connections')::int"
     " + coalesce(current_setting('reserved_connections', true), '0')::int, "
     "(SELECT sum(numbackends) FROM pg_stat_database)"

@@ -160,6 +160,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     tops = {name.partition("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"pgbackend"}
     assert "pgbackend/py.typed" in names
+    for kind in ("html", "css", "js"):
+        assert any(name.endswith(f"/connections.{kind}") for name in names)
+    assert "pgbackend/migrations/0001_initial.py" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

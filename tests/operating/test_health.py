@@ -463,7 +463,7 @@ def test_after_drain_the_process_is_ready_with_new_connections(run_once: Runner)
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"using": ["defualt"]}, "names 'defualt', which DATABASES lacks: it has 'default'"),
+        ({"using": ["elsewhere"]}, "names 'elsewhere', which DATABASES lacks: it has 'default'"),
         ({"timeout": 0}, "above 0"),
         ({"timeout": True}, "number of seconds"),
         ({"timeout": "2"}, "number of seconds"),

@@ -31,7 +31,7 @@ from tests import urls
 from tests.conftest import Runner
 from tests.library.models import Tag
 from tests.operating.holders import holders
-from tests.support.fixtures import by_link
+from tests.support.fixtures import Site, by_link
 from tests.support.link import Link
 
 PAGE = "/admin/pgbackend/connections/"
@@ -87,7 +87,7 @@ def test_the_index_names_the_page_under_a_heading_of_its_own(chef: User) -> None
     client = Client()
     client.force_login(chef)
     index = client.get("/admin/").content.decode()
-    assert "PostgreSQL" in index
+    assert "PostgreSQL connections" in index
     assert f'href="{PAGE}"' in index
     assert f'href="{PAGE}add/"' not in index
     assert client.get("/admin/pgbackend/").status_code == 200
@@ -230,6 +230,22 @@ def test_long_lists_are_cut(run_once: Runner, monkeypatch: pytest.MonkeyPatch) -
 )
 def test_times_are_short_texts(value: float, text: str) -> None:
     assert panel.seconds(value) == text
+
+
+def test_the_page_opens_under_djangos_handler_while_the_pool_is_full(
+    run_once: Runner, site: Site, chef: User
+) -> None:
+    """Open the page, whose view runs in a thread there, with a connection of sync code."""
+    cookie = signed_in(chef)
+
+    async def main() -> None:
+        async with holders(4), site() as client:
+            asking = client.get(PAGE, headers={"Cookie": f"sessionid={cookie}"})
+            page = await asyncio.wait_for(asking, 4)
+            assert page.status_code == 200
+            assert "all connections are in use" in page.text
+
+    run_once(main())
 
 
 # --- Passes -------------------------------------------------------------------------------------
@@ -376,4 +392,4 @@ for url in ("", "live/", "dump/"):
 
 def test_the_app_needs_no_admin(tmp_path: Path) -> None:
     code = "print(django.apps.apps.get_app_config('pgbackend').verbose_name)"
-    assert _run(code, tmp_path, ["pgbackend"]).split()[-1] == "PostgreSQL"
+    assert _run(code, tmp_path, ["pgbackend"]).splitlines()[-1] == "PostgreSQL connections"
