@@ -22,6 +22,7 @@ from django.urls import path
 import pgbackend
 from pgbackend import aio, health
 from pgbackend.driver import loops
+from pgbackend.replicas import writes
 from tests import urls
 from tests.conftest import Runner, wait_for
 from tests.library.models import Tag
@@ -127,11 +128,15 @@ def test_sync_servers_ask_by_a_connection_of_a_thread(django_db_blocker: Any) ->
 @contextmanager
 def alias(name: str, **changes: Any) -> Iterator[None]:
     """Add an alias, with the settings of 'default' but for `changes`."""
-    connections.settings[name] = {**connections.settings["default"], **changes}
+    default = connections.settings["default"]
+    connections.settings[name] = {**default, "TEST": {**default["TEST"]}, **changes}
     try:
         yield
     finally:
-        del connections.settings[name]
+        writes.uninstall()  # which an alias that is a replica has installed
+        connections[name].close()
+        getattr(connections[name], "close_pool", lambda: None)()
+        del connections[name], connections.settings[name]
 
 
 def test_other_databases_are_asked_too_and_may_be_named(run_once: Runner, tmp_path: Path) -> None:
