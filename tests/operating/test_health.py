@@ -32,6 +32,8 @@ from tests.support.link import Link
 from tests.support.ports import free_port
 
 SECRET = "correct horse"
+#: A limit of probes that find nothing, in seconds.
+SHORT = 0.2
 
 
 def view_of(view: Any) -> Any:
@@ -56,7 +58,7 @@ def state(body: dict[str, Any], alias: str = "default") -> str:
 # --- A process that serves --------------------------------------------------------------------
 
 
-def test_a_process_that_serves_is_alive_and_ready(run: Runner, site: Site) -> None:
+def test_a_process_that_serves_is_alive_and_ready(run_once: Runner, site: Site) -> None:
     async def main() -> None:
         async with site() as client:
             alive = await client.get("/health/live/")
@@ -71,7 +73,7 @@ def test_a_process_that_serves_is_alive_and_ready(run: Runner, site: Site) -> No
                 assert answer.headers["cache-control"] == "no-store"
                 assert not {"set-cookie", "location"} & answer.headers.keys()
 
-    run(main())
+    run_once(main())
 
 
 @pytest.mark.parametrize("name", ["live", "ready"])
@@ -185,47 +187,51 @@ def test_neither_atomic_requests_nor_a_required_login_reach_the_views(
 # --- Pools that are full ----------------------------------------------------------------------
 
 
-def test_a_full_pool_whose_connections_come_free_is_busy_and_ready(run: Runner) -> None:
+@pytest.mark.parametrize(("is_ready", "expected"), [(True, 200), (False, 503)])
+def test_a_full_pool_whose_connections_come_free_is_busy(
+    run_once: Runner, is_ready: bool, expected: int
+) -> None:
     async def main() -> None:
         async with holders(4, queued=2) as ends:
-            looking = asyncio.create_task(look())
+            looking = asyncio.create_task(look(url="/ready/"))
             await waiting(3)
             ends[0].set()  # one of the two before it gets the connection
             status, body = await looking
-            assert (status, state(body)) == (200, "busy")
+            assert (status, state(body)) == (expected, "busy")
+            assert body["status"] == ("ready" if is_ready else "not ready")
 
-    run(main())
-
-
-def test_a_busy_pool_may_count_as_not_ready(run_once: Runner) -> None:
-    view = health.readiness(timeout=0.3, busy_is_ready=False)
-
-    async def main() -> None:
-        async with holders(4, queued=1) as ends:
-            looking = asyncio.create_task(look(url="/ready/"))
-            await waiting(2)
-            ends[0].set()
-            status, body = await looking
-            assert (status, body["status"], state(body)) == (503, "not ready", "busy")
-
+    view = health.readiness(timeout=SHORT, busy_is_ready=is_ready)
     with override_settings(ROOT_URLCONF=view_of(view)):
         run_once(main())
 
 
-def test_a_full_pool_that_lends_nothing_is_exhausted_and_not_ready(
-    run: Runner, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("timeout", [5.0, SHORT / 4])
+def test_a_full_pool_that_lends_nothing_is_exhausted_whichever_limit_ends_first(
+    run_once: Runner, timeout: float
 ) -> None:
     async def main() -> None:
         async with holders(4):
-            began = monotonic()
-            status, body = await look()
+            status, body = await look(url="/ready/")
             assert (status, state(body)) == (503, "exhausted")
-            assert monotonic() - began < 3
-            assert pgbackend.statistics()[0].waiting == 0  # the probe has left the queue
-        assert (await look())[0] == 200
 
-    with caplog.at_level(logging.INFO, "pgbackend.health"):
-        run(main())
+    view = view_of(health.readiness(timeout=SHORT))
+    with override_settings(ROOT_URLCONF=view), pool_of_default(timeout=timeout):
+        run_once(main())
+
+
+def test_the_log_says_when_the_process_is_not_ready_and_when_it_is_again(
+    run_once: Runner, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with holders(4):
+            for _ in range(2):
+                assert (await look(url="/ready/"))[0] == 503
+            assert pgbackend.statistics()[0].waiting == 0  # the probe has left the queue
+        assert (await look(url="/ready/"))[0] == 200
+
+    view = view_of(health.readiness(timeout=SHORT))
+    with override_settings(ROOT_URLCONF=view), caplog.at_level(logging.INFO, "pgbackend.health"):
+        run_once(main())
     said = [record.getMessage() for record in caplog.records if record.name == "pgbackend.health"]
     assert said == [
         "not ready, because of the database 'default': exhausted",
@@ -297,7 +303,7 @@ def test_a_full_sync_pool_is_exhausted(run_once: Runner) -> None:
             for thread in threads:
                 thread.start()
             held.wait()
-            with override_settings(ROOT_URLCONF=view_of(health.readiness(timeout=0.2))):
+            with override_settings(ROOT_URLCONF=view_of(health.readiness(timeout=SHORT))):
                 answer = Client().get("/ready/")
             assert (answer.status_code, state(answer.json())) == (503, "exhausted")
         finally:
@@ -356,7 +362,7 @@ def test_the_error_is_told_while_debug_is_on(run_once: Runner, settings: Any) ->
 
 
 def test_an_outage_is_told_at_once_and_its_end_is_found_by_the_probe_itself(
-    run: Runner, link: Link, caplog: pytest.LogCaptureFixture
+    run_once: Runner, link: Link
 ) -> None:
     async def main() -> None:
         assert (await look())[0] == 200
@@ -372,11 +378,11 @@ def test_an_outage_is_told_at_once_and_its_end_is_found_by_the_probe_itself(
             await asyncio.sleep(0.01)
 
     with by_link(link):
-        run(main())
+        run_once(main())
 
 
 def test_a_silent_link_is_bounded(run: Runner, link: Link) -> None:
-    view = health.readiness(timeout=0.3)
+    view = health.readiness(timeout=SHORT)
 
     async def main() -> None:
         assert (await look(url="/ready/"))[0] == 200

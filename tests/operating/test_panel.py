@@ -31,10 +31,11 @@ from tests import urls
 from tests.conftest import Runner
 from tests.library.models import Tag
 from tests.operating.holders import holders
-from tests.support.fixtures import Site, by_link
+from tests.support.fixtures import Site, by_link, settings_of_default
 from tests.support.link import Link
 
 PAGE = "/admin/pgbackend/connections/"
+SECRET = "correct horse"
 LIVE, DUMP = f"{PAGE}live/", f"{PAGE}dump/"
 ROOT = Path(__file__).parents[2]
 
@@ -186,9 +187,10 @@ def test_an_outage_is_shown_without_a_password(run_once: Runner, link: Link) -> 
         (row,) = panel.contents()["tables"]["now"]  # type: ignore[index]
         assert row["alert"]
         assert "no connection can be opened, for" in row["cells"][6]
+        assert SECRET not in json.dumps(panel.contents())
         assert panel.is_short()
 
-    with by_link(link):
+    with by_link(link), settings_of_default(PASSWORD=SECRET):
         run_once(main())
 
 
@@ -375,6 +377,7 @@ def _run(code: str, tmp_path: Path, apps: list[str]) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_page_works_where_the_admin_is_on_another_engine(tmp_path: Path) -> None:
     code = """
 from django.contrib import admin
@@ -390,6 +393,7 @@ for url in ("", "live/", "dump/"):
     assert _run(code, tmp_path, _ADMIN).split()[-3:] == ["200"] * 3
 
 
+@pytest.mark.slow
 def test_the_app_needs_no_admin(tmp_path: Path) -> None:
     code = "print(django.apps.apps.get_app_config('pgbackend').verbose_name)"
     assert _run(code, tmp_path, ["pgbackend"]).splitlines()[-1] == "PostgreSQL connections"
