@@ -177,7 +177,6 @@ def _since(snapshot: Snapshot, name: str) -> dict[str, object]:
         name,
         *(s.requests, s.requests_queued, average, s.requests_errors),
         *(s.connections_made, s.connections_errors, s.connections_lost),
-        alert=bool(s.requests_errors),
     )
 
 

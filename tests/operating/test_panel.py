@@ -250,6 +250,12 @@ def test_the_page_opens_under_djangos_handler_while_the_pool_is_full(
     run_once(main())
 
 
+def test_the_page_has_nothing_that_a_strict_content_security_policy_forbids() -> None:
+    template = (Path(panel.__file__).parent / "templates/pgbackend/connections.html").read_text()
+    assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:|https?://", template)
+    assert re.findall(r"<script(?! src=)", template) == []
+
+
 # --- Passes -------------------------------------------------------------------------------------
 
 
