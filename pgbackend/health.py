@@ -166,8 +166,11 @@ async def _in_pool(alias: str, timeout: float) -> Finding:
 async def _in_thread(alias: str, timeout: float) -> Finding:
     demand = thread_probes.Demand(alias)
     looking = asyncio.wrap_future(thread_probes.start(alias))
-    await asyncio.wait([looking], timeout=timeout)
-    return looking.result() if looking.done() else Finding(demand.state(), timeout)
+    try:
+        await asyncio.wait([looking], timeout=timeout)
+        return looking.result() if looking.done() else Finding(demand.state(), timeout)
+    finally:
+        looking.cancel()  # else the thread's result might come to a loop that is closed
 
 
 def _told(finding: Finding) -> dict[str, object]:

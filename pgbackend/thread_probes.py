@@ -7,8 +7,11 @@ aliases of other engines.
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 from concurrent.futures import Future
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
@@ -17,7 +20,59 @@ from django.db import connections
 from .driver.forks import after_fork
 from .driver.probing import Finding, State
 
-_running: dict[str, Future[Finding]] = {}
+#: Seconds after which a thread that still looks is given up, and another one is started. Sync
+#: connections have no limit on silence: a host that vanished may hold a thread up for hours.
+GIVEN_UP = 30.0
+
+
+class _Look:
+    """One thread's look at an alias."""
+
+    def __init__(self, alias: str) -> None:
+        self.alias = alias
+        self.began = monotonic()
+        self.future: Future[Finding] = Future()
+        self.future.set_running_or_notify_cancel()  # nobody who waits for it can cancel it
+        self._connection: Any = None
+
+    def start(self) -> None:
+        name = f"pgbackend.health of {self.alias}"
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def _run(self) -> None:
+        state, error = self._find()
+        with _lock:
+            if _running.get(self.alias) is self:
+                del _running[self.alias]
+        self.future.set_result(Finding(state, monotonic() - self.began, error))
+
+    def _find(self) -> tuple[State, Exception | None]:
+        wrapper = connections[self.alias]
+        try:
+            wrapper.ensure_connection()
+            self._connection = wrapper.connection
+            return (State.OK if wrapper.is_usable() else State.ERROR), None
+        except Exception as exc:
+            # A pool of psycopg_pool's, or Django's own engine's, says only that its time is over.
+            return (State.TIMEOUT if "Timeout" in type(exc).__name__ else State.OUTAGE), exc
+        finally:
+            wrapper.close()
+
+    def is_given_up(self) -> bool:
+        """Return whether the thread has looked for too long; end its wait if so."""
+        if monotonic() - self.began < GIVEN_UP:
+            return False
+        with suppress(Exception):  # it still connects, is closed, or is another engine's
+            _shut_down(self._connection.fileno())
+        return True
+
+
+def _shut_down(fileno: int) -> None:
+    with socket.socket(fileno=os.dup(fileno)) as link:
+        link.shutdown(socket.SHUT_RDWR)
+
+
+_running: dict[str, _Look] = {}
 _lock = threading.Lock()
 
 
@@ -32,32 +87,11 @@ def _forget_threads() -> None:
 def start(alias: str) -> Future[Finding]:
     """Return a future of the finding of `alias`; start a thread for it, unless one runs."""
     with _lock:
-        if (future := _running.get(alias)) is None:
-            _running[alias] = future = Future()
-            future.set_running_or_notify_cancel()  # nobody who waits for it can cancel it
-            name = f"pgbackend.health of {alias}"
-            threading.Thread(target=_look, args=(alias, future), name=name, daemon=True).start()
-        return future
-
-
-def _look(alias: str, future: Future[Finding]) -> None:
-    began = monotonic()
-    state, error = _state(alias)
-    with _lock:
-        _running.pop(alias, None)
-    future.set_result(Finding(state, monotonic() - began, error))
-
-
-def _state(alias: str) -> tuple[State, Exception | None]:
-    connection = connections[alias]
-    try:
-        connection.ensure_connection()
-        return (State.OK if connection.is_usable() else State.ERROR), None
-    except Exception as exc:
-        # A pool of psycopg_pool's, or Django's own engine's, says only that its time is over.
-        return (State.TIMEOUT if "Timeout" in type(exc).__name__ else State.OUTAGE), exc
-    finally:
-        connection.close()
+        look = _running.get(alias)
+        if look is None or look.is_given_up():
+            _running[alias] = look = _Look(alias)
+            look.start()
+        return look.future
 
 
 class Demand:

@@ -16,17 +16,18 @@ import httpx
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connection, connections
+from django.db.backends.signals import connection_created
 from django.test import AsyncClient, Client, override_settings
 from django.urls import path
 
 import pgbackend
-from pgbackend import aio, health
+from pgbackend import aio, health, thread_probes
 from pgbackend.driver import loops
 from pgbackend.replicas import writes
 from tests import urls
 from tests.conftest import Runner, wait_for
 from tests.library.models import Tag
-from tests.operating.holders import holders, waiting
+from tests.operating.holders import hold, holders, waiting
 from tests.support.fixtures import Site, by_link, pool_of_default, settings_of_default
 from tests.support.link import Link
 from tests.support.ports import free_port
@@ -285,6 +286,19 @@ def test_a_probe_of_a_client_that_hangs_up_goes_on_for_the_others(run: Runner) -
     run(main())
 
 
+def test_a_loop_that_ends_amid_a_probe_leaves_nothing(run: Runner) -> None:
+    async def main() -> None:
+        go_on, held = asyncio.Event(), asyncio.Event()
+        holding = asyncio.create_task(hold(go_on, held))
+        await held.wait()
+        looking = asyncio.create_task(look())
+        await waiting(1)
+        assert not (holding.done() or looking.done())
+
+    with pool_of_default(max_size=1):
+        run(main())
+
+
 def test_a_full_sync_pool_is_exhausted(run_once: Runner) -> None:
     """The sync pool is Django's own; each of its connections is held by a thread."""
     held, go_on = threading.Barrier(3), threading.Event()
@@ -379,6 +393,36 @@ def test_an_outage_is_told_at_once_and_its_end_is_found_by_the_probe_itself(
 
     with by_link(link):
         run_once(main())
+
+
+def test_a_thread_that_a_silent_link_holds_up_is_replaced(
+    link: Link, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The link falls silent after the set-up of a connection; new connections pass it."""
+    freezing = [link]
+
+    def freeze(**_: Any) -> None:
+        if freezing:
+            freezing.pop().freeze(new=False)
+
+    connection.close()
+    connections["default"].close_pool()
+    url = view_of(health.readiness(timeout=SHORT))
+    options = {"OPTIONS": {"sslmode": "disable", "gssencmode": "disable"}}
+    place = {"HOST": "127.0.0.1", "PORT": str(link.port)}
+    connection_created.connect(freeze)
+    try:
+        with settings_of_default(**place, **options), override_settings(ROOT_URLCONF=url):
+            for _ in range(2):  # they share the thread
+                answer = Client().get("/ready/")
+                assert (answer.status_code, state(answer.json())) == (503, "timeout")
+            (held,) = thread_probes._running.values()
+            monkeypatch.setattr(thread_probes, "GIVEN_UP", 0.0)
+            assert Client().get("/ready/").status_code == 200
+            assert held.future.result(5).state == "error"  # its wait has ended
+    finally:
+        connection_created.disconnect(freeze)
+    assert "exception calling callback" not in caplog.text
 
 
 def test_a_silent_link_is_bounded(run: Runner, link: Link) -> None:
