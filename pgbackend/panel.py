@@ -6,6 +6,7 @@ Texts are made here, once for the page and its live updates. Nothing here asks a
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,11 +16,12 @@ from typing import Any, TypeAlias
 
 import django
 import psycopg
-from django.db import Error, connections
+from django.db import connections
 from django.utils.timezone import localtime
 
 from . import __version__, conf, metrics
 from .driver import bridge
+from .driver.loops import open_pools
 from .driver.snapshots import Snapshot, take
 from .fast.registry import SHORTCUTS, why_off
 
@@ -241,7 +243,7 @@ def _server(alias: str) -> str:
         with wrapper.cursor() as cursor:
             cursor.execute(_SERVER)
             version, most, reserved, used = cursor.fetchone()
-    except Error as exc:
+    except Exception as exc:
         return f"could not be asked ({type(exc).__name__})"
     return f"PostgreSQL {version}: {used} of {most} connections in use; {reserved} are reserved"
 
@@ -252,4 +254,8 @@ def _has_free(wrapper: Any) -> bool:
         return True
     if bridge.current() is None:
         return False
-    return bool(wrapper._async_pool().next_lives())  # noqa: SLF001 - ours
+    here = asyncio.get_running_loop()  # a pool that is not open yet is not opened for this
+    return any(
+        pool.name == wrapper.alias and pool.loop is here and bool(pool.next_lives())
+        for pool in open_pools()
+    )

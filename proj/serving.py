@@ -11,7 +11,14 @@ import sys
 
 HOST = "127.0.0.1"
 CHEF = "chef"
-PAGES = {"Order": "/", "Board": "/board/", "Status": "/status/", "Admin": "/admin/"}
+PAGES = {
+    "Order": "/",
+    "Board": "/board/",
+    "Status": "/status/",
+    "Admin": "/admin/",
+    "Connections": "/admin/pgbackend/connections/",
+    "Health": "/health/ready/",
+}
 
 
 def listen(port):

@@ -54,7 +54,14 @@ def test_it_serves_its_pages_and_closes_on_a_signal(start, number, green) -> Non
         lines = [{"dish": dish, "quantity": 2}]
         placed = client.post("/api/orders/", json={"table": "7", "lines": lines})
         assert placed.json()["promised_minutes"] == 12
-        for path in ("/", "/board/", "/status/", "/sign-in/", "/static/kitchen/desk.css"):
+        for path in (
+            "/",
+            "/board/",
+            "/status/",
+            "/sign-in/",
+            "/health/ready/",
+            "/static/kitchen/desk.css",
+        ):
             assert client.get(path).status_code == 200
         # Open live pages must not hold the server, nor the server hold them.
         with (

@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from django.contrib import admin
 from django.contrib.auth.models import Permission, User
 from django.core import signing
 from django.core.management import call_command
-from django.db import Error, connection, models
+from django.db import Error, connection, connections, models
 from django.test import Client, override_settings
 from django.urls import path
 
@@ -213,6 +214,53 @@ def test_the_shortcuts_that_are_off_are_shown_with_the_reason(
     shown = panel.contents()
     assert cells(shown, "shortcuts") == [["rows", "switched off by a test"]]
     assert shown["facts"]["Shortcuts"].endswith("are on")  # type: ignore[index]
+
+
+def test_pools_of_several_loops_are_told_apart_by_their_threads(run_once: Runner) -> None:
+    async def count_and_wait(go_on: asyncio.Event, opened: threading.Event) -> None:
+        await Tag.objects.acount()
+        opened.set()
+        await go_on.wait()
+
+    def other(loop: asyncio.AbstractEventLoop, go_on: asyncio.Event) -> None:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(count_and_wait(go_on, opened))
+
+    opened, loop, go_on = threading.Event(), asyncio.new_event_loop(), asyncio.Event()
+    thread = threading.Thread(target=other, args=(loop, go_on), name="other")
+    thread.start()
+
+    async def main() -> None:
+        await asyncio.to_thread(opened.wait)
+        await Tag.objects.acount()
+        names = [row[0] for row in cells(panel.contents(), "now")]
+        assert sorted(names) == ["default in 'MainThread'", "default in 'other'"]
+
+    try:
+        run_once(main())
+    finally:
+        loop.call_soon_threadsafe(go_on.set)
+        thread.join()
+
+
+def test_an_alias_with_wrong_options_does_not_break_the_page(
+    run_once: Runner, get: Get, chef: User
+) -> None:
+    cookie = signed_in(chef)
+    default = connections.settings["default"]
+    wrong = {**default, "TEST": {**default["TEST"]}, "OPTIONS": {"session_reset": "at times"}}
+    connections.settings["wrong"] = wrong
+    try:
+        page = run_once(get(PAGE, cookie))
+        assert page.status_code == 200
+        assert "Server of wrong" in page.text
+        assert [row[0] for row in cells(run_once(_contents()), "now")] == []
+    finally:
+        del connections.settings["wrong"]
+
+
+async def _contents() -> dict[str, Any]:
+    return panel.contents()
 
 
 def test_long_lists_are_cut(run_once: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
