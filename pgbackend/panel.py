@@ -23,7 +23,7 @@ from . import __version__, conf, metrics
 from .driver import bridge
 from .driver.loops import open_pools
 from .driver.snapshots import Snapshot, take
-from .fast.registry import SHORTCUTS, why_off
+from .operating.shortcuts import listed
 
 #: How many leases, and waiting tasks, of each pool are shown.
 MOST = 100
@@ -87,7 +87,9 @@ def contents() -> dict[str, object]:
             "leases": [row for name, each in _named(snapshots) for row in _leases(each, name)],
             "waiting": [row for name, each in _named(snapshots) for row in _waiting(each, name)],
             "since": [_since(each, name) for name, each in _named(snapshots)],
-            "shortcuts": [_row(name, reason) for name, reason in why_off().items()],
+            "shortcuts": [
+                _row(each["name"], each["why_off"]) for each in listed() if not each["on"]
+            ],
         },
     }
 
@@ -198,12 +200,13 @@ def facts(snapshots: list[Snapshot]) -> dict[str, str]:
     total = metrics.connections()
     limits = ("no limit" if total.async_max is None else total.async_max), total.sync_max
     threads = {each.thread for each in snapshots}
+    shortcuts = [*listed()]
     return {
         "Open connections": f"{total.open} of {'no limit' if total.max is None else total.max}",
         "Of pools on event loops": f"{total.async_open} of {limits[0]}",
         "Of sync code": f"{total.sync_open} of {limits[1]}",
         "Event loops with pools": str(len(threads)),
-        "Shortcuts": f"{len(SHORTCUTS) - len(why_off())} of {len(SHORTCUTS)} are on",
+        "Shortcuts": f"{sum(each['on'] for each in shortcuts)} of {len(shortcuts)} are on",
         "Versions": _versions(),
     }
 

@@ -210,10 +210,11 @@ def test_sync_servers_show_the_connections_of_threads(chef: User, settings: Any)
 def test_the_shortcuts_that_are_off_are_shown_with_the_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(panel, "why_off", lambda: {"rows": "switched off by a test"})
+    off = {"name": "rows", "on": False, "why_off": "switched off by a test"}
+    monkeypatch.setattr(panel, "listed", lambda: [off, {"name": "select", "on": True}])
     shown = panel.contents()
     assert cells(shown, "shortcuts") == [["rows", "switched off by a test"]]
-    assert shown["facts"]["Shortcuts"].endswith("are on")  # type: ignore[index]
+    assert shown["facts"]["Shortcuts"] == "1 of 2 are on"  # type: ignore[index]
 
 
 def test_pools_of_several_loops_are_told_apart_by_their_threads(run_once: Runner) -> None:
