@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from django.core.exceptions import ImproperlyConfigured
-from django.db import connection, connections
+from django.db import connection, connections, transaction
 from django.db.backends.signals import connection_created
 from django.test import AsyncClient, Client, override_settings
 from django.urls import path
@@ -160,29 +160,35 @@ def test_a_replica_is_left_out_unless_it_is_named(run_once: Runner) -> None:
             assert [*run_once(look(url="/ready/"))[1]["databases"]] == ["replica"]
 
 
-@pytest.mark.parametrize("client", [Client, AsyncClient])
-def test_neither_atomic_requests_nor_a_required_login_reach_the_views(
-    run_once: Runner, settings: Any, client: Any
+def test_no_required_login_reaches_the_views(settings: Any) -> None:
+    required = "django.contrib.auth.middleware.LoginRequiredMiddleware"
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, required]
+    assert Client().get("/health/ready/").status_code == 200
+
+
+@pytest.mark.parametrize("client", ["sync", "async"])
+def test_atomic_requests_of_no_alias_reach_the_views(
+    run_once: Runner, tmp_path: Path, client: str
 ) -> None:
-    settings.MIDDLEWARE = [
-        *settings.MIDDLEWARE,
-        "django.contrib.auth.middleware.LoginRequiredMiddleware",
-    ]
-    with settings_of_default(ATOMIC_REQUESTS=True):
-        if client is Client:
-            assert Client().get("/health/ready/").status_code == 200
-        else:
+    """Django refuses async views where another engine has ATOMIC_REQUESTS."""
+    opened: list[str] = []
+    enter = transaction.Atomic.__enter__
 
-            async def main() -> None:
-                began: list[Any] = []
-                pgbackend.add_hook(began.append)
-                try:
-                    assert (await look())[0] == 200
-                finally:
-                    pgbackend.remove_hook(began.append)
-                assert len(began) == 2  # one lease, and its end
+    def recorded(self: transaction.Atomic) -> None:
+        opened.append(str(self.using))
+        enter(self)
 
-            run_once(main())
+    lite = {"ENGINE": "django.db.backends.sqlite3", "NAME": str(tmp_path / "lite.db")}
+    with (
+        alias("lite", **lite, OPTIONS={}, ATOMIC_REQUESTS=True),
+        settings_of_default(ATOMIC_REQUESTS=True),
+        pytest.MonkeyPatch.context() as patched,
+    ):
+        patched.setattr(transaction.Atomic, "__enter__", recorded)
+        for url in ("/health/live/", "/health/ready/"):
+            answer = Client().get(url) if client == "sync" else run_once(AsyncClient().get(url))
+            assert answer.status_code == 200
+    assert opened == []
 
 
 # --- Pools that are full ----------------------------------------------------------------------
