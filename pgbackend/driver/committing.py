@@ -17,10 +17,12 @@ from .cancellation import deliver_cancellation, hold_cancellation
 from .commit_ids import ASK_ID, CommitId
 from .errors import OutcomeUnknown
 from .opening import OpeningConnection
+from .turns import Turns
 
 _BAD = ConnStatus.BAD
 _INTRANS = TransactionStatus.INTRANS
 _INERROR = TransactionStatus.INERROR
+_UNKNOWN = TransactionStatus.UNKNOWN
 
 #: With this SQLSTATE a server ends a session that has been idle in a transaction for too long. It
 #: looks at that before it executes a statement, so it has not committed.
@@ -36,8 +38,10 @@ class CommittingConnection(OpeningConnection):
     asks_commit_id = False
     #: The id of the transaction whose COMMIT was sent last; None if it was not asked for.
     commit_id: CommitId | None = None
-    #: Whether COMMIT is being sent, or was sent, and the server may execute it.
-    _committing = False
+    #: The turns of the tasks and threads that share the transaction; None if nobody shares it.
+    turns: Turns | None = None
+    #: The state of the connection when COMMIT was sent, until it is answered; None at other times.
+    _status_at_commit: int | None = None
 
     def commit(self) -> None:
         """Commit; a cancellation that arrives meanwhile is raised afterwards.
@@ -51,20 +55,22 @@ class CommittingConnection(OpeningConnection):
             self.check_outcome(exc)
             raise
         finally:
-            self._committing = False
+            self._status_at_commit = None
         deliver_cancellation()
 
     def _commit_gen(self) -> PQGen[None]:
+        if self.turns is not None:
+            self.turns.end_is_sent()
         if self.asks_commit_id:
             return self._asked_commit_gen(super()._commit_gen())
-        self._begin_to_commit()
+        self._status_at_commit = self.pgconn.transaction_status
         return super()._commit_gen()
 
     def _asked_commit_gen(self, commit_gen: PQGen[None]) -> PQGen[None]:
         yield from self.before_commit_gen()
         yield from commit_gen
 
-    # `Connection.wait()` may look at this name: see replicas/writes.py.
+    # Reads on replicas know by this name that no write is sent: see replicas/writes.py.
     _asked_commit_gen.__name__ = "_commit_gen"
 
     def before_commit_gen(self) -> PQGen[None]:
@@ -78,16 +84,18 @@ class CommittingConnection(OpeningConnection):
             result = yield from self._exec_command(ASK_ID)
             assert result is not None
             self.commit_id = CommitId.read(result)
-        self._begin_to_commit()
+        self._status_at_commit = self.pgconn.transaction_status
 
-    def _begin_to_commit(self) -> None:
-        """Note that COMMIT is about to be sent; a failed transaction is rolled back by it."""
-        pgconn = self.pgconn
-        self._committing = pgconn.status != _BAD and pgconn.transaction_status != _INERROR
+    def may_commit(self) -> bool:
+        """Return whether COMMIT was sent, and the server may execute it.
+
+        A failed transaction is rolled back by it; on a broken connection nothing was sent.
+        """
+        return self._status_at_commit not in {None, _INERROR, _UNKNOWN}
 
     def end_to_commit(self) -> None:
         """Note that COMMIT was answered, or has failed."""
-        self._committing = False
+        self._status_at_commit = None
 
     def check_outcome(self, exc: e.Error) -> None:
         """Raise `OutcomeUnknown` if `exc`, an error during COMMIT, leaves its outcome unknown.
@@ -95,7 +103,7 @@ class CommittingConnection(OpeningConnection):
         It is known if COMMIT was not sent, and if the server has answered with an error and goes on
         to serve the session. A server that ends the session may have committed before.
         """
-        if not self._committing or isinstance(exc, OutcomeUnknown):
+        if not self.may_commit() or isinstance(exc, OutcomeUnknown):
             return
         state = exc.sqlstate or ""
         is_lost = self.pgconn.status == _BAD or state.startswith(_CONNECTION_LOST)

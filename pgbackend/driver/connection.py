@@ -49,7 +49,6 @@ from .server_changes import notice
 from .session_settings import declared
 from .shortcuts import looking
 from .socket_watch import Watch
-from .turns import Turns
 
 RV = TypeVar("RV")
 
@@ -102,8 +101,6 @@ class Connection(CommittingConnection):
     lent_class: type[Connection]
     #: Whether a block is ending that waits for other tasks' statements, and does not cancel them.
     ends_in_turn = False
-    #: The turns of the tasks and threads that share the transaction; None if nobody shares it.
-    turns: Turns | None = None
     #: Whether the statement in flight belongs to a block around the one that may be rolled back.
     spares_statement = False
     #: Whether it is already known if the statement to be sent is vouched for; see vouching.py.
@@ -416,7 +413,7 @@ class Connection(CommittingConnection):
         silence = (
             f"the server did not answer within {CLEANUP_BUDGET} s after the task was cancelled"
         )
-        if not self._committing:
+        if not self.may_commit():
             raise NothingCommitted(
                 f"{silence} while it rolled back, or at a savepoint, or before COMMIT was sent: "
                 "nothing was committed; the connection was closed, and the server rolls back when "
@@ -479,11 +476,6 @@ class Connection(CommittingConnection):
             await_(ask_to_cancel(self, timeout))
 
     # --- The end of a transaction is not interrupted: Note [Held cancellation], cancellation.py ---
-
-    def _commit_gen(self) -> PQGen[None]:
-        if self.turns is not None:
-            self.turns.end_is_sent()
-        return super()._commit_gen()
 
     def _rollback_gen(self) -> PQGen[None]:
         if self.turns is not None:

@@ -196,32 +196,29 @@ class Transactions(Closing):
     def _commit(self) -> None:
         djangos: Any = PostgresDatabaseWrapper
         connection = self.connection or self._find_connection_for_end(state.current_state(self))
-        if self.queries_logged or djangos._commit is not _COMMIT:  # noqa: SLF001
-            self._log_without_connection("COMMIT")
-            try:
+        try:
+            if self.queries_logged or djangos._commit is not _COMMIT:  # noqa: SLF001
+                self._log_without_connection("COMMIT")
                 super()._commit()
-            except OperationalError as exc:
-                raise_told(exc)
-                raise
-        elif connection is not None:
-            self._commit_on(connection)
+            elif connection is not None:
+                with self.wrap_database_errors:
+                    connection.commit()
+        except OperationalError as exc:
+            raise_told(exc)
+            raise
 
     def commit_pooled(self, current: State) -> None:
         """Send COMMIT as `commit()` does, but log nothing; fast/blocks.py calls this."""
         connection = current.connection or self._find_connection_for_end(current)
         if connection is not None:
-            self._commit_on(connection)
+            try:
+                with self.wrap_database_errors:
+                    connection.commit()
+            except OperationalError as exc:
+                raise_told(exc)
+                raise
         current.errors_occurred = False
         current.run_commit_hooks_on_set_autocommit_on = True
-
-    def _commit_on(self, connection: Any) -> None:
-        """Commit; raise `OutcomeUnknown` if it is not known whether the server has committed."""
-        try:
-            with self.wrap_database_errors:
-                connection.commit()
-        except OperationalError as exc:
-            raise_told(exc)
-            raise
 
     def _find_connection_for_end(self, current: State) -> Any:
         """Look again for a connection to send COMMIT or ROLLBACK on; return None if there is none.
