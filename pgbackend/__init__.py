@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from .declared import session as session
     from .draining import drain as drain
     from .driver.commit_ids import Verdict as Verdict
+    from .driver.mailboxes import Gap as Gap
+    from .driver.mailboxes import Notification as Notification
+    from .listening import anotify as anotify
+    from .listening import listen as listen
+    from .listening import notify as notify
     from .metrics import PoolStatistics as PoolStatistics
     from .metrics import add_hook as add_hook
     from .metrics import dump as dump
@@ -30,17 +35,22 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Gap",
+    "Notification",
     "OutcomeUnknown",
     "PoolStatistics",
     "Verdict",
     "add_hook",
     "aio",
+    "anotify",
     "atomic",
     "detached",
     "drain",
     "dump",
     "get_asgi_application",
+    "listen",
     "metrics",
+    "notify",
     "on_primary",
     "pinned",
     "remove_hook",
@@ -49,15 +59,20 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Gap": "driver.mailboxes",
+    "Notification": "driver.mailboxes",
     "OutcomeUnknown": "outcomes",
     "PoolStatistics": "metrics",
     "Verdict": "driver.commit_ids",
     "add_hook": "metrics",
+    "anotify": "listening",
     "atomic": "aio",
     "detached": "aio",
     "drain": "draining",
     "dump": "metrics",
     "get_asgi_application": "whole_stack",
+    "listen": "listening",
+    "notify": "listening",
     "on_primary": "replicas.on_primary",
     "pinned": "aio",
     "remove_hook": "metrics",

@@ -28,11 +28,13 @@ class Connections:
     sync_max: int
     """The sum of the synchronous pools' `max_size`, plus the open connections of threads without a
     pool: each thread may open one for each alias, without another limit."""
+    listening: int = 0
+    """Connections of `pgbackend.listen()`: one for each alias on each event loop, in no pool."""
 
     @property
     def open(self) -> int:
         """The number of all open connections."""
-        return self.async_open + self.sync_open
+        return self.async_open + self.sync_open + self.listening
 
     @property
     def max(self) -> int | None:
@@ -40,7 +42,7 @@ class Connections:
 
         None if there is no limit.
         """
-        return None if self.async_max is None else self.async_max + self.sync_max
+        return None if self.async_max is None else self.async_max + self.sync_max + self.listening
 
 
 def statistics(using: str | None = None) -> list[PoolStatistics]:
@@ -65,6 +67,7 @@ def connections() -> Connections:
         async_max=None if None in limits else sum(filter(None, limits)),
         sync_open=sync_open,
         sync_max=sum(sync_pool.max_size for sync_pool in sync_pools) + max(0, sync_open - pooled),
+        listening=sum(hub.open_connections() for hub in loops.open_hubs()),
     )
 
 

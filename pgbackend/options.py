@@ -18,6 +18,7 @@ from typing import Any
 import psycopg
 from django.core.exceptions import ImproperlyConfigured
 from psycopg import IsolationLevel
+from psycopg.conninfo import conninfo_to_dict
 
 from .driver import Connection
 from .driver.through_pooler import TRANSACTION
@@ -65,14 +66,16 @@ _RESETS = ("always", "dirty", "never")
 REPLICA_OF = "replica_of"
 #: The key of `OPTIONS` that has the id of each transaction asked for before its COMMIT.
 COMMIT_ID = "commit_id"
+#: The key of `OPTIONS` by which listeners reach the server itself, beside a pooler.
+LISTEN = "listen"
 #: Keys of `OPTIONS` that Django and pgbackend take out before they connect.
 _OUR_OPTIONS = {
     *("assume_role", "isolation_level", "pool", "pooler", "server_side_binding", "session_reset"),
-    *(REPLICA_OF, COMMIT_ID),
+    *(REPLICA_OF, COMMIT_ID, LISTEN),
 }
 
 #: The options of pgbackend that Django leaves in the arguments of `connect()`.
-NOT_SENT = ("session_reset", REPLICA_OF, COMMIT_ID)
+NOT_SENT = ("session_reset", REPLICA_OF, COMMIT_ID, LISTEN)
 #: Arguments of our driver's `connect()` that the backend adds, and no option names.
 _ADDED = frozenset(("time_zone",))
 
@@ -130,6 +133,7 @@ def problems(
             f"Set it to one of {', '.join(map(repr, _RESETS))}.",
         )
     yield from _problems_of_pooler(alias, options)
+    yield from _problems_of_listen(alias, options)
     level = options.get("isolation_level")
     if level is not None and level not in _LEVELS:
         yield Problem(
@@ -157,6 +161,12 @@ def problems(
         yield from unknown_options(alias, options)
 
 
+def only_libpqs(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the `arguments` of psycopg's `connect()` that libpq knows."""
+    known = {"conninfo", *_libpq_options()}
+    return {name: value for name, value in arguments.items() if name in known}
+
+
 def check_arguments(alias: str, arguments: Collection[str]) -> None:
     """Raise `ImproperlyConfigured` if psycopg's `connect()` does not know one of `arguments`."""
     for problem in unknown_options(alias, [name for name in arguments if name not in _ADDED]):
@@ -175,8 +185,13 @@ def unknown_options(alias: str, names: Collection[str]) -> Iterator[Problem]:
 @functools.cache
 def _known_options() -> frozenset[str]:
     """Return all names that `OPTIONS` may have, with those of the installed libpq."""
-    of_libpq = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()}
-    return frozenset({*of_libpq, *_OUR_OPTIONS, *_PSYCOPG_ARGUMENTS})
+    return frozenset({*_libpq_options(), *_OUR_OPTIONS, *_PSYCOPG_ARGUMENTS})
+
+
+@functools.cache
+def _libpq_options() -> frozenset[str]:
+    """Return the names of the options of the installed libpq."""
+    return frozenset(each.keyword.decode() for each in psycopg.pq.Conninfo.get_defaults())
 
 
 def _suggestion(name: object, known: Collection[str]) -> str:
@@ -225,6 +240,42 @@ def _problems_of_pooler(alias: str, options: Mapping[str, Any]) -> Iterator[Prob
             "would reach a session that other clients use.",
             f"Leave {keys[-1]!r} out: the pooler resets its sessions itself.",
         )
+
+
+# --- OPTIONS["listen"] ----------------------------------------------------------------------------
+
+
+def listening_parameters(given: Any) -> dict[str, Any]:
+    """Return libpq's parameters in `OPTIONS["listen"]`, a dictionary or a connection string.
+
+    Raises `psycopg.ProgrammingError` if libpq cannot read the string.
+    """
+    return conninfo_to_dict(given) if isinstance(given, str) else dict(given or {})
+
+
+def _problems_of_listen(alias: str, options: Mapping[str, Any]) -> Iterator[Problem]:
+    where, given = _where(alias, LISTEN), options.get(LISTEN)
+    cure = "Set it to a dictionary such as {'host': ..., 'port': ...}, or to a connection string."
+    if callable(given):
+        return  # E011
+    try:  # no value is shown: it may be a password
+        named = listening_parameters(given)
+    except (psycopg.ProgrammingError, TypeError, ValueError):
+        text = f"{where} is a {type(given).__name__} that libpq cannot read."
+        yield Problem("pgbackend.E017", text, cure)
+        return
+    of_libpq = _libpq_options()
+    for name, value in named.items():
+        if name == "dbname":
+            text = f"{where} names a database."
+            hint = "Leave it out: a notification reaches the listeners of its own database only."
+            yield Problem("pgbackend.E017", text, hint)
+        elif name not in of_libpq:
+            hint = _suggestion(name, of_libpq)
+            yield Problem("pgbackend.E017", f"{where} has no option {name!r}.", hint)
+        elif isinstance(value, bool) or not isinstance(value, str | int):
+            text = f"{where}[{name!r}] is a {type(value).__name__}."
+            yield Problem("pgbackend.E017", text, "Set it to a text or a number.")
 
 
 # --- OPTIONS["pool"] ------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The pools of this process: one for each event loop and database, until the loop ends.
 
-`get_pool()` finds or makes the pool of the running loop. A pool ends with its loop: a runner like
+`get_pool()` finds or makes the pool of the running loop, and `get_hub()` the connection that
+listens, which has the same lifetime. A pool ends with its loop: a runner like
 `asyncio.run()` closes the async generators of its loop at the end, and this module keeps one in
 each loop, which then closes the loop's pools. Pools of loops that were closed without that are
 closed at the next call of a function here. `close_pools()` and `renew_pools()` reach the pools of
@@ -17,6 +18,7 @@ from typing import Any
 
 from .exits import stand_still_at_exit
 from .forks import after_fork
+from .listening import Hub, HubOptions
 from .pool import Pool, PoolOptions, PoolStatistics
 from .unpooled import forget_own_connections
 
@@ -29,6 +31,7 @@ class _LoopPools:
 
     def __init__(self) -> None:
         self.pools: dict[Any, Pool] = {}
+        self.hubs: dict[Any, Hub] = {}
         # A runner closes the async generators of its loop: that is how the end is noticed.
         self._sentinel = self._close_with_loop()
         try:
@@ -41,19 +44,25 @@ class _LoopPools:
             yield
         finally:
             tasks = [task for pool in self.pools.values() for task in pool.tasks]
+            tasks += [hub.task for hub in self.hubs.values()]
             self.close()
             if tasks and asyncio._get_running_loop() is not None:
                 await asyncio.wait(tasks)  # not for long: `close()` has cancelled them
 
+    def both(self) -> list[Pool | Hub]:
+        """Return the pools and the hubs."""
+        return [*self.pools.values(), *self.hubs.values()]
+
     def close(self) -> None:
-        """Close and forget the pools."""
-        for pool in self.pools.values():
-            pool.close()
+        """Close and forget the pools and the hubs."""
+        for each in self.both():
+            each.close()
         self.pools.clear()
+        self.hubs.clear()
 
 
 _by_loop: dict[asyncio.AbstractEventLoop, _LoopPools] = {}
-#: Functions that are called each time when a pool is made, on its loop's thread.
+#: Functions that are called each time when a pool or hub is made, on its loop's thread.
 when_opened: list[Callable[[], None]] = []
 #: The pools that a forked child inherited: kept alive, since their finalizers could write to the
 #: parent's sockets.
@@ -63,8 +72,8 @@ _inherited: list[Any] = []
 @after_fork
 def _forget_pools() -> None:
     for loop_pools in _by_loop.values():
-        for pool in loop_pools.pools.values():
-            pool.disown()
+        for each in loop_pools.both():
+            each.disown()
     _inherited.append(dict(_by_loop))
     _by_loop.clear()
     forget_own_connections()
@@ -80,15 +89,33 @@ def get_pool(key: tuple[Any, ...], name: str, options: Callable[[], PoolOptions]
         return _by_loop[loop].pools[key]
     except KeyError:
         pass
+    pools = _of_loop(loop).pools
+    pool = pools.setdefault(key, Pool(name, options(), loop, pools))
+    _tell_opened()
+    return pool
+
+
+def _of_loop(loop: asyncio.AbstractEventLoop) -> _LoopPools:
     _sweep()
     if loop not in _by_loop:
         _by_loop[loop] = _LoopPools()
         stand_still_at_exit(loop)
-    pools = _by_loop[loop].pools
-    pool = pools.setdefault(key, Pool(name, options(), loop, pools))
+    return _by_loop[loop]
+
+
+def _tell_opened() -> None:
     for opened in when_opened:
         opened()
-    return pool
+
+
+def get_hub(key: tuple[Any, ...], name: str, options: Callable[[], HubOptions]) -> Hub:
+    """Return the hub for `key` on the running loop; the arguments are as in `get_pool()`."""
+    loop = asyncio.get_running_loop()
+    hubs = _of_loop(loop).hubs
+    if key not in hubs:
+        hubs[key] = Hub(name, options(), loop, hubs, key)
+        _tell_opened()
+    return hubs[key]
 
 
 def _sweep() -> None:
@@ -99,18 +126,19 @@ def _sweep() -> None:
 
 
 def close_pools(owner: Hashable) -> None:
-    """Close the pools whose key begins with `owner`, on all loops. May be called from any thread.
+    """Close the pools and hubs whose key begins with `owner`, on all loops, from any thread.
 
     On return their free connections are closed, unless the thread of a loop was busy for longer
     than `CLOSE_TIMEOUT`.
     """
     _sweep()
     for loop, loop_pools in list(_by_loop.items()):
-        for key in [key for key in loop_pools.pools if key[0] == owner]:
-            _close_on(loop, loop_pools.pools.pop(key))
+        for each in (loop_pools.pools, loop_pools.hubs):
+            for key in [key for key in list(each) if key[0] == owner]:
+                _close_on(loop, each.pop(key))
 
 
-def _close_on(loop: asyncio.AbstractEventLoop, pool: Pool) -> None:
+def _close_on(loop: asyncio.AbstractEventLoop, pool: Pool | Hub) -> None:
     if loop is asyncio._get_running_loop() or not loop.is_running():
         pool.close()
         return
@@ -121,7 +149,7 @@ def _close_on(loop: asyncio.AbstractEventLoop, pool: Pool) -> None:
         pool.close()
 
 
-def _close_and_tell(pool: Pool, closed: threading.Event) -> None:
+def _close_and_tell(pool: Pool | Hub, closed: threading.Event) -> None:
     pool.close()
     closed.set()
 
@@ -135,12 +163,24 @@ def renew_pools(name: str | None = None) -> None:
     _sweep()
     for loop, loop_pools in list(_by_loop.items()):
         for pool in list(loop_pools.pools.values()):
-            if name not in (None, pool.name):
-                continue
-            if loop is asyncio._get_running_loop() or not loop.is_running():
-                pool.renew()
-            else:
-                pool.call_at_home(pool.renew)
+            _renew(loop, pool, name)
+
+
+def renew_hubs(name: str | None = None) -> None:
+    """Replace the connections that listen, as `renew_pools()` replaces those of the pools."""
+    _sweep()
+    for loop, loop_pools in list(_by_loop.items()):
+        for hub in list(loop_pools.hubs.values()):
+            _renew(loop, hub, name)
+
+
+def _renew(loop: asyncio.AbstractEventLoop, each: Pool | Hub, name: str | None) -> None:
+    if name not in (None, each.name):
+        return
+    if loop is asyncio._get_running_loop() or not loop.is_running():
+        each.renew()
+    else:
+        each.call_at_home(each.renew)
 
 
 def open_pools() -> list[Pool]:
@@ -151,6 +191,11 @@ def open_pools() -> list[Pool]:
         for pool in list(loop_pools.pools.values())
         if not pool.closed
     ]
+
+
+def open_hubs() -> list[Hub]:
+    """Return every hub of this process, on all its loops. May be called from any thread."""
+    return [hub for each in list(_by_loop.values()) for hub in list(each.hubs.values())]
 
 
 def statistics() -> list[PoolStatistics]:

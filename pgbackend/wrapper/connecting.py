@@ -12,6 +12,7 @@ import functools
 from typing import Any, Self
 
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
+from django.db import NotSupportedError
 from django.db.backends.base.base import NO_DB_ALIAS
 from django.db.backends.signals import connection_created
 from django.utils.functional import cached_property
@@ -23,7 +24,8 @@ from pgbackend.driver import bridge
 from pgbackend.driver.asking import ConnectArguments
 from pgbackend.driver.connection import Connection
 from pgbackend.driver.holding import HoldBounds
-from pgbackend.driver.loops import close_pools, get_pool
+from pgbackend.driver.listening import Hub, HubOptions
+from pgbackend.driver.loops import close_pools, get_hub, get_pool
 from pgbackend.driver.pool import Pool, PoolOptions
 from pgbackend.driver.time_zones import are_same
 
@@ -208,7 +210,10 @@ class Connecting(Contexts):
         return super(Connecting, stand_in).pool
 
     def close_pool(self) -> None:
-        """Close the synchronous pool and the pools of all loops. May be called in any thread."""
+        """Close the synchronous pool and the pools of all loops. May be called in any thread.
+
+        The connections that listen are closed, too; their listeners get `PoolClosed`.
+        """
         if self.alias in self._connection_pools:
             self._connection_pools.pop(self.alias).close()
         if conf.is_shared(self.alias, self.settings_dict):
@@ -271,6 +276,45 @@ class Connecting(Contexts):
             self.get_new_connection(ConnectArguments(connection.physical.asked))
             self.init_connection_state()
             connection_created.send(sender=type(self), connection=self)
+
+    # --- The connection that listens ---
+
+    def listening_hub(self) -> Hub:
+        """Return what listens for this alias on the running loop."""
+        key = (self._key, self.settings_dict["NAME"])
+        return get_hub(key, self.alias, self._hub_options)
+
+    def _hub_options(self) -> HubOptions:
+        self.check_settings()
+        options_of_alias = self.settings_dict["OPTIONS"]
+        if (primary := options_of_alias.get(options.REPLICA_OF)) is not None:
+            raise NotSupportedError(
+                f"{self.alias!r} is a replica, which cannot listen: use listen(using={primary!r})"
+            )
+        if self.is_through_pooler() and options.LISTEN not in options_of_alias:
+            raise NotSupportedError(
+                f"listen() cannot go through the transaction pooler of {self.alias!r}, which does "
+                "not pass notifications on. Set OPTIONS['listen'] to the host and port of "
+                "PostgreSQL itself: {'host': ..., 'port': ...}"
+            )
+        pool = conf.pool_options(self.settings_dict)
+        return HubOptions(
+            ask=self._ask_to_listen,
+            timeout=pool["timeout"],
+            grace=pool["outage_grace"],
+            raised_as_is=credentials.RAISED_AS_IS,
+        )
+
+    async def _ask_to_listen(self) -> dict[str, Any]:
+        """Return the arguments of the connection that listens: the alias's, but for `listen`."""
+        params = ConnectArguments(options.only_libpqs(await self._ask()))
+        own = options.listening_parameters(self.settings_dict["OPTIONS"].get(options.LISTEN))
+        if "host" in own:
+            params.pop("hostaddr", None)  # it would win
+        params.update(own)
+        name = params.get("application_name")
+        params["application_name"] = f"{name} (listens)" if name else "pgbackend (listens)"
+        return params
 
     # --- The level of isolation ---
 
