@@ -1,8 +1,9 @@
 """Feeds the board with news: PostgreSQL's NOTIFY in, server-sent events out.
 
 Each save of an order (in a page, the API, the admin or a shell) announces the order on a channel
-inside the same transaction; PostgreSQL delivers at commit. Each server process listens with one
-connection of its own while at least one browser watches, and passes the news on to all of them.
+inside the same transaction; PostgreSQL delivers at commit. Each server process listens, with one
+connection beside the pool, while at least one browser watches, and passes the news on to all of
+them. `pgbackend.listen()` connects again by itself, and tells the gap.
 
 An event says which order changed; pages then fetch what they show. So an event that is lost, or
 merged with others into ``refresh``, costs nothing but a fetch.
@@ -13,22 +14,21 @@ import json
 import logging
 from contextlib import suppress
 
-import psycopg
-from django.db import connection, connections
+from django.db import DatabaseError
 
+import pgbackend
 from kitchen.perloop import PerLoop
 from kitchen.sse import Hub
 
 logger = logging.getLogger(__name__)
 
 CHANNEL = "kitchen_board"
-BACK_OFF = (0.2, 0.5, 1, 2, 5)  # seconds between attempts to listen again; the last repeats
+PAUSE = 1  # seconds until it tries again, where listening cannot be begun
 
 
 def announce(data):
     """Tell every board, when the surrounding transaction commits."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_notify(%s, %s)", [CHANNEL, json.dumps(data)])
+    pgbackend.notify(CHANNEL, json.dumps(data))
 
 
 def announce_saved(sender, instance, created, **kwargs):
@@ -58,46 +58,34 @@ class Listener(Hub):
         return watcher
 
     async def _feed(self):
-        """Listen, and listen again after each loss of the connection."""
-        attempt = 0
+        """Listen, and try again while that cannot be begun."""
         while True:
             try:
-                async with await _connect() as conn:
-                    await conn.execute(f"LISTEN {CHANNEL}")
-                    attempt = 0
-                    await self._hear(conn)
-            except psycopg.Error as error:
-                logger.warning("the board lost its connection, and tries again: %s", error)
+                async with pgbackend.listen(CHANNEL) as items:
+                    await self._hear(items)
+            except DatabaseError as error:
+                logger.warning("the board cannot listen, and tries again: %s", error)
             self.tell("lost", {})
-            await asyncio.sleep(BACK_OFF[min(attempt, len(BACK_OFF) - 1)])
-            attempt += 1
+            await asyncio.sleep(PAUSE)
 
-    async def _hear(self, conn):
+    async def _hear(self, items):
         """Pass on what arrives, for as long as the connection lasts."""
-        self._listening = True
         try:
-            # Covers orders that changed between a page and its stream, or while the connection was
-            # lost.
-            self.tell("refresh", {})
-            async for notify in conn.notifies():
+            async for item in items:
+                if isinstance(item, pgbackend.Gap):
+                    self._listening = True
+                    # Covers orders that changed between a page and its stream, or while the
+                    # connection was lost.
+                    self.tell("refresh", {})
+                    continue
                 with suppress(ValueError):  # anyone may NOTIFY; other payloads are ignored
-                    self._pass_on(json.loads(notify.payload))
+                    self._pass_on(json.loads(item.payload))
         finally:
             self._listening = False
 
     def _pass_on(self, data):
         if isinstance(data, dict):
             self.tell("order" if "id" in data else "refresh", data)
-
-
-async def _connect():
-    """Open a connection outside the pool: it stays in LISTEN, and waits for most of its life."""
-    params = connections["default"].get_connection_params()
-    for django_only in ("cursor_factory", "context", "prepare_threshold"):
-        params.pop(django_only, None)
-    # A peer that vanished without closing the connection is noticed within a minute.
-    alive = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
-    return await psycopg.AsyncConnection.connect(**{**alive, **params}, autocommit=True)
 
 
 listener = PerLoop(Listener)

@@ -94,7 +94,8 @@ class Listener:
     """
 
     def __init__(self, channels: tuple[str, ...], using: str, queue_size: int) -> None:
-        self.channels, self.using = channels, using
+        self.channels: tuple[str, ...] = channels
+        self.using: str = using
         self._mailbox = Mailbox(channels, queue_size)
         self._hub: Hub | None = None
 
@@ -159,7 +160,8 @@ class CallbackListener:
     """
 
     def __init__(self, listener: Listener, callback: Callback) -> None:
-        self.channels, self.using = listener.channels, listener.using
+        self.channels: tuple[str, ...] = listener.channels
+        self.using: str = listener.using
         self._listener = listener
         self._callback = callback
         self._task: asyncio.Task[None] | None = None

@@ -2,9 +2,9 @@
 
 ``CLUSTER_HOME`` is the cluster's directory. ``CLUSTER_WAY`` says how the site reaches the primary:
 
-- ``haproxy``, the default: HAProxy leads to it, and the pool is pgbackend's own. The board listens
-  (LISTEN) with the same settings, and PgBouncer's transaction mode does not pass notifications on.
-- ``pgbouncer``: through PgBouncer in transaction mode, which goes through HAProxy.
+- ``haproxy``, the default: HAProxy leads to it, and the pool is pgbackend's own.
+- ``pgbouncer``: through PgBouncer in transaction mode, which goes through HAProxy. The board
+  listens beside it (``OPTIONS["listen"]``): that mode does not pass notifications on.
 - ``hosts``: all members are named, and libpq looks for the one that can be written to.
 """
 

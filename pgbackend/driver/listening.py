@@ -55,7 +55,7 @@ class _RenewedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class HubOptions:
-    """How a hub connects."""
+    """Says how a hub connects."""
 
     #: Returns the arguments of `connect()`; called at each attempt.
     ask: Callable[[], Coroutine[Any, Any, Mapping[str, Any]]]

@@ -70,7 +70,7 @@ class Link:
 
     @property
     def closed(self) -> bool:
-        """Whether the connection is closed, or was lost."""
+        """Return whether the connection is closed, or was lost."""
         return self._connection.closed or self.failure is not None
 
     def close(self) -> None:

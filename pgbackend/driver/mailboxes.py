@@ -1,4 +1,4 @@
-"""What a listener gets: notifications and gaps, in a queue with a bound."""
+"""Queues what a listener gets, notifications and gaps, up to a bound."""
 
 from __future__ import annotations
 

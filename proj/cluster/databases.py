@@ -47,7 +47,13 @@ def _through_haproxy(layout):
 
 
 def _through_pgbouncer(layout):
-    return {"PORT": str(layout.pgbouncer_port), "OPTIONS": {"pooler": "transaction"}}
+    # PgBouncer does not pass notifications on: the board listens at the primary itself.
+    hosts = _to_the_hosts(layout)
+    listen = {"host": hosts["HOST"], "port": hosts["PORT"], **hosts["OPTIONS"]}
+    return {
+        "PORT": str(layout.pgbouncer_port),
+        "OPTIONS": {"pooler": "transaction", "listen": listen},
+    }
 
 
 def _to_the_hosts(layout):

@@ -57,6 +57,15 @@ def error_of_another_name() -> None:
     raise errors.NoSuchError  # refused
 
 
+async def overlooks_a_gap() -> None:
+    async for item in pgbackend.listen("orders"):
+        print(item.payload)  # refused
+    async for _ in pgbackend.listen("orders", callback=print):  # refused
+        pass
+    pgbackend.listen(1)  # refused
+    pgbackend.notify("orders", 1)  # refused
+
+
 async def async_code() -> str:
     await aio.run(len, 1)  # refused
     await aio.run(len)  # refused

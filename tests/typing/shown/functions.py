@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterator
 from datetime import timedelta
-from typing import Any, assert_type
+from typing import Any, Literal, assert_type
 
 from django.core.handlers.asgi import ASGIHandler
 from django.db import connection, transaction
@@ -118,6 +118,25 @@ def open_and_most() -> tuple[int, int | None]:
     connections = pgbackend.metrics.connections()
     assert_type(connections, metrics.Connections)
     return connections.open, connections.max
+
+
+async def news() -> None:
+    async with pgbackend.listen("orders", "dishes", using="default") as items:
+        async for item in items:
+            match item:
+                case pgbackend.Gap(reason=reason):
+                    assert_type(reason, Literal["started", "reconnected", "overflow"])
+                case pgbackend.Notification():
+                    assert_type(item.payload, str)
+    async with pgbackend.listen("orders", callback=print):
+        await pgbackend.anotify("orders", "1")
+    listener = pgbackend.listen("orders", callback=heard, queue_size=10)
+    await listener.start()
+    await listener.aclose()
+    pgbackend.notify("orders")
+
+
+async def heard(item: pgbackend.Gap | pgbackend.Notification) -> None: ...
 
 
 def log_events(event: metrics.Event) -> None:
