@@ -140,7 +140,8 @@ class Hub:
 
     def leave_soon(self, mailbox: Mailbox) -> None:
         """Fill `mailbox` no more, soon. May be called in any thread, and in a finalizer."""
-        self.call_at_home(lambda: self.leave(mailbox))
+        if not self.closed:
+            self.call_at_home(lambda: self.leave(mailbox))
 
     def _refuse(self, mailbox: Mailbox, error: Exception) -> None:
         self._forget(mailbox)

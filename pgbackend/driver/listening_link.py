@@ -92,13 +92,21 @@ class Link:
             self._wake(Ready.R)
             return
         try:
-            self._pgconn.consume_input()
-            if self._errors is not None and self._errors.poll(0):
-                self._pgconn.consume_input()  # uvloop will not report the error again
+            for _ in range(self._reads()):
+                self._pgconn.consume_input()
             while (notify := self._pgconn.notifies()) is not None:
                 self._pass_on(notify)
         except psycopg.Error as exc:
             self._break(exc)
+
+    def _reads(self) -> int:
+        """Return how often to read, lest something stays of which the loop tells nothing.
+
+        That may be an error, which uvloop does not report again; or the rest of a TLS record of up
+        to 16 kB, of which libpq reads at least 8 kB at a time.
+        """
+        has_error = self._errors is not None and bool(self._errors.poll(0))
+        return 3 if has_error or self._pgconn.ssl_in_use else 1
 
     def _pass_on(self, notify: psycopg.pq.PGnotify) -> None:
         # The encoding is UTF-8; a server without one (SQL_ASCII) may send anything.

@@ -157,7 +157,7 @@ def settings_of_default(**changes: Any) -> Iterator[None]:
     settings_dict = connections.settings["default"]
     before = dict(settings_dict)
     if "OPTIONS" in changes and "pooler" in before["OPTIONS"]:
-        names = ("gssencmode", "pooler", "sslmode")
+        names = ("gssencmode", "listen", "pooler", "sslmode")
         stay = {name: before["OPTIONS"][name] for name in names if name in before["OPTIONS"]}
         changes["OPTIONS"] = {**stay, **changes["OPTIONS"]}
     settings_dict.update(changes)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 from django.db import connection, connections
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.support.pgbouncer import newer_program, pgbouncer, program
 from tests.support.recorder import recorded
@@ -26,6 +26,7 @@ def through_pooler(config: pytest.Config, conninfo: str) -> Iterator[None]:
     ):
         _connect_anew()
         options = {"sslmode": "disable", "gssencmode": "disable", "pooler": "transaction"}
+        options["listen"] = _without_database(conninfo)
         settings_dict.update(
             HOST="127.0.0.1",
             PORT=str(port),
@@ -38,6 +39,12 @@ def through_pooler(config: pytest.Config, conninfo: str) -> Iterator[None]:
         _connect_anew()
         settings_dict.update(before)
     assert not acts, f"acts that pin a session: {dict(acts)}"
+
+
+def _without_database(conninfo: str) -> str:
+    given = conninfo_to_dict(conninfo)
+    given.pop("dbname", None)
+    return make_conninfo(**given)
 
 
 def _connect_anew() -> None:
