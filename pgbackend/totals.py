@@ -17,8 +17,11 @@ from .driver.forks import after_fork
 from .driver.tallies import COUNTERS, Durations, Tally, async_tallies, sync_tallies
 from .driver.unpooled import threads_connections
 
-#: Who keeps the connections: the pools of event loops, Django's synchronous pools, or threads.
-Kind: TypeAlias = Literal["async", "sync", "thread"]
+#: Who keeps the connections: the pools of event loops, Django's synchronous pools, threads, or
+#: `pgbackend.listen()`.
+Kind: TypeAlias = Literal["async", "sync", "thread", "listening"]
+#: The kinds whose requests wait for a connection.
+QUEUES = ("async", "sync")
 
 
 @dataclass(slots=True)
@@ -94,7 +97,7 @@ def stop_observing(listener: object) -> None:
 
 def totals() -> list[Totals]:
     """Return the sums of this process, for each alias and kind of connection."""
-    return [*_of_loops(), *_of_sync_pools(), *_of_threads()]
+    return [*_of_loops(), *_of_sync_pools(), *_of_threads(), *_of_hubs()]
 
 
 def _of_loops() -> list[Totals]:
@@ -157,3 +160,11 @@ def _of_threads() -> list[Totals]:
         Totals(alias, "thread", used=used, idle=idle)
         for alias, (idle, used) in threads_connections().items()
     ]
+
+
+def _of_hubs() -> list[Totals]:
+    found: dict[str, Totals] = {}
+    for hub in loops.open_hubs():
+        each = found.setdefault(hub.name, Totals(hub.name, "listening"))
+        each.used += hub.open_connections()
+    return list(found.values())

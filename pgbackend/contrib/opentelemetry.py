@@ -31,7 +31,7 @@ except ImportError as exc:
 
 from pgbackend import __version__
 from pgbackend.driver.tallies import BOUNDS, Durations
-from pgbackend.totals import Totals, observe, stop_observing, totals
+from pgbackend.totals import QUEUES, Totals, observe, stop_observing, totals
 
 __all__ = ["instrument", "uninstrument"]
 
@@ -164,7 +164,7 @@ def _min_size(record: Totals) -> list[tuple[int, dict[str, str]]]:
 
 
 def _waiting(record: Totals) -> list[tuple[int, dict[str, str]]]:
-    return [] if record.kind == "thread" else [(record.waiting, {})]
+    return [(record.waiting, {})] if record.kind in QUEUES else []
 
 
 def _timeouts(record: Totals) -> list[tuple[int, dict[str, str]]]:

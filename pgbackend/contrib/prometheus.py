@@ -33,7 +33,7 @@ except ImportError as exc:
 
 from pgbackend.contrib.snapshots import Snapshots
 from pgbackend.driver.tallies import BOUNDS, Durations
-from pgbackend.totals import Totals, observe, stop_observing, totals
+from pgbackend.totals import QUEUES, Totals, observe, stop_observing, totals
 
 __all__ = ["PoolCollector", "metrics", "register", "unregister"]
 
@@ -151,7 +151,7 @@ def _gauges(records: list[Totals]) -> Iterator[Metric]:
             most.add_metric(labels, record.max_size)
         if record.min_size is not None:
             least.add_metric(labels, record.min_size)
-        if record.kind != "thread":
+        if record.kind in QUEUES:
             waiting.add_metric(labels, record.waiting)
     yield from (states, most, least, waiting)
 

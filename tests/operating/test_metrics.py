@@ -16,7 +16,7 @@ from django.db import OperationalError, connection, connections, transaction
 
 import pgbackend
 from pgbackend import aio, metrics
-from pgbackend.driver import events
+from pgbackend.driver import events, loops
 from pgbackend.driver.tallies import BOUNDS, async_tallies, sync_tallies
 from pgbackend.totals import Totals, observe, stop_observing, totals
 from tests.conftest import Runner
@@ -306,3 +306,18 @@ def make_alias() -> Iterator[Callable[[str], None]]:
     for alias in made:
         connections[alias].close()
         del connections[alias], connections.settings[alias]
+
+
+def test_the_connection_that_listens_is_in_the_totals(
+    run: Runner, admin: psycopg.Connection[Any]
+) -> None:
+    async def main() -> None:
+        async with pgbackend.listen("watched"), pgbackend.listen("watched", "too"):
+            assert of("listening").used == 1
+            assert sum(on_server(admin).values()) == metrics.connections().open == 1
+        for hub in loops.open_hubs():
+            hub.close()
+        assert of("listening").used == 0
+
+    with set_pool({"min_size": 0}):
+        run(main())
