@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from .driver import events, loops
 from .driver.dump import text as text_of_process
 from .driver.events import Event, Hook, Leased, Released
-from .driver.pool import PoolStatistics
+from .driver.statistics import PoolStatistics
 from .driver.unpooled import own_connections
 
 __all__ = ["Connections", "Event", "Hook", "Leased", "PoolStatistics", "Released", "add_hook"]

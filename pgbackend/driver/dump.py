@@ -27,7 +27,7 @@ def text() -> str:
     for pool in pools:
         lines += ["", *_of_pool(pool)]
     for hub in loops.open_hubs():
-        of_thread = f"Listening on {hub.name!r} in thread {_name_of(hub.thread)}"
+        of_thread = f"Listening on {hub.name!r} in thread {thread_name(hub.thread)}"
         lines += ["", f"{of_thread}: {hub.described()}"]
     for thread in sorted({*stacks.threads_of_portals(), *(pool.thread for pool in pools)}):
         lines += _of_thread(thread, pools)

@@ -19,7 +19,8 @@ from typing import Any
 from .exits import stand_still_at_exit
 from .forks import after_fork
 from .listening import Hub, HubOptions
-from .pool import Pool, PoolOptions, PoolStatistics
+from .pool import Pool, PoolOptions
+from .statistics import PoolStatistics
 from .unpooled import forget_own_connections
 
 #: Seconds that `close_pools()` waits until the thread of another loop has closed its pool.

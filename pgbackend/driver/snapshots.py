@@ -15,7 +15,8 @@ from typing import Any
 
 from . import loops, naming, stacks
 from .holding import Hold, hold_of
-from .pool import Pool, PoolStatistics
+from .pool import Pool
+from .statistics import PoolStatistics
 
 
 @dataclass(frozen=True, slots=True)
