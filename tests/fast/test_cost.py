@@ -32,8 +32,8 @@ MORE = {
     # Each statement looks if settings are declared (`pgbackend.session()`): 12 to 60 instructions.
     # Each wait for the server notes when it begins and ends, for dumps and the errors of pools: 7
     # instructions, three times in a transaction.
-    # A COMMIT looks if the transaction's id is to be asked for, and notes the connection's state, so
-    # that it is known whether a broken link was whole before: 6 instructions.
+    # A COMMIT looks if the id of the transaction is to be asked for, and notes the state of the
+    # connection, so that it is known whether a broken link was whole before: 6 instructions.
     # A lease notes what may have taken an advisory lock of its session: 7 instructions on the loop.
     # A statement looks if it goes through a transaction pooler: 20 instructions in sync code, 2 on
     # the loop.
