@@ -8,7 +8,7 @@ from proj.settings import *  # noqa: F403
 from proj.settings import DATABASES, INSTALLED_APPS, MIDDLEWARE
 
 # ENGINE alone must do: so the app is here for its page only, and installs nothing early.
-INSTALLED_APPS = [*INSTALLED_APPS, "tests.library"]
+INSTALLED_APPS = [*INSTALLED_APPS, "tests.library", "tests.docs.shop"]
 INSTALLED_APPS[INSTALLED_APPS.index("pgbackend")] = "tests.library.apps.PageOnly"
 MIDDLEWARE = [*MIDDLEWARE, "tests.library.middleware.async_middleware"]
 ROOT_URLCONF = "tests.urls"

@@ -1,0 +1,1 @@
+"""An app with the models that the snippets of docs/ speak of."""
