@@ -43,7 +43,11 @@ autodoc_class_signature = "separated"
 #: Type variables and classes that users get from functions, and do not name.
 nitpick_ignore_regex = [
     ("py:.*", r"(typing\.|pgbackend\.aio\.)?~?[TP]"),
-    ("py:class", r"django\.http\.request\.HttpRequest"),  # documented as django.http.HttpRequest
+    # Documented as django.http.HttpRequest and django.http.HttpResponse.
+    ("py:class", r"django\.http\.(request|response)\.Http(Request|Response)"),
+    # Without an inventory, or named by the type checkers only.
+    ("py:class", r"(prometheus_client|opentelemetry)\..*"),
+    ("py:class", r"pgbackend\.contrib\.prometheus\.PoolCollector"),
     ("py:class", r"pgbackend\.(declared\.SessionBlock|aio\.Detached|whole_stack\.GreenHandler)"),
 ]
 autodoc_type_aliases = {"Hook": "pgbackend.metrics.Hook"}

@@ -8,9 +8,13 @@ from typing import Any, Self
 
 import django.db
 from asgiref.sync import async_to_sync
+from django.apps import AppConfig
+from django.db import transaction
 from django.http import HttpResponse
 from django.shortcuts import get_object_or_404
 from django.test import RequestFactory
+from django.urls import include, path
+from django.urls.resolvers import RegexPattern, URLResolver
 
 import pgbackend
 from pgbackend.routers import ReplicaRouter
@@ -110,6 +114,46 @@ def _requests() -> Names:
     return {"requests": SimpleNamespace(get=get), "url": "http://127.0.0.1/"}
 
 
+def _sites() -> Names:
+    from django.contrib.admin import AdminSite
+
+    return {"my_site": AdminSite("mine")}
+
+
+def _urls() -> Names:
+    return {"path": path, "include": include, "AppConfig": AppConfig}
+
+
+def _payment() -> Names:
+    return {"order": SimpleNamespace(pay=lambda: None, pay_again=lambda: None)}
+
+
+def _saved_order() -> Names:
+    return {"transaction": transaction, "order": _order()}
+
+
+def _advisory_locks() -> Names:
+    import pglock
+
+    return {"pglock": pglock}
+
+
+def _retries() -> Names:
+    import pgtransaction
+
+    return {"pgtransaction": pgtransaction, "seat": 1}
+
+
+def _orders_to_feed() -> Names:
+    async def all_orders() -> str:
+        return "all"
+
+    async def one_order(number: str) -> str:
+        return number
+
+    return {"all_orders": all_orders, "one_order": one_order}
+
+
 # --- What is looked at then -----------------------------------------------------------------------
 
 
@@ -155,6 +199,41 @@ def _counts_in_tests(names: Names) -> None:
     assert names["test_it"].__code__.co_varnames[:1] == ("db",)
 
 
+async def _feeds(names: Names) -> None:
+    feed = names["feed"](_request())
+    assert await anext(feed) == "all"
+    pgbackend.notify("orders", "7")
+    assert await anext(feed) == "7"
+    await feed.aclose()
+    await anext(feed, None)
+
+
+def _is_registered(names: Names) -> None:
+    from pgbackend.models import Connections
+
+    assert names["my_site"].is_registered(Connections)
+
+
+async def _tells_health(names: Names) -> None:
+    for name in ("live", "ready"):
+        found = URLResolver(RegexPattern(""), names["urlpatterns"]).resolve(f"health/{name}/")
+        response = await found.func(_request(), *found.args, **found.kwargs)
+        assert response.status_code == 200
+
+
+def _shows_metrics(names: Names) -> None:
+    names["ShopConfig"].ready(None)
+    try:
+        found = URLResolver(RegexPattern(""), names["urlpatterns"]).resolve("metrics")
+        assert b"pgbackend_pool" in found.func(_request()).content
+    finally:
+        names["prometheus"].unregister()
+
+
+def _is_instrumented(names: Names) -> None:
+    names["opentelemetry"].uninstrument()
+
+
 # --- The cases ------------------------------------------------------------------------------------
 
 #: Pages whose snippets are run as a whole, by a test of their own.
@@ -165,7 +244,21 @@ CASES: list[tuple[str, str, Runner]] = [
     ("README.md", 'was "django.db.backends', settings()),
     ("README.md", '"session_reset": "dirty"', settings()),
     ("README.md", "async def pay", code(_shop, _receipts)),
+    ("docs/admin-page.md", "INSTALLED_APPS", settings()),
+    ("docs/admin-page.md", "my_site", code(_sites, _is_registered)),
     ("docs/deploy.md", "get_asgi_application()", code(dict, _is_an_application)),
+    ("docs/health.md", "# urls.py", code(_urls, _tells_health)),
+    ("docs/health.md", "health.readiness", code(_urls, _tells_health)),
+    ("docs/listen.md", "async def feed", code(_orders_to_feed, _feeds)),
+    ("docs/listen.md", "pgbackend.notify", code(_saved_order)),
+    ("docs/listen.md", '"listen": {', settings()),
+    ("docs/monitoring.md", "ShopConfig", code(_urls, _shows_metrics)),
+    ("docs/monitoring.md", "opentelemetry.instrument()", code(dict, _is_instrumented)),
+    ("docs/operating.md", "INSTALLED_APPS", settings()),
+    ("docs/outcome.md", '"commit_id": True', settings()),
+    ("docs/outcome.md", "error.verdict()", code(_payment)),
+    ("docs/packages.md", "pglock.advisory", code(_advisory_locks)),
+    ("docs/packages.md", "pgtransaction.atomic", code(_retries)),
     ("docs/poolers.md", '"pooler": "transaction"', settings()),
     ("docs/poolers.md", '"direct"', settings(DATABASES={"default": {"ENGINE": "pgbackend"}})),
     ("docs/replicas.md", "DATABASE_ROUTERS", settings()),

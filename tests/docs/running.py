@@ -6,6 +6,7 @@ import ast
 import asyncio
 import inspect
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
 from django.utils.module_loading import import_string
@@ -23,10 +24,12 @@ def settings(**names: Any) -> Runner:
 
     def run(snippet: Snippet) -> None:
         found: Names = dict(names)
-        exec(compile(snippet.without_ellipses(), str(snippet), "exec"), found)
+        exec(compile(snippet.settings(), str(snippet), "exec"), found)
         databases = found.get("DATABASES", {})
         for alias, settings_dict in {**databases, **_entries(found)}.items():
             assert [*_problems(alias, settings_dict)] == []
+        for app in found.get("INSTALLED_APPS", []):
+            import_module(app)
         for setting in ("DATABASE_ROUTERS", "MIDDLEWARE"):
             for path in found.get(setting, []):
                 import_string(path)
@@ -65,7 +68,7 @@ async def _run(
 ) -> None:
     names = {"pgbackend": pgbackend, **before()}
     flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-    compiled = compile(snippet.text, str(snippet), "exec", flags=flags, dont_inherit=True)
+    compiled = compile(snippet.code(), str(snippet), "exec", flags=flags, dont_inherit=True)
     result = eval(compiled, names)
     if inspect.iscoroutine(result):
         await result

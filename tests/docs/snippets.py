@@ -10,10 +10,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-#: An ellipsis that stands for what the reader has, with the comma and the comment beside it.
-_LEFT_OUT = re.compile(
-    r"(?<=[{\[])\.\.\.,? ?|, \.\.\.(?=[}\]])|^ +\.\.\.,?( *#.*)?\n", re.MULTILINE
-)
+#: Ellipses that stand for other entries of a list or a dictionary: between brackets, or on a line
+#: of their own; there, a comma tells them from the body of a block.
+_OTHERS = r"(?<=[{\[])\.\.\.,? ?|, \.\.\.(?=[}\]])|^ +\.\.\.,( *#.*)?\n"
+_LEFT_OUT = re.compile(_OTHERS, re.MULTILINE)
+_LEFT_OUT_OF_SETTINGS = re.compile(rf"{_OTHERS}|^ +\.\.\.( *#.*)?\n", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,13 @@ class Snippet:
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
 
-    def without_ellipses(self) -> str:
-        """Return the text without the `...` that stand for entries of a dictionary or a list."""
-        text = _LEFT_OUT.sub("", self.text)
+    def code(self) -> str:
+        """Return the text without the `...` that stand for other entries."""
+        return _LEFT_OUT.sub("", self.text)
+
+    def settings(self) -> str:
+        """Return the text of settings without `...`; entries of a dictionary become one."""
+        text = _LEFT_OUT_OF_SETTINGS.sub("", self.text)
         is_entries = re.match(r'\s*"\w+": ', text) is not None
         return f"entries = {{\n{text}}}" if is_entries else text
 
