@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -268,3 +269,12 @@ def test_several_processes_are_told_apart(opened) -> None:
     press(page, Keys.ENTER)
     until(page, "[data-pid-shown]", "4242")
     assert one(page, "[data-processes] [aria-pressed=true]").text == "Process 4242"
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_the_health_views_can_be_read_in_a_browser(browse, width) -> None:
+    page = browse("/health/ready/", width=width, height=740)
+    assert json.loads(text(page, "pre"))["databases"]["default"]["state"] == "ok"
+    assert fits(page)
+    page = browse("/health/live/", width=width, height=740)
+    assert json.loads(text(page, "pre")) == {"status": "alive"}
