@@ -78,6 +78,9 @@ WRONG: dict[str, tuple[dict[str, Any], str, str, str]] = {
         "Leave 'session_reset' out",
     ),
     "a text as a switch": ({"commit_id": "yes"}, "E016", "'yes'", "Set it to True"),
+    "another database": ({"listen": {"dbname": CANARY}}, "E017", "['listen']", "Leave it out"),
+    "a misspelt host": ({"listen": {"hots": CANARY}}, "E017", "no option 'hots'", "'host'?"),
+    "no connection string": ({"listen": CANARY}, "E017", "libpq cannot read", "a dictionary"),
     "a list": ({"sslpassword": [CANARY]}, "E011", "sslpassword", "a text, a number"),
 }
 #: Settings whose values are all right, beside the project's own.
@@ -94,6 +97,7 @@ RIGHT: dict[str, Any] = {
     "assume_role": None,
     "session_reset": "never",
     "commit_id": True,
+    "listen": "host=db1.example.org port=5432",
     "pooler": "transaction",
     "cursor_factory": psycopg.Cursor,
 }

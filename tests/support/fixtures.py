@@ -160,7 +160,8 @@ def settings_of_default(**changes: Any) -> Iterator[None]:
         names = ("gssencmode", "listen", "pooler", "sslmode")
         stay = {name: before["OPTIONS"][name] for name in names if name in before["OPTIONS"]}
         changes["OPTIONS"] = {**stay, **changes["OPTIONS"]}
-    settings_dict.update(changes)
+    # A primary's name is written into TEST: of a copy, so that it goes with the changes.
+    settings_dict.update({"TEST": dict(before["TEST"]), **changes})
     try:
         yield
     finally:
