@@ -171,8 +171,7 @@ class CallbackListener:
         if self._task is not None:
             raise RuntimeError("this listener has been started already")
         await self._listener.start()
-        pump = bridge.portal(detached(self._pump()))
-        self._task = asyncio.create_task(pump, name=f"pgbackend listens {self._name()}")
+        self._task = asyncio.create_task(self._run(), name=f"pgbackend listens {self._name()}")
         _tasks.add(self._task)
         self._task.add_done_callback(_tasks.discard)
 
@@ -201,6 +200,10 @@ class CallbackListener:
 
     def _name(self) -> str:
         return str(getattr(self._callback, "__qualname__", self._callback))
+
+    async def _run(self) -> None:
+        # Made in the task: it may be cancelled before its first turn.
+        await bridge.portal(detached(self._pump()))
 
     async def _pump(self) -> None:
         try:

@@ -436,6 +436,23 @@ def test_callbacks_of_both_kinds_get_the_items_in_order(
     assert "sync has failed with Notification(channel='a', payload='bad'" in record.getMessage()
 
 
+def test_a_callback_that_is_ended_before_its_first_turn_leaves_no_warning(run: Runner) -> None:
+    """The loop may end, or cancel its tasks, just when the listener has begun."""
+
+    async def main() -> None:
+        listener = listen("a", callback=print)
+        await listener.start()
+        task = listener._task
+        assert task is not None
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        await listener.aclose()
+
+    run(main())
+    gc.collect()
+
+
 def test_a_callback_may_end_its_own_listener_and_is_never_cut_off(run: Runner) -> None:
     async def main() -> None:
         ended = asyncio.Event()
