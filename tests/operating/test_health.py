@@ -218,11 +218,12 @@ def test_a_full_pool_that_lends_nothing_is_exhausted_whichever_limit_ends_first(
 ) -> None:
     async def main() -> None:
         async with holders(4):
+            (pool,) = loops.open_pools()
+            pool._psycopg.timeout = timeout  # not before: the holders took what time they needed
             status, body = await look(url="/ready/")
             assert (status, state(body)) == (503, "exhausted")
 
-    view = view_of(health.readiness(timeout=SHORT))
-    with override_settings(ROOT_URLCONF=view), pool_of_default(timeout=timeout):
+    with override_settings(ROOT_URLCONF=view_of(health.readiness(timeout=SHORT))):
         run_once(main())
 
 
@@ -401,6 +402,10 @@ def test_an_outage_is_told_at_once_and_its_end_is_found_by_the_probe_itself(
         run_once(main())
 
 
+def health_threads() -> list[str]:
+    return [each.name for each in threading.enumerate() if "pgbackend.health" in each.name]
+
+
 def test_a_thread_that_a_silent_link_holds_up_is_replaced(
     link: Link, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -426,6 +431,7 @@ def test_a_thread_that_a_silent_link_holds_up_is_replaced(
             monkeypatch.setattr(thread_probes, "GIVEN_UP", 0.0)
             assert Client().get("/ready/").status_code == 200
             assert held.future.result(5).state == "error"  # its wait has ended
+            wait_for(lambda: not health_threads(), "the threads have ended")
     finally:
         connection_created.disconnect(freeze)
     assert "exception calling callback" not in caplog.text
