@@ -29,6 +29,7 @@ _DJANGOS = "compares with Django's own engine, which does not know the option"
 _OTHER_SERVERS = "is about servers and sessions of its own, beside those of this run's pooler"
 _PLANS = "PgBouncer keeps stale plans until it is told RECONNECT (docs/poolers.md)"
 _PASSWORD = "expects that the server asks for a password; this PgBouncer asks nobody"
+_LISTENS = "leads what listens to a place of its own; in this run OPTIONS['listen'] leads past it"
 
 #: Patterns of the ids of tests that do not apply, with the reason.
 DOES_NOT_APPLY: dict[str, str] = {
@@ -81,6 +82,18 @@ DOES_NOT_APPLY: dict[str, str] = {
     "test_c16_left_behind.py::*": _TERMINATES,
     "test_c17_holders.py::test_a_timeout_names_a_stream_that_nobody_reads": _STREAMS,
     "test_c17_holders.py::test_by_choice_a_hold_*[[]pinned_before_a_block]": _PINNED,
+    "test_c17_listen.py::test_sync_and_green_code_notify_*": _SESSIONS_STAY,
+    "test_c17_listen.py::test_a_silent_link_is_noticed_*": _LISTENS,
+    "test_c17_listen.py::test_an_outage_is_asked_*": _LISTENS,
+    "test_c17_listen.py::test_a_server_that_cannot_be_reached_*": _LISTENS,
+    "test_c17_listen.py::test_a_wrong_role_is_told_*": _LISTENS,
+    "test_c17_listen.py::test_listening_needs_a_way_round_*": _LISTENS,
+    "test_c17_listen.py::TestItsOwnWay::*": _LISTENS,
+    "test_c17_listen.py::test_a_name_that_the_database_cannot_store_*": _ROLE,
+    "test_c17_listen.py::test_a_restart_and_a_failover_*": _OTHER_SERVERS,
+    "test_c17_listen_losses.py::*any_byte*": _LISTENS,
+    "test_c17_listen_losses.py::test_an_overdue_gap_*": _LISTENS,
+    "test_c17_listen_losses.py::test_a_link_through_the_alias_*": _LISTENS,
     "test_c17_options.py::test_a_coroutine_function_of_the_pool_is_*[[]reset]": _SESSION,
     "test_c17_replicas.py::test_each_way_to_write_counts[[]in_a_pipeline]": _PINNED,
     "test_c17_shutdown.py::*": _OTHER_SERVERS,
