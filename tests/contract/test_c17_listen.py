@@ -401,20 +401,22 @@ def test_callbacks_of_both_kinds_get_the_items_in_order(
 ) -> None:
     async def main() -> None:
         found: list[Any] = []
-        done = asyncio.Event()
+        ended = {"sync": asyncio.Event(), "async": asyncio.Event()}
 
         def sync(item: Gap | Notification) -> None:
             found.append(("sync", item if isinstance(item, Gap) else item.payload))
             assert Tag.objects.count() == 0, "it is green"
             if isinstance(item, Notification) and item.payload == "bad":
                 raise ZeroDivisionError
+            if isinstance(item, Notification) and item.payload == "end":
+                ended["sync"].set()
 
         async def coroutine(item: Gap | Notification) -> None:
             await Tag.objects.acount()
             assert not connection.in_atomic_block
             found.append(("async", item if isinstance(item, Gap) else item.payload))
             if isinstance(item, Notification) and item.payload == "end":
-                done.set()
+                ended["async"].set()
 
         async with transaction.atomic():
             callbacks = [listen("a", callback=sync), listen("a", callback=coroutine)]
@@ -423,7 +425,8 @@ def test_callbacks_of_both_kinds_get_the_items_in_order(
             assert connection.in_atomic_block
         for payload in ("1", "bad", "end"):
             await anotify("a", payload)
-        await done.wait()
+        for event in ended.values():
+            await event.wait()
         for each in callbacks:
             await each.aclose()
         for kind in ("sync", "async"):
