@@ -327,7 +327,8 @@ def test_two_tasks_cannot_wait_for_one_listener(run: Runner) -> None:
         async with listen("a") as items:
             await anext(items)
             waits = asyncio.ensure_future(anext(items))
-            await asyncio.sleep(0)
+            while items._mailbox._waiter is None:
+                await asyncio.sleep(0)
             with pytest.raises(RuntimeError, match="another task waits"):
                 await anext(items)
             await items.aclose()
