@@ -144,7 +144,7 @@ def test_a_listener_cancelled_at_any_turn_leaves_nothing_and_harms_no_other(
 
 
 def test_the_password_is_asked_for_at_each_connect(
-    run: Runner, admin: psycopg.Connection[Any]
+    run: Runner, admin: psycopg.Connection[Any], without_pauses: None
 ) -> None:
     async def password() -> str:
         asked.append(1)
@@ -191,7 +191,9 @@ def test_a_forked_child_leaves_the_connection_to_its_parent(
     wait_for(lambda: not pids(admin), "the connection is closed")
 
 
-def test_an_overdue_gap_comes_before_what_is_sent_later(run: Runner, link: Link) -> None:
+def test_an_overdue_gap_comes_before_what_is_sent_later(
+    run: Runner, link: Link, without_pauses: None
+) -> None:
     async def main() -> None:
         async with listen("a") as items, listen("a", queue_size=1) as short:
             link.reset()
