@@ -172,10 +172,11 @@ class Demo:
         return self.process.wait(timeout=20)
 
 
-@pytest.fixture(scope="session")
-def _served(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@contextmanager
+def demo_served(output: Path) -> Iterator[str]:
+    """Serve the order desk on the tests' database; yield its address; see that it ends well."""
     demo = Demo(
-        tmp_path_factory.mktemp("demo") / "output",
+        output,
         DATABASE_URL=f"{url_of(connection.settings_dict['NAME'])}&application_name={SERVED}",
         KITCHEN_SERVICE_SECONDS="0.2",
         POOL_SIZE="4",
@@ -187,6 +188,12 @@ def _served(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> 
     assert code == 0
     assert "Traceback" not in demo.output
     assert "Warning" not in demo.output
+
+
+@pytest.fixture(scope="session")
+def _served(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with demo_served(tmp_path_factory.mktemp("demo") / "output") as address:
+        yield address
 
 
 @pytest.fixture

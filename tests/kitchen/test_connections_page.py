@@ -14,13 +14,24 @@ import pytest
 from django.db import connection
 from selenium.webdriver.common.keys import Keys
 
-from tests.kitchen.conftest import url_of
+from tests.kitchen.conftest import demo_served, url_of
 from tests.kitchen.test_pages import fits, focused, one, press, tab_to, text, until
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 PAGE = "/admin/pgbackend/connections/"
 STATUS, LEASES = "[data-status]", "[data-table=leases]"
+
+
+@pytest.fixture(scope="module")
+def _served(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Serve a desk for these tests alone.
+
+    The page opens Django's pool for threads. Another test kills all sessions, and that pool, which
+    looks at no connection before it lends it, would fail a later request for each.
+    """
+    with demo_served(tmp_path_factory.mktemp("demo") / "output") as address:
+        yield address
 
 
 @pytest.fixture
