@@ -25,6 +25,7 @@ from django.urls import re_path
 from . import conf, thread_probes
 from .driver.outages import one_line
 from .driver.probing import Finding, State, probe
+from .non_atomic import never_atomic
 from .options import REPLICA_OF
 
 __all__ = ["begin_shutdown", "live", "readiness", "ready"]
@@ -35,13 +36,6 @@ logger = logging.getLogger("pgbackend.health")
 TIMEOUT = 1.0
 
 View: TypeAlias = Callable[[HttpRequest], Coroutine[Any, Any, HttpResponse]]
-
-
-class _EveryAlias(frozenset[str]):
-    """A set that contains the name of each alias, for `ATOMIC_REQUESTS` to leave a view alone."""
-
-    def __contains__(self, alias: object) -> bool:
-        return True
 
 
 class _Shutdown:
@@ -72,7 +66,8 @@ def _for_supervisors(view: View) -> View:
             response.content = b""
         return response
 
-    vars(answer).update(_non_atomic_requests=_EveryAlias(), login_required=False)
+    never_atomic(answer)
+    vars(answer).update(login_required=False)
     return answer
 
 
@@ -166,11 +161,8 @@ async def _in_pool(alias: str, timeout: float) -> Finding:
 async def _in_thread(alias: str, timeout: float) -> Finding:
     demand = thread_probes.Demand(alias)
     looking = asyncio.wrap_future(thread_probes.start(alias))
-    try:
-        await asyncio.wait([looking], timeout=timeout)
-        return looking.result() if looking.done() else Finding(demand.state(), timeout)
-    finally:
-        looking.cancel()  # else the thread's result might come to a loop that is closed
+    await asyncio.wait([looking], timeout=timeout)
+    return looking.result() if looking.done() else Finding(demand.state(), timeout)
 
 
 def _told(finding: Finding) -> dict[str, object]:

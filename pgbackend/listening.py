@@ -86,7 +86,33 @@ def listen(
     return listener if callback is None else CallbackListener(listener, callback)
 
 
-class Listener:
+class _Startable:
+    """A base of listeners: each listens from `start()` to `aclose()`, or for an ``async with``."""
+
+    async def start(self) -> None:
+        raise NotImplementedError
+
+    async def aclose(self) -> None:
+        raise NotImplementedError
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+
+class Listener(_Startable):
     """An asynchronous iterator of `Notification` and `Gap`, and a context manager; see `listen()`.
 
     It listens from its start: the ``async with``, or the first step of the iteration. It ends with
@@ -126,22 +152,6 @@ class Listener:
         else:
             self._mailbox.close()
 
-    async def __aenter__(self) -> Self:
-        try:
-            await self.start()
-        except BaseException:
-            await self.aclose()
-            raise
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        exc_tb: TracebackType | None,
-    ) -> None:
-        await self.aclose()
-
     def __aiter__(self) -> Self:
         return self
 
@@ -152,7 +162,7 @@ class Listener:
             return await self._mailbox.take()
 
 
-class CallbackListener:
+class CallbackListener(_Startable):
     """Passes the items of a listener to a function, from `start()` to `aclose()`; see `listen()`.
 
     The function runs in a task of its own, in the context in which it was started but outside of
@@ -181,22 +191,6 @@ class CallbackListener:
         task = self._task
         if task is not None and task is not asyncio.current_task():
             await asyncio.wait([task])
-
-    async def __aenter__(self) -> Self:
-        try:
-            await self.start()
-        except BaseException:
-            await self._listener.aclose()
-            raise
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        exc_tb: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
     def _name(self) -> str:
         return str(getattr(self._callback, "__qualname__", self._callback))

@@ -17,7 +17,7 @@ from .driver.forks import after_fork
 from .driver.tallies import COUNTERS, Durations, Tally, async_tallies, sync_tallies
 from .driver.unpooled import threads_connections
 
-#: Who keeps the connections: the pools of event loops, Django's synchronous pools, threads, or
+#: The keepers of connections: the pools of event loops, Django's synchronous pools, threads, or
 #: `pgbackend.listen()`.
 Kind: TypeAlias = Literal["async", "sync", "thread", "listening"]
 #: The kinds whose requests wait for a connection.

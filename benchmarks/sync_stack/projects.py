@@ -30,7 +30,7 @@ class Project:
     url: str
     paths: tuple[Path, ...]
     told: dict[str, Any]
-    """What its clients must know: cookies, tokens, numbers of rows."""
+    """The facts that its clients must know: cookies, tokens, numbers of rows."""
 
     def environment(self, way: Way) -> dict[str, str]:
         """Return the environment of a process that serves the project in `way`."""

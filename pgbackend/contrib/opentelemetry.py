@@ -66,7 +66,7 @@ class _Reporter:
 
     def __init__(self, provider: MeterProvider) -> None:
         self.is_on = False
-        #: What was recorded of each histogram: by its name and the pool's.
+        #: The durations recorded in each histogram: by its name and the pool's.
         self._recorded: dict[tuple[str, str], Durations] = {}
         meter = provider.get_meter("pgbackend", __version__)
         self._make_observed(meter)

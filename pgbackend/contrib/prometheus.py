@@ -33,6 +33,7 @@ except ImportError as exc:
 
 from pgbackend.contrib.snapshots import Snapshots
 from pgbackend.driver.tallies import BOUNDS, Durations
+from pgbackend.non_atomic import never_atomic
 from pgbackend.totals import QUEUES, Totals, observe, stop_observing, totals
 
 __all__ = ["PoolCollector", "metrics", "register", "unregister"]
@@ -93,15 +94,7 @@ def metrics(request: HttpRequest) -> HttpResponse:
     return HttpResponse(encoder(_registry()), content_type=content_type)
 
 
-class _EveryAlias(frozenset[str]):
-    """A set of aliases that has each one."""
-
-    def __contains__(self, alias: object) -> bool:
-        return True
-
-
-# `ATOMIC_REQUESTS` would take a connection, and so wait while none is free.
-metrics._non_atomic_requests = _EveryAlias()  # type: ignore[attr-defined]  # noqa: SLF001 - Django's
+never_atomic(metrics)
 
 
 class PoolCollector(Collector):

@@ -107,7 +107,7 @@ class Lease:
         self.heir: Any = None
         #: The place in the user's code where the last cursor was opened, for messages.
         self.opened_at: str | None = None
-        #: What may have taken an advisory lock of the session, for a message; see session_locks.py.
+        #: The place that may have taken an advisory lock of the session; see session_locks.py.
         self.locked_by: str | None = None
         self._connection: Connection | None = None
         #: Whether the facade's user has read its `adapters`, and so may have registered a type.

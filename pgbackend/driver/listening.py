@@ -28,6 +28,7 @@ from . import connecting
 from .asking import ConnectArguments
 from .attempts import FAILURE_WINDOW, Attempts, forget_connecting, repeat
 from .errors import PoolClosed
+from .homes import AtHome
 from .listening_link import Link
 from .mailboxes import Mailbox, Notification
 from .outages import LOG_INTERVAL, is_curable, is_unclear, one_line
@@ -67,7 +68,7 @@ class HubOptions:
     raised_as_is: tuple[type[Exception], ...] = ()
 
 
-class Hub:
+class Hub(AtHome):
     """Listens for any number of mailboxes, by one connection."""
 
     def __init__(
@@ -320,14 +321,6 @@ class Hub:
     def disown(self) -> None:
         """Send nothing more: after a fork, the connection is the parent's."""
         self.closed = True
-
-    def call_at_home(self, func: Callable[[], None]) -> bool:
-        """Make the hub's loop call `func` soon; return False if the loop is closed."""
-        try:
-            self.loop.call_soon_threadsafe(func)
-        except RuntimeError:
-            return False
-        return True
 
     def open_connections(self) -> int:
         """Return 1 if the connection is open, else 0."""

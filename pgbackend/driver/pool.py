@@ -37,6 +37,7 @@ from .connection import Connection
 from .coroutines import name_of, resume
 from .finalizers import check_not_collecting
 from .holding import HoldBounds, Holding
+from .homes import AtHome
 from .lease import Adapting, Lease
 from .no_pool import NoPool
 from .pooled import AsyncConnection
@@ -89,7 +90,7 @@ class PoolOptions:
         return f"<PoolOptions {dict(self.pool)!r}>"  # `connect` holds the password
 
 
-class Pool:
+class Pool(AtHome):
     """A pool of connections for one name (an alias) on one event loop.
 
     Only `release()` and `call_at_home()` may be called from other threads.
@@ -382,14 +383,6 @@ class Pool:
         elif not self.call_at_home(partial(self._release, lease)):
             self.leases.pop(id(lease), None)
             lease.physical.pgconn.finish()
-
-    def call_at_home(self, func: Callable[[], None]) -> bool:
-        """Make the pool's loop call `func` soon; return False if the loop is closed."""
-        try:
-            self.loop.call_soon_threadsafe(func)
-        except RuntimeError:
-            return False
-        return True
 
     def _release(self, lease: Lease) -> None:
         """Put the connection of `lease` back; if need be, start a task that restores it first."""

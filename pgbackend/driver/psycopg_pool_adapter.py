@@ -140,7 +140,7 @@ class PsycopgPool(Withdrawing, psycopg_pool.AsyncConnectionPool[AsyncConnection]
             connection_class=AsyncConnection, configure=owner.configure, open=False, **kwargs
         )
         self.owner = owner
-        #: Where psycopg_pool counts.
+        #: The dictionary of psycopg_pool's counters.
         self.counters: Mapping[str, int] = self._stats
         self._waiting = WaitingQueue(owner)
         #: All connections that were made and still exist: free, leased, being checked or reset.

@@ -144,5 +144,5 @@ class Tallies:
 
 #: The tallies of the async pools of all loops.
 async_tallies = Tallies()
-#: Those of Django's synchronous pools.
+#: The tallies of Django's synchronous pools.
 sync_tallies = Tallies()

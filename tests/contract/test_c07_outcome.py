@@ -194,7 +194,7 @@ def names_of(conninfo: str) -> set[str]:
         return {name for (name,) in admin.execute("SELECT name FROM library_tag")}
 
 
-#: Where the link cuts a COMMIT, and what follows.
+#: The places at which the link cuts a COMMIT, and the verdicts that follow.
 CUTS = {"before it": (0, Verdict.ABORTED), "after it": (ASKED, Verdict.COMMITTED)}
 
 

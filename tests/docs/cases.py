@@ -238,7 +238,7 @@ def _is_instrumented(names: Names) -> None:
 
 #: Pages whose snippets are run as a whole, by a test of their own.
 WHOLE = {"docs/start.md": "test_start.py"}
-#: Of each snippet: its page, a text that only it has there, and its runner.
+#: The cases, one for each snippet: its page, a text that only it has there, and its runner.
 CASES: list[tuple[str, str, Runner]] = [
     ("README.md", "client.get(SUPPLIER)", code(_view_with_supplier, _promises)),
     ("README.md", 'was "django.db.backends', settings()),
