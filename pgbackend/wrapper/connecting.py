@@ -202,12 +202,17 @@ class Connecting(Contexts):
         for problem in options.unusable_in_sync_code(self.alias, given):
             raise problem.error()
         pool = {"connection_class": driver.Connection, **options.sync_sizes(given), **given}
+        check = pool.pop("check", None)
         pool = {name: pool[name] for name in pool if name not in options.NOT_PSYCOPGS}
         stand_in.settings_dict = {
             **self.settings_dict,
             "OPTIONS": {**self.settings_dict["OPTIONS"], "pool": pool},
         }
-        return super(Connecting, stand_in).pool
+        made = super(Connecting, stand_in).pool
+        if check is not None:
+            # Django 5.2 names the argument itself, and so cannot be given it with the others.
+            made._check = check  # noqa: SLF001
+        return made
 
     def close_pool(self) -> None:
         """Close the synchronous pool and the pools of all loops. May be called in any thread.

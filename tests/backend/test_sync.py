@@ -127,6 +127,25 @@ def test_the_synchronous_pool_is_djangos() -> None:
         first.close_pool()
 
 
+@pytest.mark.parametrize("health_checks", [False, True])
+def test_the_synchronous_pool_calls_the_check_that_it_is_given(health_checks: bool) -> None:
+    checked: list[Any] = []
+    settings_dict = copy.deepcopy(connections.settings["default"])
+    settings_dict["OPTIONS"]["pool"] = {"min_size": 0, "max_size": 1, "check": checked.append}
+    settings_dict["CONN_MAX_AGE"] = 0
+    settings_dict["CONN_HEALTH_CHECKS"] = health_checks
+    wrapper = type(connections["default"])(settings_dict, alias="sync pool")
+    try:
+        for number in range(3):
+            with wrapper.cursor() as cursor:
+                cursor.execute("SELECT 1")
+                assert len(checked) == number + 1
+            wrapper.close()
+    finally:
+        wrapper.close()
+        wrapper.close_pool()
+
+
 def test_a_copy_has_a_connection_of_its_own() -> None:
     Tag.objects.count()
     other = connection.copy()
