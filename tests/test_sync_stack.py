@@ -63,17 +63,19 @@ def _found() -> dict[str, Any]:
         "rounds": 1,
         "versions": {"Python": "3"},
         "machine": "2 processors",
-        "works": {"wagtail": {"16": by_way}},
+        "works": {work: {"64": by_way} for work in ("wagtail", "api_list", "admin_list")},
     }
 
 
 def test_the_tables_take_their_place_on_the_page(tmp_path: Path) -> None:
-    page = tmp_path / "benchmarks.md"
+    page, readme = tmp_path / "benchmarks.md", tmp_path / "README.md"
     page.write_text(PAGE)
-    report.write(_found(), page)
+    readme.write_text(PAGE)
+    report.write(_found(), page, readme)
+    assert "| 10 (2) | 30, 3.00× (2) | 60, 6.00× (2) |" in readme.read_text()
     text = page.read_text()
-    assert "old" not in text
-    assert "| 16 | the whole stack green, uvicorn | 60 (6.00) | 1.00 (1.00) | 5 |" in text
+    assert "old" not in text and "old" not in readme.read_text()
+    assert "| 64 | the whole stack green, uvicorn | 60 (6.00) | 1.00 (1.00) | 5 |" in text
     assert report.section(page).startswith(report.HEADING)
 
 
@@ -87,3 +89,4 @@ def test_a_page_without_a_place_is_refused(tmp_path: Path) -> None:
 def test_the_page_shows_the_results_that_are_kept() -> None:
     found = json.loads(report.RESULTS.read_text())
     assert "\n".join(report.tables(found)) in report.PAGE.read_text()
+    assert "\n".join(report.figures(found)) in report.README.read_text()

@@ -1,6 +1,7 @@
-"""Writes the tables of a run into docs/benchmarks.md: ``python -m benchmarks.sync_stack.report``.
+"""Writes the tables of a run into the pages: ``python -m benchmarks.sync_stack.report``.
 
-They come from `results.json`, which a run of ``python -m benchmarks.sync_stack`` writes.
+All of them stand in docs/benchmarks.md, and the shortest in README.md. They come from
+`results.json`, which a run of ``python -m benchmarks.sync_stack`` writes.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from .ways import STOCK
+from .ways import GUNICORN, STOCK, WHOLE
 
+ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results.json"
-PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+PAGE = ROOT / "docs" / "benchmarks.md"
+README = ROOT / "README.md"
 BEGIN = "<!-- sync views: written by benchmarks.sync_stack.report -->"
 END = "<!-- end of sync views -->"
 HEADING = "## Projects of sync views"
@@ -25,17 +28,30 @@ TITLES = {
     "admin": "The admin: lists, forms and changes",
     "api": "The REST framework: lists, details, new rows and changes",
 }
+#: The ways that README.md shows, with their column's head, and the works by their row's.
+_SHOWN_WAYS = {STOCK: "Django, uvicorn", GUNICORN: "Django, gunicorn, threads", WHOLE: "pgbackend"}
+_SHOWN_WORKS = {
+    "wagtail": "a page of Wagtail's `wagtail start`",
+    "api_list": "a nested list of the REST framework",
+    "admin_list": "a list of Django's admin",
+}
+_SHOWN_CLIENTS = "64"
 
 
-def write(found: dict[str, Any], page: Path = PAGE) -> None:
-    """Put the tables of the results `found` into the page; the rest of it is left as it is."""
+def write(found: dict[str, Any], page: Path = PAGE, readme: Path = README) -> None:
+    """Put the tables of the results `found` into the pages; the rest of these is left as it is."""
+    _put(tables(found), page)
+    _put(figures(found), readme)
+
+
+def _put(lines: Iterator[str], page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"{page.name} has no place for the tables: {BEGIN} ... {END}")
-    lines = "\n".join(tables(found))
-    page.write_text(f"{before}{BEGIN}\n\n{lines}\n\n{END}{after}", encoding="utf-8")
+    written = "\n".join(lines)
+    page.write_text(f"{before}{BEGIN}\n\n{written}\n\n{END}{after}", encoding="utf-8")
 
 
 def section(page: Path = PAGE) -> str:
@@ -59,6 +75,23 @@ def tables(found: dict[str, Any]) -> Iterator[str]:
         yield "|--:|---|--:|--:|--:|--:|--:|--:|"
         for clients, by_way in by_clients.items():
             yield from _rows(clients, by_way)
+
+
+def figures(found: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines of the table of README.md: requests a second, and connections."""
+    heads = " | ".join(_SHOWN_WAYS.values())
+    yield f"| requests a second (connections), {_SHOWN_CLIENTS} clients | {heads} |"
+    yield "|---|--:|--:|--:|"
+    for work, title in _SHOWN_WORKS.items():
+        by_way = found["works"][work][_SHOWN_CLIENTS]
+        cells = (_figure(by_way[way], by_way[STOCK]) for way in _SHOWN_WAYS)
+        yield f"| {title} | {' | '.join(cells)} |"
+
+
+def _figure(samples: list[dict[str, Any]], of_stock: list[dict[str, Any]]) -> str:
+    rate, ratio = _median(samples, "rate"), _ratio(samples, of_stock, "rate")
+    times = "" if samples is of_stock else f", {ratio:.2f}×"
+    return f"{rate:,.0f}{times} ({max(each['connections'] for each in samples)})"
 
 
 def _rows(clients: str, by_way: dict[str, list[dict[str, Any]]]) -> Iterator[str]:

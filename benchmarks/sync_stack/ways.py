@@ -9,6 +9,8 @@ STOCK = "stock, uvicorn"
 _STOCK = "django.db.backends.postgresql"
 #: Threads of gunicorn's worker: as many as clients at the middle step.
 THREADS = 16
+GUNICORN = f"stock, gunicorn with {THREADS} threads"
+WHOLE = "the whole stack green, uvicorn"
 #: More connections than there are threads that ask at once in the usual run: none waits.
 _POOL = {"pool": {"min_size": 4, "max_size": 20, "timeout": 30}}
 _UVICORN = (
@@ -41,8 +43,8 @@ class Way:
 WAYS = (
     Way(STOCK, _STOCK),
     Way("stock with its pool, uvicorn", _STOCK, options=_POOL),
-    Way(f"stock, gunicorn with {THREADS} threads", _STOCK, max_age=600, command=_GUNICORN),
+    Way(GUNICORN, _STOCK, max_age=600, command=_GUNICORN),
     Way("`ENGINE` alone, uvicorn"),
     Way("`ENGINE` alone with the pool, uvicorn", options=_POOL),
-    Way("the whole stack green, uvicorn", whole=True),
+    Way(WHOLE, whole=True),
 )

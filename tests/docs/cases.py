@@ -237,18 +237,17 @@ def _is_instrumented(names: Names) -> None:
 # --- The cases ------------------------------------------------------------------------------------
 
 #: Pages whose snippets are run as a whole, by a test of their own.
-WHOLE = {"docs/start.md": "test_start.py"}
+WHOLE = {"docs/start.md": "test_start.py", "docs/start-wagtail.md": "test_start.py"}
 #: The cases, one for each snippet: its page, a text that only it has there, and its runner.
 CASES: list[tuple[str, str, Runner]] = [
     ("README.md", "client.get(SUPPLIER)", code(_view_with_supplier, _promises)),
     ("README.md", 'was "django.db.backends', settings()),
-    ("README.md", '"session_reset": "dirty"', settings()),
-    ("README.md", "async def pay", code(_shop, _receipts)),
     ("docs/admin-page.md", "INSTALLED_APPS", settings()),
     ("docs/admin-page.md", "my_site", code(_sites, _is_registered)),
     ("docs/deploy.md", "get_asgi_application()", code(dict, _is_an_application)),
     ("docs/health.md", "# urls.py", code(_urls, _tells_health)),
     ("docs/health.md", "health.readiness", code(_urls, _tells_health)),
+    ("docs/install.md", "async def pay", code(_shop, _receipts)),
     ("docs/listen.md", "async def feed", code(_orders_to_feed, _feeds)),
     ("docs/listen.md", "pgbackend.notify", code(_saved_order)),
     ("docs/listen.md", '"listen": {', settings()),

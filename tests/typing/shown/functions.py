@@ -1,4 +1,4 @@
-"""The functions that README.md and docs/settings.md name, as a project uses them."""
+"""The functions that the pages name, as a project uses them."""
 
 from __future__ import annotations
 
