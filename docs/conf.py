@@ -55,5 +55,6 @@ autodoc_type_aliases = {"Hook": "pgbackend.metrics.Hook"}
 html_theme = "furo"
 html_title = f"pgbackend {version}"
 html_static_path = ["_static"]
+html_favicon = "_static/icon.svg"
 html_css_files = ["drawings.css"]
 html_show_sphinx = False

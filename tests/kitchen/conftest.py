@@ -6,11 +6,9 @@ import asyncio
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -21,10 +19,10 @@ import pytest
 from django.db import connection
 
 from tests.conftest import Runner, wait_for
+from tests.support.chromium import chromium, require_chromium, show_at
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVED = "served-desk"  # the application_name of its connections
-CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 
 @pytest.fixture(autouse=True)
@@ -227,18 +225,13 @@ def parsed(lines: Iterator[str]) -> Iterator[tuple[str, dict[str, Any]]]:
 @pytest.fixture
 def browse(request: pytest.FixtureRequest, served: str) -> Iterator[Callable[..., Any]]:
     """Open the desk in Chromium at a width; at the end, its console must be empty."""
-    if not (CHROMIUM and CHROMEDRIVER):
-        missing = "chromium and chromedriver are not on the PATH: see 'make browser'"
-        if request.config.getoption("--require-browser", default=False):
-            pytest.fail(missing)
-        pytest.skip(missing)
+    require_chromium(request.config)
     drivers = []
 
     def browse(path: str = "/", *, width: int = 1280, height: int = 900) -> Any:
-        drivers.append(stack := _chromium())
+        drivers.append(stack := chromium())
         driver = stack.__enter__()
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
-        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        show_at(driver, width, height)
         driver.get(served + path)
         return driver
 
@@ -247,32 +240,3 @@ def browse(request: pytest.FixtureRequest, served: str) -> Iterator[Callable[...
     finally:
         for stack in reversed(drivers):
             stack.__exit__(None, None, None)
-
-
-@contextmanager
-def _chromium() -> Iterator[Any]:
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        for flag in (
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-dev-shm-usage",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            f"--user-data-dir={profile}",
-        ):
-            options.add_argument(flag)
-        driver = webdriver.Chrome(options, webdriver.ChromeService(CHROMEDRIVER))
-        try:
-            yield driver
-            assert driver.get_log("browser") == []
-        finally:
-            driver.quit()

@@ -16,6 +16,7 @@ from selenium.webdriver.common.keys import Keys
 
 from tests.kitchen.conftest import demo_served, url_of
 from tests.kitchen.test_pages import fits, focused, one, press, tab_to, text, until
+from tests.support.chromium import CONTRAST, prefer
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -191,48 +192,15 @@ return [...document.querySelectorAll(".pgb *")]
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_all_text_has_contrast_in_both_themes(opened, served, menu, theme) -> None:
     page = opened()
-    features = [{"name": "prefers-color-scheme", "value": theme}]
-    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    prefer(page, theme)
     with requests_in_flight(served, 6):
         until(page, "[data-table=waiting]", "GET /")
         tab_to(page, "Show the dump")
         press(page, Keys.ENTER)
         wait_for_value(page, "Leased")
-        background, lowest, where = page.execute_script(CONTRAST)
+        background, lowest, where = page.execute_script(CONTRAST, "#content, #content *")
     assert (sum(background) < 150) == (theme == "dark")
     assert lowest >= 4.5, where
-
-
-#: Returns the page's background, and the lowest contrast of a text with what is behind it.
-CONTRAST = """
-const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
-const behind = (element) => {
-    for (let each = element; each; each = each.parentElement) {
-        const [r, g, b, a = 1] = numbers(getComputedStyle(each).backgroundColor);
-        if (a > 0) return [r, g, b];
-    }
-    return [255, 255, 255];
-};
-const light = ([r, g, b]) => {
-    const [x, y, z] = [r, g, b].map((part) => {
-        const c = part / 255;
-        return c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
-    });
-    return 0.2126 * x + 0.7152 * y + 0.0722 * z;
-};
-let lowest = 21, where = "";
-for (const each of document.querySelectorAll("#content, #content *")) {
-    const says = [...each.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
-    if (!(says || each.value) || !each.getClientRects().length) continue;
-    for (const part of [null, "::before"]) {
-        const ink = light(numbers(getComputedStyle(each, part).color).slice(0, 3));
-        const paper = light(behind(each));
-        const ratio = (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
-        if (ratio < lowest) [lowest, where] = [ratio, each.outerHTML.slice(0, 120)];
-    }
-}
-return [behind(document.body), lowest, where];
-"""
 
 
 def test_without_a_script_it_shows_figures_that_a_reload_renews(opened, served, menu) -> None:
