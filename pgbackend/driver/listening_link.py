@@ -59,6 +59,8 @@ class Link:
             self._errors.register(self._fd, 0)
         self._pgconn.notify_handler = self._pass_on
         self._loop.add_reader(self._fd, self._on_readable)
+        #: Whether the loop knows the socket. libpq closes it by itself if it breaks in a command.
+        self._is_reading = True
 
     @classmethod
     async def open(
@@ -75,13 +77,13 @@ class Link:
 
     def close(self) -> None:
         """Close the connection, whatever it does."""
-        if self._connection.closed:
-            return
         self._stop_reading()
         self._pgconn.finish()
 
     def _stop_reading(self) -> None:
-        if not self._loop.is_closed():
+        """Let the loop forget the socket; only once, since another may get its number."""
+        is_reading, self._is_reading = self._is_reading, False
+        if is_reading and not self._loop.is_closed():
             self._loop.remove_reader(self._fd)
             self._loop.remove_writer(self._fd)
 

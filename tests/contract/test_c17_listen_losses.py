@@ -11,10 +11,12 @@ from typing import Any
 import psycopg
 import pytest
 from django.db import connection, connections, transaction
+from psycopg.conninfo import conninfo_to_dict
 
 import pgbackend
 from pgbackend import Gap, anotify, listen
-from pgbackend.driver import attempts, listening, loops
+from pgbackend.driver import attempts, listening, listening_link, loops
+from pgbackend.driver.asking import ConnectArguments
 from tests.conftest import Runner, wait_for
 from tests.contract.test_c17_listen import pids
 from tests.library.models import Tag
@@ -140,6 +142,32 @@ def test_a_listener_cancelled_at_any_turn_leaves_nothing_and_harms_no_other(
         assert follower.gaps == ["started"]
         assert follower.names == {"1", "last"}
 
+    run(main())
+
+
+def test_a_link_that_breaks_in_a_command_leaves_its_socket_to_nobody(
+    run: Runner, link: Link, conninfo: str
+) -> None:
+    """libpq closes the socket then, and the next one of the process gets its number."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        opened = await listening_link.Link.open(own, lambda *_: None, lambda: None)
+
+        async def command() -> bool:
+            with pytest.raises(psycopg.OperationalError):
+                await opened.run("SELECT pg_sleep(20)")
+            opened.close()
+            return loop.remove_reader(opened._fd)
+
+        running = asyncio.ensure_future(command())
+        await asyncio.sleep(0)
+        link.reset()
+        assert not await running
+
+    given: dict[str, Any] = conninfo_to_dict(conninfo)
+    given.pop("hostaddr", None)
+    own = ConnectArguments(given, host="127.0.0.1", port=link.port, sslmode="disable")
     run(main())
 
 
