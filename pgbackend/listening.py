@@ -158,6 +158,8 @@ class Listener(_Startable):
     async def __anext__(self) -> Notification | Gap:
         if not self._mailbox.started and not self._mailbox.closed:
             await self.start()
+        elif self._hub is not None:
+            self._check_loop(self._hub)
         with connections[self.using].wrap_database_errors:
             return await self._mailbox.take()
 
@@ -174,12 +176,14 @@ class CallbackListener(_Startable):
         self.using: str = listener.using
         self._listener = listener
         self._callback = callback
+        self._is_begun = False
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Return when LISTEN is in force, and call the function with each item from now on."""
-        if self._task is not None:
+        if self._is_begun:
             raise RuntimeError("this listener has been started already")
+        self._is_begun = True
         await self._listener.start()
         self._task = asyncio.create_task(self._run(), name=f"pgbackend listens {self._name()}")
         _tasks.add(self._task)
@@ -213,7 +217,10 @@ class CallbackListener(_Startable):
             result = self._callback(item)
             if inspect.isawaitable(result):
                 await result
-        except Exception:
+        except (Exception, asyncio.CancelledError) as exc:
+            task = asyncio.current_task()
+            if isinstance(exc, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise  # else the function has awaited something else that was cancelled
             logger.exception("the callback %s has failed with %r", self._name(), item)
 
 

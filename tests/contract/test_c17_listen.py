@@ -291,6 +291,24 @@ def test_two_loops_have_a_connection_each(run: Runner, admin: psycopg.Connection
     assert counts == [2, 2]
 
 
+def test_a_listener_of_another_loop_is_refused(run: Runner) -> None:
+    """Nothing would wake the other loop."""
+
+    async def elsewhere() -> None:
+        async with asyncio.timeout(5):
+            await anext(listener)
+
+    async def main() -> None:
+        await listener.start()
+        assert await anext(listener) == STARTED
+        with pytest.raises(RuntimeError, match="belongs to another event loop"):
+            await asyncio.to_thread(asyncio.run, elsewhere())
+        await listener.aclose()
+
+    listener = listen("a")
+    run(main())
+
+
 # --- Slow, cancelled and dropped listeners --------------------------------------------------------
 
 
@@ -481,6 +499,48 @@ def test_a_callback_may_end_its_own_listener_and_is_never_cut_off(run: Runner) -
         await ended.wait()
         await listener.aclose()
         assert found == ["1"]
+
+    run(main())
+
+
+def test_a_callback_goes_on_after_what_it_awaits_was_cancelled(
+    run: Runner, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        ended = asyncio.Event()
+
+        async def callback(item: Gap | Notification) -> None:
+            if isinstance(item, Gap):
+                other = asyncio.ensure_future(asyncio.Event().wait())
+                other.cancel()
+                await other
+            ended.set()
+
+        async with listen("a", callback=callback):
+            await anotify("a", "1")
+            async with asyncio.timeout(10):
+                await ended.wait()
+
+    with caplog.at_level(logging.ERROR, "pgbackend"):
+        run(main())
+    (record,) = caplog.records
+    assert "callback has failed with Gap(reason='started')" in record.getMessage()
+
+
+def test_a_callback_listener_that_begins_is_not_begun_again(run: Runner) -> None:
+    async def main() -> None:
+        found = []
+        listener = listen("a", callback=found.append)
+        first, second = await asyncio.gather(
+            listener.start(), listener.start(), return_exceptions=True
+        )
+        assert first is None
+        assert "has been started already" in str(second)
+        async with listen("a") as other:
+            await anotify("a", "1")
+            await payloads(other, 2)
+        await until(lambda: len(found) == 2)
+        await listener.aclose()
 
     run(main())
 
