@@ -166,4 +166,7 @@ def _is_free(path: Path) -> bool:
 def _locked(path: Path) -> Iterator[None]:
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:  # closing it is not enough: a child that was forked meanwhile has it open, too
+            fcntl.flock(file, fcntl.LOCK_UN)

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from pgbackend.contrib import prometheus
+from pgbackend.contrib import prometheus, snapshots
 from pgbackend.contrib.snapshots import Snapshots
 from pgbackend.driver import events
 from pgbackend.driver.tallies import async_tallies, sync_tallies
@@ -205,6 +206,36 @@ def test_a_reader_that_ends_in_the_midst_counts_nobody_twice(
 
 def _broken(*args: Any, **kwargs: Any) -> None:
     raise KeyboardInterrupt
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_amid_a_scrape_locks_nobody_out(tmp_path: Path) -> None:
+    """The child inherits the descriptor of the scrape, and with it the lock."""
+    scraping, forked = threading.Event(), threading.Event()
+
+    def held() -> None:
+        with snapshots._locked(tmp_path / snapshots._READERS):
+            scraping.set()
+            forked.wait(10)
+
+    one = Snapshots(tmp_path, lambda: [record(1, 1)])
+    one.start()
+    scrape = threading.Thread(target=held)
+    scrape.start()
+    scraping.wait(10)
+    if (child := os.fork()) == 0:
+        os._exit(0)
+    forked.set()
+    scrape.join()
+    try:
+        wait_for(lambda: os.waitpid(child, os.WNOHANG) == (child, 0), "the child goes on")
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        raise
+    finally:
+        one.stop()
 
 
 def test_a_directory_that_is_missing_is_told(
