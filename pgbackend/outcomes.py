@@ -17,6 +17,8 @@ from .driver.commit_ids import ASK_FATE, ASK_SERVER, NEVER_GIVEN, CommitId, Fate
 
 #: Seconds between two questions: first, and at most.
 _PAUSE, _LONGEST_PAUSE = 0.02, 0.5
+#: Seconds that an attempt to connect takes at most: the next one may reach another server.
+_LONGEST_ATTEMPT = 10.0
 #: The SQLSTATE of `pg_xact_status()` for an id that the server has not given to a transaction yet.
 _IN_THE_FUTURE = "22023"
 
@@ -40,13 +42,14 @@ class OutcomeUnknown(OperationalError):  # noqa: N818 - the name of the driver's
         Raises Django's `OperationalError` if no server could be reached. Raises
         `ImproperlyConfigured` if the alias is not set up to ask for the ids of transactions.
         """
+        _check_timeout(timeout)
         asked = self._id_to_ask_for()
         if asked.xid is None:
             return Verdict.NOTHING_WRITTEN
         assert self.using is not None
         end, pause = monotonic() + timeout, _PAUSE
         while True:
-            verdict, error = _ask_once(self.using, asked, max(0.0, end - monotonic()))
+            verdict, error = _ask_once(self.using, asked, min(end - monotonic(), _LONGEST_ATTEMPT))
             if verdict is not None:
                 return verdict
             if monotonic() + pause >= end:
@@ -84,6 +87,11 @@ def raise_told(exc: OperationalError) -> None:
     told = OutcomeUnknown(*exc.args)
     told.using, told.commit_id, told._is_asked = cause.database, cause.commit_id, cause.is_asked  # noqa: SLF001
     raise told.with_traceback(exc.__traceback__) from cause
+
+
+def _check_timeout(timeout: object) -> None:
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0:
+        raise ValueError(f"timeout is {timeout!r}: it must be a number of seconds, at least 0")
 
 
 def _ask_once(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import pickle
 import select
 from collections import Counter
@@ -380,6 +381,19 @@ def test_a_server_that_cannot_be_reached_gives_no_verdict(link: CuttingLink) -> 
         caught.value.verdict(timeout=0.1)
     link.restore()
     assert caught.value.verdict() is Verdict.COMMITTED
+
+
+def test_a_verdict_may_be_waited_for_without_a_limit(link: CuttingLink) -> None:
+    link.cut_at([ASKED])
+    with pytest.raises(OutcomeUnknown) as caught:
+        in_a_block("x")
+    assert caught.value.verdict(timeout=math.inf) is Verdict.COMMITTED
+
+
+@pytest.mark.parametrize("timeout", [math.nan, -1, None, True, "10"])
+def test_a_limit_that_is_no_number_of_seconds_is_refused(timeout: Any) -> None:
+    with pytest.raises(ValueError, match="number of seconds"):
+        OutcomeUnknown("x").verdict(timeout=timeout)
 
 
 def test_a_verdict_is_neither_true_nor_false() -> None:
