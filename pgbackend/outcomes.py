@@ -121,8 +121,8 @@ def _fate(cursor: Any, asked: CommitId) -> Fate:
         if getattr(exc.__cause__, "sqlstate", None) != _IN_THE_FUTURE:
             raise
     cursor.execute(ASK_SERVER)
-    system, timeline, recovered = cursor.fetchone()
-    return Fate.of(system, timeline, recovered, NEVER_GIVEN)
+    system, timeline, recovered, renewed = cursor.fetchone()
+    return Fate.of(system, timeline, recovered, renewed, NEVER_GIVEN)
 
 
 def _sleep(seconds: float) -> None:

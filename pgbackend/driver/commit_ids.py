@@ -12,6 +12,9 @@ from a crash or as a standby, says until its next start how far it has replayed 
 (`pg_last_wal_replay_lsn()`). If that is not beyond the place, the transaction is lost, whatever its
 id says. If it is, the server has seen the id, and has not given it again. This tells of one
 recovery. Of several, one after the other, the server shows the last one only.
+
+A server that was stopped in good order after a recovery shows none. But its statistics, which a
+crash resets, are younger than the question then, as its process is.
 """
 
 from __future__ import annotations
@@ -28,16 +31,21 @@ _PLACE = f"pg_catalog.pg_wal_lsn_diff({_LOG}, '0/0')"
 _SYSTEM = "(pg_catalog.pg_control_system()).system_identifier"
 _TIMELINE = f"pg_catalog.substr(pg_catalog.pg_walfile_name({_LOG}), 1, 8)"
 _RECOVERED = "pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_last_wal_replay_lsn(), '0/0')"
+_NOW = "EXTRACT(EPOCH FROM pg_catalog.clock_timestamp())"
+_STATISTICS = "pg_catalog.pg_stat_get_bgwriter_stat_reset_time()"
+_RENEWED = f"EXTRACT(EPOCH FROM LEAST({_STATISTICS}, pg_catalog.pg_postmaster_start_time()))"
 _ID = "pg_catalog.pg_current_xact_id_if_assigned()"
 
 #: Asks for the id of the open transaction; has no row if the transaction has written nothing.
 ASK_ID = (
-    f"SELECT {_ID}, {_PLACE}, {_SYSTEM}, {_TIMELINE}, {_RECOVERED} WHERE {_ID} IS NOT NULL"
+    f"SELECT {_ID}, {_PLACE}, {_SYSTEM}, {_TIMELINE}, {_NOW}, {_RECOVERED} WHERE {_ID} IS NOT NULL"
 ).encode()
 
 _PRIMARY = "NOT pg_catalog.pg_is_in_recovery()"
 #: Asks what server this is; the timeline is NULL on a standby.
-ASK_SERVER = f"SELECT {_SYSTEM}, CASE WHEN {_PRIMARY} THEN {_TIMELINE} END, {_RECOVERED}"
+ASK_SERVER = (
+    f"SELECT {_SYSTEM}, CASE WHEN {_PRIMARY} THEN {_TIMELINE} END, {_RECOVERED}, {_RENEWED}"
+)
 #: Asks the same, and the status of the transaction with the id that is the parameter.
 ASK_FATE = (
     f"{ASK_SERVER}, CASE WHEN {_PRIMARY} THEN pg_catalog.pg_xact_status(%s::pg_catalog.xid8) END"
@@ -72,10 +80,11 @@ class CommitId:
     xid: int | None
     #: The place in the log that the record of the commit comes after.
     place: int = 0
-    #: The identifier and the timeline of the server, and how far it had replayed the log when it
-    #: last recovered; None if it was started without a recovery.
+    #: The identifier and the timeline of the server, its time, and how far it had replayed the log
+    #: when it last recovered; None if it was started without a recovery.
     system: str = ""
     timeline: int = 0
+    asked_at: float = 0.0
     recovered: int | None = None
 
     @classmethod
@@ -83,9 +92,9 @@ class CommitId:
         """Return the id that the `result` of `ASK_ID` has."""
         if result.ntuples == 0:
             return cls(None)
-        xid, place, system, timeline = (_text(result, column) for column in range(4))
-        recovered = None if result.get_value(0, 4) is None else int(_text(result, 4))
-        return cls(int(xid), int(place), system, int(timeline, 16), recovered)
+        xid, place, system, timeline, now = (_text(result, column) for column in range(5))
+        recovered = None if result.get_value(0, 5) is None else int(_text(result, 5))
+        return cls(int(xid), int(place), system, int(timeline, 16), float(now), recovered)
 
 
 class Fate(NamedTuple):
@@ -94,13 +103,17 @@ class Fate(NamedTuple):
     system: str
     timeline: int | None
     recovered: int | None
+    #: The earlier one of two times: when it was started, and when its statistics were reset.
+    renewed_at: float
     status: str | None
 
     @classmethod
-    def of(cls, system: object, timeline: str | None, recovered: Any, status: str | None) -> Fate:
+    def of(
+        cls, system: object, timeline: str | None, recovered: Any, renewed: Any, status: str | None
+    ) -> Fate:
         """Return the fate that a row of `ASK_FATE` tells."""
         number = None if timeline is None else int(timeline, 16)
-        return cls(str(system), number, _maybe_int(recovered), status)
+        return cls(str(system), number, _maybe_int(recovered), float(renewed), status)
 
     def verdict(self, asked: CommitId) -> Verdict | None:
         """Return the verdict on the transaction `asked`; None if the server should be asked again.
@@ -121,14 +134,16 @@ class Fate(NamedTuple):
     def _has_recovered_since(self, asked: CommitId) -> bool:
         """Return whether the server has recovered, or was promoted, since the id was asked for.
 
-        Without a recovery, it was at most shut down in good order: then nothing is lost.
+        If it was at most stopped in good order, then nothing is lost.
         """
         if self.timeline != asked.timeline:
             return True
-        return self.recovered is not None and self.recovered != asked.recovered
+        if self.recovered is None:
+            return self.renewed_at > asked.asked_at
+        return self.recovered != asked.recovered
 
     def _verdict_after_several(self) -> Verdict:
-        """Return the verdict if a promotion is not the server's last start, or not the only one.
+        """Return the verdict if a recovery is not the server's last start, or not the only one.
 
         The id may have been given again. So a commit may be that of another transaction; but if the
         transaction with this id is not committed, whichever it is, the one that was asked for is

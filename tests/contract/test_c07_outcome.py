@@ -552,3 +552,4 @@ def test_verdicts_are_right_after_a_crash_and_a_restart(
     server.stop()
     server.start()
     assert [error.verdict() for error in before] == [Verdict.COMMITTED, Verdict.ABORTED]
+    assert forgotten.verdict() is Verdict.UNKNOWN, "the server no longer shows its recovery"
