@@ -43,17 +43,26 @@ def instrument(meter_provider: MeterProvider | None = None) -> None:
 
     Does nothing if it reports already.
     """
-    provider = get_meter_provider() if meter_provider is None else meter_provider
-    if provider not in _known:
-        _known[provider] = _Reporter(provider)
-    _known[provider].start()
+    key = _key(meter_provider)
+    if key not in _known:
+        _known[key] = _Reporter(get_meter_provider() if meter_provider is None else meter_provider)
+    _known[key].start()
 
 
 def uninstrument(meter_provider: MeterProvider | None = None) -> None:
     """Undo `instrument()`: report nothing any more, and measure no durations."""
-    provider = get_meter_provider() if meter_provider is None else meter_provider
-    if provider in _known:
-        _known[provider].stop()
+    if (key := _key(meter_provider)) in _known:
+        _known[key].stop()
+
+
+class _Global:
+    """Stands for the global provider: before that is set, the API gives a proxy of it."""
+
+
+def _key(meter_provider: MeterProvider | None) -> object:
+    """Return what `_known` knows `meter_provider` by."""
+    is_global = meter_provider is None or meter_provider is get_meter_provider()
+    return _Global if is_global else meter_provider
 
 
 def pool_name(record: Totals) -> str:

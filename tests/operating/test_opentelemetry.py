@@ -6,13 +6,18 @@ import asyncio
 import contextvars
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 from django.db import connection, transaction
+from opentelemetry import metrics
+from opentelemetry.metrics import _internal
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.semconv._incubating.metrics import db_metrics
+from opentelemetry.util._once import Once
 
+from pgbackend.contrib import opentelemetry
 from pgbackend.contrib.opentelemetry import instrument, spread, uninstrument
 from pgbackend.driver import events
 from pgbackend.driver.tallies import BOUNDS, Durations, async_tallies, sync_tallies
@@ -139,6 +144,25 @@ def test_after_uninstrument_nothing_is_measured_or_shown(run_once: Runner, sdk: 
     assert len(events.listeners) == 1
     run_once(Tag.objects.acount())
     assert [point.count for point in points(sdk.read()["use_time"])] == [1]
+
+
+def test_a_global_provider_that_is_set_up_later_is_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Until it is set, the API gives a proxy of it."""
+    monkeypatch.setattr(_internal, "_METER_PROVIDER", None)
+    monkeypatch.setattr(_internal, "_METER_PROVIDER_SET_ONCE", Once())
+    monkeypatch.setattr(_internal, "_PROXY_METER_PROVIDER", _internal._ProxyMeterProvider())
+    monkeypatch.setattr(opentelemetry, "_known", WeakKeyDictionary())
+    instrument()  # in AppConfig.ready(), say
+    provider = MeterProvider()
+    metrics.set_meter_provider(provider)  # in a worker
+    instrument()
+    instrument(provider)
+    assert len(events.listeners) == 1
+    uninstrument()
+    assert events.listeners == []
+    provider.shutdown()
 
 
 def test_connections_of_threads_are_a_pool_of_their_own(sdk: Sdk) -> None:
