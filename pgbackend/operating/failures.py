@@ -221,7 +221,7 @@ def _words(alias: str, settings_dict: Mapping[str, Any]) -> dict[str, str]:
 def _named(value: object, otherwise: str) -> str:
     if callable(value):
         return "that the settings ask a function for"
-    return repr(str(value)) if value else otherwise
+    return repr(without_secrets(str(value))) if value else otherwise
 
 
 def place(settings_dict: Mapping[str, Any]) -> str:
@@ -230,4 +230,4 @@ def place(settings_dict: Mapping[str, Any]) -> str:
     host, port = (settings_dict.get(key) or options.get(key.lower()) for key in ("HOST", "PORT"))
     if callable(host) or callable(port):
         return "the host that the settings ask a function for"
-    return f"{host or 'the default host'}, port {port or 5432}"
+    return without_secrets(f"{host or 'the default host'}, port {port or 5432}")

@@ -336,6 +336,20 @@ def test_a_password_in_a_message_is_hidden_unless_that_would_tell_it() -> None:
     assert "and me" in failures.explained("default", {**given, "PASSWORD": "me"}, exc).text
 
 
+def test_the_password_of_a_url_in_the_place_of_a_name_is_hidden() -> None:
+    url = f"postgresql://me:{SECRET}@db/shop"
+    given = {"HOST": url, "NAME": url, "USER": url, "PASSWORD": "", "OPTIONS": {}}
+    for message in (
+        'database "..." does not exist',
+        'role "..." does not exist',
+        "failed to resolve host",
+        "unknown words",
+    ):
+        finding = failures.explained("default", given, psycopg.OperationalError(message))
+        assert "postgresql://me:(hidden)@db/shop" in str(finding)
+        assert SECRET not in str(finding)
+
+
 # --- Secrets, and the forms of the output ---------------------------------------------------------
 
 
