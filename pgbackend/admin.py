@@ -23,6 +23,7 @@ from django.views.decorators.http import require_safe
 
 from . import metrics, panel, passes
 from .models import Connections
+from .non_atomic import never_atomic
 
 if TYPE_CHECKING:
     _ModelAdmin = admin.ModelAdmin[Connections]
@@ -108,7 +109,7 @@ def _text_of_dump() -> HttpResponse:
 
 
 def _without_login(view: Any) -> Any:
-    """Return `view` for GET and HEAD, never cached; `LoginRequiredMiddleware` lets it pass."""
+    """Return `view` for GET and HEAD, never cached: without a required login or transaction."""
 
     @require_safe
     def safe(request: HttpRequest) -> HttpResponseBase:
@@ -116,5 +117,6 @@ def _without_login(view: Any) -> Any:
         add_never_cache_headers(response)
         return response
 
+    never_atomic(safe)
     vars(safe)["login_required"] = False
     return safe

@@ -19,7 +19,7 @@ from django.contrib import admin
 from django.contrib.auth.models import Permission, User
 from django.core import signing
 from django.core.management import call_command
-from django.db import Error, connection, connections, models
+from django.db import Error, connection, connections, models, transaction
 from django.test import Client, override_settings
 from django.urls import path
 
@@ -343,6 +343,22 @@ def test_the_live_view_answers_while_the_pool_is_full(
             assert data["pass"] == given  # none is given without the permission
 
     run(main())
+
+
+def test_atomic_requests_open_no_transaction_for_what_a_pass_opens(
+    chef: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a sync server a transaction begins at once, and would wait for a connection."""
+    opened: list[str] = []
+    client = Client()
+    client.force_login(chef)
+    given = {passes.HEADER: pass_in(client.get(PAGE).content.decode())}
+    monkeypatch.setattr(transaction.Atomic, "__enter__", lambda self: opened.append(self.using))
+    monkeypatch.setattr(transaction.Atomic, "__exit__", lambda *_: None)
+    with settings_of_default(ATOMIC_REQUESTS=True):
+        for url in (LIVE, DUMP):
+            assert client.get(url, headers=given).status_code == 200
+    assert opened == []
 
 
 def test_a_pass_holds_for_its_session_and_its_time(
