@@ -68,7 +68,10 @@ class Snapshots:
         if self._lock_file is not None:
             os.close(self._lock_file)
             self._lock_file = None
-            self._begin()
+            try:
+                self._begin()
+            except OSError:
+                logger.exception("the numbers of a forked child are not left in %s", self.folder)
 
     def stop(self) -> None:
         """Write the last snapshot, and end the thread."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from typing import TypeVar
+
+logger = logging.getLogger("pgbackend.driver")
 
 _Forget = TypeVar("_Forget", bound=Callable[[], None])
 _forgets: list[Callable[[], None]] = []
@@ -22,7 +25,10 @@ def after_fork(forget: _Forget) -> _Forget:
 
 def _forget_all() -> None:
     for forget in _forgets:
-        forget()
+        try:
+            forget()
+        except Exception:  # whatever one cannot do, the others must not touch what is the parent's
+            logger.exception("a forked child could not call %r", forget)
 
 
 if hasattr(os, "register_at_fork"):

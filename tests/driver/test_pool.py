@@ -19,7 +19,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgbackend.driver import bridge, events, loops
+from pgbackend.driver import bridge, events, forks, loops
 from pgbackend.driver.bridge import await_
 from pgbackend.driver.bridge import run as green
 from pgbackend.driver.errors import LeaseEnded, PoolClosed, PoolQueueFull, PoolTimeout
@@ -1930,3 +1930,24 @@ def test_a_coroutine_that_is_closed_in_the_queue_loses_no_place(
         assert pool.statistics().waiting == 0
 
     run(main())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_forgets_the_parents_pools_whatever_else_fails(
+    run_once: Runner, pools: Pools
+) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    async def main() -> None:
+        await green(fetch, pools(), "SELECT 1")
+        forks.after_fork(fail)  # called first
+        try:
+            if (child := os.fork()) == 0:
+                os._exit(len(loops.open_pools()))
+        finally:
+            forks._forgets.remove(fail)
+        assert await asyncio.to_thread(os.waitpid, child, 0) == (child, 0)
+
+    run_once(main())

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from pgbackend.contrib import prometheus, snapshots
 from pgbackend.contrib.snapshots import Snapshots
-from pgbackend.driver import events
+from pgbackend.driver import events, loops
 from pgbackend.driver.tallies import async_tallies, sync_tallies
 from pgbackend.totals import Totals
 from tests.conftest import Runner, wait_for
@@ -236,6 +237,27 @@ def test_a_fork_amid_a_scrape_locks_nobody_out(tmp_path: Path) -> None:
         raise
     finally:
         one.stop()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_that_cannot_leave_its_numbers_forgets_the_parents_pools(
+    run_once: Runner, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        await Tag.objects.acount()
+        one = Snapshots(tmp_path / "gone", lambda: [record(1, 1)])
+        one.folder.mkdir()
+        one.start()
+        with one._writing:
+            shutil.rmtree(one.folder)
+            if (child := os.fork()) == 0:
+                os._exit(len(loops.open_pools()))
+        one.folder.mkdir()
+        one.stop()
+        assert await asyncio.to_thread(os.waitpid, child, 0) == (child, 0)
+
+    run_once(main())
 
 
 def test_a_directory_that_is_missing_is_told(
