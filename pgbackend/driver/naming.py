@@ -18,8 +18,17 @@ served: ContextVar[Mapping[str, Any] | None] = ContextVar("pgbackend.served", de
 
 
 def described(scope: Mapping[str, Any]) -> str:
-    """Return the method and the path of the request of `scope`, without its query string."""
-    return f"{scope.get('method', scope.get('type'))} {scope.get('path', '')}".rstrip()
+    """Return the method and the path of the request of `scope`, without its query string.
+
+    Strangers choose the path: a line feed or an escape sequence in it is shown, and not obeyed, by
+    the log and by the terminal of who reads a dump.
+    """
+    text = f"{scope.get('method', scope.get('type'))} {scope.get('path', '')}".rstrip()
+    return text if text.isprintable() else "".join(map(_printable, text))
+
+
+def _printable(char: str) -> str:
+    return char if char.isprintable() else repr(char)[1:-1]
 
 
 def request_of(context: Context | None) -> str | None:

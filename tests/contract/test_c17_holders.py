@@ -17,7 +17,7 @@ from asgiref.sync import async_to_sync
 from django.core.exceptions import ImproperlyConfigured
 from django.db import InterfaceError, OperationalError, connection, connections, transaction
 from django.http import HttpRequest, HttpResponse
-from django.urls import path
+from django.urls import path, re_path
 
 import pgbackend
 from pgbackend import aio, blocking, conf, dump_signal
@@ -291,6 +291,28 @@ def test_the_dump_shows_leases_queues_and_the_stack_of_each_portal(
     assert SECRET not in text
     assert "Portal of 'the reader'" in text
     assert "waits for a connection of 'default'" in text
+
+
+def test_a_path_that_a_stranger_chose_cannot_forge_lines_or_steer_a_terminal(
+    run: Runner, settings: Any
+) -> None:
+    async def any_path(request: HttpRequest) -> HttpResponse:
+        await aio.run(sleep)
+        return HttpResponse()
+
+    async def main() -> str:
+        with served(settings, any_path, path="/\u00fc\x1b[2J\nPool 'forged'") as exchange:
+            settings.ROOT_URLCONF.urlpatterns = [re_path(r"(?s:.*)", any_path)]
+            request = asyncio.create_task(exchange.serve(), name="the request")
+            await is_in_flight()
+            text = pgbackend.dump()
+            await cancel(request)
+            return text
+
+    with pool():
+        text = run(main())
+    assert "(GET /\u00fc\\x1b[2J\\nPool 'forged')" in text
+    assert "\x1b" not in text
 
 
 def test_the_dump_works_from_a_thread_while_the_code_of_a_portal_hangs(run: Runner) -> None:
