@@ -128,17 +128,21 @@ class Listener(_Startable):
     async def start(self) -> None:
         """Return when LISTEN is in force: no notification of later transactions is missed.
 
-        Raises the database's error if it cannot be.
+        Raises the database's error if it cannot be, and `RuntimeError` after `aclose()`.
         """
         wrapper: Any = connections[self.using]
-        if self._hub is None and not self._mailbox.closed:
+        if self._mailbox.closed:
+            with wrapper.wrap_database_errors:
+                raise self._mailbox.error or RuntimeError(
+                    "this listener is closed, for good: make another one by listen()"
+                )
+        if self._hub is None:
             self._hub = wrapper.listening_hub()
             # A listener that is dropped leaves, also if the garbage collector finds it elsewhere.
             weakref.finalize(self, self._hub.leave_soon, self._mailbox).atexit = False
-        if self._hub is not None:
-            self._check_loop(self._hub)
-            with wrapper.wrap_database_errors:
-                await self._hub.join(self._mailbox)
+        self._check_loop(self._hub)
+        with wrapper.wrap_database_errors:
+            await self._hub.join(self._mailbox)
 
     def _check_loop(self, hub: Hub) -> None:
         if hub.loop is not asyncio.get_running_loop():

@@ -291,6 +291,21 @@ def test_two_loops_have_a_connection_each(run: Runner, admin: psycopg.Connection
     assert counts == [2, 2]
 
 
+def test_a_listener_that_was_closed_does_not_seem_to_begin_again(run: Runner) -> None:
+    async def main() -> None:
+        unused, items = listen("a"), listen("a")
+        await unused.aclose()
+        async with items:
+            assert await anext(items) == STARTED
+        for closed in (unused, items):
+            with pytest.raises(RuntimeError, match="is closed, for good: make another one"):
+                async with closed:
+                    pass
+            assert [item async for item in closed] == []
+
+    run(main())
+
+
 def test_a_listener_of_another_loop_is_refused(run: Runner) -> None:
     """Nothing would wake the other loop."""
 
