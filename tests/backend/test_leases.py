@@ -200,7 +200,8 @@ def test_raw_sql_leaves_nothing_in_the_session(run: Runner) -> None:
         with connection.cursor() as cursor:
             cursor.execute(
                 "SELECT current_setting('app.tenant', true), to_regclass('mine'), "
-                "(SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'), "
+                "(SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' "
+                "AND pid = pg_backend_pid()), "
                 "(SELECT count(*) FROM pg_listening_channels())"
             )
             assert cursor.fetchone() in ((None, None, 0, 0), ("", None, 0, 0))
