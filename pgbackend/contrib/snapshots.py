@@ -57,7 +57,7 @@ class Snapshots:
         self._name = f"pgbackend_{os.getpid()}_{secrets.token_hex(4)}"
         path = self.folder / f"{self._name}.lock"
         with _locked(self.folder / _READERS):  # who reads must not find the file before its lock
-            self._lock_file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            self._lock_file = _open(path)
             fcntl.flock(self._lock_file, fcntl.LOCK_EX)
         self.write()
         self._thread = threading.Thread(target=self._write_often, name="pgbackend", daemon=True)
@@ -155,10 +155,19 @@ def _write(path: Path, value: object) -> None:
     new.replace(path)
 
 
+def _open(path: Path) -> int:
+    """Return a descriptor of `path`, a file for a lock, which is made if need be.
+
+    To read is enough for a lock, and the file may be another user's: a server may load the project
+    as root, and let its workers run as somebody else.
+    """
+    return os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
+
+
 def _is_free(path: Path) -> bool:
     """Return whether no process holds the lock of `path`."""
     try:
-        with path.open("r+") as file:
+        with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:  # held; or another reader has removed it
         return False
@@ -167,7 +176,7 @@ def _is_free(path: Path) -> bool:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with path.open("a") as file:
+    with open(_open(path)) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
             yield

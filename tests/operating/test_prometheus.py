@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -258,6 +259,25 @@ def test_a_forked_child_that_cannot_leave_its_numbers_forgets_the_parents_pools(
         assert await asyncio.to_thread(os.waitpid, child, 0) == (child, 0)
 
     run_once(main())
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root changes its user")
+def test_a_process_that_has_changed_its_user_shows_and_folds_the_others() -> None:
+    """A server may load the project as root, and let its workers run as another user."""
+    nobody = 65534
+    with tempfile.TemporaryDirectory() as folder:
+        os.chown(folder, nobody, nobody)
+        one, other = (Snapshots(Path(folder), lambda: [record(1, 1)]) for _ in range(2))
+        one.start()
+        other.start()
+        other.stop()
+        os.seteuid(nobody)
+        try:
+            ((found,), processes) = one.read()
+        finally:
+            os.seteuid(0)
+            one.stop()
+        assert (found.counters["requests"], processes) == (2, 1)
 
 
 def test_a_directory_that_is_missing_is_told(
