@@ -1,0 +1,184 @@
+"""Tests the table of docs/timeouts.md: each clock fires, and does what its row says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+from django.db import (
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    connection,
+    connections,
+    transaction,
+)
+
+import pgbackend
+from tests.conftest import Runner
+from tests.docs.shop.models import Order
+from tests.docs.snippets import ROOT
+from tests.docs.tables import table_after
+from tests.support.fixtures import pool_of_default, settings_of_default
+
+ROWS = {
+    row["clock"]: row
+    for row in table_after(ROOT / "docs/timeouts.md", "<!-- table: tests/docs/test_timeouts.py")
+}
+
+Pids = list[int]
+
+
+async def _sees_itself(pids: Pids) -> None:
+    """Note the server process of the next statement."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        pids.append(cursor.fetchone()[0])
+
+
+def _sleep() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_sleep(30)")
+
+
+async def statement_timeout(pids: Pids) -> None:
+    with pgbackend.session(statement_timeout="30ms"), transaction.atomic():
+        await _sees_itself(pids)
+        _sleep()
+
+
+async def lock_timeout(pids: Pids) -> None:
+    Order.objects.create(pk=1)
+    conninfo = psycopg.conninfo.make_conninfo(**_address())
+    with psycopg.connect(conninfo) as other:
+        other.execute("SELECT FROM shop_order FOR UPDATE")
+        with pgbackend.session(lock_timeout="30ms"), transaction.atomic():
+            await _sees_itself(pids)
+            Order.objects.select_for_update().get()
+
+
+def _address() -> dict[str, Any]:
+    entry = connection.settings_dict
+    names = {"host": "HOST", "port": "PORT", "user": "USER", "password": "PASSWORD"}
+    return {
+        "dbname": entry["NAME"],
+        **{key: entry[name] for key, name in names.items() if entry[name]},
+    }
+
+
+async def _works_late(pids: Pids, **timeout: str) -> None:
+    with pgbackend.session(**timeout), transaction.atomic():
+        await _sees_itself(pids)
+        await asyncio.sleep(0.2)
+        await _sees_itself([])
+
+
+async def idle_in_transaction_session_timeout(pids: Pids) -> None:
+    await _works_late(pids, idle_in_transaction_session_timeout="30ms")
+
+
+async def transaction_timeout(pids: Pids) -> None:
+    await _works_late(pids, transaction_timeout="30ms")
+
+
+async def idle_session_timeout(pids: Pids) -> None:
+    await _sees_itself(pids)
+    await asyncio.sleep(0.3)
+
+
+async def the_pools_timeout(pids: Pids) -> None:
+    async def other() -> None:
+        with pgbackend.pinned():
+            await _sees_itself([])
+            await asyncio.sleep(0.3)
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(other())
+        await asyncio.sleep(0.05)
+        with pytest.raises(OperationalError) as caught:
+            await _sees_itself([])
+    raise caught.value
+
+
+async def max_hold(pids: Pids) -> None:
+    async def holder() -> None:
+        with pgbackend.pinned():
+            await _sees_itself(pids)
+            await asyncio.sleep(0.3)
+            await _sees_itself([])
+
+    async def waiter() -> None:
+        await asyncio.sleep(0.05)
+        await _sees_itself([])
+
+    results = await asyncio.gather(holder(), waiter(), return_exceptions=True)
+    (error,) = [each for each in results if each is not None]
+    raise error
+
+
+async def asyncio_timeout(pids: Pids) -> None:
+    async with asyncio.timeout(0.05):
+        _sleep()
+
+
+FIRES: dict[str, Callable[[Pids], Coroutine[Any, Any, None]]] = {
+    "`statement_timeout`": statement_timeout,
+    "`lock_timeout`": lock_timeout,
+    "`idle_in_transaction_session_timeout`": idle_in_transaction_session_timeout,
+    "`transaction_timeout` (PostgreSQL 17)": transaction_timeout,
+    "`idle_session_timeout`": idle_session_timeout,
+    "the pool's `timeout`": the_pools_timeout,
+    "the pool's `max_hold`": max_hold,
+    "`asyncio.timeout()`": asyncio_timeout,
+}
+ERRORS = (OperationalError, InternalError, InterfaceError, TimeoutError)
+
+
+@contextmanager
+def _configured(max_hold: float | None) -> Iterator[None]:
+    """Give 'default' a pool of one connection, and sessions that end when they are idle."""
+    given = connections.settings["default"]["OPTIONS"]
+    options = {**given, "options": "-c idle_session_timeout=100ms"}
+    with (
+        settings_of_default(OPTIONS=options),
+        pool_of_default(max_size=1, timeout=0.2, max_hold=max_hold, outage_grace=0),
+    ):
+        yield
+
+
+async def _fire(clock: str) -> tuple[BaseException | None, Pids]:
+    pids = Pids()
+    error: BaseException | None = None
+    try:
+        await FIRES[clock](pids)
+    except ERRORS as exc:
+        error = exc
+    await _sees_itself(pids)
+    return error, pids
+
+
+def _expected(row: dict[str, str]) -> tuple[str, str]:
+    """Return the name of the error that a row names, and of its cause; empty if there is none."""
+    names = row["the code gets"].split("`")[1::2]
+    return (names[0] if names else ""), (names[1] if len(names) > 1 else "")
+
+
+@pytest.mark.parametrize("clock", ROWS)
+@pytest.mark.usefixtures("transactional_db")
+def test_a_clock_does_what_its_row_says(run_once: Runner, clock: str) -> None:
+    if "17" in clock and connection.pg_version < 170000:
+        pytest.skip("this server has no transaction_timeout")
+    row = ROWS[clock]
+    with _configured(0.1 if "max_hold" in clock else None):
+        error, pids = run_once(pgbackend.aio.portal(_fire(clock)))
+    kind, cause = _expected(row)
+    assert (type(error).__name__ if error else "") == kind
+    assert not cause or type(error.__cause__).__name__ == cause
+    assert getattr(getattr(error, "__cause__", None), "sqlstate", None) == (row["SQLSTATE"] or None)
+    if row["the connection"] in ("stays", "is replaced"):
+        before, after = pids
+        assert (before == after) is (row["the connection"] == "stays")
