@@ -15,7 +15,7 @@ from tests.docs.snippets import ROOT
 from tests.support.processes import Program, run_all
 
 PAGE = (ROOT / "docs/switch.md").read_text()
-SEARCHES = [line.strip() for line in re.findall(r"^ {7}(grep .*)$", PAGE, re.MULTILINE)]
+SEARCHES = re.findall(r"^ {7}(grep (?:.*\\\n)*.*)$", PAGE, re.MULTILINE)
 #: For each search, a line that it must find, and one that it must not.
 LINES = [
     ('if engine == "django.db.backends.postgresql":', 'if connection.vendor == "postgresql":'),
