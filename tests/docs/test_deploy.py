@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -47,13 +48,22 @@ DATABASES = {"default": {"ENGINE": "pgbackend", **database}}
 _URLS = """
 import os
 from django.contrib.auth.models import User
+from django.db import connection
 from django.http import JsonResponse
 from django.urls import path
 
 async def users(request):
     return JsonResponse({"users": User.objects.count(), "pid": os.getpid()})
 
-urlpatterns = [path("users/", users)]
+async def sleep(request):
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_sleep(30)")
+    finally:
+        User.objects.count()
+        print("the view has cleaned up", flush=True)
+
+urlpatterns = [path("users/", users), path("sleep/", sleep)]
 """
 _CONSUMERS = "websocket_urlpatterns = []\n"
 
@@ -127,7 +137,6 @@ def _served(home: Path, command: str, asgi: Snippet) -> Iterator[Served]:
     ("server", "asgi"),
     [
         *((server, "application = get_asgi_application()") for server in COMMANDS),
-        ("uvicorn", "lifespan"),
         ("daphne", "ProtocolTypeRouter"),
     ],
 )
@@ -135,7 +144,7 @@ def test_a_command_serves_and_ends(
     tmp_path: Path, server: str, asgi: str, admin: psycopg.Connection[Any], transactional_db: None
 ) -> None:
     snippet = _asgi(asgi)
-    processes = 1 if server == "daphne" else 2
+    processes = 1 if server in ("daphne", "hypercorn") else 2
     with _served(tmp_path / server.split(maxsplit=1)[0], COMMANDS[server], snippet) as served:
         assert wait_for(served.get, f"{server} answers", seconds=60)["users"] == 0
         pids = set[int]()
@@ -151,6 +160,61 @@ def test_a_command_serves_and_ends(
     wait_for(
         lambda: admin.execute(query, [served.name]).fetchone() == (0,), "all sessions have ended"
     )
+
+
+def _asleep(admin: psycopg.Connection[Any], name: str) -> bool:
+    query = "SELECT FROM pg_stat_activity WHERE application_name = %s AND query ~ 'pg_sleep'"
+    return admin.execute(query, [name]).fetchone() is not None
+
+
+@contextmanager
+def _in_flight(served: Served, admin: psycopg.Connection[Any]) -> Iterator[socket.socket]:
+    """Send a request whose statement takes long, and wait until it is executed."""
+    wait_for(served.get, "the server answers", seconds=60)
+    with socket.create_connection(("127.0.0.1", served.port)) as client:
+        client.settimeout(20)
+        client.sendall(b"GET /sleep/ HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        wait_for(lambda: _asleep(admin, served.name), "the statement is executed", seconds=20)
+        yield client
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("asgi", "cleans_up"),
+    [("lifespan", True), ("application = get_asgi_application()", False)],
+)
+def test_a_cancelled_request_under_uvicorn_cleans_up_if_the_application_waits(
+    tmp_path: Path,
+    asgi: str,
+    cleans_up: bool,
+    admin: psycopg.Connection[Any],
+    transactional_db: None,
+) -> None:
+    command = COMMANDS["uvicorn"].replace("shutdown 20", "shutdown 1")
+    with _served(tmp_path / "uvicorn", command, _asgi(asgi)) as served:
+        with _in_flight(served, admin):
+            served.process.send_signal(signal.SIGTERM)
+            served.process.wait(30)
+        assert ("the view has cleaned up" in served.output.read_text()) is cleans_up
+    wait_for(lambda: not _asleep(admin, served.name), "its session has ended")
+
+
+@pytest.mark.slow
+def test_hypercorn_with_workers_kills_requests_in_flight(
+    tmp_path: Path, admin: psycopg.Connection[Any], transactional_db: None
+) -> None:
+    """The page advises one process for each hypercorn for this reason."""
+    command = f"{COMMANDS['hypercorn']} --workers 2"
+    asgi = _asgi("application = get_asgi_application()")
+    with (
+        _served(tmp_path / "hypercorn", command, asgi) as served,
+        _in_flight(served, admin) as client,
+    ):
+        served.process.send_signal(signal.SIGTERM)
+        assert client.recv(100) == b""
+        served.process.wait(30)
+        assert "the view has cleaned up" not in served.output.read_text()
+    wait_for(lambda: not _asleep(admin, served.name), "its session has ended")
 
 
 # --- The sums -------------------------------------------------------------------------------------
