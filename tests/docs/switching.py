@@ -394,6 +394,7 @@ CASES: list[tuple[str, str, Runner]] = [
     (DEPLOY, '"shop.settings")\n\napplication', code(dict, _is_an_application)),
     (DEPLOY, "ProtocolTypeRouter", code(_consumers, _is_an_application)),
     (DEPLOY, '"lifespan"', code(dict, _answers_lifespan)),
+    ("docs/cluster.md", "target_session_attrs", settings()),
     (URL, "import dj_database_url", code(_url, _reads_the_url)),
     (URL, "import environ", code(_url, _reads_the_url)),
     (URL, "embedded.database_settings", code(_url, _reads_the_url)),
