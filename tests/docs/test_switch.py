@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ import os
 from pgbackend import embedded
 
 SECRET_KEY = "tests"
-INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth", "django.contrib.sessions"]
+INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth"]
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 database = {**embedded.database_settings(os.environ["DATABASE_URL"]), "NAME": os.environ["NAME"]}
 DATABASES = {"default": {"ENGINE": os.environ["DATABASE_ENGINE"], **database}}
 """
@@ -67,56 +69,42 @@ UNION ALL SELECT 'setting', setconfig::text FROM pg_db_role_setting AS s
     JOIN pg_database AS d ON d.oid = s.setdatabase WHERE datname = current_database()
 ORDER BY 1, 2
 """
-_WRITE = """
-import asyncio, django
+_MIGRATE = """
+import django
+from django.core.management import call_command
 django.setup()
+call_command("migrate", verbosity=0)
+"""
+_WORK = """
+import asyncio, io
+import django
+from django.core.management import call_command
+django.setup()
+call_command("migrate", plan=True, no_color=True, stdout=(plan := io.StringIO()))
+assert "No planned migration" in plan.getvalue()
 from django.contrib.auth.models import User
-user = asyncio.run(User.objects.acreate_user("{name}", password="secret"))
-assert User.objects.filter(username__in=["first", "second", "third"]).count() == {count}
+asyncio.run(User.objects.acreate_user("{name}", password="secret"))
+assert User.objects.count() == {count}
 assert all(user.check_password("secret") for user in User.objects.all())
 """
 
 
-class Project:
-    """A small project on a database of its own."""
-
-    def __init__(self, home: Path, name: str) -> None:
-        self.home, self.name = home, name
-        (home / "shop_settings.py").write_text(_SETTINGS)
-
-    def manage(self, engine: str, *arguments: str) -> str:
-        """Run ``manage.py`` with `arguments` on an engine; return its output."""
-        return self._run(engine, "-m", "django", *arguments)
-
-    def run(self, engine: str, script: str) -> None:
-        self._run(engine, "-c", script)
-
-    def _run(self, engine: str, *arguments: str) -> str:
-        variables = environment(self.name, "shop_settings")
-        variables |= {"NAME": self.name, "DATABASE_ENGINE": engine}
-        variables["PYTHONPATH"] = f"{ROOT}:{self.home}"
-        # Set by `env`, since `run_all()` takes the settings' name out.
-        own = {key: variables[key] for key in ("NAME", "DATABASE_ENGINE", "DATABASE_URL")}
-        script = "import os, runpy, sys; os.environ['DJANGO_SETTINGS_MODULE'] = 'shop_settings'; "
-        if arguments[0] == "-c":
-            script += arguments[1].strip()
-            command: tuple[str, ...] = ("-c", script.replace("; \nimport", "\nimport"))
-        else:
-            command = ("-m", *arguments[1:], "--settings=shop_settings")
-        (done,) = run_all(
-            [Program(command, self.home, {**own, "PYTHONPATH": variables["PYTHONPATH"]})]
-        )
-        return done.check()
+def _on(engine: str, database: str, home: Path, script: str) -> Program:
+    """Return a program that runs a script in a small project, on an engine and a database."""
+    (home / "shop_settings.py").write_text(_SETTINGS)
+    script = f"import os; os.environ['DJANGO_SETTINGS_MODULE'] = 'shop_settings'\n{script}"
+    variables = environment(database)
+    own = {"NAME": database, "DATABASE_ENGINE": engine, "PYTHONPATH": f"{ROOT}:{home}"}
+    return Program(["-c", script], home, {"DATABASE_URL": variables["DATABASE_URL"], **own})
 
 
 @pytest.fixture
-def two(admin: psycopg.Connection[Any], tmp_path: Path) -> Any:
-    """Make two databases, with a project each."""
-    names = ("switch_ours", "switch_stock")
+def databases(admin: psycopg.Connection[Any]) -> Iterator[list[str]]:
+    """Make two databases."""
+    names = ["switch_ours", "switch_stock"]
     for name in names:
         admin.execute(f"CREATE DATABASE {name}")
-        (tmp_path / name).mkdir()
-    yield [Project(tmp_path / name, name) for name in names]
+    yield names
     for name in names:
         admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
@@ -127,14 +115,15 @@ def _content(conninfo: str, name: str) -> list[Any]:
 
 
 @pytest.mark.slow
-def test_engines_take_turns_on_a_database_and_leave_nothing(two: Any, conninfo: str) -> None:
-    ours, stock = two
-    ours.manage(OURS, "migrate", "--verbosity=0")
-    stock.manage(STOCK, "migrate", "--verbosity=0")
-    for engine in (STOCK, OURS):
-        assert "No planned migration" in ours.manage(engine, "migrate", "--plan")
-    for count, (name, engine) in enumerate(
-        [("first", OURS), ("second", STOCK), ("third", OURS)], start=1
-    ):
-        ours.run(engine, _WRITE.format(name=name, count=count))
-    assert _content(conninfo, "switch_ours") == _content(conninfo, "switch_stock")
+def test_engines_take_turns_on_a_database_and_leave_nothing(
+    databases: list[str], conninfo: str, tmp_path: Path
+) -> None:
+    ours, stock = databases
+    migrations = [(OURS, ours), (STOCK, stock)]
+    for done in run_all(_on(*each, tmp_path, _MIGRATE) for each in migrations):
+        done.check()
+    for count, engine in enumerate([STOCK, OURS, STOCK], start=1):
+        script = _WORK.format(name=f"user{count}", count=count)
+        (done,) = run_all([_on(engine, ours, tmp_path, script)])
+        done.check()
+    assert _content(conninfo, ours) == _content(conninfo, stock)
