@@ -27,6 +27,7 @@ from tests.docs.snippets import ROOT, Snippet, collected
 from tests.docs.tables import table_after
 from tests.support.polling import wait_for
 from tests.support.ports import free_port
+from tests.support.processes import Program, run_all
 
 PAGE = ROOT / "docs/deploy.md"
 COMMANDS = {row["server"]: row["command"].strip("`") for row in table_after(PAGE, "## Servers")}
@@ -261,3 +262,57 @@ def test_a_sum_is_that_of_the_formula(row: dict[str, str]) -> None:
     together = each * load.processes
     assert int(row["connections of each server"]) == together
     assert row[f"fits in {LIMIT}"].startswith("yes" if together <= LIMIT else "no: ")
+
+
+_OPEN = """
+import asyncio, threading
+import django
+django.setup()
+from django.db import connection
+import pgbackend
+from pgbackend.metrics import connections
+
+together = threading.Barrier({loops} + {threads} + 1)
+
+def ask():
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+
+async def on_a_loop():
+    await pgbackend.aio.run(ask)
+    await asyncio.to_thread(wait)
+
+def wait():
+    together.wait(30)
+    together.wait(30)
+
+def in_a_thread():
+    ask()
+    wait()
+
+kinds = [lambda: asyncio.run(on_a_loop())] * {loops} + [in_a_thread] * {threads}
+started = [threading.Thread(target=kind) for kind in kinds]
+for thread in started:
+    thread.start()
+together.wait(30)
+print(connections().max)
+together.wait(30)
+for thread in started:
+    thread.join()
+"""
+
+
+@pytest.mark.slow
+def test_the_formula_is_what_a_process_counts(tmp_path: Path, transactional_db: None) -> None:
+    """Compare the sum with `pgbackend.metrics`, in a process that has so many loops and threads."""
+    load = sums.Load(loops=2, threads=3)
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop/__init__.py").touch()
+    (tmp_path / "shop/settings.py").write_text(_SETTINGS)
+    script = "import os; os.environ['DJANGO_SETTINGS_MODULE'] = 'shop.settings'"
+    script += _OPEN.format(loops=load.loops, threads=load.threads)
+    url = environment("sum")["DATABASE_URL"]
+    variables = {"DATABASE_URL": url, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    (done,) = run_all([Program(["-c", script], tmp_path, variables)])
+    with _as_in({'`OPTIONS["pool"]`': "not set", "replicas": "0"}):
+        assert int(done.check()) == sums.of_process("default", load).total

@@ -48,7 +48,7 @@ import os
 from pgbackend import embedded
 
 SECRET_KEY = "tests"
-INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth"]
+INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth", "pgbackend"]
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 database = {**embedded.database_settings(os.environ["DATABASE_URL"]), "NAME": os.environ["NAME"]}
 DATABASES = {"default": {"ENGINE": os.environ["DATABASE_ENGINE"], **database}}
@@ -83,6 +83,8 @@ django.setup()
 call_command("migrate", plan=True, no_color=True, stdout=(plan := io.StringIO()))
 assert "No planned migration" in plan.getvalue()
 from django.contrib.auth.models import User
+from django.db import connection
+assert (connection.settings_dict["ENGINE"] == "pgbackend") is {ours}
 asyncio.run(User.objects.acreate_user("{name}", password="secret"))
 assert User.objects.count() == {count}
 assert all(user.check_password("secret") for user in User.objects.all())
@@ -123,7 +125,7 @@ def test_engines_take_turns_on_a_database_and_leave_nothing(
     for done in run_all(_on(*each, tmp_path, _MIGRATE) for each in migrations):
         done.check()
     for count, engine in enumerate([STOCK, OURS, STOCK], start=1):
-        script = _WORK.format(name=f"user{count}", count=count)
+        script = _WORK.format(name=f"user{count}", count=count, ours=engine == OURS)
         (done,) = run_all([_on(engine, ours, tmp_path, script)])
         done.check()
     assert _content(conninfo, ours) == _content(conninfo, stock)
