@@ -46,7 +46,7 @@ def _sleep() -> None:
 
 
 async def statement_timeout(pids: Pids) -> None:
-    with pgbackend.session(statement_timeout="30ms"), transaction.atomic():
+    with pgbackend.session(statement_timeout="150ms"), transaction.atomic():
         await _sees_itself(pids)
         _sleep()
 
@@ -86,11 +86,11 @@ async def _works_late(pids: Pids, **timeout: str) -> None:
 
 
 async def idle_in_transaction_session_timeout(pids: Pids) -> None:
-    await _works_late(pids, idle_in_transaction_session_timeout="30ms")
+    await _works_late(pids, idle_in_transaction_session_timeout="100ms")
 
 
 async def transaction_timeout(pids: Pids) -> None:
-    await _works_late(pids, transaction_timeout="30ms")
+    await _works_late(pids, transaction_timeout="150ms")
 
 
 async def idle_session_timeout(pids: Pids) -> None:
@@ -156,9 +156,10 @@ ERRORS = (OperationalError, InternalError, InterfaceError, TimeoutError)
 
 @contextmanager
 def _configured(clock: str) -> Iterator[None]:
-    """Give 'default' a pool of one connection, and sessions that end when they are idle."""
-    given = connections.settings["default"]["OPTIONS"]
-    options = {**given, "options": "-c idle_session_timeout=100ms"}
+    """Give 'default' a pool of one connection, and the options of a clock."""
+    options = {**connections.settings["default"]["OPTIONS"]}
+    if clock == "`idle_session_timeout`":
+        options["options"] = "-c idle_session_timeout=100ms"
     pool = {
         "max_size": 1,
         "timeout": 0.3 if clock == "the pool's `timeout`" else 10,
