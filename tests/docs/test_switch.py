@@ -41,6 +41,25 @@ def test_a_search_finds_what_it_is_for(tmp_path: Path, number: int) -> None:
     assert done.stderr == ""
 
 
+# --- Away from django-async-backend ---------------------------------------------------------------
+
+
+def test_the_command_takes_names_out_of_the_example(tmp_path: Path) -> None:
+    """Run the page's `sed` on its example; what the page says is left, is left."""
+    page = (ROOT / "docs/from-django-async-backend.md").read_text()
+    (command,) = re.findall(r"^ {4}(grep (?:.*\\\n)*.*)$", page, re.MULTILINE)
+    before = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[1]
+    (tmp_path / "views.py").write_text(before)
+    subprocess.run(command, shell=True, cwd=tmp_path, check=True)
+    after = (tmp_path / "views.py").read_text()
+    left = set(re.findall(r"\b(?:async_|Async)\w+", after))
+    assert left == {"AsyncModelMixin", "async_connections"}
+    assert "from django.db.transaction import atomic\n" in after
+    assert "async with atomic():\n" in after
+    assert 'await book.asave(update_fields=["stock"])\n' in after
+    assert "await Author.objects.aget(pk=pk)\n" in after
+
+
 # --- Both engines on one database -----------------------------------------------------------------
 
 _SETTINGS = """
