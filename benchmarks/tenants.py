@@ -2,16 +2,18 @@
 
 The work of a request in green code is one statement, ten statements, or ten in a transaction. It is
 done without tenants, with tenants by schema (the package django-tenants, as released, and with its
-setting `TENANT_LIMIT_SET_CALLS`) and with tenants by row-level security. A setting of row-level
-security belongs to a transaction: there the first two kinds of work are in one, too. The output is
-microseconds a request, and the ratio to the same work without tenants, from this run. The rounds
-take turns, and the best of them counts. The program starts a server of its own, or uses that of
-``DATABASE_URL``.
+setting `TENANT_LIMIT_SET_CALLS`) and with tenants by row-level security, whose setting belongs to
+a transaction: there the first two kinds of work are in one, too. Both are also done with the tenant
+declared by `pgbackend.session()`; requests of two tenants take turns then, so that connections
+change theirs. The output is microseconds a request, and the ratio to the same work without tenants,
+from this run. The rounds take turns, and the best of them counts. The program starts a server of
+its own, or uses that of ``DATABASE_URL``.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -25,22 +27,26 @@ from django.conf import settings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import pgbackend
 from pgbackend import embedded
 
 ROUNDS = 7
 REQUESTS = 100
 TASKS = 4
-TENANT = "tenant7"
+TENANT, OTHER = "tenant7", "tenant8"
 #: The database and its owner. Row-level security applies to the owner; to a superuser it would not.
 NAME = "pgbackend_tenants"
 PREPARE = """
 CREATE SCHEMA tenant7;
+CREATE SCHEMA tenant8;
 CREATE TABLE notes (id int PRIMARY KEY, tenant text NOT NULL, text text NOT NULL);
 INSERT INTO notes SELECT number, 'tenant7', 'text' FROM generate_series(1, 100) AS number;
 CREATE TABLE tenant7.notes (LIKE notes INCLUDING ALL);
 INSERT INTO tenant7.notes SELECT * FROM notes;
-CREATE TABLE notes_by_row (LIKE notes INCLUDING ALL);
-INSERT INTO notes_by_row SELECT * FROM notes;
+CREATE TABLE tenant8.notes (LIKE notes INCLUDING ALL);
+INSERT INTO tenant8.notes SELECT id, 'tenant8', text FROM notes;
+CREATE TABLE notes_by_row (LIKE notes INCLUDING DEFAULTS, PRIMARY KEY (tenant, id));
+INSERT INTO notes_by_row SELECT * FROM tenant7.notes UNION ALL SELECT * FROM tenant8.notes;
 ALTER TABLE notes_by_row ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 CREATE POLICY of_tenant ON notes_by_row USING (tenant = current_setting('app.tenant', true));
 """
@@ -102,6 +108,7 @@ class Ways:
 
     def __init__(self) -> None:
         self.notes, self.notes_by_row = model_of("notes"), model_of("notes_by_row")
+        self.tenants = itertools.cycle((TENANT, OTHER))
 
     def without(self, count: int, in_block: bool) -> None:
         self._read(self.notes, "without", count, in_block)
@@ -120,12 +127,24 @@ class Ways:
                 cursor.execute("SELECT set_config('app.tenant', %s, true)", [TENANT])
             self._read(self.notes_by_row, "without", count, False)
 
-    def _read(self, model: Any, alias: str, count: int, in_block: bool) -> None:
+    def declared_schema(self, count: int, in_block: bool) -> None:
+        tenant = next(self.tenants)
+        with pgbackend.session("without", search_path=tenant):
+            self._read(self.notes, "without", count, in_block, tenant)
+
+    def declared_row(self, count: int, in_block: bool) -> None:
+        tenant = next(self.tenants)
+        with pgbackend.session("without", **{"app.tenant": tenant}):
+            self._read(self.notes_by_row, "without", count, in_block, tenant)
+
+    def _read(
+        self, model: Any, alias: str, count: int, in_block: bool, tenant: str = TENANT
+    ) -> None:
         from django.db import transaction
 
         with transaction.atomic(alias) if in_block else nullcontext():
             for number in range(1, count + 1):
-                assert model.objects.using(alias).get(pk=number).tenant == TENANT
+                assert model.objects.using(alias).get(pk=number).tenant == tenant
 
 
 #: The package reads this setting with each cursor.
@@ -165,8 +184,10 @@ def main() -> None:
         ways = Ways()
         named = {
             "no tenants": ways.without,
+            "by schema, declared": ways.declared_schema,
             "by schema": ways.by_schema,
             LIMITED: ways.by_schema,
+            "by row-level security, declared": ways.declared_row,
             "by row-level security": ways.by_row,
         }
         print(f"microseconds a request, {TASKS} at a time on a pool of {TASKS}")

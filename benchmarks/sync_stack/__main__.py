@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
+from benchmarks import excerpts
 from pgbackend import embedded
 
 from . import report
@@ -65,6 +66,7 @@ def main() -> None:
     if not options.no_page:
         report.RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         report.write(found)
+        excerpts.write()
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks import excerpts
+
 from .ways import GUNICORN, STOCK, WHOLE
 
 ROOT = Path(__file__).parents[2]
@@ -118,3 +120,4 @@ def _ratio(samples: list[dict[str, Any]], of_stock: list[dict[str, Any]], name: 
 
 if __name__ == "__main__":
     write(json.loads(RESULTS.read_text(encoding="utf-8")))
+    excerpts.write()

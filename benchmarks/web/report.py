@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from benchmarks import excerpts
 from benchmarks.sync_stack import report as sync_views
 
 from . import plots, tables
@@ -69,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("there is no run yet: python -m benchmarks.web")
     for written in write(Run.load(path), options.docs):
         print(f"written: {written}")
+    if options.docs == DOCS:
+        excerpts.write()
 
 
 def write(run: Run, docs: Path) -> list[Path]:

@@ -6,7 +6,6 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any, Self
 
-import django.db
 from asgiref.sync import async_to_sync
 from django.apps import AppConfig
 from django.db import transaction
@@ -18,6 +17,7 @@ from django.urls.resolvers import RegexPattern, URLResolver
 
 import pgbackend
 from pgbackend.routers import ReplicaRouter
+from tests.docs import switching
 from tests.docs.running import Names, Runner, code, settings
 from tests.docs.shop.models import Account, Customer, Order, Receipt, Table
 
@@ -177,19 +177,6 @@ def _knows_stock(names: Names) -> None:
     assert names["Router"]().primary_for(model) == "stock"
 
 
-async def _sets_the_schema(names: Names) -> None:
-    def path(request: Any) -> str:
-        with django.db.connection.cursor() as cursor:
-            cursor.execute("SHOW search_path")
-            return str(cursor.fetchone()[0])
-
-    async def get_response(request: Any) -> str:
-        return path(request)
-
-    assert await names["tenants"](get_response)(_request()) == "tenant_7, public"
-    assert names["tenants"](path)(_request()) == "tenant_7, public"
-
-
 def _is_an_application(names: Names) -> None:
     assert callable(names["application"])
 
@@ -240,11 +227,11 @@ def _is_instrumented(names: Names) -> None:
 WHOLE = {"docs/start.md": "test_start.py", "docs/start-wagtail.md": "test_start.py"}
 #: The cases, one for each snippet: its page, a text that only it has there, and its runner.
 CASES: list[tuple[str, str, Runner]] = [
+    *switching.CASES,
     ("README.md", "client.get(SUPPLIER)", code(_view_with_supplier, _promises)),
     ("README.md", 'was "django.db.backends', settings()),
     ("docs/admin-page.md", "INSTALLED_APPS", settings()),
     ("docs/admin-page.md", "my_site", code(_sites, _is_registered)),
-    ("docs/deploy.md", "get_asgi_application()", code(dict, _is_an_application)),
     ("docs/health.md", "# urls.py", code(_urls, _tells_health)),
     ("docs/health.md", "health.readiness", code(_urls, _tells_health)),
     ("docs/install.md", "async def pay", code(_shop, _receipts)),
@@ -275,10 +262,9 @@ CASES: list[tuple[str, str, Runner]] = [
     ("docs/session.md", "async def report", code(_first_order)),
     (
         "docs/session.md",
-        "def tenants",
-        code(lambda: {"schema_of": lambda request: "tenant_7"}, _sets_the_schema),
+        '"app.tenant": request',
+        code(lambda: {"request": _request(), "schema": "tenant_7"}),
     ),
-    ("docs/session.md", '"app.tenant": request', code(lambda: {"request": _request()})),
     ("docs/session.md", "async def search", code(dict, lambda names: names["search"](None))),
     ("docs/session.md", "permission denied", code()),
     ("docs/settings.md", "async def token", settings()),

@@ -6,6 +6,7 @@ import ast
 import asyncio
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from typing import Any
 
@@ -16,6 +17,7 @@ from pgbackend import options
 from tests.docs.snippets import Snippet
 
 Names = dict[str, Any]
+Around = AbstractContextManager[Names]
 Runner = Callable[[Snippet], None]
 
 
@@ -50,11 +52,22 @@ def _problems(alias: str, settings_dict: Mapping[str, Any]) -> list[str]:
     return [problem.text for problem in found]
 
 
-def code(before: Callable[[], Names] = dict, then: Callable[[Names], Any] | None = None) -> Runner:
+def compiles() -> Runner:
+    """Return a runner that compiles a snippet, which `tests/docs/elsewhere.py` runs."""
+
+    def run(snippet: Snippet) -> None:
+        compile(snippet.code(), str(snippet), "exec", dont_inherit=True)
+
+    return run
+
+
+def code(
+    before: Callable[[], Names | Around] = dict, then: Callable[[Names], Any] | None = None
+) -> Runner:
     """Return a runner that runs a snippet green, on a loop.
 
-    `before` returns the names that the snippet uses and does not define; `then` gets all names, and
-    may be a coroutine function. Both are called green, too.
+    `before` returns the names that the snippet uses and does not define, or a context manager that
+    yields them; `then` gets all names, and may be a coroutine function. Both are called green, too.
     """
 
     def run(snippet: Snippet) -> None:
@@ -63,10 +76,28 @@ def code(before: Callable[[], Names] = dict, then: Callable[[Names], Any] | None
     return run
 
 
+def sync_code(before: Callable[[], Names], then: Callable[[Names], Any]) -> Runner:
+    """Return a runner that runs a snippet, `before` and `then` in sync code."""
+
+    def run(snippet: Snippet) -> None:
+        names = {"pgbackend": pgbackend, **before()}
+        exec(compile(snippet.code(), str(snippet), "exec", dont_inherit=True), names)
+        then(names)
+
+    return run
+
+
 async def _run(
-    snippet: Snippet, before: Callable[[], Names], then: Callable[[Names], Any] | None
+    snippet: Snippet,
+    before: Callable[[], Names | Around],
+    then: Callable[[Names], Any] | None,
 ) -> None:
-    names = {"pgbackend": pgbackend, **before()}
+    given = before()
+    with given if isinstance(given, AbstractContextManager) else nullcontext(given) as names:
+        await _run_with(snippet, {"pgbackend": pgbackend, **names}, then)
+
+
+async def _run_with(snippet: Snippet, names: Names, then: Callable[[Names], Any] | None) -> None:
     flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     compiled = compile(snippet.code(), str(snippet), "exec", flags=flags, dont_inherit=True)
     result = eval(compiled, names)
