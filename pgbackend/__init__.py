@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .replicas.on_primary import on_primary as on_primary
     from .whole_stack import get_asgi_application as get_asgi_application
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Gap",
