@@ -37,7 +37,7 @@ NO_POSTGRESQL = 'make postgresql' and 'make postgis' need root and Debian's or U
 NO_PIP = pip could not install what pgbackend needs: the lines above say why (is its package index reachable?)
 PIP = $(RUN) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo cluster docs test scaleout browser haproxy pgbouncer pgbouncer-newer postgresql postgis lint types imports suite clean stale
+.PHONY: help demo cluster docs release test scaleout browser haproxy pgbouncer pgbouncer-newer postgresql postgis lint types imports suite clean stale
 
 help:
 	@echo 'make demo      serve the order desk at http://127.0.0.1:8000/ (PORT=); Ctrl-C ends it'
@@ -52,6 +52,7 @@ help:
 	@echo "               for some of Django's own tests (as root, Debian or Ubuntu)"
 	@echo 'make lint      ruff and codespell;  make types: mypy;  make imports: import-linter'
 	@echo 'make docs      make the site of these pages, in build/docs'
+	@echo 'make release   build sdist and wheel of the last commit, and check them, in dist'
 	@echo "make suite     run Django's own tests on pgbackend; minutes"
 	@echo 'make clean     remove the environment and what was built, and the data of the demo'
 
@@ -70,6 +71,9 @@ scaleout: haproxy pgbouncer $(VENV)/.installed-scaleout
 docs: $(VENV)/.installed-docs
 	@$(RUN) -m sphinx --quiet --fresh-env --fail-on-warning --keep-going docs build/docs
 	@echo 'The site is in build/docs: open build/docs/index.html'
+
+release: $(VENV)/.installed-release
+	@$(RUN) -m tests.release $(ARGS)
 
 suite: $(VENV)/.installed-suite
 	@$(RUN) -m tests.suite --parallel 2 $(ARGS)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _check_build()
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Gap",

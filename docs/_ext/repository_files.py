@@ -25,6 +25,7 @@ INCLUDED = {
     "CHANGELOG.md": "changelog",
     "CONTRIBUTING.md": "contributing",
     "README.md": "index",
+    "SECURITY.md": "vulnerabilities",
     "tests/README.md": "tests-of-pgbackend",
 }
 #: The directory of the site with the pages of source files.

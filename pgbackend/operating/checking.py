@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,9 +41,14 @@ class Report:
         return not has_error(found) and not any(has_error(each.findings) for each in self.aliases)
 
 
-def check(names: Iterable[str]) -> Report:
-    """Return what there is to say of the aliases `names`, whose engine is pgbackend."""
-    aliases = [_of_alias(name) for name in names]
+def check(
+    names: Iterable[str], *, connect: bool = True, show: Callable[[str, Any], Any] = shown
+) -> Report:
+    """Return what there is to say of the aliases `names`, whose engine is pgbackend.
+
+    `show` says what may be shown of each setting.
+    """
+    aliases = [_of_alias(name, show, connect=connect) for name in names]
     reached = {each.name: each.server for each in aliases if each.server is not None}
     load = sums.Load()
     pooled = [each.name for each in aliases if each.pooler not in {None, poolers.NONE}]
@@ -56,13 +61,13 @@ def check(names: Iterable[str]) -> Report:
     )
 
 
-def _of_alias(name: str) -> Alias:
+def _of_alias(name: str, show: Callable[[str, Any], Any], *, connect: bool) -> Alias:
     settings_dict = connections.settings[name]
-    found = Alias(name, options_in_force(settings_dict))
+    found = Alias(name, options_in_force(settings_dict, show))
     wrapper: Any = connections[name]
     problems = [Finding(ERROR, each.text, each.hint) for each in wrapper.option_problems()]
     found.findings += problems
-    if not problems:
+    if connect and not problems:
         _connect(found, settings_dict)
     return found
 
@@ -104,20 +109,22 @@ _SHOWN = (
 )
 
 
-def options_in_force(settings_dict: Mapping[str, Any]) -> dict[str, Any]:
+def options_in_force(
+    settings_dict: Mapping[str, Any], show: Callable[[str, Any], Any] = shown
+) -> dict[str, Any]:
     """Return the settings of an alias with the defaults of the pool, and without secrets."""
-    said = {name: shown(name, settings_dict[name]) for name in _SHOWN if settings_dict.get(name)}
+    said = {name: show(name, settings_dict[name]) for name in _SHOWN if settings_dict.get(name)}
     given = {key: value for key, value in settings_dict["OPTIONS"].items() if key != "pool"}
     if given:
-        said["OPTIONS"] = shown("OPTIONS", given)
-    said["pool"] = _pool_in_force(settings_dict)
+        said["OPTIONS"] = show("OPTIONS", given)
+    said["pool"] = _pool_in_force(settings_dict, show)
     return said
 
 
-def _pool_in_force(settings_dict: Mapping[str, Any]) -> Any:
+def _pool_in_force(settings_dict: Mapping[str, Any], show: Callable[[str, Any], Any]) -> Any:
     if conf.is_without_pool(settings_dict):
         return None
     given = settings_dict["OPTIONS"].get("pool")
     if given and given is not True and not isinstance(given, Mapping):
-        return shown("pool", given)
-    return shown("pool", {**options.POOL_DEFAULTS, **(given if isinstance(given, Mapping) else {})})
+        return show("pool", given)
+    return show("pool", {**options.POOL_DEFAULTS, **(given if isinstance(given, Mapping) else {})})

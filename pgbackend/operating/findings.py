@@ -28,7 +28,7 @@ def has_error(findings: Iterable[Finding]) -> bool:
 
 
 HIDDEN = "(hidden)"
-_SECRET = re.compile(r"passw|secret|token|credential", re.IGNORECASE)
+_SECRET = re.compile(r"passw|secret|token|credential|scram_", re.IGNORECASE)
 #: Passwords in connection strings and URLs.
 _IN_TEXT = (
     (re.compile(r"(passw\w*\s*=\s*)('(?:[^'\\]|\\.)*'|\S+)", re.IGNORECASE), rf"\1{HIDDEN}"),
@@ -36,9 +36,14 @@ _IN_TEXT = (
 )
 
 
+def is_secret(name: str) -> bool:
+    """Return whether the option `name` holds a secret; `passfile` is the name of a file with it."""
+    return bool(_SECRET.search(name)) and name != "passfile"
+
+
 def shown(name: str, value: Any) -> Any:
     """Return what may be shown of the option `name`: no secret, a function by its name."""
-    if _SECRET.search(name) and value and name != "passfile":
+    if is_secret(name) and value:
         return HIDDEN
     if isinstance(value, Mapping):
         return {str(key): shown(str(key), each) for key, each in value.items()}

@@ -46,8 +46,9 @@ def of_finding(finding: Finding) -> Iterator[str]:
 
 def of_report(report: Report) -> Iterator[str]:
     """Yield the lines of the whole of `report`."""
-    yield "Versions"
-    yield from (f"  {name}: {version}" for name, version in report.versions.items())
+    if report.versions:
+        yield "Versions"
+        yield from (f"  {name}: {version}" for name, version in report.versions.items())
     yield from _section("Project", report.project)
     for alias in report.aliases:
         yield from _section(f"Database {alias.name!r}", alias.findings)

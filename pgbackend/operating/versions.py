@@ -5,8 +5,6 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-import psycopg
-
 import pgbackend
 
 _PACKAGES = ("Django", "psycopg", "psycopg-pool", "greenlet", "asgiref")
@@ -23,9 +21,16 @@ def versions() -> dict[str, str]:
         "pgbackend": pgbackend.__version__,
         "Python": f"{platform.python_version()} ({platform.python_implementation()})",
         **{name: installed(name) or "none" for name in (*_PACKAGES, *OPTIONAL)},
-        "psycopg's implementation": psycopg.pq.__impl__,
-        "libpq": libpq(),
+        **_of_psycopg(),
     }
+
+
+def _of_psycopg() -> dict[str, str]:
+    try:
+        from psycopg import pq
+    except ImportError as exc:  # not installed, or without a libpq: reports are to tell that
+        return {"psycopg's implementation": f"none ({exc})"}
+    return {"psycopg's implementation": pq.__impl__, "libpq": libpq()}
 
 
 def installed(name: str) -> str | None:
@@ -38,5 +43,7 @@ def installed(name: str) -> str | None:
 
 def libpq() -> str:
     """Return the version of libpq, such as 18.0."""
-    number = psycopg.pq.version()
+    from psycopg import pq
+
+    number = pq.version()
     return f"{number // 10_000}.{number % 10_000}"

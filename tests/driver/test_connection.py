@@ -857,6 +857,8 @@ def test_news_that_is_taken_for_a_repetition_is_told_again(run: Runner, pools: P
         ("psycopg-pool", "3.3.2", False),
         ("psycopg-pool", "3.3.3", True),
         ("psycopg-pool", "3.4.0", False),
+        ("greenlet", "3.5.2", False),
+        ("greenlet", "4.0", True),
     ],
 )
 def test_a_version_of_psycopg_that_nobody_has_read_is_refused(
@@ -869,7 +871,16 @@ def test_a_version_of_psycopg_that_nobody_has_read_is_refused(
     if is_known:
         versions.check()
     else:
-        with pytest.raises(
-            ImportError, match=rf"{name} {version}: install '{name}>=3\.3\.\d,<3\.4'"
-        ):
+        cure = r"pip install 'NAME(\[binary\])?>=3\.\d\.\d(,<3\.4)?'".replace("NAME", name)
+        with pytest.raises(ImportError, match=rf"{name} {version}: {cure}, or install another"):
             versions.check()
+
+
+def test_a_package_that_is_not_installed_is_named_with_its_cure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(versions.SUPPORTED, "no-such-pool", ((3, 3, 3), (3, 4)))
+    with pytest.raises(
+        ImportError, match=r"not installed: pip install 'no-such-pool>=3\.3\.3,<3\.4'"
+    ):
+        versions.check()

@@ -1,1 +1,1 @@
-"""The management command of the app, where Django looks for it."""
+"""The module of `manage.py pgbackend`, by whose name Django finds it."""

@@ -1,0 +1,1 @@
+"""Builds a release and checks it: `make release`. docs/releases.md tells what is checked."""
