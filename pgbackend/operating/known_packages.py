@@ -15,6 +15,7 @@ PACKAGES = (
     "django-crum",
     "django-debug-toolbar",
     "django-easy-audit",
+    "django-environ",
     "django-lifecycle",
     "django-modeltranslation",
     "django-multitenant",
