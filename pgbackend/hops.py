@@ -14,9 +14,11 @@ Password hashing keeps its thread too: it is work, not waiting, and would stop t
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 from asgiref.sync import AsyncToSync, async_to_sync, sync_to_async
@@ -170,6 +172,10 @@ def make_call_of_sync_to_async(call: Callable[..., Any]) -> Callable[..., Any]:
 
     asgiref calls the function in a copy of the task's context. If a generator makes the call, or a
     test has opened a block, that context may not name the block; so it is added.
+
+    A call is a wait, also if the function has ended before asyncio can wait for it: since Python
+    3.14 its future is done then, and the task goes on at once. A request begins to listen to its
+    client when it first waits (`Portal.on_wait`), so it would not notice that the client has gone.
     """
 
     @functools.wraps(call)
@@ -177,10 +183,13 @@ def make_call_of_sync_to_async(call: Callable[..., Any]) -> Callable[..., Any]:
         if generators.carried:
             block_context.settle()
         request.follow()
-        if block_context.test_blocks:
-            with block_context.in_tests(), block_context.calling_thread():
+        in_tests = block_context.in_tests() if block_context.test_blocks else nullcontext()
+        try:
+            with in_tests, block_context.calling_thread():
                 return await call(self, *args, **kwargs)
-        with block_context.calling_thread():
-            return await call(self, *args, **kwargs)
+        finally:
+            portal = bridge.current()
+            if portal is not None and portal.on_wait is not None:
+                await asyncio.sleep(0)
 
     return __call__

@@ -590,15 +590,16 @@ def test_a_block_that_is_left_with_an_error_is_rolled_back_with_what_is_open_in_
             await block(*args)
             return
         async with transaction.atomic():
+            error: BaseException | None = None
             try:
                 await block(*args)
-            finally:
-                await Tag.objects.acreate(name="after")
-                transaction.on_commit(lambda: kept.append("hook"))
-                error = sys.exception()
-                if not isinstance(error, asyncio.CancelledError):
-                    errors.append(error)
-                    return  # noqa: B012 - so that the outer block is committed
+            except BaseException as exc:
+                error = exc
+            await Tag.objects.acreate(name="after")
+            transaction.on_commit(lambda: kept.append("hook"))
+            if isinstance(error, asyncio.CancelledError):
+                raise error
+            errors.append(error)  # and not raised, so that the outer block is committed
 
     kept: list[str] = []
     blocks: list[Any] = []

@@ -11,7 +11,9 @@ import asyncio
 import itertools
 import socket
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from time import monotonic
@@ -22,6 +24,8 @@ import httpx
 import psycopg
 import pytest
 import uvicorn
+from asgiref.sync import SyncToAsync
+from django.core.exceptions import SuspiciousOperation
 from django.db import DatabaseError, connection, connections, transaction
 from django.db.models import Value
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
@@ -36,9 +40,12 @@ from pgbackend.driver.errors import NothingCommitted, OutcomeUnknown
 from tests.conftest import Runner, wait_for
 from tests.driver.conftest import take_all
 from tests.library.models import Author, Book, Entry, Tag
+from tests.support.exchange import Exchange, serve_by
 from tests.support.fixtures import settings_of_default
 from tests.support.link import Link
 from tests.support.sweep import ABANDONING, CANCELLING, Mode, Outcome, sweep
+
+__all__ = ["serve_by"]
 
 #: Seconds in which an interrupted operation must have ended.
 AT_MOST = 1.0
@@ -837,6 +844,43 @@ def test_a_client_that_hangs_up_in_a_streaming_response_ends_its_cursor(
             await assert_whole()
 
     run(main())
+
+
+class _EndsFirst(ThreadPoolExecutor):
+    """An executor whose functions have ended when `submit()` returns, as quick ones may have."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future = super().submit(fn, *args, **kwargs)
+        wait([future])
+        return future
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("message", ["http.disconnect", "http.unheard_of"])
+def test_a_client_that_has_gone_is_not_answered_however_quick_a_sync_view_is(
+    run: Runner, monkeypatch: pytest.MonkeyPatch, serve_by: Any, message: str, fails: bool
+) -> None:
+    def view(request: HttpRequest) -> HttpResponse:
+        called.append(threading.current_thread())
+        if fails:
+            raise SuspiciousOperation
+        return HttpResponse("too late")
+
+    called: list[threading.Thread] = []
+
+    async def main() -> None:
+        serve_by(view)
+        exchange = Exchange()
+        exchange.incoming.put_nowait({"type": message})
+        expected = pytest.raises(AssertionError, match="unheard_of")
+        with expected if message == "http.unheard_of" else nullcontext():
+            await exchange.serve()
+        assert exchange.sent == []
+
+    with _EndsFirst(max_workers=1) as executor:
+        monkeypatch.setattr(SyncToAsync, "single_thread_executor", executor)
+        run(main())
+    assert threading.main_thread() not in called
 
 
 @pytest.mark.skipif(
