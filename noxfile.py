@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import nox
 
 nox.needs_version = ">=2025.2"
@@ -13,7 +15,7 @@ nox.options.error_on_missing_interpreters = False
 VERSIONS = {
     "5.2": ("3.11", "3.12", "3.13", "3.14"),
     "6.0": ("3.12", "3.13", "3.14"),
-    "6.1": ("3.12", "3.13", "3.14"),
+    "6.1": ("3.12", "3.13", "3.14", "3.15"),
 }
 MATRIX = [(python, django) for django, pythons in VERSIONS.items() for python in pythons]
 
@@ -55,6 +57,12 @@ def suite(session: nox.Session, django: str) -> None:
     """Run Django's own tests; arguments after ``--`` are those of ``python -m tests.suite``."""
     _install(session, "suite", f"Django=={django}.*")
     session.run("python", "-m", "tests.suite", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def matrix(session: nox.Session) -> None:
+    """Run the cells of docs/versions.md; arguments after ``--`` are those of ``tests.matrix``."""
+    session.run(sys.executable, "-m", "tests.matrix", *session.posargs)
 
 
 @nox.session
