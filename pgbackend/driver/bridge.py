@@ -523,6 +523,8 @@ def await_(awaitable: Awaitable[T]) -> T:
             try:
                 value = here.suspend(yielded)
             except BaseException as exc:  # raised in the coroutine, which may catch it
+                if getattr(coro, "cr_frame", coro) is None:  # Python 3.15's collector has closed it
+                    raise
                 yielded = coro.throw(exception_to_throw(exc))
             else:
                 yielded = coro.send(value)

@@ -5,7 +5,8 @@ While the garbage collector runs, it keeps lists of objects on the C stack. A sw
 would move that stack away, and the interpreter would crash. So `Portal.suspend()` refuses to wait
 in a finalizer that the collector runs. Like code in a closed portal, such a finalizer can do with a
 connection only what needs no wait. If the collector closes the coroutine of a portal, the portal is
-unwound when the collection is over.
+unwound when the collection is over. Python 3.15's collector has then closed the coroutine that the
+portal waits for, too: it looks into the frames of greenlets.
 """
 
 from __future__ import annotations
