@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from .builds import check as _check_build
+
 if TYPE_CHECKING:
     from . import aio as aio
     from . import metrics as metrics
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from .outcomes import OutcomeUnknown as OutcomeUnknown
     from .replicas.on_primary import on_primary as on_primary
     from .whole_stack import get_asgi_application as get_asgi_application
+
+_check_build()
 
 __version__ = "0.1.0"
 

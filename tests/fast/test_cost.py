@@ -25,8 +25,8 @@ pytestmark = [
     *(pytest.mark.shortcut(name) for name in SHORTCUTS),
 ]
 
-#: Instructions beyond those of Django's engine in a sync context: by Python, whose compilers differ,
-#: operation and stack.
+#: Instructions beyond those of Django's engine in a sync context: by Python (each has a compiler of
+#: its own), operation and stack.
 MORE = {
     # Django's cursor is used as it is, and a model's cached values are checked for each statement:
     # by identity, since the proxies of tracing tools equal the functions that they wrap.

@@ -39,11 +39,19 @@ class Journal:
 
     def __init__(self, path: Path = JOURNAL) -> None:
         self._path = path
-        found = json.loads(path.read_text()) if path.exists() else []
+        self.entries: dict[tuple[str, str], Entry] = {}
+        self._read()
+
+    def _read(self) -> None:
+        found = json.loads(self._path.read_text()) if self._path.exists() else []
         self.entries = {(one["cell"], one["step"]): Entry(**one) for one in found}
 
     def add(self, entry: Entry) -> None:
-        """Keep an entry, in place of the one before, and write the file: whole, or not at all."""
+        """Keep an entry, in place of the one before, and write the file: whole, or not at all.
+
+        What another run has added meanwhile is kept, too.
+        """
+        self._read()
         self.entries[entry.cell, entry.step] = entry
         records = [asdict(self.entries[key]) for key in sorted(self.entries)]
         written = self._path.with_suffix(".written")

@@ -17,7 +17,7 @@ from .cells import Cell
 from .environments import Environment, environment
 from .interpreters import ROOT, CannotMake
 from .journal import Entry, Journal, code
-from .servers import programs
+from .servers import newer_pgbouncer, programs
 
 STEPS = ("tests", "django")
 TESTS = ("tests/driver", "tests/backend", "tests/contract", "tests/testcases")
@@ -59,11 +59,13 @@ def run_cell(cell: Cell, home: Path, journal: Journal, *, quick: bool, again: bo
         reason = str(exc).splitlines()[0]
         journal.add(Entry(cell.name, "tests", passed=False, outcome=reason, day=_today()))
         return False
-    entries = [_run_step(made, step, versions, quick=quick) for step in steps]
-    for entry in entries:
+    passed = True
+    for step in steps:
+        entry = _run_step(made, step, versions, quick=quick)
         journal.add(entry)
-        print(f"{cell.name} {entry.step}: {entry.outcome}; {made.log(entry.step)}", flush=True)
-    return all(entry.passed for entry in entries)
+        print(f"{cell.name} {step}: {entry.outcome}; {made.log(step)}", flush=True)
+        passed &= entry.passed
+    return passed
 
 
 def make(cell: Cell, home: Path) -> Made:
@@ -72,6 +74,7 @@ def make(cell: Cell, home: Path) -> Made:
     logs.mkdir(parents=True, exist_ok=True)
     variables = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "PYTHONPATH")}
     variables["PGBACKEND_PG_BINDIR"] = str(programs(cell.postgresql, home))
+    variables.setdefault("PGBOUNCER_NEWER", str(newer_pgbouncer(home)))
     return Made(cell, environment(cell, home), variables, logs)
 
 
@@ -90,7 +93,7 @@ def _server_version(made: Made) -> str:
 
 
 def _run_step(made: Made, step: str, versions: dict[str, str], *, quick: bool) -> Entry:
-    began = time.monotonic()
+    began, its_code = time.monotonic(), code()
     made.report(step).unlink(missing_ok=True)
     try:
         with made.log(step).open("w") as log:
@@ -115,7 +118,7 @@ def _run_step(made: Made, step: str, versions: dict[str, str], *, quick: bool) -
         day=_today(),
         minutes=round((time.monotonic() - began) / 60, 1),
         loop=made.cell.loop,
-        code=code(),
+        code=its_code,
         quick=quick,
         versions=versions,
         skipped=skipped,

