@@ -72,9 +72,9 @@ def make(cell: Cell, home: Path) -> Made:
     """Make what a cell needs, if it is missing."""
     logs = home / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    variables = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "PYTHONPATH")}
+    variables = newer_pgbouncer(home)
+    variables |= {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "PYTHONPATH")}
     variables["PGBACKEND_PG_BINDIR"] = str(programs(cell.postgresql, home))
-    variables.setdefault("PGBOUNCER_NEWER", str(newer_pgbouncer(home)))
     return Made(cell, environment(cell, home), variables, logs)
 
 

@@ -42,10 +42,10 @@ def programs(version: str, home: Path) -> Path:
     return unpacked / "bin"
 
 
-def newer_pgbouncer(home: Path) -> Path:
-    """Return where a PgBouncer is that tracks prepared statements; tries to unpack it there.
+def newer_pgbouncer(home: Path) -> dict[str, str]:
+    """Return the variable that names a PgBouncer which tracks prepared statements.
 
-    Where that fails, the tests that need it are skipped, and say so.
+    Unpacks it if it is missing; where that fails, the tests that need it are skipped, and say so.
     """
     unpacked = home / "pgbouncer-newer"
     if not unpacked.is_dir():
@@ -53,7 +53,8 @@ def newer_pgbouncer(home: Path) -> Path:
             run(["bash", "tests/support/newer_pgbouncer.sh", str(unpacked)])
         except CannotMake as exc:
             print(exc, file=sys.stderr)
-    return unpacked / "bin/pgbouncer"
+            return {}
+    return {"PGBOUNCER_NEWER": str(unpacked / "bin/pgbouncer")}
 
 
 def _fetch(version: str, into: Path) -> Path:
