@@ -32,6 +32,10 @@ print(json.dumps(found))
 """
 
 
+class NotYet(CannotMake):
+    """Says that the package index has no pre-release of the next Django yet."""
+
+
 @dataclass(frozen=True)
 class Environment:
     """A virtual environment, and how to run a program of it."""
@@ -55,6 +59,7 @@ def environment(cell: Cell, home: Path) -> Environment:
     Those of cells with other dependencies than usual are made anew, since "newest" changes.
 
     Raises:
+        NotYet: the cell is for Django's next version, and pip finds none.
         CannotMake: its Python cannot be had, or pip could not install something.
     """
     name = "-".join(filter(None, ["env", cell.python, cell.django, cell.dependencies]))
@@ -64,8 +69,14 @@ def environment(cell: Cell, home: Path) -> Environment:
         return made
     shutil.rmtree(made.directory, ignore_errors=True)
     run(made.interpreter.command(made.interpreter.program, "-m", "venv", made.directory))
+    pip = made.command("-m", "pip", "install", "--quiet")
+    if cell.dependencies == "next":
+        try:
+            run([*pip, "--dry-run", *_next(cell)])
+        except CannotMake as exc:
+            raise NotYet(f"the package index has no Django after {cell.django} yet\n{exc}") from exc
     for arguments in installations(cell):
-        run(made.command("-m", "pip", "install", "--quiet", *arguments))
+        run([*pip, *arguments])
     done.touch()
     return made
 
@@ -80,8 +91,12 @@ def installations(cell: Cell) -> list[list[str]]:
     elif cell.dependencies == "oldest":  # afterwards: some packages of the tests ask for later ones
         all_of_them.append(["--no-deps", *floors()])
     elif cell.dependencies == "next":
-        all_of_them.append(["--no-deps", "--pre", f"Django>{cell.django}.999"])
+        all_of_them.append(_next(cell))
     return all_of_them
+
+
+def _next(cell: Cell) -> list[str]:
+    return ["--no-deps", "--pre", f"Django>{cell.django}.999"]
 
 
 def floors() -> list[str]:

@@ -49,6 +49,8 @@ def _row(cell: Cell, entries: Mapping[str, Entry]) -> str:
 def _outcome(entry: Entry | None) -> str:
     if entry is None:
         return "not run yet"
+    if not entry.versions:
+        return f"not run: {entry.outcome}"
     if entry.step == "django" and entry.passed:
         return "as with Django's backend"
     verdict = "" if entry.passed else "**no**: "

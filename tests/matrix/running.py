@@ -14,7 +14,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from .cells import Cell
-from .environments import Environment, environment
+from .environments import Environment, NotYet, environment
 from .interpreters import ROOT, CannotMake
 from .journal import Entry, Journal, code
 from .servers import newer_pgbouncer, programs
@@ -58,7 +58,7 @@ def run_cell(cell: Cell, home: Path, journal: Journal, *, quick: bool, again: bo
         print(exc, file=sys.stderr)
         reason = str(exc).splitlines()[0]
         journal.add(Entry(cell.name, "tests", passed=False, outcome=reason, day=_today()))
-        return False
+        return isinstance(exc, NotYet)
     passed = True
     for step in steps:
         entry = _run_step(made, step, versions, quick=quick)

@@ -136,7 +136,8 @@ def test_the_table_shows_each_cell_and_the_text_around_it_stays(
     journal = Journal(tmp_path / "journal.json")
     (other,) = (cell for cell in covering() if cell.name == CELL.name)
     journal.add(entry(quick=True, loop=other.loop))
-    journal.add(entry(cell="oldest", passed=False, outcome="1 failed", versions={}))
+    journal.add(entry(cell="oldest", passed=False, outcome="1 failed"))
+    journal.add(entry(cell="next", passed=False, outcome="none yet", versions={}))
     for _ in range(2):
         page.write(journal)
     text = page.PAGE.read_text()
@@ -147,7 +148,8 @@ def test_the_table_shows_each_cell_and_the_text_around_it_stays(
         f"| `{CELL.name}` | 3.12.9 | 6.0.1 | 16.2 | {other.loop} | 3 passed (the quick ones) "
         "| not run yet | 2026-01-02 |\n" in text
     )
-    assert "| `oldest` | (3.11) | (5.2) | (14) | asyncio | **no**: 1 failed |" in text
+    assert "| `oldest` | 3.12.9 | 6.0.1 | 16.2 | asyncio | **no**: 1 failed | not run yet |" in text
+    assert "| `next` | (3.14) | (6.1) | (18) | asyncio | not run: none yet | not run yet |" in text
     assert text.count("\n| `") == len(all_cells())
     page.PAGE.write_text("# Versions\n")
     with pytest.raises(ValueError, match="has no place for the table"):
