@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .cells import Cell, all_cells
+from .cells import Cell, all_cells, supported
 from .interpreters import ROOT
 from .journal import Entry, Journal
 
@@ -26,8 +26,16 @@ def write(journal: Journal) -> None:
 
 def table(journal: Journal) -> str:
     lines = [HEAD, "|---" * HEAD.count(" | ") + "|---|"]
-    lines += [_row(cell, journal.of(cell)) for cell in all_cells()]
+    lines += [_row(cell, journal.of(cell)) for cell in [*all_cells(), *_others(journal)]]
     return "".join(f"{line}\n" for line in lines)
+
+
+def _others(journal: Journal) -> list[Cell]:
+    """Return the cells that ran because they were named: the covering choice lacks them."""
+    loops = {name: entry.loop for (name, _), entry in journal.entries.items()}
+    usual = {cell.name for cell in all_cells()}
+    ran = [cell for cell in supported() if cell.name not in usual and cell.name in loops]
+    return [cell for cell in ran if cell.loop == loops[cell.name]]
 
 
 def _row(cell: Cell, entries: Mapping[str, Entry]) -> str:

@@ -138,6 +138,8 @@ def test_the_table_shows_each_cell_and_the_text_around_it_stays(
     journal.add(entry(quick=True, loop=other.loop))
     journal.add(entry(cell="oldest", passed=False, outcome="1 failed"))
     journal.add(entry(cell="next", passed=False, outcome="none yet", versions={}))
+    assert "3.13-6.1-18" not in {cell.name for cell in all_cells()}
+    journal.add(entry(cell="3.13-6.1-18", loop="uvloop"))  # it was named
     for _ in range(2):
         page.write(journal)
     text = page.PAGE.read_text()
@@ -150,7 +152,8 @@ def test_the_table_shows_each_cell_and_the_text_around_it_stays(
     )
     assert "| `oldest` | 3.12.9 | 6.0.1 | 16.2 | asyncio | **no**: 1 failed | not run yet |" in text
     assert "| `next` | (3.14) | (6.1) | (18) | asyncio | not run: none yet | not run yet |" in text
-    assert text.count("\n| `") == len(all_cells())
+    assert "| `3.13-6.1-18` | 3.12.9 | 6.0.1 | 16.2 | uvloop |" in text
+    assert text.count("\n| `") == len(all_cells()) + 1
     page.PAGE.write_text("# Versions\n")
     with pytest.raises(ValueError, match="has no place for the table"):
         page.write(journal)
