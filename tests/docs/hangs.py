@@ -140,7 +140,7 @@ async def forgotten() -> None:
 
 async def silent() -> None:
     """Let the network be silent while a statement is under way."""
-    assert link is not None
+    (link,) = links
     await account().acount()
     link.freeze()
     task = asyncio.create_task(account().acount(), name="report")
@@ -164,7 +164,8 @@ HANGS: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
 
 # --- The project ----------------------------------------------------------------------------------
 
-link: Link | None = None
+#: The link to the server, while the network can be made silent.
+links: list[Link] = []
 
 
 def account() -> Any:
@@ -214,14 +215,13 @@ def _set_up() -> None:
 
 
 def _run(name: str) -> None:
-    global link
     print(f"== {name}", flush=True)
     if name == "silent network":
-        link = Link(_conninfo())
+        links.append(link := Link(_conninfo()))
         connections.settings["default"].update(HOST="127.0.0.1", PORT=str(link.port))
         connections.settings["default"]["OPTIONS"]["sslmode"] = "disable"
     asyncio.run(HANGS[name](), debug=name == "forgotten await")
-    if link is not None:
+    for link in links:
         link.close()
 
 
