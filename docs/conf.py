@@ -21,6 +21,7 @@ extensions = [
     "sphinx.ext.intersphinx",
     "repository_files",
     "drawings",
+    "known_names",
 ]
 exclude_patterns = ["_inventories"]
 nitpicky = True
@@ -34,6 +35,7 @@ intersphinx_mapping = {
     for name, url in {
         "python": "https://docs.python.org/3/",
         "django": "https://docs.djangoproject.com/en/6.1/",
+        "psycopg": "https://www.psycopg.org/psycopg3/docs/",
     }.items()
 }
 default_role = "code"  # in docstrings, one backtick marks code
@@ -56,5 +58,5 @@ html_theme = "furo"
 html_title = f"pgbackend {version}"
 html_static_path = ["_static"]
 html_favicon = "_static/icon.svg"
-html_css_files = ["drawings.css"]
+html_css_files = ["drawings.css", "site.css"]
 html_show_sphinx = False

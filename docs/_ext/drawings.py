@@ -7,6 +7,7 @@ has pictures, in light and dark, whose names have a digest of the text that they
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from sphinx.transforms import SphinxTransform
 
 #: The directory of the pictures, below docs/.
 PICTURES = "_static/drawings"
+#: Mermaid writes in 16 pixels: the pages' small text has thirteen.
+SCALE = 0.8
 THEMES = {"light": "default", "dark": "dark"}
 
 
@@ -48,7 +51,21 @@ class Drawings(SphinxTransform):
                 "new or has changed. Make it with 'python docs/draw.py'."
             )
         alt = "The drawing whose steps the text around it tells"
-        return nodes.image(uri=f"/{path}", alt=alt, classes=[f"only-{theme}"], candidates={})
+        return nodes.image(
+            uri=f"/{path}",
+            alt=alt,
+            classes=[f"only-{theme}"],
+            candidates={},
+            width=f"{_width(Path(self.env.srcdir) / path)}px",
+        )
+
+
+def _width(picture: Path) -> int:
+    """Return the width at which the text of a picture is about as large as that around it."""
+    found = re.search(r'viewBox="\S+ \S+ (\S+) ', picture.read_text())
+    if found is None:
+        raise ExtensionError(f"the picture {picture.name} has no viewBox: draw it again")
+    return round(float(found[1]) * SCALE)
 
 
 def _is_drawing(node: nodes.Node) -> bool:

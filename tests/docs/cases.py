@@ -234,6 +234,7 @@ CASES: list[tuple[str, str, Runner]] = [
     ("docs/admin-page.md", "my_site", code(_sites, _is_registered)),
     ("docs/health.md", "# urls.py", code(_urls, _tells_health)),
     ("docs/health.md", "health.readiness", code(_urls, _tells_health)),
+    ("docs/index.md", "client.get(SUPPLIER)", code(_view_with_supplier, _promises)),
     ("docs/install.md", "async def pay", code(_shop, _receipts)),
     ("docs/listen.md", "async def feed", code(_orders_to_feed, _feeds)),
     ("docs/listen.md", "pgbackend.notify", code(_saved_order)),

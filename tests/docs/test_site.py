@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import unquote, urldefrag, urljoin
 
 import pytest
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
@@ -55,9 +56,17 @@ return [document.documentElement.scrollWidth - width, wide.slice(0, 3)];
 _FOUND = """
 const found = [...document.querySelectorAll("#search-results li")];
 const summarised = found.filter((each) => each.matches(".kind-object, :has(p.context)"));
-const has_ended = document.querySelector(".search-summary").innerText.includes(" found ");
-if (!has_ended || summarised.length < found.length) return [];
+// The page of the results may still be on its way, or have no summary yet.
+const summary = document.querySelector(".search-summary")?.innerText ?? "";
+if (!summary.includes(" found ") || summarised.length < found.length) return [];
 return found.map((each) => each.querySelector("a").innerText);
+"""
+#: Returns the element that has the keyboard, and whether it is in the window, whatever moves.
+_FOCUSED = """
+document.getAnimations().forEach((each) => each.finish());
+const box = document.activeElement.getBoundingClientRect();
+const shown = box.left >= 0 && box.right <= innerWidth + 0.5 && box.top >= 0 && box.width > 0;
+return [document.activeElement.outerHTML.slice(0, 100), shown];
 """
 _TEXTS = "article, article *, .sidebar-tree *, .toc-tree *, .related-pages *, footer *"
 
@@ -197,6 +206,21 @@ def test_each_text_has_contrast(browser: Any, crawl: Crawl, theme: str) -> None:
         if lowest < 4.5:
             faint[address] = (round(lowest, 2), where)
     assert faint == {}
+
+
+@pytest.mark.parametrize("width", [PHONE, 1280])
+def test_the_keyboard_is_where_one_sees_it(browser: Any, origin: str, width: int) -> None:
+    show_at(browser, width)
+    browser.get(urljoin(origin, "start.html"))
+    steps = []
+    for _ in range(30):
+        ActionChains(browser).send_keys(Keys.TAB).perform()
+        steps.append(browser.execute_script(_FOCUSED))
+    show_at(browser, 1280)
+    assert "skip-to-content" in steps[0][0]
+    assert [each for each, shown in steps if not shown] == []
+    assert any('name="q"' in each for each, _ in steps)
+    assert any("toctree" in each or "reference internal" in each for each, _ in steps)
 
 
 @pytest.mark.parametrize(
