@@ -25,6 +25,7 @@ PAGES = sorted(
 HOSTS = {
     "cloud.google.com",
     "docs.aws.amazon.com",
+    "docs.cloud.google.com",
     "docs.djangoproject.com",
     "docs.python.org",
     "github.com",
