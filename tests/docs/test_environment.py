@@ -18,7 +18,14 @@ _READERS = {"_switch", "of_project", "getenv"}
 
 #: Variables that tests pass to programs which they start, and that nobody else sets.
 PASSED = {"OTHER", "SHOP_DATABASE", "SHOP_DEBUG", "SHOP_TOOL", "SUITE_DATABASE", "SUITE_JOB"}
-PASSED |= {"TENANT_LIMIT_SET_CALLS", "PATH_INFO", "REQUEST_METHOD", "TMPDIR"}
+PASSED |= {
+    "GITHUB_REF_NAME",
+    "GITHUB_REF_TYPE",
+    "TENANT_LIMIT_SET_CALLS",
+    "PATH_INFO",
+    "REQUEST_METHOD",
+    "TMPDIR",
+}
 
 
 def _on_page(name: str) -> bool:
