@@ -128,14 +128,13 @@ class Listener(_Startable):
     async def start(self) -> None:
         """Return when LISTEN is in force: no notification of later transactions is missed.
 
-        Raises the database's error if it cannot be, and `RuntimeError` after `aclose()`.
+        Raises the database's error if it cannot be, and `RuntimeError` after that or `aclose()`.
         """
         wrapper: Any = connections[self.using]
         if self._mailbox.closed:
-            with wrapper.wrap_database_errors:
-                raise self._mailbox.error or RuntimeError(
-                    "this listener is closed, for good: make another one by listen()"
-                )
+            raise RuntimeError(
+                "this listener is closed, for good: make another one by listen()"
+            ) from self._mailbox.error
         if self._hub is None:
             self._hub = wrapper.listening_hub()
             # A listener that is dropped leaves, also if the garbage collector finds it elsewhere.
@@ -188,7 +187,11 @@ class CallbackListener(_Startable):
         if self._is_begun:
             raise RuntimeError("this listener has been started already")
         self._is_begun = True
-        await self._listener.start()
+        try:
+            await self._listener.start()
+        except BaseException:
+            self._is_begun = False  # so the next call tells why it cannot begin
+            raise
         self._task = asyncio.create_task(self._run(), name=f"pgbackend listens {self._name()}")
         _tasks.add(self._task)
         self._task.add_done_callback(_tasks.discard)

@@ -560,6 +560,23 @@ def test_a_callback_listener_that_begins_is_not_begun_again(run: Runner) -> None
     run(main())
 
 
+@pytest.mark.parametrize("callback", [None, print])
+def test_a_listener_that_could_not_begin_is_closed_for_good(run: Runner, callback: Any) -> None:
+    async def main() -> None:
+        listener: Any = listen("a", callback=callback) if callback else listen("a")
+        with settings_of_default(HOST="127.0.0.1", PORT="1", OPTIONS=options):
+            with pytest.raises(OperationalError, match="refused"):
+                await listener.start()
+            await until(lambda: not loops.open_hubs())
+        with pytest.raises(RuntimeError, match="closed, for good") as told:
+            await listener.start()
+        assert "refused" in str(told.value.__cause__)
+
+    given = connections.settings["default"]["OPTIONS"]
+    options = {**given, "pool": {"timeout": 3.0, "outage_grace": 0.2}}
+    run(main())
+
+
 # --- Losses ---------------------------------------------------------------------------------------
 
 
