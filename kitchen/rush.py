@@ -73,7 +73,8 @@ class Rush:
 
     async def _order(self, url, host, order):
         try:
-            answer = await service.client.get().post(url, json=order, headers={"Host": host})
+            async with service.client() as http:
+                answer = await http.post(url, json=order, headers={"Host": host})
             promised = answer.raise_for_status().json()["promised_minutes"]
         except (httpx.HTTPError, ValueError, KeyError):
             self.failed += 1

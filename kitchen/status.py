@@ -2,14 +2,13 @@
 
 import asyncio
 
+from django.conf import settings
 from django.db import DEFAULT_DB_ALIAS
 
 import pgbackend
 from kitchen import board, inflight, rush
 from kitchen.perloop import PerLoop
 from kitchen.sse import Hub
-
-INTERVAL = 0.25  # seconds
 
 POOL_NUMBERS = ("max_size", "size", "leased", "idle", "waiting", "requests", "connections_made")
 
@@ -37,7 +36,7 @@ class Feed(Hub):
     async def _feed(self):
         while True:
             self.tell("numbers", numbers())
-            await asyncio.sleep(INTERVAL)
+            await asyncio.sleep(settings.KITCHEN_STATUS_SECONDS)
 
 
 feed = PerLoop(Feed)

@@ -106,5 +106,8 @@ KITCHEN_SERVICE_SECONDS = float(environ.get("KITCHEN_SERVICE_SECONDS", "0.5"))
 KITCHEN_SERVICE_TIMEOUT = float(environ.get("KITCHEN_SERVICE_TIMEOUT", "10"))
 KITCHEN_SERVICE_URL = environ.get("KITCHEN_SERVICE_URL", "")
 
+# How often the status page is told its numbers. The pictures of docs/demo.md are made with more.
+KITCHEN_STATUS_SECONDS = float(environ.get("KITCHEN_STATUS_SECONDS", "0.25"))
+
 # A rush may be started from the status page by staff, or (in the demo) by anyone who can reach it.
 KITCHEN_RUSH_OPEN = _switch("KITCHEN_RUSH_OPEN", "0")
