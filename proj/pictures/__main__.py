@@ -35,8 +35,8 @@ def main(argv=None):
 
 
 def _plot(url, into, *, quick):
-    asked = {"pool": 8, "service_seconds": 0.5 if quick else 20}
-    rush = {"seconds": 2, "rate": 20} if quick else {"seconds": 24, "rate": 90}
+    asked = {"pool": 8, "service_seconds": 0.5 if quick else 10}
+    rush = {"seconds": 2, "rate": 20} if quick else {"seconds": 24, "rate": 80}
     with running.desk(url, **asked) as desk:
         taken = asyncio.run(samples.take(desk, **asked, **rush))
     (into / "rush.json").write_text(samples.to_text(taken))

@@ -37,7 +37,8 @@ SCREENS = (
     ("connections", "/admin/pgbackend/connections/", 1120, 760, True),
 )
 FRAME = 200  # milliseconds of a frame of the film
-BOARD, FIGURES, HEIGHT = 800, 390, 640  # of the film: two pages side by side
+WIDTH, HEIGHT = 1024, 500  # of the board in the film; the figures of the status page are below it
+WALL, PAD = "#eef0e6", 16
 
 
 @contextmanager
@@ -70,12 +71,14 @@ def sign_in(driver, address):
     driver.find_element(By.CSS_SELECTOR, "main button").click()
 
 
-def shot(driver):
-    return Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB")
+def shot(driver, element=None):
+    """Return a picture of the window, or of the element that a selector finds."""
+    seen = driver.find_element(By.CSS_SELECTOR, element).screenshot_as_png if element else None
+    return Image.open(io.BytesIO(seen or driver.get_screenshot_as_png())).convert("RGB")
 
 
 def make(url, into, *, only, quick):
-    with running.desk(url, pool=4, service_seconds=2) as desk:
+    with running.desk(url, pool=8, service_seconds=5) as desk:
         if "film" in only:
             asyncio.run(_film(desk, into, frames=8 if quick else 40))
         if "screens" in only:
@@ -136,7 +139,7 @@ async def _evening(guests, staff):
 
 
 @asynccontextmanager
-async def _busy(guests, rate=12):
+async def _busy(guests, rate=8):
     """Send guests all the time, until the block ends."""
     task = asyncio.create_task(_come_and_come(guests, rate))
     try:
@@ -164,12 +167,12 @@ async def _film(desk, into, frames):
         await _evening(guests, staff)
         with ExitStack() as stack:
             open_one = partial(asyncio.to_thread, stack.enter_context)
-            board = await open_one(chromium(BOARD, HEIGHT))
-            figures = await open_one(chromium(FIGURES, HEIGHT))
+            board = await open_one(chromium(WIDTH, HEIGHT))
+            figures = await open_one(chromium(WIDTH, HEIGHT))
             await asyncio.to_thread(board.get, f"{desk.address}/board/")
             await asyncio.to_thread(figures.get, f"{desk.address}/status/")
             async with asyncio.TaskGroup() as group:
-                coming = group.create_task(guests.rush(frames * 0.35, 30))
+                coming = group.create_task(guests.rush(frames * 0.5, 16))
                 working = group.create_task(staff.work(0.3))
                 pictures = [await _frame(board, figures) for _ in range(frames)]
                 working.cancel()
@@ -178,13 +181,14 @@ async def _film(desk, into, frames):
 
 
 async def _frame(board, figures):
-    left, right = await asyncio.gather(
-        asyncio.to_thread(shot, board), asyncio.to_thread(shot, figures)
+    above, below = await asyncio.gather(
+        asyncio.to_thread(shot, board), asyncio.to_thread(shot, figures, "#status .figures")
     )
-    frame = Image.new("RGB", (left.width + right.width + 2, left.height), "#17352a")
-    frame.paste(left, (0, 0))
-    frame.paste(right, (left.width + 2, 0))
-    return frame.resize((frame.width * 4 // 5, frame.height * 4 // 5), Image.Resampling.LANCZOS)
+    frame = Image.new("RGB", (WIDTH, HEIGHT + below.height + PAD), WALL)
+    frame.paste(above, (0, 0))
+    frame.paste(below, ((WIDTH - below.width) // 2, HEIGHT + PAD))
+    size = frame.width * 5 // 6, frame.height * 5 // 6
+    return frame.resize(size, Image.Resampling.LANCZOS)
 
 
 def _save(frames, into):
