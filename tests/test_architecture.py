@@ -170,7 +170,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
 _MADE = re.compile(
     r"/(\.git|\.venv[^/]*|\.nox|\.pgbackend|[^/]*_cache|__pycache__|var|build|dist)(/|$)"
 )
-_BINARY = (".png", ".jpg", ".ico", ".woff2", ".pyc")
+_BINARY = (".png", ".webp", ".jpg", ".ico", ".woff2", ".pyc")
 _HOMES = "root|home|work|Users"
 _ELSEWHERE = re.compile(
     rf"(?<![\w.$}}-])/({_HOMES})/|py" r"pi\.org|python" r"hosted|npm" r"js\.|deb\.deb" r"ian"

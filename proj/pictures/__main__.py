@@ -1,7 +1,7 @@
 """Makes the pictures of the order desk, ``python -m proj.pictures``: some two minutes.
 
 It starts PostgreSQL and the order desk, sends a rush and draws what it saw; then it opens the pages
-in Chromium, and films them. ``--only`` makes some of the pictures; ``--quick`` a short trial of all,
+in Chromium, and films them. ``--only`` makes some of the pictures; ``--quick`` a trial of all,
 ``--into`` elsewhere than in the documentation.
 """
 
@@ -37,7 +37,7 @@ def main(argv=None):
 def _plot(url, into, *, quick):
     asked = {"pool": 8, "service_seconds": 0.5 if quick else 10}
     rush = {"seconds": 2, "rate": 20} if quick else {"seconds": 24, "rate": 80}
-    with running.desk(url, **asked) as desk:
+    with running.desk(url, **asked, status_seconds=0.1) as desk:
         taken = asyncio.run(samples.take(desk, **asked, **rush))
     (into / "rush.json").write_text(samples.to_text(taken))
     (into / "rush.svg").write_text(plot.picture(taken))

@@ -82,7 +82,7 @@ def make(url, into, *, only, quick):
         if "film" in only:
             asyncio.run(_film(desk, into, frames=8 if quick else 40))
         if "screens" in only:
-            asyncio.run(_screens(desk, into, screens=SCREENS[4:5] if quick else SCREENS))
+            asyncio.run(_screens(desk, into, screens=SCREENS[:1] if quick else SCREENS))
 
 
 # --- Still pictures ----------------------------------------------------------------------------
@@ -105,10 +105,9 @@ def _photograph(desk, into, screens, dark):
             driver = chef if signed_in else guest
             _resize(driver, width, height)
             driver.get(desk.address + path)
-            if "status" in name:
-                _wait(driver, 6)  # the curve of the last seconds
-            else:
-                _wait(driver, 1)
+            if "Something burnt" in driver.page_source:
+                sys.exit(f"proj.pictures: {path} is an error's page: is the machine too busy?")
+            _wait(driver, 24 if "status" in name else 1)  # the curve of the last seconds
             file = into / f"{name}-{'dark' if dark else 'light'}.webp"
             shot(driver).save(file, quality=80, method=6)
 
@@ -139,9 +138,9 @@ async def _evening(guests, staff):
 
 
 @asynccontextmanager
-async def _busy(guests, rate=8):
+async def _busy(guests):
     """Send guests all the time, until the block ends."""
-    task = asyncio.create_task(_come_and_come(guests, rate))
+    task = asyncio.create_task(_come_and_come(guests))
     try:
         await asyncio.sleep(3)
         yield
@@ -151,11 +150,9 @@ async def _busy(guests, rate=8):
             await task
 
 
-async def _come_and_come(guests, rate):
-    async with asyncio.TaskGroup() as group:
-        while True:
-            group.create_task(guests.order())
-            await asyncio.sleep(1 / rate)
+async def _come_and_come(guests):
+    while True:
+        await guests.rush(12, 30)
 
 
 # --- The film ----------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ def database():
 
 
 @contextmanager
-def desk(url, *, pool, service_seconds):
+def desk(url, *, pool, service_seconds, status_seconds=0.25):
     """Serve the order desk, with a pool of ``pool`` connections, until the block ends."""
     joint = "&" if "?" in url else "?"
     env = {
@@ -43,7 +43,7 @@ def desk(url, *, pool, service_seconds):
         "KITCHEN_PASSWORD": PASSWORD,
         "KITCHEN_SERVICE_SECONDS": str(service_seconds),
         "KITCHEN_SERVICE_TIMEOUT": "60",
-        "KITCHEN_STATUS_SECONDS": "0.1",
+        "KITCHEN_STATUS_SECONDS": str(status_seconds),
         "POOL_SIZE": str(pool),
         "PORT": "0",
     }

@@ -9,7 +9,7 @@ WIDTH, HEIGHT = 720, 420
 LEFT, RIGHT, TOP, FLOOR = 66, 700, 92, 366
 FLIGHT, LEASED, BACKENDS = 1, 2, 4  # columns of a sample
 
-#: The picture has a ground of its own: the page that shows it may be light while the system is dark.
+#: The picture has a ground of its own: its page may be light while the system is dark.
 STYLE = """
 text{font:18px system-ui,sans-serif;fill:#5a6a5f}
 .t{font-size:25px;font-weight:650}.n{font-size:22px;font-weight:600}
@@ -64,7 +64,9 @@ def _parts(taken):
         return FLOOR - value / top * (FLOOR - TOP)
 
     yield text(20, 40, headline(taken), "t")
-    yield text(20, 67, f"a rush of {told['orders']:,} orders, one server process, a pool of {told['pool']}")
+    yield text(
+        20, 67, f"a rush of {told['orders']:,} orders, one server process, a pool of {told['pool']}"
+    )
     yield from _grid(x, y, end, top)
     yield f'<path class="flight" d="{_area(samples, FLIGHT, x, y)}"/>'
     yield f'<path class="leased" d="{_area(samples, LEASED, x, y)}"/>'
@@ -91,4 +93,3 @@ def _ceiling(value):
     """Return a round number above ``value``, whose half is round, too."""
     magnitude = 10 ** (ceil(log10(value + 1)) - 1)
     return next(n * magnitude for n in (1, 1.2, 1.6, 2, 3, 4, 6, 8, 10) if n * magnitude >= value)
-

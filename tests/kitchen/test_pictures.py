@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,8 +15,9 @@ import psycopg
 import pytest
 
 from proj.pictures import plot, samples
-from tests.kitchen.conftest import CHROMEDRIVER, CHROMIUM, ROOT
+from tests.kitchen.conftest import ROOT
 from tests.kitchen.test_demo import empty_database
+from tests.support.chromium import require_chromium
 
 __all__ = ["empty_database"]  # a fixture
 
@@ -37,7 +39,7 @@ def taken() -> dict[str, Any]:
 def test_the_plot_is_drawn_from_the_samples(taken: dict[str, Any]) -> None:
     drawn = plot.picture(taken)
     assert (PICTURES / "rush.svg").read_text() == drawn
-    ET.fromstring(drawn)  # noqa: S314 - our own
+    ET.fromstring(drawn)
     assert samples.to_text(taken) == (PICTURES / "rush.json").read_text()
 
 
@@ -87,12 +89,9 @@ def test_the_pictures_are_small() -> None:
 def test_the_command_makes_all_kinds_of_pictures(
     tmp_path: Path, empty_database: str, request: pytest.FixtureRequest
 ) -> None:
-    if not (CHROMIUM and CHROMEDRIVER):
-        if request.config.getoption("--require-browser", default=False):
-            pytest.fail("chromium and chromedriver are not on the PATH: see 'make browser'")
-        pytest.skip("chromium and chromedriver are not on the PATH: see 'make browser'")
+    require_chromium(request.config)
     command = [sys.executable, "-m", "proj.pictures", "--quick", "--into", str(tmp_path)]
-    env = {**__import__("os").environ, "DATABASE_URL": empty_database}
+    env = {**os.environ, "DATABASE_URL": empty_database}
     done = subprocess.run(
         command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240, check=False
     )
@@ -104,8 +103,8 @@ def test_the_command_makes_all_kinds_of_pictures(
         "rush.svg",
         "rush.webp",
         "rush-still.webp",
-        "status-light.webp",
-        "status-dark.webp",
+        "order-light.webp",
+        "order-dark.webp",
     }
     with psycopg.connect(empty_database) as outside:
         assert outside.execute("SELECT count(*) FROM kitchen_order").fetchone()
