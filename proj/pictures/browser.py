@@ -78,38 +78,43 @@ def shot(driver, element=None):
 
 
 def make(url, into, *, only, quick):
-    with running.desk(url, pool=8, service_seconds=5) as desk:
+    screens, schemes, frames = (SCREENS[:1], [True], 3) if quick else (SCREENS, [False, True], 40)
+    with running.desk(url, pool=8, service_seconds=0.2 if quick else 5) as desk:
         if "film" in only:
-            asyncio.run(_film(desk, into, frames=8 if quick else 40))
+            asyncio.run(_film(desk, into, frames))
         if "screens" in only:
-            asyncio.run(_screens(desk, into, screens=SCREENS[:1] if quick else SCREENS))
+            asyncio.run(_screens(desk, into, screens, schemes))
 
 
 # --- Still pictures ----------------------------------------------------------------------------
 
 
-async def _screens(desk, into, screens):
+async def _screens(desk, into, screens, schemes):
     """Photograph each page light and dark, while a rush of guests is on."""
     async with _staff(desk) as (guests, staff):
         await _evening(guests, staff)
-        for dark in (False, True):
+        for dark in schemes:
             async with _busy(guests):
                 await asyncio.to_thread(_photograph, desk, into, screens, dark)
 
 
 def _photograph(desk, into, screens, dark):
-    with chromium(1120, 760, dark=dark) as guest, chromium(1120, 760, dark=dark) as chef:
-        if any(screen[-1] for screen in screens):
-            sign_in(chef, desk.address)
-        for name, path, width, height, signed_in in screens:
-            driver = chef if signed_in else guest
-            _resize(driver, width, height)
-            driver.get(desk.address + path)
-            if "Something burnt" in driver.page_source:
-                sys.exit(f"proj.pictures: {path} is an error's page: is the machine too busy?")
-            _wait(driver, 24 if "status" in name else 1)  # the curve of the last seconds
-            file = into / f"{name}-{'dark' if dark else 'light'}.webp"
-            shot(driver).save(file, quality=80, method=6)
+    for as_chef in sorted({screen[-1] for screen in screens}):
+        with chromium(1120, 760, dark=dark) as driver:
+            if as_chef:
+                sign_in(driver, desk.address)
+            for name, path, width, height, _ in [s for s in screens if s[-1] == as_chef]:
+                _resize(driver, width, height)
+                _open(driver, desk.address, path)
+                file = into / f"{name}-{'dark' if dark else 'light'}.webp"
+                shot(driver).save(file, quality=80, method=6)
+
+
+def _open(driver, address, path):
+    driver.get(address + path)
+    if "Something burnt" in driver.page_source:
+        sys.exit(f"proj.pictures: {path} is an error's page: is the machine too busy?")
+    _wait(driver, 24 if path == "/status/" else 1)  # the curve of the last seconds
 
 
 def _wait(driver, seconds):
