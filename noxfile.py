@@ -66,6 +66,13 @@ def matrix(session: nox.Session) -> None:
 
 
 @nox.session
+def packages(session: nox.Session) -> None:
+    """Run packages' own tests; arguments are those of ``python -m tests.packages.suites``."""
+    _install(session, "test")
+    session.run("python", "-m", "tests.packages.suites", *session.posargs)
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Serve the order desk."""
     _install(session, "demo")

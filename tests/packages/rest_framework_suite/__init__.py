@@ -1,1 +1,0 @@
-"""Runs the own tests of djangorestframework in the contexts of tests/suite."""

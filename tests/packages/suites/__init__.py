@@ -1,0 +1,1 @@
+"""Runs the own tests of packages on pgbackend: ``python -m tests.packages.suites``."""
