@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 from tests.docs.snippets import ROOT
@@ -22,3 +23,11 @@ def test_the_range_of_the_async_views_is_that_of_the_benchmarks() -> None:
     said = re.search(r"answers ([\d.]+) to ([\d.]+) times the requests", README)
     assert said is not None
     assert [float(each) for each in said.groups()] == [min(ratios), max(ratios)]
+
+
+def test_the_picture_is_described_by_its_own_figures() -> None:
+    rush = json.loads((ROOT / "docs/_static/pictures/rush.json").read_text())
+    _, in_flight, leased, _, _ = zip(*rush["samples"], strict=True)
+    said = re.search(r"!\[(\d+) requests in flight, (\d+) connections in use", README)
+    assert said is not None
+    assert [int(each) for each in said.groups()] == [max(in_flight), max(leased)]
