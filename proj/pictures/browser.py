@@ -170,6 +170,8 @@ async def _film(desk, into, frames):
         with ExitStack() as stack:
             open_one = partial(asyncio.to_thread, stack.enter_context)
             board = await open_one(chromium(WIDTH, HEIGHT))
+            # A frame in the midst of a fade would show the tickets half there.
+            await asyncio.to_thread(_without_motion, board)
             figures = await open_one(chromium(WIDTH, HEIGHT))
             await asyncio.to_thread(board.get, f"{desk.address}/board/")
             await asyncio.to_thread(figures.get, f"{desk.address}/status/")
@@ -180,6 +182,11 @@ async def _film(desk, into, frames):
                 working.cancel()
                 await coming
     _save(pictures, into)
+
+
+def _without_motion(driver):
+    features = [{"name": "prefers-reduced-motion", "value": "reduce"}]
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
 
 async def _frame(board, figures):
@@ -205,4 +212,4 @@ def _save(frames, into):
         quality=62,
         method=4,
     )
-    frames[len(frames) * 2 // 3].save(into / "rush-still.webp", quality=80, method=6)
+    frames[-1].save(into / "rush-still.webp", quality=80, method=6)
