@@ -55,7 +55,26 @@ IMPORT_EXPORT = (
     *("python-dateutil", "six", "memory-profiler", "psutil", "tabulate"),
 )
 
+AXES_CHECKS = (
+    "the test expects just its own messages of `manage.py check`, and pgbackend adds one "
+    "(pgbackend.D001, of the level DEBUG, which is not shown)"
+)
+AXES_ORDER = "the test expects rows in the order of their keys, and asks for no order"
+CONSTANCE_LOOP = (
+    "on an event loop `config.NAME` is a proxy, to be awaited; what a test stores or compares is "
+    "the proxy"
+)
+
 PACKAGES = (
+    Package(
+        "django-allauth",
+        "65.22.1",
+        "tests.projects.account_only.settings",
+        ("tests/apps/account",),
+        requires=("python3-openid", "qrcode", "fido2"),
+        on_stock="one test expects the key 1, as on SQLite; one is a coroutine function, which "
+        "pytest runs by a plugin that is off here",
+    ),
     Package(
         "django-auditlog",
         "3.4.1",
@@ -65,12 +84,34 @@ PACKAGES = (
         ("freezegun", "python-dateutil", "six"),
     ),
     Package(
+        "django-axes",
+        "8.3.1",
+        "tests.settings",
+        on_stock="two tests give PostgreSQL's field of addresses a name, and one needs ipware",
+        differences=(
+            Difference("tests.test_checks.*", ("sync", "green"), "failure", AXES_CHECKS),
+            Difference("*.test_axes_list_attempts", ("sync", "green"), "failure", AXES_ORDER),
+        ),
+    ),
+    Package(
+        "django-constance",
+        "4.4.0",
+        "tests.settings",
+        requires=("django-picklefield", "redis"),
+        needs="`await config.NAME` in green code, as in all code on an event loop",
+        differences=tuple(
+            Difference(f"tests.{module}.*", ("green",), "failure", CONSTANCE_LOOP)
+            for module in ("test_pytest_overrides", "test_test_overrides", "test_utils")
+        ),
+    ),
+    Package(
         "django-filter",
         "26.2",
         "tests.settings",
         requires=("pytz", "django-crispy-forms"),
         on_stock="five tests make articles whose author does not exist",
     ),
+    Package("django-guardian", "3.5.2", "guardian.testapp.testsettings", ("guardian",)),
     Package(
         "django-import-export",
         "4.4.3",
@@ -96,7 +137,43 @@ PACKAGES = (
         requires=("time-machine", "python-dateutil", "six"),
         on_stock="five tests pass positional arguments to save(), which Django 6 has no more",
     ),
+    Package(
+        "django-modeltranslation",
+        "0.20.6",
+        "modeltranslation.tests.settings",
+        ("modeltranslation",),
+        requires=("parameterized",),
+    ),
+    Package(
+        "django-ordered-model",
+        "3.7.4",
+        "tests.settings",
+        on_stock="nine tests expect the first row to have the key 1, as on SQLite",
+    ),
     Package("django-reversion", "6.4.0", "test_project.settings", ("test_app",), "tests"),
+    Package(
+        "django-silk",
+        "5.6.0",
+        "project.settings",
+        ("tests",),
+        "project",
+        (
+            "gprof2dot",
+            "pyparsing",
+            "autopep8",
+            "pycodestyle",
+            "factory-boy",
+            "Faker",
+            "networkx",
+            "pydot",
+            "sqlparse",
+            "contextlib2",
+            "freezegun",
+            "python-dateutil",
+            "six",
+        ),
+    ),
+    Package("django-solo", "2.5.1", "solo.tests.settings", ("solo",)),
     Package(
         "djangorestframework",
         "3.18.3",
