@@ -13,13 +13,13 @@ from tests.docs.snippets import ROOT
 
 PACKAGE = ROOT / "pgbackend"
 _TELLERS = {"warn", "debug", "info", "warning", "error", "exception", "critical", "log"}
-#: What stands for a value in a text: a field of `str.format`, or one of `%`.
+#: Placeholders of a value in a text: a field of `str.format`, or one of `%`.
 _VALUE = re.compile(r"\{\w*(?:![rs])?(?::[^}]*)?\}|%(?:\(\w+\))?[-+ 0#]*[\d.]*[srdfi](?!\w)|…")
 _EXCEPTION = re.compile(
     r"[A-Z]\w*(?:Error|Configured|Timeout|Closed|Full|Failed|Unknown|Ended|Answer|Unusable|Green)"
 )
 _WORD = re.compile(r"[A-Za-z]{2,}")
-#: What other texts of several words are: SQL, source code, names of attributes, patterns.
+#: Kinds of other texts of several words: SQL, source code, names of attributes, patterns.
 _NO_PROSE = re.compile(
     r"\s*(?:SELECT|SET|NOT|RESET|WITH|INSERT|CASE|BEGIN|COMMIT|ROLLBACK|CLOSE|import|def)\b"
     r"|.*(?:pg_catalog\.|\\[sb.]|\w \| \w|\(\?:)",

@@ -34,7 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "OPTIONS": {},
     "TIME_ZONE": None,
 }
-#: What a connection gets beside what the URL says.
+#: Settings that a connection gets beside what the URL says.
 ADDED = {"client_encoding", "cursor_factory", "context", "prepare_threshold", "pool"}
 
 

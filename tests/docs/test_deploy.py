@@ -221,7 +221,7 @@ def test_hypercorn_with_workers_kills_requests_in_flight(
 # --- The sums -------------------------------------------------------------------------------------
 
 ROWS = table_after(PAGE, "<!-- sums")
-#: What PostgreSQL's default of 100 leaves.
+#: The connections that PostgreSQL's default of 100 leaves.
 LIMIT = 97
 
 

@@ -73,7 +73,7 @@ database = {**embedded.database_settings(os.environ["DATABASE_URL"]), "NAME": os
 DATABASES = {"default": {"ENGINE": os.environ["DATABASE_ENGINE"], **database}}
 """
 OURS, STOCK = "pgbackend", "django.db.backends.postgresql"
-#: What a database consists of: tables, constraints, indexes, functions, settings, extensions.
+#: The parts of a database: tables, constraints, indexes, functions, settings, extensions.
 _CONTENT = """
 SELECT 'column', table_name || '.' || column_name || ' ' || data_type
     || coalesce(column_default, '') || is_nullable || is_identity

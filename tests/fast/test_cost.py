@@ -67,7 +67,7 @@ MORE = {
         "create() in atomic()": {"sync": 2056, "green": 2117},
     },
 }
-#: Those of the running Python; a later one has those of the last that was measured.
+#: The bounds of the running Python; a later one has those of the last that was measured.
 HERE = MORE[min(max(MORE), max(min(MORE), sys.version_info[:2]))]
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from .cells import Cell
 from .interpreters import ROOT, CannotMake, Interpreter, interpreter, run
 
-#: What is installed beside the groups, for some Pythons: the last autobahn that daphne takes and
+#: Packages that are installed beside the groups, for some Pythons: the last autobahn that daphne takes and
 #: that has a wheel for them.
 BESIDES = {"3.15": ("autobahn<25", "--only-binary", "autobahn")}
 #: The distributions whose versions the journal has.
 TOLD = ("Django", "psycopg", "psycopg-pool", "greenlet", "asgiref", "uvloop")
-#: What an environment answers when it is asked for its versions.
+#: The answer of an environment when it is asked for its versions.
 ASK = """
 import json, platform, sys
 from importlib import metadata

@@ -25,7 +25,7 @@ TESTS = ("tests/driver", "tests/backend", "tests/contract", "tests/testcases")
 HOURS = {"tests": 3, "django": 2}
 #: The lines in which Django's tests say how many passed in each context.
 SUMMARY = r"^((?:stock|sync|green)\s+\d+ passed, \d+ failed, \d+ skipped) in"
-#: What the start of a server says of its version.
+#: The version, in what a server says at its start.
 SERVER_VERSION = "from pgbackend import embedded; import psycopg; \
 print(psycopg.connect(embedded.server().url).info.parameter_status('server_version'))"
 

@@ -48,7 +48,7 @@ ITS_MODULE = (
     "the test module looks for postgresql in the name of ENGINE, and leaves out tests of fields of "
     "PostgreSQL's"
 )
-#: What the tests of django-import-export import, with what that imports.
+#: Packages that the tests of django-import-export import, and theirs.
 IMPORT_EXPORT = (
     *("tablib", "diff-match-patch", "chardet", "pytz", "django-extensions"),
     *("openpyxl", "et-xmlfile", "xlrd", "xlwt", "odfpy", "defusedxml", "PyYAML", "pandas", "numpy"),
