@@ -13,8 +13,8 @@ from pathlib import Path
 from .cells import Cell
 from .interpreters import ROOT, CannotMake, Interpreter, interpreter, run
 
-#: Packages that are installed beside the groups, for some Pythons: the last autobahn that daphne takes and
-#: that has a wheel for them.
+#: Packages that are installed beside the groups, for some Pythons: the last autobahn that daphne
+#: takes and that has a wheel for them.
 BESIDES = {"3.15": ("autobahn<25", "--only-binary", "autobahn")}
 #: The distributions whose versions the journal has.
 TOLD = ("Django", "psycopg", "psycopg-pool", "greenlet", "asgiref", "uvloop")
