@@ -177,11 +177,14 @@ async def checked(pools: Pools, seen: Seen) -> None:
 
 
 async def expired(pools: Pools, seen: Seen) -> None:
-    pool = pools(max_size=1, max_lifetime=0.01)
-    for n in range(2):
-        seen.append(await green(fetch, pool, f"SELECT {n}"))
-        await asyncio.sleep(0.02)
-    seen.append(pool.statistics().connections_made)
+    """Use a connection whose lifetime has ended: it is replaced when it comes back."""
+    pool = pools(max_size=1, max_lifetime=1000)
+    seen.append(await green(fetch, pool, "SELECT 1"))
+    (connection,) = pool._psycopg._pool
+    connection._expire_at = 0.0  # no clock that a busy machine could outrun
+    seen.append(await green(fetch, pool, "SELECT 2"))
+    await until(lambda: pool.statistics().connections_made == 2)
+    seen += [await green(fetch, pool, "SELECT 3"), pool.statistics().connections_made]
 
 
 async def many(pools: Pools, seen: Seen) -> None:
